@@ -1,0 +1,1 @@
+"""The SimpleX side of ntf-relay: pure protocol codecs at the bottom, asyncio clients on top."""

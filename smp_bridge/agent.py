@@ -1,0 +1,315 @@
+"""Notification subscriptions on many SMP servers: one connection each, resubscription after a disconnect.
+
+The agent keeps no list of subscriptions: it asks its `Subscriptions` for them, page by page, each time it connects.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from smp_bridge import crypto, smp
+from smp_bridge.address import ServerAddress
+from smp_bridge.client import Client, Event, Request, ServerError, UnexpectedAnswerError
+from smp_bridge.handshake import HandshakeError, IdentityMismatchError
+from smp_bridge.network import HostNotAllowedError
+from smp_bridge.transmission import Err, Message
+from smp_bridge.transport import ConnectionClosedError, client_context
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 90  # NSUB transmissions that fit one SMP block, whatever the key
+_TEMPORARY: Final = frozenset(["INTERNAL", "STORE", "QUOTA", "EXPIRED"])
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One queue to be subscribed: the owner's `ref`, and what NSUB needs."""
+
+    ref: int
+    notifier_id: bytes = field(repr=False)
+    notifier_key: crypto.AuthPrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of an NSUB: `error` is None, or final."""
+
+    subscription: Subscription
+    error: str | None = None
+    auth: bool = False
+
+
+class Subscriptions(Protocol):
+    """The agent's owner: where subscriptions are kept and what happened to them goes."""
+
+    async def wanted(self, server: ServerAddress) -> bool:
+        """Whether the server has any subscription that should be active."""
+        ...
+
+    def pages(self, server: ServerAddress) -> AsyncIterator[Sequence[Subscription]]:
+        """Subscriptions that should be active and are not yet in the current session, in pages."""
+        ...
+
+    async def connected(self, server: ServerAddress) -> None:
+        """A new session with the server begins: no subscription is active in it yet."""
+        ...
+
+    async def disconnected(self, server: ServerAddress) -> None:
+        """The session ended: none of the server's subscriptions is active."""
+        ...
+
+    async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
+        """NSUBs were answered in the current session."""
+        ...
+
+    async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
+        """NMSG, END, DELD of one block. The next block is not read before this returns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Times in seconds. `window`: NSUBs without an answer per server; `connecting`: simultaneous connects."""
+
+    min_backoff: float = 1.0
+    max_backoff: float = 10.0
+    request_timeout: float = 30.0
+    ping_interval: float = 60.0
+    window: int = 8 * BATCH
+    connecting: int = 64
+    allow_private: bool = False
+
+
+class Backoff:
+    """Jittered exponential delays between two bounds."""
+
+    def __init__(self, low: float, high: float, rng: Callable[[], float] = random.random) -> None:
+        self._low, self._high, self._rng = low, high, rng
+        self._next = low
+
+    def reset(self) -> None:
+        """Begin again at the lower bound."""
+        self._next = self._low
+
+    def delay(self) -> float:
+        """Seconds to wait now: between half and all of a bound that grows by half each time."""
+        bound = self._next
+        self._next = min(bound * 1.5, self._high)
+        return max(self._low, bound * (0.5 + 0.5 * self._rng()))
+
+
+class Agent:
+    """Subscribes on many servers; must be closed."""
+
+    def __init__(self, owner: Subscriptions, config: AgentConfig | None = None) -> None:
+        self._owner = owner
+        self._config = config or AgentConfig()
+        self._context = client_context("smp")
+        self._connecting = asyncio.Semaphore(self._config.connecting)
+        self._servers: dict[ServerAddress, _Server] = {}
+
+    def start(self, server: ServerAddress) -> None:
+        """Connect to a server, unless that is done or under way, and subscribe what its pages give."""
+        worker = self._servers.get(server)
+        if worker is None or worker.task.done():
+            self._servers[server] = _Server(self._owner, self._config, self._context, self._connecting, server)
+
+    def subscribe(self, server: ServerAddress, subscription: Subscription) -> None:
+        """A subscription was added, and is already in the pages: subscribe it at once if the server is connected."""
+        self.start(server)
+        self._servers[server].add(subscription)
+
+    def is_connected(self, server: ServerAddress) -> bool:
+        """Whether there is a session with the server."""
+        worker = self._servers.get(server)
+        return worker is not None and worker.client is not None
+
+    @property
+    def servers(self) -> int:
+        """How many servers are connected or being connected to."""
+        return len(self._servers)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        tasks = [s.task for s in self._servers.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._servers.clear()
+
+
+class _Server:
+    """One server: a task that connects, subscribes and waits for the end, again and again."""
+
+    def __init__(
+        self,
+        owner: Subscriptions,
+        config: AgentConfig,
+        context: ssl.SSLContext,
+        connecting: asyncio.Semaphore,
+        address: ServerAddress,
+    ) -> None:
+        self._owner = owner
+        self._config = config
+        self._context = context
+        self._connecting = connecting
+        self._address = address
+        self._added: list[Subscription] = []
+        self._asked = False
+        self._wake = asyncio.Event()
+        self.client: Client | None = None
+        self.task = asyncio.create_task(self._run(), name="smp agent")
+
+    def add(self, subscription: Subscription) -> None:
+        """Subscribe in the current session; without one the pages will give it."""
+        self._asked = True
+        if self.client is not None:
+            self._added.append(subscription)
+            self._wake.set()
+
+    async def _run(self) -> None:
+        backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
+        while True:
+            self._asked = False
+            if not await self._owner.wanted(self._address) and not self._asked:
+                return
+            try:
+                if await self._session():
+                    backoff.reset()
+            except Exception:
+                log.exception("a session with an SMP server failed")
+            await asyncio.sleep(backoff.delay())
+
+    async def _session(self) -> bool:
+        """Connect and stay; False if it could not connect."""
+        client = await self._connect()
+        if client is None:
+            return False
+        try:
+            await self._owner.connected(self._address)
+            self.client = client
+            await self._subscribe_until_closed(client)
+        finally:
+            self.client = None
+            self._added.clear()
+            await client.close()
+            await self._owner.disconnected(self._address)
+        return True
+
+    async def _connect(self) -> Client | None:
+        async def on_events(events: Sequence[Event]) -> None:
+            await self._owner.events(self._address, events)
+
+        host = self._address.hosts[0]
+        try:
+            async with self._connecting:
+                return await Client.connect(
+                    self._address,
+                    on_events,
+                    context=self._context,
+                    allow_private=self._config.allow_private,
+                    ping_interval=self._config.ping_interval,
+                )
+        except IdentityMismatchError as e:
+            log.error("SMP server %s is not whom its address names, someone may be impersonating it: %s", host, e)
+        except HostNotAllowedError as e:
+            log.warning("SMP server %s: %s", host, e)
+        except (OSError, HandshakeError) as e:  # TimeoutError is an OSError
+            log.info("SMP server %s: cannot connect: %s", host, e or type(e).__name__)
+        return None
+
+    async def _subscribe_until_closed(self, client: Client) -> None:
+        streaming = asyncio.create_task(self._stream(client))
+        try:
+            await asyncio.wait([streaming, client.closed], return_when=asyncio.FIRST_COMPLETED)
+            if streaming.done():
+                streaming.result()
+        finally:
+            streaming.cancel()
+            await asyncio.wait([streaming])
+
+    async def _stream(self, client: Client) -> None:
+        """Subscribe everything of the pages, then what is added, and what has to be tried again."""
+        backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
+        retry = False
+        while not client.closed.done():
+            async for page in self._owner.pages(self._address):
+                for i in range(0, len(page), self._config.window):
+                    retry |= await self._subscribe(client, page[i : i + self._config.window])
+            while not retry and not client.closed.done():
+                await self._wake.wait()
+                self._wake.clear()
+                added, self._added = self._added, []
+                retry |= bool(added) and await self._subscribe(client, added)
+            retry = False
+            await asyncio.sleep(backoff.delay())
+
+    async def _subscribe(self, client: Client, subscriptions: Sequence[Subscription]) -> bool:
+        """Send NSUBs and report their answers; True if some should be tried again."""
+        results: list[Result] = []
+        sent: list[tuple[Subscription, asyncio.Future[Message]]] = []
+        for i in range(0, len(subscriptions), BATCH):
+            batch = subscriptions[i : i + BATCH]
+            sent += self._send(client, batch, results)
+            await client.drain()
+        if sent:
+            await asyncio.wait([future for _, future in sent], timeout=self._config.request_timeout)
+        again = False
+        for subscription, future in sent:
+            result = _result(subscription, future)
+            if result is None:
+                again = True
+            else:
+                results.append(result)
+        if results:
+            await self._owner.results(self._address, results)
+        return again
+
+    def _send(
+        self, client: Client, batch: Sequence[Subscription], failed: list[Result]
+    ) -> list[tuple[Subscription, "asyncio.Future[Message]"]]:
+        usable = list(batch)
+        if client.session.server_key is None:  # SMP 6 knows signatures only
+            usable = [s for s in batch if not isinstance(s.notifier_key, X25519PrivateKey)]
+            failed += [Result(s, "the server is too old for this key") for s in batch if s not in usable]
+        requests = [Request(smp.NSub(), s.notifier_id, s.notifier_key) for s in usable]
+        return list(zip(usable, client.send(requests), strict=True))
+
+
+def _result(subscription: Subscription, future: "asyncio.Future[Message]") -> Result | None:
+    """What the answer means; None if it is to be tried again."""
+    if not future.done():
+        future.cancel()
+        return None
+    if future.cancelled():
+        return None
+    match future.exception():
+        case None:
+            return _answered(subscription, future.result())
+        case ServerError(error=error):
+            return _refused(subscription, error)
+        case UnexpectedAnswerError() as e:
+            return Result(subscription, str(e))
+        case ConnectionClosedError():
+            return None
+        case e:
+            raise e
+
+
+def _answered(subscription: Subscription, answer: Message) -> Result:
+    if isinstance(answer, smp.Ok | smp.SOk):
+        return Result(subscription)
+    return Result(subscription, f"unexpected answer {type(answer).__name__}")
+
+
+def _refused(subscription: Subscription, error: Err) -> Result | None:
+    if error.code in _TEMPORARY:
+        return None
+    return Result(subscription, str(error), auth=error.code == "AUTH")

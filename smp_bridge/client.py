@@ -1,0 +1,245 @@
+"""One connection to an SMP or NTF server: pipelined requests matched by correlation id, events, pings."""
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, Self
+
+from smp_bridge import crypto, ntf, smp
+from smp_bridge.address import Scheme, ServerAddress
+from smp_bridge.encoding import ParseError
+from smp_bridge.handshake import ServiceCredentials, Versions
+from smp_bridge.transmission import (
+    CORR_ID_SIZE,
+    Err,
+    Invalid,
+    Message,
+    Session,
+    Transmission,
+    encode_blocks,
+    encode_transmission,
+    parse_block,
+)
+from smp_bridge.transport import BlockConnection, ConnectionClosedError, connect
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT: Final = 30.0
+PING_INTERVAL: Final = 60.0
+MAX_UNANSWERED_PINGS: Final = 3
+
+_PARSE: Final[dict[Scheme, Callable[[bytes, int], Message]]] = {"smp": smp.parse_answer, "ntf": ntf.parse_answer}
+
+
+class ServerError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, error: Err) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class UnexpectedAnswerError(Exception):
+    """The server answered what the protocol does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command, the entity that it is for, and the key that authorizes it."""
+
+    command: Message
+    entity_id: bytes = field(default=b"", repr=False)
+    key: crypto.AuthPrivateKey | None = field(default=None, repr=False)
+    as_service: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the server sent unasked."""
+
+    entity_id: bytes = field(repr=False)
+    message: Message
+
+
+EventHandler = Callable[[Sequence[Event]], Awaitable[None]]
+
+
+async def _ignore(events: Sequence[Event]) -> None:
+    """For clients that expect no events."""
+
+
+class Client:
+    """A connection after its handshake. Make it with `Client.connect`; it must be closed.
+
+    `on_events` is awaited with the events of each block before the next block is read: it is the backpressure.
+    """
+
+    def __init__(
+        self,
+        connection: BlockConnection,
+        session: Session,
+        on_events: EventHandler = _ignore,
+        *,
+        ping_interval: float = PING_INTERVAL,
+    ) -> None:
+        self.session = session
+        self._connection = connection
+        self._on_events = on_events
+        self._requests: dict[bytes, asyncio.Future[Message]] = {}
+        self._received_at = asyncio.get_running_loop().time()
+        self._ping_interval = ping_interval
+        self.closed: asyncio.Task[None] = asyncio.create_task(self._run(), name=f"{session.scheme} client")
+
+    @classmethod
+    async def connect(
+        cls,
+        address: ServerAddress,
+        on_events: EventHandler = _ignore,
+        *,
+        context: ssl.SSLContext | None = None,
+        versions: Versions | None = None,
+        service: ServiceCredentials | None = None,
+        allow_private: bool = True,
+        ping_interval: float = PING_INTERVAL,
+    ) -> Self:
+        """Connect and shake hands. Raises what `transport.connect` raises."""
+        connection, session = await connect(
+            address, context=context, versions=versions, service=service, allow_private=allow_private
+        )
+        return cls(connection, session, on_events, ping_interval=ping_interval)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def request(
+        self,
+        command: Message,
+        entity_id: bytes = b"",
+        key: crypto.AuthPrivateKey | None = None,
+        *,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> Message:
+        """Send one command and wait for its answer.
+
+        Raises ServerError (the server said no), UnexpectedAnswerError, ConnectionClosedError, TimeoutError.
+        """
+        async with asyncio.timeout(timeout):
+            [answer] = self.send([Request(command, entity_id, key)])
+            return await answer
+
+    def send(self, requests: Sequence[Request]) -> list[asyncio.Future[Message]]:
+        """Send commands in as few blocks as hold them, without waiting; the futures get what `request` gives.
+
+        A future that is cancelled gives up its answer. Raises ConnectionClosedError, CryptoError, ValueError.
+        """
+        loop = asyncio.get_running_loop()
+        encoded: list[bytes] = []
+        futures: list[asyncio.Future[Message]] = []
+        for r in requests:
+            corr_id = os.urandom(CORR_ID_SIZE)
+            command = r.command.encode(self.session.version)
+            t = encode_transmission(self.session, corr_id, r.entity_id, command, r.key, as_service=r.as_service)
+            encoded.append(t)
+            future: asyncio.Future[Message] = loop.create_future()
+            self._requests[corr_id] = future
+            future.add_done_callback(partial(self._forget, corr_id))
+            futures.append(future)
+        try:
+            for block in encode_blocks(self.session, encoded):
+                self._connection.send(block)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return futures
+
+    def _forget(self, corr_id: bytes, _: "asyncio.Future[Message]") -> None:
+        self._requests.pop(corr_id, None)
+
+    async def drain(self) -> None:
+        """Wait until the server has taken enough of what was sent."""
+        await self._connection.drain()
+
+    async def close(self) -> None:
+        """Close the connection; what waits for an answer gets ConnectionClosedError."""
+        self.closed.cancel()
+        await asyncio.wait([self.closed])
+        await self._connection.close()
+
+    async def _run(self) -> None:
+        """Lives as long as the connection; ends without an exception when it is lost."""
+        pinging = asyncio.create_task(self._ping())
+        try:
+            while True:
+                await self._take(await self._connection.receive())
+        except ConnectionClosedError:
+            self._connection.abort()
+        except Exception:
+            log.exception("handling events failed; the connection is closed")
+            self._connection.abort()
+        finally:
+            pinging.cancel()
+            for future in list(self._requests.values()):
+                if not future.done():
+                    future.set_exception(ConnectionClosedError("the connection was closed"))
+
+    async def _take(self, content: bytes) -> None:
+        self._received_at = asyncio.get_running_loop().time()
+        events: list[Event] = []
+        for t in parse_block(self.session, content):
+            event = self._answer(t)
+            if event is not None:
+                events.append(event)
+        if events:
+            await self._on_events(events)
+
+    def _answer(self, t: Transmission | Invalid) -> Event | None:
+        if isinstance(t, Invalid):
+            return None
+        future = self._requests.get(t.corr_id) if t.corr_id else None
+        try:
+            message = _PARSE[self.session.scheme](t.command, self.session.version)
+        except ParseError as e:
+            if future is not None and not future.done():
+                future.set_exception(UnexpectedAnswerError(f"the answer does not parse: {e}"))
+            return None
+        if future is None:
+            return None if t.corr_id else Event(t.entity_id, message)
+        if future.done():
+            return None
+        if isinstance(message, Err):
+            future.set_exception(ServerError(message))
+        else:
+            future.set_result(message)
+        return None
+
+    async def _ping(self) -> None:
+        """Ping while nothing arrives; three intervals without any answer end the connection."""
+        ping = smp.Ping() if self.session.scheme == "smp" else ntf.Ping()
+        loop = asyncio.get_running_loop()
+        unanswered = 0
+        while True:
+            idle = loop.time() - self._received_at
+            if idle < self._ping_interval:
+                unanswered = 0
+                await asyncio.sleep(self._ping_interval - idle)
+                continue
+            if unanswered == MAX_UNANSWERED_PINGS:
+                self._connection.abort()
+                return
+            try:
+                [answer] = self.send([Request(ping)])
+            except ConnectionClosedError:
+                return
+            unanswered += 1
+            await asyncio.wait([answer], timeout=self._ping_interval)
+            answer.cancel()
+            if answer.done() and not answer.cancelled():
+                answer.exception()

@@ -1,0 +1,264 @@
+"""Both handshakes as state machines (wire.md, section 4). No I/O: keys and certificates are handed in.
+
+The server speaks first. Every message is the content of one padded, unencrypted block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from smp_bridge import crypto, ntf, smp
+from smp_bridge.address import Scheme
+from smp_bridge.encoding import ParseError, Reader, boolean, large, listing, maybe, short, word16
+from smp_bridge.transmission import Service, Session
+
+Versions = tuple[int, int]
+
+VERSIONS: Final[dict[Scheme, Versions]] = {"smp": smp.VERSIONS, "ntf": ntf.VERSIONS}
+LEGACY_VERSIONS: Final[dict[Scheme, Versions]] = {"smp": smp.LEGACY_VERSIONS, "ntf": ntf.LEGACY_VERSIONS}
+_SESSION_KEY: Final[dict[Scheme, int]] = {"smp": smp.AUTH_KEY, "ntf": ntf.AUTH_BATCH}
+
+
+class HandshakeError(ValueError):
+    """The peer is not whom it should be, or no version is common: the connection must be closed."""
+
+
+class IdentityMismatchError(HandshakeError):
+    """The server is not the one that the address names: someone may be impersonating it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerHello:
+    """Step 1. `chain` is sent in SMP only; `key` from SMP 7 and NTF 2."""
+
+    versions: Versions
+    session_id: bytes = field(repr=False)
+    chain: tuple[bytes, ...] = field(default=(), repr=False)
+    key: crypto.SignedKey | None = None
+
+    def encode(self, scheme: Scheme) -> bytes:
+        """Version range, `short` session id, what the highest version adds."""
+        out = word16(self.versions[0]) + word16(self.versions[1]) + short(self.session_id)
+        if self.versions[1] < _SESSION_KEY[scheme] or self.key is None:
+            return out
+        if scheme == "smp":
+            out += listing(large(c) for c in self.chain)
+        return out + self.key.encode()
+
+    @classmethod
+    def parse(cls, content: bytes, scheme: Scheme) -> Self:
+        """Trailing bytes are ignored. Raises ParseError."""
+        r = Reader(content)
+        versions = r.word16(), r.word16()
+        if versions[0] > versions[1]:
+            raise ParseError("bad version range")
+        session_id = r.short()
+        if versions[1] < _SESSION_KEY[scheme]:
+            return cls(versions, session_id)
+        chain = tuple(r.listing(r.large)) if scheme == "smp" else ()
+        return cls(versions, session_id, chain, crypto.SignedKey.parse(r.large()))
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHello:
+    """A service in a client's hello (SMP >= 16): its role, certificate chain and signed Ed25519 session key."""
+
+    chain: tuple[bytes, ...] = field(repr=False)
+    key: crypto.SignedKey = field(repr=False)
+    role: bytes = b"N"
+
+    def encode(self) -> bytes:
+        """Role, list of `large` certificates, signed key."""
+        return self.role + listing(large(c) for c in self.chain) + self.key.encode()
+
+    @classmethod
+    def parse(cls, r: Reader) -> Self:
+        """Raises ParseError."""
+        role = r.take(1)
+        chain = tuple(r.listing(r.large))
+        return cls(chain, crypto.SignedKey.parse(r.large()), role)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """Step 2. `key`: the client's X25519 session key (SMP >= 7)."""
+
+    version: int
+    key_hash: bytes
+    key: X25519PublicKey | None = field(default=None, repr=False)
+    service: ServiceHello | None = None
+
+    def encode(self, scheme: Scheme) -> bytes:
+        """word16 version, `short` key hash, what the version adds."""
+        out = word16(self.version) + short(self.key_hash)
+        if scheme == "ntf" or self.version < smp.AUTH_KEY or self.key is None:
+            return out
+        out += short(crypto.encode_public(self.key))
+        if self.version >= smp.PROXY_FLAG:
+            out += boolean(False)
+        if self.version >= smp.SERVICES:
+            out += maybe(self.service.encode() if self.service else None)
+        return out
+
+    @classmethod
+    def parse(cls, content: bytes, scheme: Scheme) -> Self:
+        """Trailing bytes are ignored. Raises ParseError."""
+        r = Reader(content)
+        version, key_hash = r.word16(), r.short()
+        if scheme == "ntf" or version < smp.AUTH_KEY:
+            return cls(version, key_hash)
+        key = crypto.parse_x25519(r.short())
+        if version >= smp.PROXY_FLAG:
+            r.boolean()
+        service = r.maybe(lambda: ServiceHello.parse(r)) if version >= smp.SERVICES else None
+        return cls(version, key_hash, key, service)
+
+
+def _chains(scheme: Scheme, version: int, session_id: bytes, secret: bytes | None) -> tuple[bytes | None, bytes | None]:
+    """(server to client, client to server) chain keys, where blocks are encrypted."""
+    if scheme == "ntf" or version < smp.BLOCK_ENCRYPTION or secret is None:
+        return None, None
+    return crypto.sb_chain_init(session_id, secret)
+
+
+class ServerHandshake:
+    """The server's side. `hello` is the first message to send; `receive` takes the client's answer."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        session_id: bytes,
+        chain: Sequence[bytes],
+        signer: crypto.SignPrivateKey,
+        key: X25519PrivateKey,
+        *,
+        alpn: bool,
+        versions: Versions | None = None,
+    ) -> None:
+        self._scheme = scheme
+        self._session_id = session_id
+        self._key_hash = crypto.key_hash(chain[1])
+        self._key = key
+        self._versions = (versions or VERSIONS[scheme]) if alpn else LEGACY_VERSIONS[scheme]
+        signed = crypto.SignedKey.sign(signer, key.public_key())
+        self.hello = ServerHello(self._versions, session_id, tuple(chain), signed).encode(scheme)
+
+    def receive(self, content: bytes) -> Session:
+        """The client's hello. Raises HandshakeError: a wrong key hash, a version out of range, bad bytes."""
+        try:
+            hello = ClientHello.parse(content, self._scheme)
+        except ParseError as e:
+            raise HandshakeError("the client's hello does not parse") from e
+        if hello.key_hash != self._key_hash:
+            raise HandshakeError("the client wants another identity")
+        if not self._versions[0] <= hello.version <= self._versions[1]:
+            raise HandshakeError("the client's version is out of range")
+        if hello.service is not None:
+            raise HandshakeError("this server takes no services")
+        try:
+            secret = crypto.dh(self._key, hello.key) if hello.key else None
+        except crypto.CryptoError as e:
+            raise HandshakeError("the client's session key is bad") from e
+        send, receive = _chains(self._scheme, hello.version, self._session_id, secret)
+        return Session(self._scheme, hello.version, self._session_id, self._key, send, receive)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCredentials:
+    """A service's certificate chain (DER, leaf first), the leaf's key, and an Ed25519 key for this session."""
+
+    chain: tuple[bytes, ...] = field(repr=False)
+    signer: crypto.SignPrivateKey = field(repr=False)
+    session_key: Ed25519PrivateKey = field(repr=False)
+
+    def hello(self) -> ServiceHello:
+        """What the client's hello carries."""
+        return ServiceHello(self.chain, crypto.SignedKey.sign(self.signer, self.session_key.public_key()))
+
+
+class ClientHandshake:
+    """The client's side. `receive` takes the server's messages; `session` is there when it is over.
+
+    `chain` is the server's TLS chain, already checked (`identity.verify_chain`); `session_id` is TLS's.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        session_id: bytes,
+        chain: Sequence[bytes],
+        key_hash: bytes,
+        key: X25519PrivateKey,
+        *,
+        versions: Versions | None = None,
+        service: ServiceCredentials | None = None,
+    ) -> None:
+        self._scheme = scheme
+        self._session_id = session_id
+        self._chain = tuple(chain)
+        self._key_hash = key_hash
+        self._key = key
+        self._versions = versions or VERSIONS[scheme]
+        self._service = service
+        self._pending: Session | None = None
+        self.session: Session | None = None
+
+    def receive(self, content: bytes) -> bytes | None:
+        """Take a message, give the answer to send, if any. Raises HandshakeError."""
+        try:
+            if self._pending is not None:
+                self.session = self._take_service_answer(self._pending, Reader(content))
+                return None
+            return self._take_hello(ServerHello.parse(content, self._scheme))
+        except (ParseError, crypto.CryptoError) as e:
+            raise HandshakeError(f"the server's handshake is bad: {e}") from e
+
+    def _take_hello(self, hello: ServerHello) -> bytes:
+        if hello.session_id != self._session_id:
+            raise HandshakeError("the server's session id is not TLS's")
+        version = min(hello.versions[1], self._versions[1])
+        if version < max(hello.versions[0], self._versions[0]):
+            raise HandshakeError("no common version")
+        server_key = self._check_key(hello)
+        key = self._key.public_key() if version >= smp.AUTH_KEY and self._scheme == "smp" else None
+        secret = crypto.dh(self._key, server_key) if key and server_key else None
+        receive, send = _chains(self._scheme, version, self._session_id, secret)
+        session = Session(self._scheme, version, self._session_id, server_key, send, receive)
+        service = self._service if version >= smp.SERVICES and self._scheme == "smp" else None
+        if service:
+            self._pending = session
+        else:
+            self.session = session
+        return ClientHello(version, self._key_hash, key, service.hello() if service else None).encode(self._scheme)
+
+    def _check_key(self, hello: ServerHello) -> X25519PublicKey | None:
+        if hello.key is None:
+            return None
+        if self._scheme == "smp" and hello.chain != self._chain:
+            raise IdentityMismatchError("the server's chain differs from TLS's")
+        leaf = x509.load_der_x509_certificate(self._chain[0]).public_key()
+        if not hello.key.verify(leaf):
+            raise IdentityMismatchError("the server's session key is not signed by its certificate")
+        if not isinstance(hello.key.key, X25519PublicKey):
+            raise HandshakeError("the server's session key is not X25519")
+        return hello.key.key
+
+    def _take_service_answer(self, session: Session, r: Reader) -> Session:
+        if not r.choice({b"R": True, b"E": False}):
+            raise HandshakeError("the server refused the service")
+        assert self._service is not None
+        chain = self._service.chain
+        service = Service(r.short(), crypto.key_hash(chain[min(1, len(chain) - 1)]), self._service.session_key)
+        return Session(
+            session.scheme,
+            session.version,
+            session.session_id,
+            session.server_key,
+            session.send_chain,
+            session.receive_chain,
+            service,
+        )
