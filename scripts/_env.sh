@@ -51,15 +51,15 @@ new_venv() {
 
 add_pip() {
     local package
-    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     quietly "fetching pip" fetch_pip "$1" && return
+    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
         die "pip could not be fetched: install it (Debian, Ubuntu: apt-get install $package ca-certificates)"
     fi
-    if ! quietly "installing $package and ca-certificates" apt_install "$package" ca-certificates ||
-        ! quietly "adding pip" "$1" -m ensurepip; then
-        die "no way to get pip"
-    fi
+    quietly "installing ca-certificates" apt_install ca-certificates &&
+        quietly "fetching pip again" fetch_pip "$1" && return
+    quietly "installing $package" apt_install "$package" && quietly "adding pip" "$1" -m ensurepip && return
+    die "no way to get pip"
 }
 
 apt_install() {

@@ -22,6 +22,8 @@ def _parse_host(text: str) -> str:
     host = text[1:-1] if bracketed else text
     if bracketed or ":" in host:
         try:
+            if "%" in host:  # a zone means nothing to others, and may hold any characters
+                raise ValueError("zone")
             return str(ipaddress.IPv6Address(host))
         except ValueError as e:
             raise ParseError("bad IPv6 address") from e
@@ -39,8 +41,8 @@ def _parse_port(text: str) -> str:
 def _split_port(text: str) -> tuple[str, str]:
     """(host, port) of the last host of a list, where a bare IPv6 address takes no port."""
     if text.startswith("["):
-        host, _, port = text.partition("]")
-        if port and not port.startswith(":"):
+        host, bracket, port = text.partition("]")
+        if not bracket or (port and not port.startswith(":")):
             raise ParseError("bad IPv6 address")
         return host + "]", port[1:]
     if text.count(":") > 1:

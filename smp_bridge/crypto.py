@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import nacl.bindings
 import nacl.exceptions
 from Crypto.Cipher import Salsa20
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey, Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -126,7 +126,7 @@ def parse_private(der: bytes) -> PrivateKey:
     """An Ed25519, Ed448, X25519 or X448 key. Raises ParseError."""
     try:
         key = serialization.load_der_private_key(der, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as e:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as e:  # Internal: a wrong size for its type
         raise ParseError("not a private key") from e
     if not isinstance(key, PrivateKey):
         raise ParseError("not a private key of these protocols")

@@ -164,7 +164,8 @@ class ServerHandshake:
         except crypto.CryptoError as e:
             raise HandshakeError("the client's session key is bad") from e
         send, receive = _chains(self._scheme, hello.version, self._session_id, secret)
-        return Session(self._scheme, hello.version, self._session_id, self._key, send, receive)
+        key = self._key if hello.version >= _SESSION_KEY[self._scheme] else None
+        return Session(self._scheme, hello.version, self._session_id, key, send, receive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,8 @@ class ClientHandshake:
         if version < max(hello.versions[0], self._versions[0]):
             raise HandshakeError("no common version")
         server_key = self._check_key(hello)
+        if version < _SESSION_KEY[self._scheme]:
+            server_key = None
         key = self._key.public_key() if version >= smp.AUTH_KEY and self._scheme == "smp" else None
         secret = crypto.dh(self._key, server_key) if key and server_key else None
         receive, send = _chains(self._scheme, version, self._session_id, secret)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -45,7 +45,7 @@ def verify_chain(chain: Sequence[bytes], expected_key_hash: bytes, now: datetime
             if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
                 raise IdentityError("a certificate is out of its time")
         key = certificates[0].public_key()
-    except (ValueError, TypeError, InvalidSignature) as e:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as e:
         raise e if isinstance(e, IdentityError) else IdentityError("the chain is not validly signed") from e
     if not isinstance(key, SignPublicKey):
         raise IdentityError("the leaf key is neither Ed25519 nor Ed448")

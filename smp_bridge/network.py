@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import socket
 
+_IPV6_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part that is assigned (RFC 4291)
 _LOCAL_SUFFIXES = ("localhost", "local", "internal", "localdomain", "home.arpa")
 
 
@@ -23,6 +24,8 @@ def is_public_ip(address: str) -> bool:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if embedded:
             ip = embedded
+        elif ip not in _IPV6_GLOBAL_UNICAST:
+            return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -44,7 +47,10 @@ async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     Raises HostNotAllowedError if any of them is not public and `allow_private` is off, OSError if there is none.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as e:  # an empty or too long label
+        raise OSError("the host is not a name") from e
     addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
     if not addresses:
         raise OSError("the host has no address")

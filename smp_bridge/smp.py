@@ -277,9 +277,10 @@ class Ids(Message):
             return out
         if version < SHORT_LINKS:
             return out + boolean(self.kind == "M")
-        out += maybe(self.kind.encode() if self.kind else None) + maybe(short(self.link_id) if self.link_id else None)
+        out += maybe(self.kind.encode() if self.kind else None)
+        out += maybe(short(self.link_id) if self.link_id is not None else None)
         if version >= SERVICES:
-            out += maybe(short(self.service_id) if self.service_id else None)
+            out += maybe(short(self.service_id) if self.service_id is not None else None)
         if version >= NEW_NTF_CREDS:
             out += maybe(self.ntf_creds.encode() if self.ntf_creds else None)
         return out

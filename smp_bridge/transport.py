@@ -179,8 +179,9 @@ class BlockConnection(asyncio.BufferedProtocol):
         if self._send_chain is None:
             block = crypto.pad(content, self._size)
         else:
+            padded = crypto.pad(content, self._size - crypto.TAG_SIZE)  # first: the chain must not move if it raises
             self._send_chain, key, nonce = crypto.sb_chain_step(self._send_chain)
-            block = crypto.box(key, nonce, crypto.pad(content, self._size - crypto.TAG_SIZE))
+            block = crypto.box(key, nonce, padded)
         self._transport.write(block)
 
     async def drain(self) -> None:

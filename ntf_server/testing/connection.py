@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from h2.config import H2Configuration
@@ -13,11 +15,9 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
-    RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
     StreamReset,
-    WindowUpdated,
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
@@ -26,19 +26,24 @@ from hyperframe.frame import GoAwayFrame
 from ntf_server.testing.endpoint import DEFAULT_WINDOW, Endpoint, Request
 from ntf_server.testing.faults import Answer, CutTls, Delay, Fault, GoAway, RstStream, Silence
 
-LINGER = 1.0  # seconds for the peer to close after GOAWAY: closing first could reset answers it has not read
+_CLEANUP_INTERVAL = 256  # streams
 
 
-class _Settings(Settings):
-    """Local settings under which h2 leaves the stream limit to us.
+class _H2(H2Connection):
+    """h2 without its own stream limit.
 
-    It would end the connection over a client that has not seen the limit yet; RFC 9113 section 5.1.2 has
-    such streams refused.
+    It would end the connection over a peer that has not seen the limit yet, where RFC 9113 section 5.1.2 has
+    the stream refused; and it would count all open streams for each new one.
     """
 
-    @property  # type: ignore[misc]
-    def max_concurrent_streams(self) -> int:
-        return 2**32
+    _opened = 0
+
+    @property
+    def open_inbound_streams(self) -> int:
+        self._opened += 1
+        if self._opened % _CLEANUP_INTERVAL == 0:
+            _ = super().open_inbound_streams  # has h2 forget closed streams
+        return 0
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +57,7 @@ class _Exchange:
     ended: bool = False  # by the peer
     held: bool = False  # until a GOAWAY is out
     timer: asyncio.TimerHandle | None = None
-    unsent: bytes = b""
+    unsent: bytes | memoryview = b""
 
 
 class Connection(asyncio.Protocol):
@@ -60,10 +65,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._h2 = H2Connection(
+        self._h2 = _H2(
             H2Configuration(
                 client_side=False,
-                header_encoding=None,
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
             )
@@ -73,6 +77,8 @@ class Connection(asyncio.Protocol):
         self._number = 0
         self._out = bytearray()
         self._exchanges: dict[int, _Exchange] = {}
+        self._unsent: dict[int, _Exchange] = {}  # those whose answer's body waits for the peer's window
+        self._due: deque[tuple[_Exchange, Fault | None]] = deque()
         self._limit = endpoint.first_streams
         self._requests = 0
         self._highest = 0
@@ -116,7 +122,7 @@ class Connection(asyncio.Protocol):
         for event in events:
             if self._live:
                 self._dispatch(event)
-        self._flush()
+        self._settle()
 
     def pause_writing(self) -> None:
         """Read no more requests from a peer that does not read our answers."""
@@ -160,9 +166,9 @@ class Connection(asyncio.Protocol):
         """Send GOAWAY now, counting from the newest stream."""
         if self._live:
             self._start_goaway(replace(fault, after=0), self._highest)
-            self._flush()
+            self._settle()
 
-    # --- receiving ---
+    # --- receiving: h2 is ahead of these events, so that nothing is sent on a stream before they all are in ---
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -177,9 +183,6 @@ class Connection(asyncio.Protocol):
                     self._complete(exchange)
             case StreamReset():
                 self._forget(event.stream_id)
-            case WindowUpdated() | RemoteSettingsChanged():
-                for exchange in tuple(self._exchanges.values()):
-                    self._send_body(exchange)
             case ConnectionTerminated():
                 self._close()  # h2 could not answer the streams in flight either
 
@@ -193,7 +196,8 @@ class Connection(asyncio.Protocol):
         counters = self._endpoint.counters
         if len(self._exchanges) >= self._limit:
             counters.refused += 1
-            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            with suppress(ProtocolError):  # the peer has reset it itself
+                self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         exchange = _Exchange(Request.of(event, self._number))
         self._exchanges[stream_id] = exchange
@@ -231,14 +235,24 @@ class Connection(asyncio.Protocol):
         if self._endpoint.latency > 0:
             self._later(self._endpoint.latency, exchange, exchange.fault)
         else:
-            self._act(exchange, exchange.fault)
+            self._due.append((exchange, exchange.fault))
 
     # --- acting ---
 
+    def _settle(self) -> None:
+        """Act on what is due, send what the peer's windows allow, and write it all."""
+        while self._due:
+            exchange, fault = self._due.popleft()
+            if self._exchanges.get(exchange.request.stream_id) is exchange:
+                self._act(exchange, fault)
+        for exchange in tuple(self._unsent.values()):
+            self._send_body(exchange)
+        self._flush()
+
     def _later(self, seconds: float, exchange: _Exchange, fault: Fault | None) -> None:
         def wake() -> None:
-            self._act(exchange, fault)
-            self._flush()
+            self._due.append((exchange, fault))
+            self._settle()
 
         exchange.timer = asyncio.get_running_loop().call_later(seconds, wake)
 
@@ -259,9 +273,8 @@ class Connection(asyncio.Protocol):
                     self._endpoint.respond(request, None)
             case GoAway():
                 self._start_goaway(fault, request.stream_id)
-                if request.stream_id in self._exchanges:
-                    exchange.held = True
-                    self._answer_held()
+                exchange.held = True
+                self._release_held()
             case CutTls():
                 if fault.during == "response":
                     self._cut_response(exchange, fault.after_bytes)
@@ -272,11 +285,11 @@ class Connection(asyncio.Protocol):
         headers = [(":status", str(answer.status)), *answer.headers]
         if body:
             headers.append(("content-length", str(len(body))))
-        exchange.unsent = body
         stream_id = exchange.request.stream_id
         self._h2.send_headers(stream_id, headers, end_stream=not body)
         if body:
-            self._send_body(exchange)
+            exchange.unsent = memoryview(body)
+            self._unsent[stream_id] = exchange
         else:
             self._finish(exchange)
 
@@ -301,6 +314,7 @@ class Connection(asyncio.Protocol):
         self._forget(stream_id)
 
     def _forget(self, stream_id: int) -> None:
+        self._unsent.pop(stream_id, None)
         exchange = self._exchanges.pop(stream_id, None)
         if exchange is None:
             return
@@ -319,6 +333,7 @@ class Connection(asyncio.Protocol):
     def _cut_response(self, exchange: _Exchange, after_bytes: int) -> None:
         self._flush()
         self._answer(exchange, self._endpoint.respond(exchange.request, None))
+        self._send_body(exchange)
         self._collect()
         del self._out[after_bytes:]
         self._flush()
@@ -329,9 +344,11 @@ class Connection(asyncio.Protocol):
         if self._goaway is not None:
             return
         self._goaway = fault
-        self._goaway_wait = fault.after
+        self._goaway_wait = fault.after - (self._highest - stream_id) // 2
         last = stream_id if fault.processed else max(stream_id - 2, 0)
         self._last = last if fault.last_stream_id is None else fault.last_stream_id
+        for later in [each for each in self._exchanges if each > self._last]:
+            self._forget(later)
         self._announce_when_due()
 
     def _announce_when_due(self) -> None:
@@ -343,22 +360,21 @@ class Connection(asyncio.Protocol):
         frame = GoAwayFrame(stream_id=0, last_stream_id=self._last, error_code=fault.code, additional_data=debug)
         self._collect()
         self._out += frame.serialize()  # not by h2, which would send nothing after it
-        for stream_id in [stream_id for stream_id in self._exchanges if stream_id > self._last]:
-            self._forget(stream_id)
-        self._answer_held()
+        self._release_held()
         self._linger_if_done()
 
-    def _answer_held(self) -> None:
+    def _release_held(self) -> None:
         if not self._announced:
             return
-        for exchange in tuple(self._exchanges.values()):
+        for exchange in self._exchanges.values():
             if exchange.held:
                 exchange.held = False
-                self._act(exchange, None)
+                self._due.append((exchange, None))
 
     def _linger_if_done(self) -> None:
         if self._live and self._announced and not self._exchanges and self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(LINGER, self._close)
+            # Closing at once could reset the connection under answers that the peer has not read.
+            self._linger = asyncio.get_running_loop().call_later(self._endpoint.linger, self._close)
 
     # --- sending ---
 
@@ -368,7 +384,7 @@ class Connection(asyncio.Protocol):
             SettingCodes.MAX_CONCURRENT_STREAMS: endpoint.first_streams,
             SettingCodes.INITIAL_WINDOW_SIZE: max(endpoint.window, DEFAULT_WINDOW),
         }
-        self._h2.local_settings = _Settings(client=False, initial_values=initial)
+        self._h2.local_settings = Settings(client=False, initial_values=initial)
         self._h2.initiate_connection()
         if endpoint.window < DEFAULT_WINDOW:  # a smaller window binds the peer only once it knows of it
             self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: endpoint.window})

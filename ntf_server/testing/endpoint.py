@@ -66,6 +66,7 @@ class Options(TypedDict, total=False):
     latency: seconds before each answer, 0; goaway_after: requests per connection until GOAWAY, no limit.
     max_body: bytes of a body beyond which it is answered without waiting for its end, 65,536.
     handshake_timeout: seconds for TLS, 30.
+    linger: seconds after GOAWAY and the last answer that the peer has to close the connection first, 1.
     """
 
     host: str
@@ -80,6 +81,7 @@ class Options(TypedDict, total=False):
     goaway_after: int | None
     max_body: int
     handshake_timeout: float
+    linger: float
 
 
 class Endpoint(ABC):
@@ -101,6 +103,7 @@ class Endpoint(ABC):
         self.goaway_after = options.get("goaway_after")
         self.max_body = options.get("max_body", 65_536)
         self.handshake_timeout = options.get("handshake_timeout", 30.0)
+        self.linger = options.get("linger", 1.0)
         self.held = False
         self.counters = Counters()
         self.connections: set[Connection] = set()

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-from ntf_server.testing.connection import LINGER, Connection
+from ntf_server.testing.connection import Connection
 from ntf_server.testing.endpoint import Endpoint, Options
 from ntf_server.testing.faults import GoAway
 from ntf_server.testing.tls import TlsFiles, throwaway_tls
 
 _BACKLOG = 1024
+_TLS_CLOSE_TIMEOUT = 1.0  # seconds
 
 
 class Http2Server(Endpoint):
@@ -34,7 +35,7 @@ class Http2Server(Endpoint):
         self._resources = ExitStack()
         self._listener: socket.socket | None = None
         self._context: ssl.SSLContext | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self.handshakes: set[asyncio.Task[None]] = set()
 
     @property
     def tls(self) -> TlsFiles:
@@ -59,6 +60,7 @@ class Http2Server(Endpoint):
         try:
             await self.start()
         except BaseException:
+            self._tls = None
             self._resources.close()
             raise
         return self
@@ -92,7 +94,7 @@ class Http2Server(Endpoint):
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-        handshakes = tuple(self._handshakes)
+        handshakes = tuple(self.handshakes)
         self.cut_all()
         await asyncio.gather(*handshakes, return_exceptions=True)
         await self.idle.wait()
@@ -100,7 +102,7 @@ class Http2Server(Endpoint):
 
     def cut_all(self) -> None:
         """Abort every connection, TLS handshakes too, without a TLS close."""
-        for handshake in tuple(self._handshakes):
+        for handshake in tuple(self.handshakes):
             handshake.cancel()
         for connection in tuple(self.connections):
             connection.cut()
@@ -128,8 +130,8 @@ class Http2Server(Endpoint):
             return
         sock.setblocking(False)
         handshake = asyncio.get_running_loop().create_task(self._handshake(sock))
-        self._handshakes.add(handshake)
-        handshake.add_done_callback(self._handshakes.discard)
+        self.handshakes.add(handshake)
+        handshake.add_done_callback(self.handshakes.discard)
 
     async def _handshake(self, sock: socket.socket) -> None:
         try:
@@ -138,7 +140,7 @@ class Http2Server(Endpoint):
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=self.handshake_timeout,
-                ssl_shutdown_timeout=LINGER,
+                ssl_shutdown_timeout=_TLS_CLOSE_TIMEOUT,
             )
         except OSError:
             return  # not TLS, a half-open handshake, a CA that the peer does not trust

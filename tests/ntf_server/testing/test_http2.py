@@ -24,7 +24,6 @@ from h2.events import (
     StreamReset,
 )
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -145,6 +144,12 @@ async def connect(server: Http2Server, alpn: tuple[str, ...] = ("h2",)) -> Async
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (nothing signals it)
+            await asyncio.sleep(0)
 
 
 @pytest.fixture(autouse=True)
@@ -322,6 +327,30 @@ async def test_answer_respects_a_small_stream_window() -> None:
         assert max(len(event.data) for event in client.of(DataReceived)) == 7
 
 
+async def test_peer_that_reads_late_gets_every_answer() -> None:
+    async with Echo() as server, connect(server) as client:
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+        client.h2.increment_flow_control_window(2**30)
+        server.faults.add(*[Answer(200, body=bytes(8_000_000))] * 2)
+        first = client.post()
+        await eventually(lambda: len(server.seen) == 1)
+        second = client.post()
+        await eventually(lambda: len(server.seen) == 2)
+        third = client.post()
+        assert await client.answer(first) == await client.answer(second) == (200, bytes(8_000_000))
+        assert await client.answer(third) == (200, b"body")
+
+
+async def test_a_long_connection_forgets_its_streams() -> None:
+    async with Echo() as server, connect(server) as client:
+        for number in range(600):
+            stream_id = client.post("/x", b"%d" % number)
+            if number % 100 == 99:
+                assert await client.answer(stream_id) == (200, b"%d" % number)
+        (connection,) = server.connections
+        assert len(connection._h2.streams) < 300
+
+
 async def test_endless_body_is_answered_early() -> None:
     async with Echo(max_body=1000) as server, connect(server) as client:
         server.faults.add(Answer(413, "PayloadTooLarge"))
@@ -420,7 +449,7 @@ def statuses(client: Client) -> dict[int, int]:
     ],
 )
 async def test_goaway_amid_streams(fault: GoAway, last: int, answered: list[int]) -> None:
-    async with Echo() as server, connect(server) as client:
+    async with Echo(linger=0.05) as server, connect(server) as client:
         assert (await client.answer(client.post("/1")))[0] == 200
         server.faults.add(fault, key="/3")
         for number in (3, 5, 7, 9):
@@ -433,7 +462,7 @@ async def test_goaway_amid_streams(fault: GoAway, last: int, answered: list[int]
 
 
 async def test_goaway_waits_for_the_streams_behind() -> None:
-    async with Echo() as server, connect(server) as client:
+    async with Echo(linger=0.05) as server, connect(server) as client:
         server.faults.add(GoAway(after=1, code=ErrorCodes.INTERNAL_ERROR, reason="Shutdown"))
         client.post("/1")
         await client.settled()
@@ -447,7 +476,7 @@ async def test_goaway_waits_for_the_streams_behind() -> None:
 
 
 async def test_goaway_lets_slow_lower_streams_end() -> None:
-    async with Echo() as server, connect(server) as client:
+    async with Echo(linger=0.05) as server, connect(server) as client:
         server.faults.add(Delay(0.05), key="/slow")
         server.faults.add(GoAway(processed=False), key="/last")
         slow = client.post("/slow")
@@ -458,7 +487,7 @@ async def test_goaway_lets_slow_lower_streams_end() -> None:
 
 
 async def test_goaway_after_requests_and_next_connection() -> None:
-    async with Echo(goaway_after=3) as server:
+    async with Echo(goaway_after=3, linger=0.05) as server:
         async with connect(server) as client:
             for _ in range(5):
                 client.post()
@@ -585,6 +614,23 @@ async def test_blackhole_holds_everything_and_lets_go() -> None:
             assert (await other.answer(other.post()))[0] == 200
 
 
+async def test_blackhole_takes_in_a_handshake_under_way() -> None:
+    async with Echo() as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        await eventually(lambda: server.handshakes)
+        server.blackhole()
+        await writer.start_tls(server.tls.client_context(["h2"]), server_hostname="localhost")
+        await eventually(lambda: server.counters.opened)
+        settings = asyncio.create_task(reader.readexactly(9))
+        done, _ = await asyncio.wait([settings], timeout=0.05)
+        assert not done
+        server.blackhole(False)
+        assert (await asyncio.wait_for(settings, 5))[3] == 4  # our SETTINGS
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 async def test_ends_with_connections_in_every_state() -> None:
     async with Echo(latency=60) as server:
         half_open = socket.create_connection((server.host, server.port))
@@ -674,6 +720,25 @@ async def test_client_that_resets_mid_request() -> None:
         assert (await client.answer(client.post()))[0] == 200
 
 
+async def test_client_that_resets_right_after_its_request() -> None:
+    async with Echo(streams=1) as server, connect(server) as client:
+        for _ in range(3):  # in one TLS record: h2 knows of the reset before we see the request
+            stream_id = client.begin(end=True)
+            client.h2.reset_stream(stream_id)
+        client.flush()
+        await client.settled()
+        assert (server.seen, server.counters.streams, server.counters.refused) == ([], 0, 0)
+        assert (await client.answer(client.post()))[0] == 200
+
+
+async def test_body_over_the_limit_that_ends_at_once() -> None:
+    async with Echo(max_body=10) as server, connect(server) as client:
+        stream_id = client.post("/x", bytes(20))
+        assert await client.answer(stream_id) == (200, bytes(20))
+        await client.settled()
+        assert client.of(StreamReset) == []
+
+
 async def test_client_that_says_goaway_with_streams_in_flight() -> None:
     async with Echo(latency=0.02) as server, connect(server) as client:
         client.post()
@@ -706,44 +771,57 @@ class FakeTransport(asyncio.Transport):
         pass
 
 
-frames: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(
-        HeadersFrame,
-        st.integers(1, 9),
-        data=st.binary(max_size=40) | st.just(b"\x83\x87\x84\x41\x01a"),
-        flags=st.sets(st.sampled_from(["END_HEADERS", "END_STREAM"])),
+def raw(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream_id.to_bytes(4) + payload
+
+
+POST = b"\x83\x87\x84\x41\x01a"  # POST, https, /, authority a (RFC 7541)
+HEAD, WHOLE = (1, 0x4, POST), (1, 0x5, POST)  # HEADERS; and with END_STREAM
+PART, END = (0, 0x0, bytes(20)), (0, 0x1, bytes(20))  # DATA; and with END_STREAM
+RESET = (3, 0x0, bytes(4))
+WINDOW = (8, 0x0, b"\x00\x00\x00\x05")
+exchanges = st.lists(
+    st.sampled_from(
+        [
+            *([WHOLE], [WHOLE, RESET], [WHOLE, WINDOW, RESET], [HEAD], [HEAD, END, WINDOW], [HEAD, END, RESET]),
+            *([HEAD, PART, END], [HEAD, PART, PART], [HEAD, PART, PART, RESET], [HEAD, PART, PART, END, RESET]),
+        ]
     ),
-    st.builds(DataFrame, st.integers(1, 9), data=st.binary(max_size=40)),
-    st.builds(WindowUpdateFrame, st.integers(0, 9), window_increment=st.integers(1, 2**31 - 1)),
-    st.builds(SettingsFrame, st.just(0), settings=st.dictionaries(st.integers(1, 9), st.integers(0, 2**32 - 1))),
+    max_size=6,
+).map(
+    lambda streams: [
+        raw(kind, flags, 2 * index + 1, payload)
+        for index, frames in enumerate(streams)
+        for kind, flags, payload in frames
+    ]
 )
-bad_bytes = st.builds(
-    lambda length, kind, flags, stream, data: length.to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + data,
-    st.integers(0, 50),
-    st.integers(0, 12),
-    st.integers(0, 255),
-    st.integers(0, 9),
-    st.binary(max_size=50),
+on_connection = st.lists(
+    st.sampled_from(
+        [
+            raw(4, 0, 0, b"\x00\x04\x00\x00\x00\x05"),  # SETTINGS_INITIAL_WINDOW_SIZE 5
+            raw(8, 0, 0, b"\x00\x00\x00\x05"),
+            raw(7, 0, 0, bytes(8)),  # GOAWAY
+        ]
+    ),
+    max_size=1,
 )
-
-
-def serialize(frame: Frame) -> bytes:
-    try:
-        return frame.serialize()
-    except Exception:
-        return b""
+arbitrary = st.builds(
+    raw, st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=50)
+) | st.binary(max_size=50)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(frames.map(serialize) | bad_bytes, max_size=12))
-def test_no_bytes_raise(chunks: list[bytes]) -> None:
+@given(on_connection, exchanges, st.lists(on_connection.map(b"".join) | arbitrary, max_size=2), st.booleans())
+def test_no_bytes_raise(start: list[bytes], middle: list[bytes], end: list[bytes], joined: bool) -> None:
+    chunks = start + middle + end
+
     async def feed() -> None:
-        server = Echo(require_alpn=False, goaway_after=2)
+        server = Echo(require_alpn=False, goaway_after=2, streams=2, max_body=30)
         transport = FakeTransport()
         connection = Connection(server)
         connection.connection_made(transport)
-        connection.data_received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize())
-        for chunk in chunks:
+        connection.data_received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + raw(4, 0, 0))
+        for chunk in [b"".join(chunks)] if joined else chunks:
             connection.data_received(chunk)
         connection.connection_lost(None)
         assert (server.counters.open, server.counters.streams) == (0, 0)

@@ -1,0 +1,1 @@
+"""ntf-relay's notification server."""

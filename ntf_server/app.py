@@ -1,0 +1,149 @@
+"""The one place where the parts are put together and shut down."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, Final, Self
+
+from ntf_server import config as configuration
+from ntf_server import periodic
+from ntf_server.commands import Commands
+from ntf_server.config import Config
+from ntf_server.listener import Listener, ListenerConfig
+from ntf_server.push.apns import Apns, ProviderToken
+from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
+from ntf_server.push.http import Endpoint, HttpEngine
+from ntf_server.push.provider import NullProvider, PushProvider
+from ntf_server.store.base import StoreCorruptError
+from ntf_server.store.sqlite import SqliteStore
+from ntf_server.subscriber import Subscriber
+from smp_bridge.agent import AgentConfig
+from smp_bridge.ntf import Provider
+
+log = logging.getLogger(__name__)
+
+GRACE: Final = 10.0  # seconds that what is in flight gets at a stop
+SECTIONS: Final = {
+    "production": Provider.APNS,
+    "sandbox": Provider.APNS_SANDBOX,
+    "test": Provider.APNS_TEST,
+}
+
+
+class Relay:
+    """A running relay: `async with Relay(config) as relay`. Raises what its parts raise: OSError, Store errors."""
+
+    def __init__(self, config: Config, *, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._listener: Listener | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._listener is not None
+        return self._listener.port
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await self._stack.aclose()
+        finally:
+            if not self.failed.cancel() and not self.failed.cancelled():
+                self.failed.exception()  # seen
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """From the store outwards; what is pushed first on the stack is closed last."""
+        settings = self._config.settings
+        delivery = settings.delivery
+        store = await SqliteStore.open(
+            self._config.database,
+            message_ttl=delivery.message_ttl,
+            verification_ttl=delivery.verification_ttl,
+            on_corrupt=self._on_corrupt,
+        )
+        stack.push_async_callback(store.close)
+        engine = HttpEngine(streams=delivery.in_flight)
+        stack.push_async_callback(engine.close)
+        dispatcher = Dispatcher(
+            store,
+            _providers(self._config, engine, self._clock),
+            DispatcherConfig(
+                in_flight=delivery.in_flight, min_backoff=delivery.min_backoff, max_backoff=delivery.max_backoff
+            ),
+            clock=self._clock,
+        )
+        stack.push_async_callback(dispatcher.close, GRACE)
+        await dispatcher.start()
+        allow_private = settings.subscriber.allow_private_hosts
+        subscriber = Subscriber(store, dispatcher.mark, AgentConfig(allow_private=allow_private), clock=self._clock)
+        stack.push_async_callback(subscriber.close)
+        commands = Commands(store, dispatcher, subscriber, allow_private_hosts=allow_private, clock=self._clock)
+        self._listener = Listener(
+            ListenerConfig(
+                settings.transport.bind or None,
+                settings.transport.port,
+                inactive_ttl=settings.inactive_clients.ttl,
+            ),
+            self._config.credentials,
+            commands,
+        )
+        stack.push_async_callback(self._listener.close, GRACE)
+        await self._listener.start()
+        await subscriber.start()
+        checks = asyncio.create_task(periodic.run(store, dispatcher, clock=self._clock), name="periodic")
+        stack.push_async_callback(_cancel, checks)
+
+    def _on_corrupt(self, error: StoreCorruptError) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _providers(config: Config, engine: HttpEngine, clock: Callable[[], float]) -> dict[Provider, PushProvider]:
+    """The providers that the configuration turns on; APNs null is always there."""
+    apns = config.settings.apns
+    providers: dict[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
+    hosts = configuration.apns_hosts(config.settings)
+    if not hosts:
+        return providers
+    token = ProviderToken(configuration.apns_key(config.directory, config.settings), apns.key_id, apns.team_id, clock)
+    for section, host in hosts.items():
+        endpoint = Endpoint(
+            f"https://{host.host}:{host.port}",
+            configuration.ca_file(config.directory, host),
+            timeout=config.settings.delivery.timeout,
+        )
+        providers[SECTIONS[section]] = Apns(engine, endpoint, token, apns.topic)
+    return providers
+
+
+async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
+    """Run until SIGTERM or SIGINT, or until the store turns out corrupt (StoreCorruptError)."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    async with Relay(config) as relay:
+        on_ready(relay)
+        waiting = asyncio.create_task(stopped.wait())
+        ends: list[asyncio.Future[Any]] = [waiting, relay.failed]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        log.info("stopping")
+        if relay.failed.done():
+            relay.failed.result()

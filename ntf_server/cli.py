@@ -1,0 +1,262 @@
+"""The command `ntf-server`. Exit codes: 0 done, 1 failed while running, 2 bad usage or configuration."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ntf_server import app, config, identity_files
+from ntf_server.config import ConfigError
+from ntf_server.identity_files import IdentityFileError
+from ntf_server.store.base import StoreCorruptError, StoreError
+from smp_bridge.address import DEFAULT_PORT, ServerAddress
+from smp_bridge.identity import IdentityError, SignAlgorithm
+
+_ALGORITHMS: Final[dict[str, SignAlgorithm]] = {"ED448": "ED448", "ED25519": "ED25519"}
+
+_CONFIG_TEMPLATE: Final = """\
+# ntf-relay: settings of the notification server. Every one can also be given as an environment
+# variable NTF_SERVER__SECTION__KEY. Reference: docs/reference/configuration.md
+
+[transport]
+host = {host}          # the name or IP address in the server's address
+port = {port}
+# bind = ""            # the interface to listen on; all of them if empty
+
+[store]
+url = "sqlite:///ntf-server.db"   # relative to this folder; sqlite:////var/lib/… is absolute
+
+[apns]
+# key_file = "AuthKey_ABC123DEFG.p8"   # from Apple; without it no token of Apple's devices is accepted
+# key_id = "ABC123DEFG"
+# team_id = "5NN7GUYB6T"
+topic = "chat.simplex.app"
+
+# [apns.test]          # a mock APNs, for testing: turns provider AT on
+# host = "localhost"
+# port = 2197
+# ca_file = "mock-apns-ca.crt"
+
+[subscriber]
+use_service_credentials = false
+allow_private_hosts = false   # SMP servers on private and loopback addresses
+
+[inactive_clients]
+ttl = 43200            # seconds
+
+[log]
+level = "info"         # debug, info, warning, error
+format = "text"        # text, json
+"""
+
+
+class UsageError(Exception):
+    """One line for the operator; exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+    except (UsageError, ConfigError, IdentityFileError, StoreCorruptError) as e:
+        print(f"ntf-server: {e}", file=sys.stderr)
+        code = 2
+    except StoreError as e:
+        print(f"ntf-server: {e}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ntf-server", description="SimpleX push notification server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, help_: str, *, path: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run)
+        if path:
+            sub.add_argument(
+                "--path", metavar="DIR", help=f"configuration folder ($NTF_SERVER_CFG_PATH, else {config.DEFAULT_DIR})"
+            )
+        return sub
+
+    init = command("init", _init, "Make a new server identity and configuration.")
+    init.add_argument("--fqdn", metavar="NAME", help="host name in the server's address")
+    init.add_argument("--ip", metavar="IP", help="IP address in the server's address, without --fqdn")
+    init.add_argument("--port", type=_port, default=443, metavar="N", help="port to listen on (443)")
+    init.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the certificates")
+    command("start", _start, "Run the server.")
+    cert = command("cert", _cert, "Make a new online certificate of the same identity.")
+    cert.add_argument("--ca-key", metavar="FILE", help="the identity's private key (DIR/ca.key)")
+    cert.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the new certificate")
+    cert.add_argument("--fqdn", metavar="NAME", help="common name (that of the old certificate)")
+    command("check", _check, "Check configuration, credentials and database; say what start would do.")
+    delete = command("delete", _delete, "Delete the server's identity, configuration and database.")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    demo = command("demo", _demo, "Show a wake-up from end to end, on this machine alone.", path=False)
+    demo.add_argument("--keep", action="store_true", help="stay up afterwards, and print addresses to play with")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) < 65536:
+        raise argparse.ArgumentTypeError("must be 0 to 65535")
+    return int(text)
+
+
+def _directory(arguments: argparse.Namespace) -> Path:
+    return config.config_dir(arguments.path)
+
+
+def _address(host: str, port: int, key_hash: bytes) -> ServerAddress:
+    return ServerAddress("ntf", (host,), "" if port == DEFAULT_PORT["ntf"] else str(port), key_hash)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    directory = _directory(arguments)
+    host = arguments.fqdn or arguments.ip or socket.getfqdn()
+    for name in (config.CONFIG_FILE, identity_files.CA_CRT, identity_files.SERVER_KEY):
+        if (directory / name).exists():
+            raise UsageError(f"{directory / name}: exists; choose another folder, or `ntf-server delete` this one")
+    try:
+        address = ServerAddress.from_text(str(_address(host, arguments.port, bytes(32))))
+    except ValueError as e:
+        raise UsageError(f"--fqdn, --ip: {host}: {e}") from e
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        key_hash = identity_files.create_identity(directory, _ALGORITHMS[arguments.sign_algorithm], host)
+        text = _CONFIG_TEMPLATE.format(host=json.dumps(host), port=arguments.port)
+        identity_files.write_file(directory / config.CONFIG_FILE, text.encode(), 0o644)
+    except OSError as e:
+        raise UsageError(f"{e.filename or directory}: {e.strerror}; choose a folder that can be written") from e
+    print(
+        f"Move {directory / identity_files.CA_KEY} offline: it is the server's identity, and only"
+        " `ntf-server cert` needs it.",
+        file=sys.stderr,
+    )
+    print(_address(address.hosts[0], arguments.port, key_hash))
+    return 0
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    loaded = config.load(_directory(arguments))
+    _set_up_logging(loaded.settings.log)
+    transport = loaded.settings.transport
+    try:
+        asyncio.run(app.run(loaded, lambda relay: _ready(loaded, relay)))
+    except OSError as e:
+        where = f"{loaded.directory / config.CONFIG_FILE}: [transport] bind, port"
+        what = f"{transport.bind or '*'}:{transport.port}: {e.strerror or e}"
+        raise UsageError(f"{where}: {what}; choose another one, or stop what uses it") from e
+    except (ssl.SSLError, IdentityError) as e:
+        raise UsageError(f"{loaded.directory}: the server's certificate cannot be used: {e}") from e
+    return 0
+
+
+def _ready(loaded: config.Config, relay: app.Relay) -> None:
+    transport = loaded.settings.transport
+    print(f"listening on {transport.bind or transport.host or '*'}:{relay.port}", flush=True)
+    _notify_systemd("READY=1")
+
+
+def _notify_systemd(state: str) -> None:
+    """sd_notify(3), without libsystemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+        s.connect("\0" + address[1:] if address.startswith("@") else address)
+        s.sendall(state.encode())
+
+
+def _cert(arguments: argparse.Namespace) -> int:
+    directory = _directory(arguments)
+    ca_key = Path(arguments.ca_key) if arguments.ca_key else directory / identity_files.CA_KEY
+    identity_files.renew_certificate(directory, ca_key, _ALGORITHMS[arguments.sign_algorithm], arguments.fqdn)
+    print(f"New {directory / identity_files.SERVER_CRT}: restart the server to use it.")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    loaded = config.load(_directory(arguments))
+    settings = loaded.settings
+    transport = settings.transport
+    print(f"address     {_address(transport.host or 'localhost', transport.port, loaded.credentials.key_hash)}")
+    print(f"listen on   {transport.bind or '*'}:{transport.port}")
+    state = "exists" if loaded.database.exists() else "will be created"
+    print(f"database    {loaded.database} ({state})")
+    hosts = config.apns_hosts(settings)
+    for section, host in hosts.items():
+        print(f"push        {app.SECTIONS[section]} through {host.host}:{host.port}")
+    if not hosts:
+        print("push        none but AN (null): set [apns] key_file, key_id, team_id to push to Apple's devices")
+    if (loaded.directory / identity_files.CA_KEY).exists():
+        print(f"warning     {loaded.directory / identity_files.CA_KEY} should be offline")
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    directory = _directory(arguments)
+    file = directory / config.CONFIG_FILE
+    if not file.exists():
+        raise UsageError(f"{file}: not found; nothing was deleted")
+    database = config.load_database_path(directory)
+    print(
+        f"The identity in {directory} and the database {database} will be gone: devices cannot use this server again."
+    )
+    if not arguments.yes and input("Type DELETE to delete them: ") != "DELETE":
+        print("Nothing was deleted.")
+        return 1
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    names = (
+        config.CONFIG_FILE,
+        identity_files.CA_KEY,
+        identity_files.CA_CRT,
+        identity_files.SERVER_KEY,
+        identity_files.SERVER_CRT,
+        identity_files.FINGERPRINT,
+    )
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        shutil.rmtree(directory)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ntf_server import demo  # noqa: PLC0415  the server itself does not need it
+
+    return asyncio.run(demo.run(keep=arguments.keep))
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        out = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            out["exception"] = self.formatException(record.exc_info)
+        return json.dumps(out)
+
+
+def _set_up_logging(settings: config.Log) -> None:
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonFormatter() if settings.format == "json" else text)
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler])

@@ -1,0 +1,193 @@
+"""What each NTF command means (wire.md, section 6)."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.store.base import SUBSCRIBABLE, Due, NewSubscription, NewToken, PushKind, Store, Subscription, Token
+from ntf_server.subscriber import Subscriber
+from smp_bridge import crypto, ntf
+from smp_bridge.encoding import ParseError
+from smp_bridge.network import is_public_host
+from smp_bridge.transmission import (
+    ERR_AUTH,
+    ERR_HAS_AUTH,
+    ERR_NO_AUTH,
+    ERR_PROHIBITED,
+    ERR_QUOTA,
+    ERR_SYNTAX,
+    ERR_UNKNOWN,
+    Err,
+    Message,
+    Session,
+    Transmission,
+    UnknownTagError,
+    verify_transmission,
+)
+
+_NO_ENTITY: Final = (ntf.TNew, ntf.SNew)
+
+
+def parse(session: Session, t: Transmission) -> Message:
+    """The command, or the error that its syntax or its credentials deserve."""
+    try:
+        command = ntf.parse_command(t.command, session.version)
+    except UnknownTagError:
+        return ERR_UNKNOWN
+    except ParseError:
+        return ERR_SYNTAX
+    if isinstance(command, ntf.Ping):
+        return ERR_HAS_AUTH if t.authenticator or t.entity_id else command
+    if isinstance(command, _NO_ENTITY):
+        if not t.authenticator:
+            return ERR_NO_AUTH
+        return ERR_HAS_AUTH if t.entity_id else command
+    return command if t.authenticator and t.entity_id else ERR_NO_AUTH
+
+
+class Commands:
+    """Carries out commands; each answer is a Message."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        subscriber: Subscriber,
+        *,
+        allow_private_hosts: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._subscriber = subscriber
+        self._allow_private_hosts = allow_private_hosts
+        self._clock = clock
+
+    async def handle(self, session: Session, t: Transmission) -> Message:
+        """Parse, authorize and do one command. Raises StoreError, StoreCorruptError."""
+        match parse(session, t):
+            case ntf.Ping():
+                return ntf.Pong()
+            case ntf.TNew() as command:
+                return await self._register(session, t, command)
+            case ntf.SNew() as command:
+                return await self._subscribe(session, t, command)
+            case ntf.SChk() | ntf.SDel() as command:
+                return await self._on_subscription(session, t, command)
+            case Err() as error:
+                return error
+            case command:
+                return await self._on_token(session, t, command)
+
+    # --- tokens
+
+    async def _register(self, session: Session, t: Transmission, command: ntf.TNew) -> Message:
+        if not verify_transmission(session, t, command.verify_key):
+            return ERR_AUTH
+        if command.token.provider not in self._dispatcher.providers:
+            return ERR_PROHIBITED
+        key = X25519PrivateKey.generate()
+        try:
+            secret = crypto.dh(key, command.dh_key)
+        except crypto.CryptoError:
+            return ERR_AUTH
+        new = NewToken(
+            os.urandom(ntf.ENTITY_ID_SIZE),
+            command.token,
+            crypto.encode_public(command.verify_key),
+            command.dh_key.public_bytes_raw(),
+            key.public_key().public_bytes_raw(),
+            secret,
+            os.urandom(ntf.CODE_SIZE),
+        )
+        token = await self._store.register_token(new, self._now())
+        if token is None:
+            return ERR_AUTH
+        self._verification_due(token.ref, command.token)
+        return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
+
+    def _verification_due(self, ref: int, device: ntf.DeviceToken) -> None:
+        self._dispatcher.mark([Due(ref, device.provider, PushKind.VERIFICATION)])
+
+    async def _on_token(self, session: Session, t: Transmission, command: Message) -> Message:
+        token = await self._store.find_token(t.entity_id)
+        if token is None or not _authorized(session, t, token):
+            return ERR_AUTH if token else _refuse(session, t)
+        match command:
+            case ntf.TChk():
+                return ntf.Tkn(token.status, token.reason)
+            case ntf.TVfy(code):
+                due = await self._store.verify_token(token.ref, code)
+                if due is None:
+                    return ERR_AUTH
+                self._dispatcher.mark(due)
+            case ntf.TRpl(device):
+                return await self._replace(token, device)
+            case ntf.TDel():
+                await self._store.delete_token(token.ref)
+            case ntf.TCrn(minutes):
+                if 0 < minutes < ntf.MIN_PERIOD:
+                    return ERR_QUOTA
+                await self._store.set_period(token.ref, minutes, self._now())
+            case _:
+                return ERR_PROHIBITED
+        return ntf.Ok()
+
+    async def _replace(self, token: Token, device: ntf.DeviceToken) -> Message:
+        if device.provider not in self._dispatcher.providers:
+            return ERR_PROHIBITED
+        if not await self._store.replace_token(token.ref, device, os.urandom(ntf.CODE_SIZE), self._now()):
+            return ERR_AUTH
+        self._verification_due(token.ref, device)
+        return ntf.Ok()
+
+    # --- subscriptions
+
+    async def _subscribe(self, session: Session, t: Transmission, command: ntf.SNew) -> Message:
+        token = await self._store.find_token(command.token_id)
+        if token is None:
+            return _refuse(session, t)
+        if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
+            return ERR_AUTH
+        if not self._allow_private_hosts and not all(map(is_public_host, command.server.hosts)):
+            return ERR_AUTH
+        notifier_key = crypto.encode_private(command.notifier_key)
+        new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, notifier_key)
+        added = await self._store.add_subscription(token.ref, new, self._now())
+        if added is None:
+            return ERR_AUTH
+        if added.created:
+            self._subscriber.subscribe(command.server, added.ref, command.notifier_id, notifier_key)
+        return ntf.IdSub(added.subscription_id)
+
+    async def _on_subscription(self, session: Session, t: Transmission, command: ntf.SChk | ntf.SDel) -> Message:
+        found = await self._store.find_subscription(t.entity_id)
+        if found is None:
+            return _refuse(session, t)
+        token, subscription = found
+        if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
+            return ERR_AUTH
+        if isinstance(command, ntf.SChk):
+            return self._status(subscription)
+        await self._store.delete_subscription(subscription.ref)
+        return ntf.Ok()
+
+    def _status(self, subscription: Subscription) -> Message:
+        return self._subscriber.status(subscription)
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+def _authorized(session: Session, t: Transmission, token: Token) -> bool:
+    return verify_transmission(session, t, crypto.parse_auth_public(token.verify_key))
+
+
+def _refuse(session: Session, t: Transmission) -> Err:
+    """An entity that does not exist takes as long as a wrong key."""
+    verify_transmission(session, t, None)
+    return ERR_AUTH

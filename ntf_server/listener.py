@@ -1,0 +1,137 @@
+"""Sessions of NTF clients: handshake, blocks in, blocks out (wire.md, sections 3 to 5)."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from ntf_server.commands import Commands
+from ntf_server.store.base import StoreCorruptError, StoreError
+from smp_bridge import transport
+from smp_bridge.handshake import HandshakeError
+from smp_bridge.identity import Credentials
+from smp_bridge.transmission import (
+    ERR_BLOCK,
+    ERR_INTERNAL,
+    Err,
+    Invalid,
+    Message,
+    Session,
+    Transmission,
+    encode_blocks,
+    encode_transmission,
+    parse_block,
+)
+from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClosedError
+
+log = logging.getLogger(__name__)
+
+_NO_ENTITY: Final = (b"IDTKN", b"IDSUB", b"PONG")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay."""
+
+    host: str | None
+    port: int
+    handshake_timeout: float = transport.HANDSHAKE_TIMEOUT
+    inactive_ttl: float = 12 * 3600.0
+
+
+class Listener:
+    """The server's socket and the sessions on it. `start` it in a running loop; `close` it."""
+
+    def __init__(self, config: ListenerConfig, credentials: Credentials, commands: Commands) -> None:
+        self._config = config
+        self._credentials = credentials
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+        self._sessions: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Accept connections. Raises OSError (port in use, no such address), ssl.SSLError."""
+        self._server = await transport.serve(
+            "ntf", self._credentials, self._on_connected, self._config.host, self._config.port
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Stop accepting, let commands in progress finish for up to `grace` seconds, disconnect all."""
+        self._closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._busy and grace:
+            await asyncio.wait(list(self._busy), timeout=grace)
+        for task in self._sessions:
+            task.cancel()
+        if self._sessions:
+            await asyncio.wait(list(self._sessions))
+
+    def _on_connected(self, connection: BlockConnection) -> None:
+        if self._closing:
+            connection.abort()
+            return
+        task = asyncio.create_task(self._run(connection), name="ntf session")
+        self._sessions.add(task)
+        task.add_done_callback(self._sessions.discard)
+
+    async def _run(self, connection: BlockConnection) -> None:
+        try:
+            session = await transport.accept(connection, self._credentials, timeout=self._config.handshake_timeout)
+            await self._serve(connection, session)
+        except (TimeoutError, HandshakeError, ConnectionClosedError) as e:
+            log.debug("a client was disconnected: %s", e or type(e).__name__)
+        except Exception:
+            log.exception("a client's session failed")
+        finally:
+            await connection.close()
+
+    async def _serve(self, connection: BlockConnection, session: Session) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while not self._closing or connection.has_blocks():
+                self._busy.discard(task)
+                answers = await self._next_answers(connection, session, task)
+                for block in encode_blocks(session, answers):
+                    connection.send(block)
+                await connection.drain()
+        finally:
+            self._busy.discard(task)
+
+    async def _next_answers(
+        self, connection: BlockConnection, session: Session, task: "asyncio.Task[None]"
+    ) -> list[bytes]:
+        try:
+            async with asyncio.timeout(self._config.inactive_ttl or None):
+                content = await connection.receive()
+        except BadBlockError:
+            return [_encode(session, b"", b"", ERR_BLOCK)]
+        self._busy.add(task)
+        return [await self._answer(session, t) for t in parse_block(session, content)]
+
+    async def _answer(self, session: Session, t: Transmission | Invalid) -> bytes:
+        if isinstance(t, Invalid):
+            return _encode(session, t.corr_id, t.entity_id, t.error)
+        try:
+            answer = await self._commands.handle(session, t)
+        except StoreError as e:
+            log.error("a command failed: %s", e)
+            answer = ERR_INTERNAL
+        except StoreCorruptError:
+            answer = ERR_INTERNAL
+        return _encode(session, t.corr_id, t.entity_id, answer)
+
+
+def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:
+    echoed = b"" if not isinstance(answer, Err) and answer.tag in _NO_ENTITY else entity_id
+    return encode_transmission(session, corr_id, echoed, answer.encode(session.version))

@@ -1,0 +1,1 @@
+"""The delivery engine: dispatcher, payloads, the HTTP engine, and the push providers."""

@@ -1,0 +1,168 @@
+"""APNs over HTTP/2 with token authentication (wire.md, section 8; Apple, "Sending notification requests to APNs")."""
+
+import base64
+import json
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push.payload import apns_body
+from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
+from ntf_server.store.base import Push, PushKind, StoredNotification
+from smp_bridge.ntf import InvalidReason
+
+RENEW_AFTER: Final = 40 * 60  # seconds; Apple takes a token's renewal between 20 and 60 minutes
+
+_DEAD: Final = {
+    (400, "BadDeviceToken"): InvalidReason.BAD,
+    (400, "DeviceTokenNotForTopic"): InvalidReason.TOPIC,
+    (410, "ExpiredToken"): InvalidReason.EXPIRED,
+    (410, "Unregistered"): InvalidReason.UNREGISTERED,
+}
+_RENEW: Final = frozenset(["ExpiredProviderToken"])
+_BACKGROUND: Final = ("apns-push-type: background", "apns-priority: 5")
+_ALERT: Final = ("apns-push-type: alert", "apns-priority: 10")
+
+
+class KeyFileError(ValueError):
+    """The APNs key file is not an unencrypted P-256 private key in PEM."""
+
+
+def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """The `.p8` file that Apple gives out. Raises KeyFileError."""
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError) as e:
+        raise KeyFileError("not an unencrypted PEM private key") from e
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise KeyFileError("not a P-256 key")
+    return key
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class ProviderToken:
+    """The JWT (ES256, RFC 7515 and 7518) that all requests share; renewed when it is 40 minutes old."""
+
+    def __init__(
+        self, key: ec.EllipticCurvePrivateKey, key_id: str, team_id: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._key = key
+        self._header = _b64(json.dumps({"alg": "ES256", "kid": key_id}).encode())
+        self._team_id = team_id
+        self._clock = clock
+        self._issued_at = 0.0
+        self._token = ""
+
+    def __repr__(self) -> str:
+        return "ProviderToken()"
+
+    def get(self) -> str:
+        """The current token."""
+        now = self._clock()
+        if not self._token or not 0 <= now - self._issued_at < RENEW_AFTER:
+            self._issued_at = now
+            self._token = self._sign(int(now))
+        return self._token
+
+    def expire(self, token: str) -> None:
+        """The provider says that `token` is too old: the next `get` signs a new one."""
+        if token == self._token:
+            self._token = ""
+
+    def _sign(self, issued_at: int) -> str:
+        claims = _b64(json.dumps({"iss": self._team_id, "iat": issued_at}).encode())
+        signed = f"{self._header}.{claims}"
+        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(SHA256())))
+        return f"{signed}.{_b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"  # JOSE, not DER
+
+
+class Apns:
+    """One APNs host. Implements `PushProvider`."""
+
+    def __init__(self, engine: HttpEngine, endpoint: Endpoint, token: ProviderToken, topic: str) -> None:
+        self._engine = engine
+        self._endpoint = endpoint
+        self._token = token
+        self._topic = f"apns-topic: {topic}"
+
+    def send(self, pushes: Sequence[Push], on_result: OnResult) -> None:
+        """See `PushProvider`."""
+        jwt = self._token.get()
+        requests = []
+        for push in pushes:
+            try:
+                request, held = self._request(push, jwt)
+            except ValueError as e:
+                on_result(push, Permanent(str(e)))
+                continue
+            requests.append((request, partial(self._done, push, held, jwt, on_result)))
+        self._engine.send(requests)
+
+    def _request(self, push: Push, jwt: str) -> tuple[HttpRequest, tuple[StoredNotification, ...]]:
+        body, held = apns_body(push)
+        device_token = urllib.parse.quote(push.device.token, safe="")
+        kind = _ALERT if push.kind is PushKind.MESSAGES else _BACKGROUND
+        headers = (
+            f"authorization: bearer {jwt}",
+            self._topic,
+            f"apns-id: {uuid.uuid4()}",
+            "content-type: application/json",
+            *kind,
+        )
+        return HttpRequest(self._endpoint, f"/3/device/{device_token}", headers, body), held
+
+    def _done(
+        self,
+        push: Push,
+        held: tuple[StoredNotification, ...],
+        jwt: str,
+        on_result: OnResult,
+        answer: HttpResult,
+    ) -> None:
+        result = judge(answer)
+        if isinstance(result, Accepted):
+            result = Accepted(held)
+        elif isinstance(answer, HttpResponse) and _reason(answer) in _RENEW:
+            self._token.expire(jwt)
+        on_result(push, result)
+
+
+def _reason(response: HttpResponse) -> str:
+    try:
+        reason = json.loads(response.body)["reason"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return reason if isinstance(reason, str) and reason.isalnum() and len(reason) < 64 else ""
+
+
+def judge(answer: HttpResult) -> Result:
+    """What an answer of APNs means (Apple, "Handling notification responses from APNs")."""
+    if isinstance(answer, HttpFailure):
+        return Retry(str(answer), Scope.PROVIDER if answer.unreachable else Scope.TOKEN)
+    status, reason = answer.status, _reason(answer)
+    if status == 200:
+        return Accepted()
+    dead = _DEAD.get((status, reason))
+    if dead is not None:
+        return Dead(dead)
+    what = f"{status} {reason}".rstrip()
+    if reason in _RENEW or status in {410, 429} or status >= 500:
+        return Retry(what, Scope.TOKEN, _retry_after(answer))
+    return Permanent(what)
+
+
+def _retry_after(response: HttpResponse) -> float | None:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdigit() and len(value) < 8 else None

@@ -1,0 +1,300 @@
+"""The dispatcher: one push in flight per token, many tokens at once; what is due is durable in the store.
+
+What arrives for a token while its push is in flight or waits for a retry goes out in its next push.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
+from ntf_server.store.base import DeadToken, Delivered, Due, Outcome, Push, PushKind, Store, StoreError
+from smp_bridge.ntf import Provider
+
+log = logging.getLogger(__name__)
+
+_LOAD: Final = 100  # pushes read from the store at once
+_REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherConfig:
+    """Seconds, and `in_flight`: pushes that one provider may have under way."""
+
+    in_flight: int = 1000
+    min_backoff: float = 1.0
+    max_backoff: float = 300.0
+    permanent_backoff: float = 600.0
+    store_backoff: float = 1.0
+
+
+class _Due:
+    """A token that has something due: queued, busy (loaded or in flight) or waiting for a retry."""
+
+    __slots__ = ("again", "attempts", "busy", "lane", "queued", "timer", "token", "urgent")
+
+    def __init__(self, token: int, lane: "_Lane") -> None:
+        self.token = token
+        self.lane = lane
+        self.queued = False
+        self.busy = False
+        self.again = False
+        self.urgent = False
+        self.attempts = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Lane:
+    """One provider: its queue, its pushes in flight, and its pause after trouble."""
+
+    def __init__(self, name: Provider, provider: PushProvider) -> None:
+        self.name = name
+        self.provider = provider
+        self.urgent: deque[_Due] = deque()
+        self.normal: deque[_Due] = deque()
+        self.in_flight = 0
+        self.attempts = 0
+        self.paused = False
+        self.wake = asyncio.Event()
+
+    def push_back(self, due: _Due) -> None:
+        """Queue it; verifications go first. It may stand in a queue already: `take` takes it once."""
+        due.queued = True
+        (self.urgent if due.urgent else self.normal).append(due)
+        self.wake.set()
+
+    def take(self, limit: int) -> list[_Due]:
+        """Up to `limit` queued tokens, which become busy."""
+        out: list[_Due] = []
+        while len(out) < limit and (self.urgent or self.normal):
+            due = (self.urgent or self.normal).popleft()
+            if due.queued and due.lane is self:
+                due.queued, due.busy, due.again, due.urgent = False, True, False, False
+                out.append(due)
+        return out
+
+
+class Dispatcher:
+    """Takes what is due, has it pushed, records what came of it. `start` it in a running loop; `close` it."""
+
+    def __init__(
+        self,
+        store: Store,
+        providers: Mapping[Provider, PushProvider],
+        config: DispatcherConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._config = config or DispatcherConfig()
+        self._clock = clock
+        self._rng = rng
+        self._lanes = {name: _Lane(name, provider) for name, provider in providers.items()}
+        self._due: dict[int, _Due] = {}
+        self._results: list[tuple[Push, Result]] = []
+        self._recording: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._logged: dict[str, float] = {}
+        self._idle = asyncio.Event()
+
+    @property
+    def providers(self) -> frozenset[Provider]:
+        """The providers that can be pushed through."""
+        return frozenset(self._lanes)
+
+    async def start(self) -> None:
+        """Take up what an earlier run left due, and begin. Raises StoreError, StoreCorruptError."""
+        left = await self._store.all_due()
+        unknown = {d.provider for d in left} - self.providers
+        if unknown:
+            log.error("pushes wait for providers that are not configured: %s", ", ".join(sorted(unknown)))
+        self.mark(left)
+        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in self._lanes.values()]
+
+    def mark(self, due: Iterable[Due]) -> None:
+        """These tokens have something due in the store."""
+        for item in due:
+            lane = self._lanes.get(item.provider)
+            if lane is not None:
+                self._mark(item.token, lane, urgent=item.kind is PushKind.VERIFICATION)
+
+    def _mark(self, token: int, lane: _Lane, *, urgent: bool) -> None:
+        due = self._due.get(token)
+        if due is None:
+            due = self._due[token] = _Due(token, lane)
+        elif due.busy:
+            due.again = True
+            due.urgent |= urgent
+            return
+        elif not urgent:
+            return  # queued already, or waiting for its retry
+        due.lane = lane
+        due.urgent = urgent
+        self._cancel_timer(due)
+        lane.push_back(due)
+
+    def _cancel_timer(self, due: _Due) -> None:
+        if due.timer is not None:
+            due.timer.cancel()
+            due.timer = None
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Start no more pushes, wait up to `grace` seconds for those in flight, record what came of them."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for due in self._due.values():
+            self._cancel_timer(due)
+        try:
+            async with asyncio.timeout(grace):
+                while self._in_flight():
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d pushes were still in flight: they will be sent again", self._in_flight())
+        if self._recording is not None:
+            await asyncio.wait([self._recording], timeout=1.0)
+
+    def _in_flight(self) -> int:
+        return sum(lane.in_flight for lane in self._lanes.values())
+
+    # --- pushing
+
+    async def _run(self, lane: _Lane) -> None:
+        while True:
+            room = self._config.in_flight - lane.in_flight
+            batch = [] if lane.paused else lane.take(min(room, _LOAD))
+            if not batch:
+                lane.wake.clear()
+                await lane.wake.wait()
+                continue
+            lane.in_flight += len(batch)
+            try:
+                pushes = await self._store.load_pushes([d.token for d in batch], int(self._clock()))
+            except StoreError as e:
+                self._loudly(f"cannot read what is due: {e}")
+                for due in batch:
+                    self._retry(due, self._config.store_backoff)
+                continue
+            self._send(lane, batch, pushes)
+
+    def _send(self, lane: _Lane, batch: list[_Due], pushes: list[Push]) -> None:
+        loaded = {p.token: p for p in pushes}
+        mine: list[Push] = []
+        for due in batch:
+            push = loaded.get(due.token)
+            if push is not None and push.device.provider == lane.name:
+                mine.append(push)
+                continue
+            self._release(due)
+            if push is not None:  # replaced by a token of another provider
+                self.mark([Due(push.token, push.device.provider, push.kind)])
+        if mine:
+            lane.provider.send(mine, self._on_result)
+
+    def _on_result(self, push: Push, result: Result) -> None:
+        self._results.append((push, result))
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record(), name="push outcomes")
+
+    async def _record(self) -> None:
+        while self._results:
+            results, self._results = self._results, []
+            outcomes = [o for o in (self._outcome(p, r) for p, r in results) if o is not None]
+            while outcomes:
+                try:
+                    await self._store.record(outcomes)
+                    break
+                except StoreError as e:
+                    self._loudly(f"cannot record what was pushed: {e}")
+                    await asyncio.sleep(self._config.store_backoff)
+            for push, result in results:
+                self._settle(self._due[push.token], push, result)
+        self._idle.set()
+
+    def _outcome(self, push: Push, result: Result) -> Outcome | None:
+        if isinstance(result, Accepted):
+            return Delivered(push, int(self._clock()), result.notifications)
+        if isinstance(result, Dead):
+            return DeadToken(push, result.reason)
+        return None
+
+    def _settle(self, due: _Due, push: Push, result: Result) -> None:
+        lane = due.lane
+        match result:
+            case Accepted(held):
+                lane.attempts = 0
+                due.attempts = 0
+                left = sum(not n.sent for n in push.notifications) > sum(not n.sent for n in held)
+                due.again |= push.more or left
+                self._release(due)
+            case Dead(reason):
+                log.info("a token of %s is invalid: %s", lane.name, reason)
+                self._release(due)
+            case Retry(reason, scope, after):
+                if scope is Scope.PROVIDER:
+                    self._pause(lane, reason)
+                log.debug("a push through %s is retried: %s", lane.name, reason)
+                self._retry(due, self._backoff(due) if after is None else after)
+            case Permanent(reason):
+                self._loudly(f"{lane.name} refuses pushes for a fault of this server: {reason}")
+                self._retry(due, self._config.permanent_backoff)
+
+    def _release(self, due: _Due) -> None:
+        """No longer busy: queue it again if something came meanwhile, else forget it."""
+        due.lane.in_flight -= 1
+        due.lane.wake.set()
+        due.busy = False
+        if due.again:
+            due.lane.push_back(due)
+        else:
+            del self._due[due.token]
+
+    def _retry(self, due: _Due, delay: float) -> None:
+        due.lane.in_flight -= 1
+        due.lane.wake.set()
+        due.busy = False
+        if due.urgent:  # registered anew meanwhile: that must not wait
+            due.lane.push_back(due)
+            return
+        due.timer = asyncio.get_running_loop().call_later(delay, self._requeue, due)
+
+    def _requeue(self, due: _Due) -> None:
+        due.timer = None
+        due.lane.push_back(due)
+
+    def _backoff(self, due: _Due) -> float:
+        due.attempts += 1
+        return self._delay(due.attempts)
+
+    def _delay(self, attempts: int) -> float:
+        bound = min(self._config.min_backoff * 2.0 ** min(attempts - 1, 30), self._config.max_backoff)
+        return bound * (0.5 + 0.5 * self._rng())
+
+    def _pause(self, lane: _Lane, reason: str) -> None:
+        """The whole provider is in trouble: what is queued waits, instead of failing one by one."""
+        if lane.paused:
+            return
+        lane.attempts += 1
+        delay = min(self._delay(lane.attempts), 30.0)
+        self._loudly(f"{lane.name} cannot be reached: {reason}")
+        lane.paused = True
+        asyncio.get_running_loop().call_later(delay, self._resume, lane)
+
+    def _resume(self, lane: _Lane) -> None:
+        lane.paused = False
+        lane.wake.set()
+
+    def _loudly(self, message: str) -> None:
+        """Log an error, once a minute for the same trouble."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._logged.get(message, 0.0):
+            self._logged[message] = now + _REPEAT_LOG
+            log.error("%s", message)

@@ -1,0 +1,333 @@
+"""One HTTP engine for all push providers: libcurl's multi interface, its loop in a thread of its own.
+
+Requests are multiplexed over few HTTP/2 connections (RFC 9113) with prior knowledge; every request has a deadline.
+"""
+
+import asyncio
+import contextlib
+import os
+import queue
+import selectors
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pycurl
+
+_MAX_RESPONSE: Final = 64 * 1024
+_CA_FILES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/cert.pem",  # macOS, BSD
+)
+
+
+def default_ca_file() -> str | None:
+    """The system's CA bundle, which libcurl of the wheel does not know."""
+    known = (ssl.get_default_verify_paths().cafile, *_CA_FILES)
+    return next((f for f in known if f and Path(f).is_file()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go and how the peer is checked: `ca_file` is a PEM bundle."""
+
+    url: str
+    ca_file: str
+    connect_timeout: float = 10.0
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A POST; `path` is appended to the endpoint's URL, and is secret, since it may hold a device token."""
+
+    endpoint: Endpoint
+    path: str = field(repr=False)
+    headers: tuple[str, ...] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """An answer; header names are lower-case."""
+
+    status: int
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFailure:
+    """No answer: libcurl's error number and its name. `timeout`: the deadline passed."""
+
+    code: int
+    timeout: bool
+
+    @property
+    def unreachable(self) -> bool:
+        """No connection to the peer could be made at all."""
+        return self.code in _UNREACHABLE
+
+    def __str__(self) -> str:
+        return _NAMES.get(self.code, f"libcurl error {self.code}")
+
+
+_NAMES: Final = {
+    pycurl.E_COULDNT_RESOLVE_HOST: "host name not resolved",
+    pycurl.E_COULDNT_CONNECT: "connection refused",
+    pycurl.E_OPERATION_TIMEDOUT: "timed out",
+    pycurl.E_SSL_CONNECT_ERROR: "TLS handshake failed",
+    pycurl.E_PEER_FAILED_VERIFICATION: "certificate not trusted",
+    pycurl.E_SSL_CACERT_BADFILE: "CA file not readable",
+    pycurl.E_HTTP2: "HTTP/2 error",
+    92: "HTTP/2 stream reset",  # CURLE_HTTP2_STREAM, which pycurl does not name
+    pycurl.E_RECV_ERROR: "connection lost while receiving",
+    pycurl.E_SEND_ERROR: "connection lost while sending",
+    pycurl.E_GOT_NOTHING: "connection closed without an answer",
+    pycurl.E_PARTIAL_FILE: "answer cut short",
+}
+
+_UNREACHABLE: Final = frozenset(
+    [
+        pycurl.E_COULDNT_RESOLVE_HOST,
+        pycurl.E_COULDNT_CONNECT,
+        pycurl.E_SSL_CONNECT_ERROR,
+        pycurl.E_PEER_FAILED_VERIFICATION,
+        pycurl.E_SSL_CACERT_BADFILE,
+    ]
+)
+
+HttpResult = HttpResponse | HttpFailure
+Done = Callable[[HttpResult], None]
+
+
+class _Transfer:
+    """A reusable easy handle and what it collects."""
+
+    def __init__(self) -> None:
+        self.curl = pycurl.Curl()
+        self.done: Done | None = None
+        self.generation: _Generation | None = None
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+        self._endpoint: Endpoint | None = None
+        c = self.curl
+        c.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
+        c.setopt(pycurl.POST, 1)
+        c.setopt(pycurl.NOSIGNAL, 1)
+        c.setopt(pycurl.PIPEWAIT, 1)
+        c.setopt(pycurl.NOPROGRESS, 1)
+        c.setopt(pycurl.PROXY, "")  # not what the environment happens to say
+        c.setopt(pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2)
+        c.setopt(pycurl.TCP_KEEPALIVE, 1)
+        c.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        c.setopt(pycurl.HEADERFUNCTION, self._on_header)
+
+    def prepare(self, request: HttpRequest, done: Done) -> None:
+        """Set what differs from the last request."""
+        self.done = done
+        self._headers = {}
+        self._body.clear()
+        c = self.curl
+        if request.endpoint is not self._endpoint:
+            self._endpoint = e = request.endpoint
+            c.setopt(pycurl.CAINFO, e.ca_file)
+            c.setopt(pycurl.CONNECTTIMEOUT_MS, round(e.connect_timeout * 1000))
+            c.setopt(pycurl.TIMEOUT_MS, round(e.timeout * 1000))
+        c.setopt(pycurl.URL, request.endpoint.url + request.path)
+        c.setopt(pycurl.HTTPHEADER, list(request.headers))
+        c.setopt(pycurl.POSTFIELDS, request.body)
+
+    def _on_header(self, line: bytes) -> None:
+        name, colon, value = line.decode("latin-1").partition(":")
+        if colon:
+            self._headers[name.lower()] = value.strip()
+
+    def _on_body(self, data: bytes) -> int | None:
+        self._body += data
+        return None if len(self._body) <= _MAX_RESPONSE else -1
+
+    def result(self, code: int) -> HttpResult:
+        """What came of it; an error after a whole status line and body counts as the answer that it is."""
+        if code:
+            return HttpFailure(code, code == pycurl.E_OPERATION_TIMEDOUT)
+        return HttpResponse(self.curl.getinfo(pycurl.RESPONSE_CODE), self._headers, bytes(self._body))
+
+
+class _Generation:
+    """A multi handle with its connections. One that went silent is replaced; its transfers run out on it."""
+
+    def __init__(self, selector: selectors.BaseSelector, connections: int, streams: int) -> None:
+        self.running = 0
+        self.deadline: float | None = None
+        self._selector = selector
+        self.multi = pycurl.CurlMulti()
+        m = self.multi
+        m.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
+        m.setopt(pycurl.M_MAX_HOST_CONNECTIONS, connections)
+        m.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, streams)
+        m.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        m.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+
+    def _on_socket(self, what: int, fd: int, _multi: Any, _data: Any) -> None:
+        known = fd in self._selector.get_map()
+        if what == pycurl.POLL_REMOVE:
+            if known:
+                self._selector.unregister(fd)
+            return
+        events = 0
+        if what in {pycurl.POLL_IN, pycurl.POLL_INOUT}:
+            events |= selectors.EVENT_READ
+        if what in {pycurl.POLL_OUT, pycurl.POLL_INOUT}:
+            events |= selectors.EVENT_WRITE
+        if known:
+            self._selector.modify(fd, events, self)
+        else:
+            self._selector.register(fd, events, self)
+
+    def _on_timer(self, milliseconds: int) -> None:
+        self.deadline = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+
+    def act(self, fd: int, mask: int) -> None:
+        """Let libcurl do what a socket or its timer asks for."""
+        flags = 0
+        if mask & selectors.EVENT_READ:
+            flags |= pycurl.CSELECT_IN
+        if mask & selectors.EVENT_WRITE:
+            flags |= pycurl.CSELECT_OUT
+        self.multi.socket_action(fd, flags)
+
+    def expire(self, now: float) -> None:
+        """Run the timer if its time has come."""
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            self.multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+
+    def finished(self) -> list[tuple[Any, int]]:
+        """(easy handle, error code) of transfers that are over."""
+        out: list[tuple[Any, int]] = []
+        more = 1
+        while more:
+            more, good, bad = self.multi.info_read()
+            out += [(curl, 0) for curl in good]
+            out += [(curl, code) for curl, code, _ in bad]
+        return out
+
+
+class HttpEngine:
+    """Sends requests from an asyncio loop. `start` needs a running loop; `close` ends the thread."""
+
+    def __init__(self, *, connections: int = 2, streams: int = 1000) -> None:
+        self._limits = connections, streams
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[tuple[HttpRequest, Done]] = queue.SimpleQueue()
+        self._selector = selectors.DefaultSelector()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
+        self._closing = False
+        self._idle: list[_Transfer] = []
+        self._busy: dict[Any, _Transfer] = {}
+        self._generations: list[_Generation] = []
+        self._thread = threading.Thread(target=self._run, name="push", daemon=True)
+        self._thread.start()
+
+    def send(self, requests: Sequence[tuple[HttpRequest, Done]]) -> None:
+        """Start requests; each `done` is called once, in the loop, with an HttpResponse or an HttpFailure."""
+        for item in requests:
+            self._queue.put(item)
+        os.eventfd_write(self._wake_fd, 1)
+
+    async def close(self) -> None:
+        """Give up what is in flight (its `done` is not called) and close all connections."""
+        self._closing = True
+        os.eventfd_write(self._wake_fd, 1)
+        await asyncio.to_thread(self._thread.join)
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            self._generations.append(_Generation(self._selector, *self._limits))
+            while not self._closing:
+                self._turn()
+        finally:
+            for curl in list(self._busy):
+                self._release(curl)
+            for generation in self._generations:
+                generation.multi.close()
+            self._selector.close()
+            os.close(self._wake_fd)
+
+    def _turn(self) -> None:
+        for key, mask in self._selector.select(self._wait()):
+            if key.data is None:
+                os.eventfd_read(self._wake_fd)
+            else:
+                key.data.act(key.fd, mask)
+        results = self._start_queued()
+        now = time.monotonic()
+        for generation in list(self._generations):
+            generation.expire(now)
+            results += self._collect(generation)
+        if results:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_report, results)
+
+    def _wait(self) -> float | None:
+        deadlines = [g.deadline for g in self._generations if g.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _start_queued(self) -> list[tuple[Done, HttpResult]]:
+        """Gives those that libcurl refused at once."""
+        refused: list[tuple[Done, HttpResult]] = []
+        generation = self._generations[-1]
+        while True:
+            try:
+                request, done = self._queue.get_nowait()
+            except queue.Empty:
+                return refused
+            transfer = self._idle.pop() if self._idle else _Transfer()
+            try:
+                transfer.prepare(request, done)
+                generation.multi.add_handle(transfer.curl)
+            except pycurl.error as e:
+                refused.append((done, HttpFailure(int(e.args[0]), timeout=False)))
+                continue
+            transfer.generation = generation
+            self._busy[transfer.curl] = transfer
+            generation.running += 1
+
+    def _collect(self, generation: _Generation) -> list[tuple[Done, HttpResult]]:
+        results: list[tuple[Done, HttpResult]] = []
+        for curl, code in generation.finished():
+            transfer = self._busy[curl]
+            assert transfer.done is not None
+            result = transfer.result(code)
+            results.append((transfer.done, result))
+            self._release(curl)
+            self._idle.append(transfer)
+            if isinstance(result, HttpFailure) and result.timeout and generation is self._generations[-1]:
+                # Silence may be a dead connection: libcurl would go on using it.
+                self._generations.append(_Generation(self._selector, *self._limits))
+        if generation.running == 0 and generation is not self._generations[-1]:
+            generation.multi.close()
+            self._generations.remove(generation)
+        return results
+
+    def _release(self, curl: Any) -> None:
+        transfer = self._busy.pop(curl)
+        transfer.done = None
+        assert transfer.generation is not None
+        transfer.generation.running -= 1
+        transfer.generation.multi.remove_handle(curl)
+        transfer.generation = None
+
+
+def _report(results: Sequence[tuple[Done, HttpResult]]) -> None:
+    for done, result in results:
+        done(result)

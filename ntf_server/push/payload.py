@@ -1,0 +1,63 @@
+"""What reaches the device (wire.md, section 8): encrypted, of one size per kind, within the provider's limit."""
+
+import base64
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from ntf_server.store.base import Push, PushKind, StoredNotification
+from smp_bridge import crypto
+from smp_bridge.encoding import NONCE_SIZE
+from smp_bridge.ntf import Entry
+
+APNS_LIMIT: Final = 4096  # bytes of a body
+
+_BACKGROUND: Final = b'{"aps":{"content-available":1},"notificationData":'
+_ALERT: Final = (
+    b'{"aps":{"mutable-content":1,"alert":"Encrypted message or another app event",'
+    b'"category":"NTF_CAT_CHECK_MESSAGE"},"notificationData":'
+)
+_NONCE: Final = b'{"nonce":"'
+_CHECK: Final = _BACKGROUND + b'{"checkMessages":true}}'
+
+
+def _largest_padded(limit: int) -> int:
+    """Largest padded plaintext whose body is no longer than `limit`."""
+    fixed = len(_ALERT) + len(_NONCE) + NONCE_SIZE * 4 // 3 + len(b'","verification":"') + len(b'"}}')
+    return (limit - fixed) // 4 * 3 - crypto.TAG_SIZE
+
+
+PADDED_SIZE: Final = _largest_padded(APNS_LIMIT)  # the one size of all plaintexts
+
+
+def entries(stored: Sequence[StoredNotification], size: int = PADDED_SIZE) -> tuple[bytes, list[StoredNotification]]:
+    """(the plaintext of a messages push, what it holds), oldest first, at most `size` - 2 bytes.
+
+    What does not fit is left out: first what was sent before, then the newest, which go out in the next push.
+    """
+    kept = [(n, _entry(n)) for n in stored]
+    while len(kept) > 1 and sum(len(entry) + 1 for _, entry in kept) - 1 > size - 2:
+        kept.remove(next((item for item in kept if item[0].sent), kept[-1]))
+    return b";".join(entry for _, entry in kept), [n for n, _ in kept]
+
+
+def _entry(stored: StoredNotification) -> bytes:
+    n = stored.notification
+    return Entry(str(stored.server), n.notifier_id, n.received_at, n.nonce, n.meta).encode()
+
+
+def apns_body(push: Push) -> tuple[bytes, tuple[StoredNotification, ...]]:
+    """(JSON body, notifications that it holds). Raises ValueError if a single notification does not fit."""
+    if push.kind is PushKind.CHECK:
+        return _CHECK, ()
+    if push.kind is PushKind.VERIFICATION:
+        return _BACKGROUND + _sealed(push.secret, b"verification", push.code), ()
+    plain, held = entries(push.notifications)
+    return _ALERT + _sealed(push.secret, b"message", plain), tuple(held)
+
+
+def _sealed(secret: bytes, name: bytes, plain: bytes) -> bytes:
+    nonce = os.urandom(NONCE_SIZE)
+    sealed = crypto.box(secret, nonce, crypto.pad(plain, PADDED_SIZE))
+    b64 = base64.urlsafe_b64encode
+    return _NONCE + b64(nonce) + b'","' + name + b'":"' + b64(sealed) + b'"}}'

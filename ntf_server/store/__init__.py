@@ -1,0 +1,1 @@
+"""What the relay keeps: one protocol (`base`), and its engines."""

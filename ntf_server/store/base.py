@@ -1,0 +1,270 @@
+"""What is kept and how it is asked for: records, and the protocol that every engine implements.
+
+Times are Unix seconds. A `ref` is the engine's own small key of a record, never sent to anyone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+
+MAX_ENTRIES = 6  # notifications in one push (wire.md, section 8)
+
+ALIVE = frozenset([TokenStatus.REGISTERED, TokenStatus.CONFIRMED, TokenStatus.ACTIVE])
+SUBSCRIBABLE = frozenset([TokenStatus.ACTIVE, TokenStatus.INVALID, TokenStatus.EXPIRED])
+WANTED = (SubscriptionStatus.NEW, SubscriptionStatus.PENDING, SubscriptionStatus.ACTIVE)
+
+
+class StoreError(Exception):
+    """The engine could not do it now (disk full, busy): it may be tried again."""
+
+
+class StoreCorruptError(Exception):
+    """What is stored cannot be trusted; an operator has to restore it. The text says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A registered device token. Keys: `verify_key` DER, the X25519 ones raw, `secret` the DH secret of pushes."""
+
+    ref: int
+    token_id: bytes = field(repr=False)
+    device: DeviceToken
+    verify_key: bytes = field(repr=False)
+    client_dh: bytes = field(repr=False)
+    server_dh: bytes = field(repr=False)
+    secret: bytes = field(repr=False)
+    code: bytes = field(repr=False)
+    status: TokenStatus
+    reason: InvalidReason | None
+    period: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """What TNEW creates."""
+
+    token_id: bytes = field(repr=False)
+    device: DeviceToken
+    verify_key: bytes = field(repr=False)
+    client_dh: bytes = field(repr=False)
+    server_dh: bytes = field(repr=False)
+    secret: bytes = field(repr=False)
+    code: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscribed queue. `session`: the server session in which it was confirmed, 0 if in none yet."""
+
+    ref: int
+    subscription_id: bytes = field(repr=False)
+    server: ServerAddress
+    notifier_id: bytes = field(repr=False)
+    notifier_key: bytes = field(repr=False)
+    status: SubscriptionStatus
+    error: str
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSubscription:
+    """What SNEW creates; `notifier_key` is DER PKCS#8."""
+
+    subscription_id: bytes = field(repr=False)
+    server: ServerAddress
+    notifier_id: bytes = field(repr=False)
+    notifier_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What SNEW came to: `created` is False when the token had this subscription already."""
+
+    ref: int
+    subscription_id: bytes = field(repr=False)
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """An NMSG as it arrived."""
+
+    notifier_id: bytes = field(repr=False)
+    received_at: int
+    nonce: bytes = field(repr=False)
+    meta: bytes = field(repr=False)
+
+
+class PushKind(IntEnum):
+    """What a push says; the lower goes first."""
+
+    VERIFICATION = 0
+    MESSAGES = 1
+    CHECK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A token that has something to be pushed, and where."""
+
+    token: int
+    provider: Provider
+    kind: PushKind
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNotification:
+    """The newest notification of a queue; `seq` grows with every arrival, so that a newer one is told apart."""
+
+    subscription: int
+    seq: int
+    sent: bool
+    server: ServerAddress
+    notification: Notification
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What is to be pushed to a token now.
+
+    `registration` tells this code and device token from later ones; `notifications`: oldest first;
+    `more`: others wait behind them.
+    """
+
+    token: int
+    registration: int
+    device: DeviceToken
+    secret: bytes = field(repr=False)
+    kind: PushKind
+    since: int
+    code: bytes = field(default=b"", repr=False)
+    notifications: tuple[StoredNotification, ...] = ()
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The provider took the push. `notifications` are those that it held."""
+
+    push: Push
+    at: int
+    notifications: tuple[StoredNotification, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadToken:
+    """The provider says that the token is no longer valid."""
+
+    push: Push
+    reason: InvalidReason
+
+
+Outcome = Delivered | DeadToken
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What came of an NSUB in the current session."""
+
+    ref: int
+    status: SubscriptionStatus
+    error: str = ""
+
+
+class Store(Protocol):
+    """All methods raise StoreError or StoreCorruptError; what they write is durable when they return."""
+
+    async def register_token(self, new: NewToken, now: int) -> Token | None:
+        """TNEW: create, or find the same registration and revive it; its verification becomes due.
+
+        None if the registration exists with another client DH key.
+        """
+        ...
+
+    async def find_token(self, token_id: bytes) -> Token | None:
+        """A token by its id."""
+        ...
+
+    async def verify_token(self, ref: int, code: bytes) -> list[Due] | None:
+        """TVFY: None for a wrong code or status; else ACTIVE, other registrations deleted; gives what is now due."""
+        ...
+
+    async def replace_token(self, ref: int, device: DeviceToken, code: bytes, now: int) -> bool:
+        """TRPL: another device token and code, REGISTERED, verification due; False if the token is gone."""
+        ...
+
+    async def delete_token(self, ref: int) -> None:
+        """TDEL: with all its subscriptions."""
+        ...
+
+    async def set_period(self, ref: int, minutes: int, now: int) -> None:
+        """TCRN: the first period begins now, unless one of this length runs."""
+        ...
+
+    async def due_checks(self, now: int) -> list[Due]:
+        """Mark the tokens whose period is over; gives the newly marked."""
+        ...
+
+    async def add_subscription(self, token: int, new: NewSubscription, now: int) -> Added | None:
+        """SNEW: None if the queue is another token's or was subscribed with another key."""
+        ...
+
+    async def find_subscription(self, subscription_id: bytes) -> tuple[Token, Subscription] | None:
+        """A subscription by its id, and its token."""
+        ...
+
+    async def delete_subscription(self, ref: int) -> None:
+        """SDEL."""
+        ...
+
+    async def servers(self) -> list[ServerAddress]:
+        """SMP servers that have subscriptions to keep active."""
+        ...
+
+    async def is_wanted(self, server: ServerAddress) -> bool:
+        """Whether the server has any of them."""
+        ...
+
+    async def new_session(self, server: ServerAddress) -> int:
+        """Number of a new session with the server, never used before."""
+        ...
+
+    async def unconfirmed(
+        self, server: ServerAddress, session: int, after: int, limit: int
+    ) -> list[tuple[int, bytes, bytes]]:
+        """(ref, notifier id, notifier key DER) to be subscribed in this session, by growing ref after `after`."""
+        ...
+
+    async def confirm(self, server: ServerAddress, session: int, results: Sequence[Confirmed]) -> None:
+        """Answers to NSUBs of this session."""
+        ...
+
+    async def end_subscriptions(
+        self, server: ServerAddress, notifier_ids: Sequence[bytes], status: SubscriptionStatus
+    ) -> None:
+        """END and DELD."""
+        ...
+
+    async def notify(self, server: ServerAddress, notifications: Sequence[Notification]) -> list[Due]:
+        """NMSGs of a block: each becomes its queue's newest; gives the tokens that have to be pushed to."""
+        ...
+
+    async def all_due(self) -> list[Due]:
+        """After a restart: everything that was not delivered."""
+        ...
+
+    async def load_pushes(self, tokens: Sequence[int], now: int) -> list[Push]:
+        """What is to be pushed to these tokens now; tokens that have nothing are left out."""
+        ...
+
+    async def record(self, outcomes: Sequence[Outcome]) -> None:
+        """What came of pushes."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was asked and close."""
+        ...

@@ -1,0 +1,195 @@
+"""An SQLite file with one thread that owns it: operations of many callers share a commit (group commit)."""
+
+import asyncio
+import fcntl
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from ntf_server.store.base import StoreCorruptError, StoreError
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+APPLICATION_ID: Final = 0x4E544652  # "NTFR"
+_MAX_GROUP: Final = 512
+_CHECK_BELOW: Final = 64 * 2**20  # bytes of a file that is checked whole at start
+_CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _corrupt(path: Path, what: object) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"{path}: the database is corrupt ({what}); it was not changed: stop the server, move the file and its -wal"
+        " away, restore a backup (or `sqlite3 FILE .recover`), then start again"
+    )
+
+
+class Database:
+    """Open with `Database.open`; `run` operations from any asyncio task of one loop; `close` at the end."""
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, lock: Any, on_corrupt: Callable[[StoreCorruptError], None]
+    ) -> None:
+        self._path = path
+        self._on_corrupt = on_corrupt
+        self._connection = connection
+        self._lock = lock
+        self._queue: queue.SimpleQueue[tuple[Operation[Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, path: Path, migrations: Sequence[str], on_corrupt: Callable[[StoreCorruptError], None]) -> "Database":
+        """Open or create the file and bring its schema up to date; `on_corrupt` is called in the loop, later.
+
+        Raises StoreCorruptError (also for another program's file), StoreError (in use, no permission, newer schema).
+        """
+        lock = _lock(path)
+        try:
+            return cls(path, _connect(path, migrations), lock, on_corrupt)
+        except BaseException:
+            lock.close()
+            raise
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Do it in a transaction; what it wrote is durable when this returns. Operations keep their order.
+
+        Raises StoreError, StoreCorruptError.
+        """
+        if self._closed:
+            raise StoreError("the store is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put((operation, future))
+        return await future
+
+    async def close(self) -> None:
+        """Finish what was asked and close the file."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
+        self._lock.close()
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            group = [self._queue.get()]
+            while len(group) < _MAX_GROUP:
+                try:
+                    group.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            more = None not in group
+            items = [item for item in group if item is not None]
+            results = self._commit(items)
+            self._loop.call_soon_threadsafe(_resolve, results)
+
+    def _commit(
+        self, items: Sequence[tuple[Operation[Any], asyncio.Future[Any]]]
+    ) -> list[tuple[asyncio.Future[Any], Any, Exception | None]]:
+        try:
+            values = self._transaction([operation for operation, _ in items])
+            return [(future, value, None) for (_, future), value in zip(items, values, strict=True)]
+        except Exception as e:
+            if len(items) == 1:
+                return [(items[0][1], None, self._translate(e))]
+        # One of them failed: each alone, so that the others do not suffer.
+        return [result for item in items for result in self._commit([item])]
+
+    def _transaction(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            values = [operation(connection) for operation in operations]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return values
+
+    def _translate(self, e: Exception) -> Exception:
+        if not isinstance(e, sqlite3.Error):
+            return e
+        if getattr(e, "sqlite_errorcode", 0) & 0xFF not in _CORRUPT:
+            return StoreError(f"{self._path}: {e}")
+        corrupt = _corrupt(self._path, e)
+        self._loop.call_soon_threadsafe(self._on_corrupt, corrupt)
+        return corrupt
+
+
+def _resolve(results: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, value, error in results:
+        if future.cancelled():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+
+def _lock(path: Path) -> Any:
+    """One process a file: two relays on it would push everything twice."""
+    try:
+        file = path.with_name(path.name + ".lock").open("w")
+    except OSError as e:
+        raise StoreError(f"{path}: cannot create the database there: {e.strerror}") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        raise StoreError(f"{path}: another ntf-server uses this database") from e
+    return file
+
+
+def _connect(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+    try:
+        path.touch(mode=0o600)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
+    except (OSError, sqlite3.Error) as e:
+        raise StoreError(f"{path}: cannot open the database: {e}") from e
+    try:
+        _check(path, connection, len(migrations))
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA busy_timeout = 5000")
+        _migrate(connection, migrations)
+    except sqlite3.Error as e:
+        connection.close()
+        code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+        raise _corrupt(path, e) if code in _CORRUPT else StoreError(f"{path}: {e}") from e
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(path: Path, connection: sqlite3.Connection, newest: int) -> None:
+    """Refuse what is not ours, is damaged, or is newer than this program."""
+    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    [application] = connection.execute("PRAGMA application_id").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise StoreCorruptError(f"{path}: this is the database of another program; set [store] url to a new file")
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    if version > newest:
+        raise StoreError(f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay")
+    if path.stat().st_size < _CHECK_BELOW:
+        [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if result != "ok":
+            raise _corrupt(path, result)
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(migrations[version:], version + 1):
+        connection.executescript(
+            f"BEGIN;\n{script}\nPRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {number};\nCOMMIT;"
+        )

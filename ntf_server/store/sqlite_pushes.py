@@ -1,0 +1,102 @@
+"""Pushes in the SQLite store: what a token is to be sent, and what came of it. Run inside a transaction."""
+
+import sqlite3
+from typing import Any, Final
+
+from ntf_server.store.base import MAX_ENTRIES, DeadToken, Delivered, Notification, Push, PushKind, StoredNotification
+from smp_bridge.address import ServerAddress
+from smp_bridge.encoding import Reader
+from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
+
+_NOTIFICATIONS: Final = (
+    "SELECT n.subscription, n.seq, n.sent, v.address, s.notifier_id, n.received_at, n.nonce, n.meta"
+    " FROM notifications n JOIN subscriptions s ON s.ref = n.subscription JOIN servers v ON v.ref = s.server"
+)
+_SAME_REGISTRATION: Final = "ref = ? AND registration = ?"
+
+
+def _notification(row: tuple[Any, ...]) -> StoredNotification:
+    subscription, seq, sent, address, notifier_id, received_at, nonce, meta = row
+    notification = Notification(notifier_id, received_at, nonce, meta)
+    return StoredNotification(subscription, seq, bool(sent), ServerAddress.parse(Reader(address), "smp"), notification)
+
+
+def load_push(c: sqlite3.Connection, ref: int, now: int, *, message_ttl: int, verification_ttl: int) -> Push | None:
+    """What is to be pushed to the token `ref` now, if anything: a verification, else messages, else a check."""
+    row = c.execute(
+        "SELECT provider, device_token, secret, registration, code, status, verification_due, check_due"
+        " FROM tokens WHERE ref = ?",
+        (ref,),
+    ).fetchone()
+    if row is None:
+        return None
+    provider, device_token, secret, registration, code, status, verification_due, check_due = row
+    device = DeviceToken(Provider(provider), device_token)
+    if verification_due is not None:
+        if verification_due > now - verification_ttl:
+            return Push(ref, registration, device, secret, PushKind.VERIFICATION, verification_due, code)
+        c.execute("UPDATE tokens SET verification_due = NULL WHERE ref = ?", (ref,))
+    if status != TokenStatus.ACTIVE:
+        return None
+    unsent = _unsent(c, ref, now - message_ttl)
+    if unsent:
+        chosen = unsent[:MAX_ENTRIES]
+        room = MAX_ENTRIES - len(chosen)
+        earlier = _sent_before(c, ref, room) if room else []
+        ordered = sorted(earlier + chosen, key=lambda n: n.seq)
+        since = chosen[0].notification.received_at
+        more = len(unsent) > MAX_ENTRIES
+        return Push(
+            ref, registration, device, secret, PushKind.MESSAGES, since, notifications=tuple(ordered), more=more
+        )
+    if check_due is not None:
+        return Push(ref, registration, device, secret, PushKind.CHECK, check_due)
+    return None
+
+
+def _unsent(c: sqlite3.Connection, ref: int, oldest: int) -> list[StoredNotification]:
+    """Up to MAX_ENTRIES + 1, oldest first; those over their time to live are given up here."""
+    while True:
+        rows = c.execute(
+            f"{_NOTIFICATIONS} WHERE n.token = ? AND n.sent = 0 ORDER BY n.seq LIMIT ?", (ref, MAX_ENTRIES + 1)
+        ).fetchall()
+        found = [_notification(row) for row in rows]
+        if not found or found[0].notification.received_at > oldest:
+            return found
+        c.execute("UPDATE notifications SET sent = 1 WHERE token = ? AND sent = 0 AND received_at <= ?", (ref, oldest))
+
+
+def _sent_before(c: sqlite3.Connection, ref: int, count: int) -> list[StoredNotification]:
+    """The newest that were sent already: they ride along, since providers coalesce and drop pushes."""
+    rows = c.execute(f"{_NOTIFICATIONS} WHERE n.token = ? AND n.sent = 1 ORDER BY n.seq DESC LIMIT ?", (ref, count))
+    return [_notification(row) for row in rows]
+
+
+def record_delivered(c: sqlite3.Connection, outcome: Delivered) -> None:
+    """The provider took it: what it held is sent, unless something newer replaced it."""
+    push = outcome.push
+    same = (push.token, push.registration)
+    if push.kind is PushKind.VERIFICATION:
+        c.execute(
+            "UPDATE tokens SET verification_due = NULL, status = iif(status = 'REGISTERED', 'CONFIRMED', status)"
+            f" WHERE {_SAME_REGISTRATION}",
+            same,
+        )
+    elif push.kind is PushKind.CHECK:
+        c.execute(f"UPDATE tokens SET check_due = NULL, period_at = ? WHERE {_SAME_REGISTRATION}", (outcome.at, *same))
+    else:
+        # A newer notification of the same queue has another seq, and stays unsent.
+        c.executemany(
+            "UPDATE notifications SET sent = 1 WHERE subscription = ? AND seq = ? AND sent = 0",
+            [(n.subscription, n.seq) for n in outcome.notifications if not n.sent],
+        )
+
+
+def record_dead(c: sqlite3.Connection, outcome: DeadToken) -> None:
+    """INVALID with its reason, unless the token was registered anew or replaced meanwhile."""
+    push = outcome.push
+    c.execute(
+        "UPDATE tokens SET status = 'INVALID', reason = ?, verification_due = NULL, check_due = NULL"
+        f" WHERE {_SAME_REGISTRATION}",
+        (outcome.reason, push.token, push.registration),
+    )

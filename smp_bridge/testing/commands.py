@@ -1,0 +1,216 @@
+"""What each SMP command does to the queues: credentials, authorization, answers (wire.md, sections 5 and 7)."""
+
+from typing import Final
+
+from smp_bridge import crypto, smp
+from smp_bridge.encoding import ParseError
+from smp_bridge.testing.queues import Notifier, Queue, Queues, Subscriber
+from smp_bridge.transmission import (
+    ERR_AUTH,
+    ERR_HAS_AUTH,
+    ERR_NO_AUTH,
+    ERR_PROHIBITED,
+    ERR_QUOTA,
+    ERR_SERVICE,
+    ERR_SYNTAX,
+    ERR_UNKNOWN,
+    Err,
+    Message,
+    Session,
+    Transmission,
+    UnknownTagError,
+    verify_transmission,
+)
+
+_ERR_CRYPTO: Final = Err("CRYPTO")
+_ERR_LARGE_MSG: Final = Err("LARGE_MSG")
+_ERR_NO_ENTITY: Final = Err("CMD", "NO_ENTITY")
+_ERR_NO_MSG: Final = Err("NO_MSG")
+_NOT_SERVED: Final = (smp.NSubs,)
+
+
+def max_message_size(version: int) -> int:
+    """Bytes of the largest message body that a sender may send."""
+    if version >= smp.BLOCK_ENCRYPTION:
+        return 16048
+    return 16064 if version >= 8 else 16088
+
+
+class SessionState:
+    """A session as commands see it: what it subscribes, and which queues it takes messages from by GET."""
+
+    def __init__(self, session: Session, events: Subscriber) -> None:
+        self.session = session
+        self._events = events
+        self._subscribed: set[Queue | Notifier] = set()
+        self.got: set[Queue] = set()
+
+    def holds(self, entity: Queue | Notifier) -> bool:
+        """Whether this session is the subscriber."""
+        return entity.subscriber is self._events
+
+    def subscribe(self, entity: Queue | Notifier) -> None:
+        """Become the subscriber; another session that was it gets END."""
+        if entity.subscriber is not None and not self.holds(entity):
+            entity_id = entity.recipient_id if isinstance(entity, Queue) else entity.notifier_id
+            entity.subscriber.push(entity_id, smp.End())
+        entity.subscriber = self._events
+        self._subscribed.add(entity)
+
+    def unsubscribe(self, entity: Queue | Notifier) -> None:
+        """Stop being the subscriber, if this session is it."""
+        self._subscribed.discard(entity)
+        if self.holds(entity):
+            entity.subscriber = None
+
+    def unsubscribe_all(self) -> None:
+        """The session ended."""
+        for entity in list(self._subscribed):
+            self.unsubscribe(entity)
+
+    def push(self, notifier: Notifier) -> None:
+        """Send the notification that waited for this notifier, if any."""
+        event, notifier.pending = notifier.pending, None
+        if event is not None:
+            self._events.push(notifier.notifier_id, event)
+
+
+def parse(session: Session, t: Transmission) -> Message:
+    """The command of a transmission with the right credentials, not yet authorized; or the error to answer."""
+    try:
+        command = smp.parse_command(t.command, session.version)
+    except UnknownTagError:
+        return ERR_UNKNOWN
+    except ParseError:
+        return ERR_SYNTAX
+    if isinstance(command, _NOT_SERVED):
+        return ERR_PROHIBITED if session.version >= smp.SERVICES else ERR_UNKNOWN
+    return _credentials_error(command, t) or command
+
+
+def _credentials_error(command: Message, t: Transmission) -> Err | None:
+    if t.service_signature is not None and t.authenticator:
+        return ERR_SERVICE
+    match command:
+        case smp.New():
+            if not t.authenticator:
+                return ERR_NO_AUTH
+            return ERR_HAS_AUTH if t.entity_id else None
+        case smp.Send():
+            return None if t.entity_id else _ERR_NO_ENTITY
+        case smp.Ping():
+            return ERR_HAS_AUTH if t.authenticator or t.entity_id else None
+        case _:
+            return None if t.authenticator and t.entity_id else ERR_NO_AUTH
+
+
+def execute(queues: Queues, state: SessionState, t: Transmission, command: Message) -> Message:
+    """Authorize and do what `parse` gave; the answer."""
+    try:
+        match command:
+            case smp.Ping():
+                return smp.Pong()
+            case smp.New():
+                return _new(queues, state, t, command)
+            case smp.Send():
+                return _send(queues, state.session, t, command)
+            case smp.SKey():
+                return _sender_key(queues, state.session, t, command)
+            case smp.NSub():
+                return _subscribe_notifier(queues, state, t)
+        queue = queues.recipient(t.entity_id)
+        if not verify_transmission(state.session, t, queue.recipient_key if queue else None) or queue is None:
+            return ERR_AUTH
+        return _recipient_command(queues, state, queue, command)
+    except crypto.CryptoError:
+        return _ERR_CRYPTO
+
+
+def _new(queues: Queues, state: SessionState, t: Transmission, new: smp.New) -> Message:
+    if not verify_transmission(state.session, t, new.key):
+        return ERR_AUTH
+    queue, ids = queues.create(new)
+    if new.mode == "S":
+        state.subscribe(queue)
+    return ids
+
+
+def _send(queues: Queues, session: Session, t: Transmission, send: smp.Send) -> Message:
+    queue = queues.sender(t.entity_id)
+    if t.authenticator:
+        if not verify_transmission(session, t, queue.sender_key if queue else None):
+            return ERR_AUTH
+    elif queue is None or queue.sender_key is not None:
+        return ERR_AUTH
+    if queue is None or queue.suspended:
+        return ERR_AUTH
+    if len(send.body) > max_message_size(session.version):
+        return _ERR_LARGE_MSG
+    return smp.Ok() if queues.send(queue, send.notify, send.body) else ERR_QUOTA
+
+
+def _sender_key(queues: Queues, session: Session, t: Transmission, command: smp.SKey) -> Message:
+    queue = queues.sender(t.entity_id)
+    if not verify_transmission(session, t, command.key if queue else None) or queue is None or queue.kind != "M":
+        return ERR_AUTH
+    return _secure(queue, command.key)
+
+
+def _secure(queue: Queue, key: crypto.AuthPublicKey) -> Message:
+    if queue.sender_key is not None and queue.sender_key != key:
+        return ERR_AUTH
+    queue.sender_key = key
+    return smp.Ok()
+
+
+def _subscribe_notifier(queues: Queues, state: SessionState, t: Transmission) -> Message:
+    notifier = queues.notifier(t.entity_id)
+    if not verify_transmission(state.session, t, notifier.key if notifier else None) or notifier is None:
+        return ERR_AUTH
+    state.subscribe(notifier)
+    state.push(notifier)
+    return _subscribed(state.session)
+
+
+def _subscribed(session: Session) -> Message:
+    return smp.SOk() if session.version >= smp.SERVICES else smp.Ok()
+
+
+def _recipient_command(queues: Queues, state: SessionState, queue: Queue, command: Message) -> Message:
+    match command:
+        case smp.Sub():
+            if queue in state.got:
+                return ERR_PROHIBITED
+            state.subscribe(queue)
+            return queue.take_first() or _subscribed(state.session)
+        case smp.Get():
+            if state.holds(queue):
+                return ERR_PROHIBITED
+            state.got.add(queue)
+            return queue.take_first() or smp.Ok()
+        case smp.Ack():
+            return _acknowledge(state, queue, command)
+        case smp.Key():
+            return _secure(queue, command.key)
+        case smp.NKey():
+            return smp.Nid(queues.set_notifier(queue, command.creds))
+        case smp.NDel():
+            queues.remove_notifier(queue)
+        case smp.Off():
+            queue.suspended = True
+        case smp.Del():
+            state.unsubscribe(queue)
+            queues.delete(queue)
+        case _:
+            return ERR_PROHIBITED
+    return smp.Ok()
+
+
+def _acknowledge(state: SessionState, queue: Queue, ack: smp.Ack) -> Message:
+    subscribed = state.holds(queue)
+    if not (subscribed or queue in state.got) or not queue.acknowledge(ack.message_id):
+        return _ERR_NO_MSG
+    if subscribed:
+        return queue.take_first() or smp.Ok()
+    queue.deliver()
+    return smp.Ok()

@@ -1,0 +1,356 @@
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from smp_bridge import crypto, ntf, smp
+from smp_bridge.address import Scheme, ServerAddress
+from smp_bridge.client import Client, Event, Request, ServerError, UnexpectedAnswerError
+from smp_bridge.handshake import IdentityMismatchError
+from smp_bridge.identity import Credentials
+from smp_bridge.testing import SmpServer
+from smp_bridge.transmission import (
+    ERR_AUTH,
+    Session,
+    Transmission,
+    encode_blocks,
+    encode_transmission,
+    parse_block,
+)
+from smp_bridge.transport import BlockConnection, ConnectionClosedError, accept, serve
+
+Answer = tuple[bytes, bytes, bytes]  # correlation id, entity id, answer
+
+
+class Peer:
+    """A server whose answers are the test's: it gives the transmissions of each block, and sends what it is told."""
+
+    def __init__(self, connection: BlockConnection, session: Session) -> None:
+        self.connection = connection
+        self.session = session
+
+    async def receive(self) -> list[Transmission]:
+        content = await asyncio.wait_for(self.connection.receive(), 5)
+        transmissions = parse_block(self.session, content)
+        assert all(isinstance(t, Transmission) for t in transmissions)
+        return [t for t in transmissions if isinstance(t, Transmission)]
+
+    def send(self, *answers: Answer) -> None:
+        encoded = [encode_transmission(self.session, c, e, m) for c, e, m in answers]
+        for block in encode_blocks(self.session, encoded):
+            self.connection.send(block)
+
+
+class Peers:
+    def __init__(self, address: ServerAddress) -> None:
+        self.address = address
+        self.accepted: asyncio.Queue[Peer] = asyncio.Queue()
+
+    @contextlib.asynccontextmanager
+    async def pair(
+        self, on_events: Callable[[Sequence[Event]], asyncio.Future[None]] | None = None, ping_interval: float = 60.0
+    ) -> AsyncIterator[tuple[Client, Peer]]:
+        events = {} if on_events is None else {"on_events": on_events}
+        async with await Client.connect(self.address, ping_interval=ping_interval, **events) as client:  # type: ignore[arg-type]
+            yield client, await self.accepted.get()
+
+
+@contextlib.asynccontextmanager
+async def listen(scheme: Scheme) -> AsyncIterator[Peers]:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    tasks: set[asyncio.Task[None]] = set()
+    connections: list[BlockConnection] = []
+
+    async def run(connection: BlockConnection) -> None:
+        with contextlib.suppress(ConnectionClosedError):
+            peers.accepted.put_nowait(Peer(connection, await accept(connection, credentials)))
+
+    def on_connected(connection: BlockConnection) -> None:
+        connections.append(connection)
+        tasks.add(asyncio.create_task(run(connection)))
+
+    server = await serve(scheme, credentials, on_connected, "127.0.0.1", 0)
+    port = str(server.sockets[0].getsockname()[1])
+    peers = Peers(ServerAddress(scheme, ("localhost",), port, credentials.key_hash))
+    try:
+        yield peers
+    finally:
+        server.close()
+        for connection in connections:
+            connection.abort()
+        await asyncio.gather(*tasks)
+
+
+@pytest.fixture
+async def peers() -> AsyncIterator[Peers]:
+    async with listen("smp") as peers:
+        yield peers
+
+
+PINGS = [Request(smp.Ping()) for _ in range(3)]
+END: Answer = (b"", b"e" * 24, b"END")
+
+
+# --- requests
+
+
+async def test_answers_are_matched_by_correlation_id(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        sent = [*client.send(PINGS[:2]), *client.send(PINGS[2:])]
+        transmissions = [*await peer.receive(), *await peer.receive()]
+        assert len({t.corr_id for t in transmissions}) == 3
+        assert all(len(t.corr_id) == 24 for t in transmissions)
+        counts = [b"SOKS " + i.to_bytes(8, "big") for i in range(3)]
+        answers: list[Answer] = [(t.corr_id, b"", c) for t, c in zip(transmissions, counts, strict=True)]
+        peer.send(*reversed(answers))
+        assert await asyncio.gather(*sent) == [smp.SOks(i) for i in range(3)]
+
+
+async def test_commands_are_batched(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        key = Ed25519PrivateKey.generate()
+        futures = client.send([Request(smp.NSub(), bytes(24), key) for _ in range(100)])
+        sizes = [len(await peer.receive()), len(await peer.receive())]
+        assert sum(sizes) == 100
+        assert sizes[0] >= 90  # the agent counts on it
+        for future in futures:
+            future.cancel()
+
+
+async def test_each_kind_of_key_authorizes() -> None:
+    async with SmpServer() as server, await Client.connect(server.address) as client:
+        for key in (Ed25519PrivateKey.generate(), X25519PrivateKey.generate()):
+            new = smp.New(key.public_key(), X25519PrivateKey.generate().public_key())
+            ids = await client.request(new, key=key)
+            assert isinstance(ids, smp.Ids)
+            assert await client.request(smp.Off(), ids.recipient_id, key) == smp.Ok()
+
+
+async def test_no_server_key_for_authenticators() -> None:
+    async with SmpServer() as server, await Client.connect(server.address, versions=(6, 6)) as client:
+        with pytest.raises(crypto.CryptoError):
+            client.send([Request(smp.NSub(), bytes(24), X25519PrivateKey.generate())])
+        assert await client.request(smp.Ping()) == smp.Pong()
+
+
+async def test_an_error_answer(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        peer.send((t.corr_id, b"", b"ERR AUTH"))
+        with pytest.raises(ServerError, match="AUTH") as e:
+            await request
+        assert e.value.error == ERR_AUTH
+
+
+@pytest.mark.parametrize("answer", [b"WHAT", b"SOK", b"ERR WHAT", b""])
+async def test_an_answer_that_the_protocol_does_not_know(peers: Peers, answer: bytes) -> None:
+    async with peers.pair() as (client, peer):
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        peer.send((t.corr_id, b"", answer))
+        with pytest.raises(UnexpectedAnswerError):
+            await request
+        assert not client.closed.done()
+
+
+async def test_a_timeout_and_the_answer_that_comes_after_it(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        with pytest.raises(TimeoutError):
+            await client.request(smp.Ping(), timeout=0.05)
+        [late] = await peer.receive()
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        peer.send((late.corr_id, b"", b"OK"), (t.corr_id, b"", b"PONG"), (t.corr_id, b"", b"OK"))
+        assert await request == smp.Pong()
+
+
+async def test_what_cannot_be_sent_leaves_nothing_behind(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        with pytest.raises(ValueError, match="large"):
+            client.send([Request(smp.Ping()), Request(smp.Send(True, bytes(16384)), bytes(24))])
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        peer.send((t.corr_id, b"", b"PONG"))
+        assert await request == smp.Pong()
+        assert not client._requests
+
+
+async def test_ntf_answers() -> None:
+    async with listen("ntf") as peers, peers.pair() as (client, peer):
+        request = asyncio.create_task(client.request(ntf.Ping()))
+        [t] = await peer.receive()
+        peer.send((t.corr_id, b"", b"PONG"))
+        assert await request == ntf.Pong()
+
+
+# --- events
+
+
+async def test_the_events_of_a_block_come_together(peers: Peers) -> None:
+    events: asyncio.Queue[Sequence[Event]] = asyncio.Queue()
+    async with peers.pair(events.put) as (client, peer):  # type: ignore[arg-type]
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        nmsg = smp.NMsg(b"n" * 24, b"m" * 144)
+        peer.send(END, (t.corr_id, b"", b"PONG"), (b"", b"", b"WHAT"), (b"", b"q" * 24, nmsg.encode(18)))
+        assert await events.get() == [Event(b"e" * 24, smp.End()), Event(b"q" * 24, nmsg)]
+        assert await request == smp.Pong()
+        peer.send((b"", b"", b"ERR BLOCK"))
+        [error] = await events.get()
+        assert str(error.message) == "BLOCK"
+
+
+async def test_the_next_block_waits_for_the_events_of_this_one(peers: Peers) -> None:
+    began, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    handled = 0
+
+    async def on_events(events: Sequence[Event]) -> None:
+        nonlocal handled
+        began.set()
+        await go_on.wait()
+        handled += len(events)
+        done.set()
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        peer.send(END)
+        await began.wait()
+        request = asyncio.create_task(client.request(smp.Ping()))
+        [t] = await peer.receive()
+        peer.send((t.corr_id, b"", b"PONG"))
+        finished, _ = await asyncio.wait([request], timeout=0.1)
+        assert not finished
+        assert handled == 0
+        go_on.set()
+        assert await request == smp.Pong()
+        assert handled == 1
+
+
+async def test_a_handler_that_fails_closes_the_connection(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+    async def on_events(events: Sequence[Event]) -> None:
+        raise RuntimeError("the store is gone")
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        request = asyncio.create_task(client.request(smp.Ping()))
+        await peer.receive()
+        peer.send(END)
+        with pytest.raises(ConnectionClosedError):
+            await request
+        await asyncio.wait_for(client.closed, 5)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
+        "handling events failed; the connection is closed"
+    ]
+
+
+# --- pings
+
+
+async def test_an_idle_connection_is_pinged(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.02) as (client, peer):
+        for _ in range(6):
+            [ping] = await peer.receive()
+            assert (ping.command, ping.authenticator, ping.entity_id) == (b"PING", b"", b"")
+            peer.send((ping.corr_id, b"", b"PONG"))
+        assert not client.closed.done()
+
+
+async def test_three_unanswered_pings_end_it(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.05) as (client, peer):
+        request = asyncio.create_task(client.request(smp.Ping()))
+        pings = [await peer.receive() for _ in range(4)]
+        assert len(pings) == 4  # the request and three pings
+        with pytest.raises(ConnectionClosedError):
+            await peer.receive()
+        await asyncio.wait_for(client.closed, 5)
+        with pytest.raises(ConnectionClosedError):
+            await request
+
+
+async def test_anything_received_counts_as_a_sign_of_life(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.05) as (client, peer):
+        for _ in range(8):
+            await peer.receive()
+            peer.send(END)  # not an answer
+        assert not client.closed.done()
+
+
+async def test_no_pings_while_blocks_come(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.5) as (client, peer):
+        receiving = asyncio.create_task(peer.connection.receive())
+        for _ in range(40):
+            peer.send(END)
+            await asyncio.wait([receiving], timeout=0.02)
+        assert not receiving.done()
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        assert not client.closed.done()
+
+
+async def test_an_error_answers_a_ping_too(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.02) as (client, peer):
+        for _ in range(5):
+            [ping] = await peer.receive()
+            peer.send((ping.corr_id, b"", b"ERR INTERNAL"))
+        assert not client.closed.done()
+
+
+# --- the end
+
+
+async def test_the_server_closes(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        sent = client.send(PINGS)
+        await peer.connection.close()
+        for future in sent:
+            with pytest.raises(ConnectionClosedError):
+                await future
+        await client.closed
+        with pytest.raises(ConnectionClosedError):
+            await client.request(smp.Ping())
+        assert not client._requests
+
+
+async def test_close_ends_what_waits(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        request = asyncio.create_task(client.request(smp.Ping()))
+        await peer.receive()
+        await client.close()
+        with pytest.raises(ConnectionClosedError):
+            await request
+        with pytest.raises(ConnectionClosedError):
+            await peer.receive()
+        await client.close()
+
+
+async def test_close_at_once(peers: Peers) -> None:
+    client = await Client.connect(peers.address)
+    [unanswered] = client.send(PINGS[:1])
+    await client.close()
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(unanswered, 1)
+
+
+async def test_a_bad_block_ends_it(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        peer.connection.encrypt(peer.session)  # the chain begins anew: what is sent now does not open
+        peer.send(END)
+        peer.connection.send(b"")
+        peer.connection.encrypt(peer.session)
+        peer.send(END)
+        await asyncio.wait_for(client.closed, 5)
+
+
+async def test_connect_refuses_another_identity(peers: Peers) -> None:
+    wrong = ServerAddress("smp", peers.address.hosts, peers.address.port, bytes(32))
+    with pytest.raises(IdentityMismatchError):
+        await Client.connect(wrong)
+
+
+async def test_secrets_are_not_in_reprs() -> None:
+    request = Request(smp.NSub(), b"secret-id", Ed25519PrivateKey.generate())
+    assert "secret" not in repr(request) + repr(Event(b"secret-id", smp.End()))
+    assert "Ed25519" not in repr(request)
