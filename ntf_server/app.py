@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
@@ -13,7 +13,7 @@ from ntf_server import periodic
 from ntf_server.commands import Commands
 from ntf_server.config import Config
 from ntf_server.listener import Listener, ListenerConfig
-from ntf_server.push.apns import Apns, ProviderToken
+from ntf_server.push.apns import Apns, ProviderToken, generate_key
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.http import Endpoint, HttpEngine
 from ntf_server.push.provider import NullProvider, PushProvider
@@ -34,13 +34,14 @@ SECTIONS: Final = {
 
 
 class Relay:
-    """A running relay: `async with Relay(config) as relay`. Raises what its parts raise: OSError, Store errors."""
+    """A running relay: `async with Relay(config) as relay`. Raises ListenError, StoreError, StoreCorruptError."""
 
     def __init__(self, config: Config, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
         self._stack = AsyncExitStack()
         self._listener: Listener | None = None
+        self._stop_at = 0.0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -56,6 +57,7 @@ class Relay:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._stop_at = asyncio.get_running_loop().time() + GRACE
         try:
             await self._stack.aclose()
         finally:
@@ -83,7 +85,7 @@ class Relay:
             ),
             clock=self._clock,
         )
-        stack.push_async_callback(dispatcher.close, GRACE)
+        stack.push_async_callback(self._gracefully, dispatcher.close)
         await dispatcher.start()
         allow_private = settings.subscriber.allow_private_hosts
         subscriber = Subscriber(store, dispatcher.mark, AgentConfig(allow_private=allow_private), clock=self._clock)
@@ -98,11 +100,15 @@ class Relay:
             self._config.credentials,
             commands,
         )
-        stack.push_async_callback(self._listener.close, GRACE)
+        stack.push_async_callback(self._gracefully, self._listener.close)
         await self._listener.start()
         await subscriber.start()
         checks = asyncio.create_task(periodic.run(store, dispatcher, clock=self._clock), name="periodic")
         stack.push_async_callback(_cancel, checks)
+
+    async def _gracefully(self, close: Callable[[float], Awaitable[None]]) -> None:
+        """Close a part within what is left of the grace that all share."""
+        await close(max(0.0, self._stop_at - asyncio.get_running_loop().time()))
 
     def _on_corrupt(self, error: StoreCorruptError) -> None:
         if not self.failed.done():
@@ -121,7 +127,9 @@ def _providers(config: Config, engine: HttpEngine, clock: Callable[[], float]) -
     hosts = configuration.apns_hosts(config.settings)
     if not hosts:
         return providers
-    token = ProviderToken(configuration.apns_key(config.directory, config.settings), apns.key_id, apns.team_id, clock)
+    # Without a key file only the test host is on: a mock that checks no signatures is content with any.
+    key = configuration.apns_key(config.directory, config.settings) if apns.key_file else generate_key()
+    token = ProviderToken(key, apns.key_id or "test", apns.team_id or "test", clock)
     for section, host in hosts.items():
         endpoint = Endpoint(
             f"https://{host.host}:{host.port}",

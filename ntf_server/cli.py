@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ipaddress
 import json
 import logging
 import os
@@ -17,9 +18,13 @@ from typing import Final
 from ntf_server import app, config, identity_files
 from ntf_server.config import ConfigError
 from ntf_server.identity_files import IdentityFileError
+from ntf_server.listener import ListenError
 from ntf_server.store.base import StoreCorruptError, StoreError
-from smp_bridge.address import DEFAULT_PORT, ServerAddress
-from smp_bridge.identity import IdentityError, SignAlgorithm
+from smp_bridge.address import DEFAULT_PORT, ServerAddress, parse_host
+from smp_bridge.encoding import ParseError
+from smp_bridge.identity import SignAlgorithm
+
+log = logging.getLogger(__name__)
 
 _ALGORITHMS: Final[dict[str, SignAlgorithm]] = {"ED448": "ED448", "ED25519": "ED25519"}
 
@@ -68,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
-    except (UsageError, ConfigError, IdentityFileError, StoreCorruptError) as e:
+    except (UsageError, ConfigError, IdentityFileError, StoreCorruptError, StoreError) as e:
         print(f"ntf-server: {e}", file=sys.stderr)
         code = 2
-    except StoreError as e:
-        print(f"ntf-server: {e}", file=sys.stderr)
-        code = 2
+    except OSError as e:
+        print(f"ntf-server: {e.filename or 'failed'}: {e.strerror or e}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
@@ -93,15 +98,15 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     init = command("init", _init, "Make a new server identity and configuration.")
-    init.add_argument("--fqdn", metavar="NAME", help="host name in the server's address")
-    init.add_argument("--ip", metavar="IP", help="IP address in the server's address, without --fqdn")
+    init.add_argument("--fqdn", type=_host, metavar="NAME", help="host name in the server's address")
+    init.add_argument("--ip", type=_ip, metavar="IP", help="IP address in the server's address, without --fqdn")
     init.add_argument("--port", type=_port, default=443, metavar="N", help="port to listen on (443)")
     init.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the certificates")
     command("start", _start, "Run the server.")
     cert = command("cert", _cert, "Make a new online certificate of the same identity.")
     cert.add_argument("--ca-key", metavar="FILE", help="the identity's private key (DIR/ca.key)")
     cert.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the new certificate")
-    cert.add_argument("--fqdn", metavar="NAME", help="common name (that of the old certificate)")
+    cert.add_argument("--fqdn", type=_host, metavar="NAME", help="common name (that of the old certificate)")
     command("check", _check, "Check configuration, credentials and database; say what start would do.")
     delete = command("delete", _delete, "Delete the server's identity, configuration and database.")
     delete.add_argument("--yes", action="store_true", help="do not ask")
@@ -111,9 +116,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) < 65536:
-        raise argparse.ArgumentTypeError("must be 0 to 65535")
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError("must be 1 to 65535")
     return int(text)
+
+
+def _host(text: str) -> str:
+    if len(text) > identity_files.MAX_NAME:
+        raise argparse.ArgumentTypeError(f"is longer than the {identity_files.MAX_NAME} characters of a common name")
+    try:
+        return parse_host(text)
+    except ParseError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError("must be an IP address") from e
+
+
+def _local_name() -> str:
+    try:
+        return _host(socket.getfqdn())
+    except argparse.ArgumentTypeError as e:
+        raise UsageError(f"this machine's name cannot be the server's ({e}); give --fqdn or --ip") from e
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
@@ -126,14 +154,10 @@ def _address(host: str, port: int, key_hash: bytes) -> ServerAddress:
 
 def _init(arguments: argparse.Namespace) -> int:
     directory = _directory(arguments)
-    host = arguments.fqdn or arguments.ip or socket.getfqdn()
-    for name in (config.CONFIG_FILE, identity_files.CA_CRT, identity_files.SERVER_KEY):
-        if (directory / name).exists():
+    host = arguments.fqdn or arguments.ip or _local_name()
+    for name in (config.CONFIG_FILE, *identity_files.FILES):
+        if os.path.lexists(directory / name):
             raise UsageError(f"{directory / name}: exists; choose another folder, or `ntf-server delete` this one")
-    try:
-        address = ServerAddress.from_text(str(_address(host, arguments.port, bytes(32))))
-    except ValueError as e:
-        raise UsageError(f"--fqdn, --ip: {host}: {e}") from e
     try:
         directory.mkdir(parents=True, exist_ok=True)
         key_hash = identity_files.create_identity(directory, _ALGORITHMS[arguments.sign_algorithm], host)
@@ -146,21 +170,19 @@ def _init(arguments: argparse.Namespace) -> int:
         " `ntf-server cert` needs it.",
         file=sys.stderr,
     )
-    print(_address(address.hosts[0], arguments.port, key_hash))
+    print(_address(host, arguments.port, key_hash))
     return 0
 
 
 def _start(arguments: argparse.Namespace) -> int:
     loaded = config.load(_directory(arguments))
     _set_up_logging(loaded.settings.log)
-    transport = loaded.settings.transport
     try:
         asyncio.run(app.run(loaded, lambda relay: _ready(loaded, relay)))
-    except OSError as e:
+    except ListenError as e:
         where = f"{loaded.directory / config.CONFIG_FILE}: [transport] bind, port"
-        what = f"{transport.bind or '*'}:{transport.port}: {e.strerror or e}"
-        raise UsageError(f"{where}: {what}; choose another one, or stop what uses it") from e
-    except (ssl.SSLError, IdentityError) as e:
+        raise UsageError(f"{where}: {e}; choose another one, or stop what uses it") from e
+    except ssl.SSLError as e:
         raise UsageError(f"{loaded.directory}: the server's certificate cannot be used: {e}") from e
     return 0
 
@@ -176,9 +198,12 @@ def _notify_systemd(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-        s.connect("\0" + address[1:] if address.startswith("@") else address)
-        s.sendall(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+            s.connect("\0" + address[1:] if address.startswith("@") else address)
+            s.sendall(state.encode())
+    except OSError as e:
+        log.warning("$NOTIFY_SOCKET cannot be written to: %s", e.strerror or e)
 
 
 def _cert(arguments: argparse.Namespace) -> int:
@@ -216,24 +241,24 @@ def _delete(arguments: argparse.Namespace) -> int:
     print(
         f"The identity in {directory} and the database {database} will be gone: devices cannot use this server again."
     )
-    if not arguments.yes and input("Type DELETE to delete them: ") != "DELETE":
+    if not arguments.yes and not _confirmed():
         print("Nothing was deleted.")
         return 1
     for suffix in ("", "-wal", "-shm", ".lock"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-    names = (
-        config.CONFIG_FILE,
-        identity_files.CA_KEY,
-        identity_files.CA_CRT,
-        identity_files.SERVER_KEY,
-        identity_files.SERVER_CRT,
-        identity_files.FINGERPRINT,
-    )
-    for name in names:
+    for name in (config.CONFIG_FILE, *identity_files.FILES):
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         shutil.rmtree(directory)
     return 0
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Type DELETE to delete them: ") == "DELETE"
+    except EOFError:  # nobody is there to answer
+        print()
+        return False
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -5,18 +5,29 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from ntf_server.identity_files import IdentityFileError, load_credentials
 from ntf_server.push.apns import KeyFileError, load_key
 from ntf_server.push.http import default_ca_file
+from smp_bridge.address import parse_host
+from smp_bridge.encoding import ParseError
 from smp_bridge.identity import Credentials
 
 CONFIG_FILE: Final = "ntf-server.toml"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
 _PREFIX: Final = "NTF_SERVER__"
+_REFERENCE: Final = "see docs/reference/configuration.md"
+
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_AnyPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# Upper bounds keep the numbers within what timers, libcurl and SQLite take; they also refuse nan and inf.
+_Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400.0)]
+_Ttl = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
+_InFlight = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Idle = Annotated[float, msgspec.Meta(ge=0.0, le=31_536_000.0)]
 
 
 class ConfigError(Exception):
@@ -31,7 +42,7 @@ class Transport(_Section, frozen=True):
     """`host`: the name in the server's address; `bind`: the interface that is listened on."""
 
     host: str = ""
-    port: int = msgspec.field(default=443)
+    port: _AnyPort = 443
     bind: str = ""
 
 
@@ -45,7 +56,7 @@ class ApnsHost(_Section, frozen=True):
     """One APNs host. `ca_file`: PEM bundle to trust instead of the system's."""
 
     host: str
-    port: int = 443
+    port: _Port = 443
     ca_file: str = ""
 
 
@@ -64,12 +75,12 @@ class Apns(_Section, frozen=True):
 class Delivery(_Section, frozen=True):
     """Seconds; `in_flight`: pushes that one provider may have under way."""
 
-    message_ttl: int = 24 * 3600
-    verification_ttl: int = 600
-    in_flight: int = 1000
-    timeout: float = 30.0
-    min_backoff: float = 1.0
-    max_backoff: float = 300.0
+    message_ttl: _Ttl = 24 * 3600
+    verification_ttl: _Ttl = 600
+    in_flight: _InFlight = 1000
+    timeout: _Seconds = 30.0
+    min_backoff: _Seconds = 1.0
+    max_backoff: _Seconds = 300.0
 
 
 class SubscriberSection(_Section, frozen=True):
@@ -82,7 +93,7 @@ class SubscriberSection(_Section, frozen=True):
 class InactiveClients(_Section, frozen=True):
     """`ttl`: seconds without a command after which a client is disconnected; 0: never."""
 
-    ttl: float = 12 * 3600.0
+    ttl: _Idle = 12 * 3600.0
 
 
 class Log(_Section, frozen=True):
@@ -160,8 +171,8 @@ def _override(values: dict[str, Any], name: str, value: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{name}: {section} is not a section; see docs/reference/configuration.md")
-    if not sections or not key:
+            raise ConfigError(f"{name}: {section} is not a section; {_REFERENCE}")
+    if not sections or not all([*sections, key]):
         raise ConfigError(f"{name}: should be {_PREFIX}SECTION__KEY, as in {_PREFIX}TRANSPORT__PORT")
     values[key] = value
 
@@ -174,6 +185,8 @@ def _explain(error: str) -> str:
         if f"{kind} field `" in what:
             path.append(what.rpartition("field `")[2].rstrip("`"))
             what = "unknown key; remove it or mend its name" if kind == "unknown" else "is missing; set it"
+    if not what.startswith(("unknown", "is missing")):
+        what = f"{what}; {_REFERENCE}"
     path = [p for p in path if p]
     section = ".".join(path[:-1])
     key = path[-1] if path else "the file"
@@ -182,9 +195,8 @@ def _explain(error: str) -> str:
 
 def _check(directory: Path, settings: Settings) -> None:
     file = directory / CONFIG_FILE
-    transport, apns, delivery = settings.transport, settings.apns, settings.delivery
-    if not 0 <= transport.port <= 65535:
-        raise ConfigError(f"{file}: [transport] port: must be 0 to 65535 (0: any free one)")
+    apns, delivery = settings.apns, settings.delivery
+    _host(file, "transport", settings.transport.host or "localhost")
     if apns.key_file:
         for key in ("key_id", "team_id", "topic"):
             value = getattr(apns, key)
@@ -192,14 +204,19 @@ def _check(directory: Path, settings: Settings) -> None:
                 raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
         apns_key(directory, settings)
     for name, host in apns_hosts(settings).items():
+        _host(file, f"apns.{name}", host.host)
         _ca_file(file, f"apns.{name}", directory, host)
     if settings.subscriber.use_service_credentials:
         raise ConfigError(f"{file}: [subscriber] use_service_credentials: is not supported yet; set it to false")
-    for key in ("message_ttl", "verification_ttl", "in_flight", "timeout", "min_backoff", "max_backoff"):
-        if getattr(delivery, key) <= 0:
-            raise ConfigError(f"{file}: [delivery] {key}: must be more than 0")
-    if settings.inactive_clients.ttl < 0:
-        raise ConfigError(f"{file}: [inactive_clients] ttl: must be 0 (never) or more")
+    if delivery.min_backoff > delivery.max_backoff:
+        raise ConfigError(f"{file}: [delivery] min_backoff: is more than max_backoff; set it to less")
+
+
+def _host(file: Path, section: str, host: str) -> None:
+    try:
+        parse_host(host)
+    except ParseError as e:
+        raise ConfigError(f"{file}: [{section}] host: {e}; give a host name or an IP address") from e
 
 
 def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:

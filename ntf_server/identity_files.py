@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from smp_bridge.encoding import b64url
 from smp_bridge.identity import (
@@ -27,6 +28,8 @@ CA_KEY: Final = "ca.key"
 SERVER_CRT: Final = "server.crt"
 SERVER_KEY: Final = "server.key"
 FINGERPRINT: Final = "fingerprint"
+FILES: Final = (CA_CRT, CA_KEY, SERVER_CRT, SERVER_KEY, FINGERPRINT)
+MAX_NAME: Final = 64  # characters of a common name (RFC 5280, ub-common-name)
 
 
 class IdentityFileError(Exception):
@@ -64,7 +67,10 @@ def renew_certificate(directory: Path, ca_key_file: Path, algorithm: SignAlgorit
         raise IdentityFileError(f"{ca_key_file}: is not the key of {directory / CA_CRT}; give the identity's key")
     if common_name is None:
         old = _parsed(directory / SERVER_CRT, load_certificates)[0]
-        common_name = str(next(iter(old.subject)).value)
+        names = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        if not names:
+            raise IdentityFileError(f"{directory / SERVER_CRT}: has no common name; give one by --fqdn")
+        common_name = str(names[0].value)
     key = generate_key(algorithm)
     leaf = issue_leaf(key, common_name, ca, ca_key, datetime.datetime.now(datetime.UTC))
     write_file(directory / SERVER_KEY, private_key_pem(key))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 _NO_ENTITY: Final = (b"IDTKN", b"IDSUB", b"PONG")
 
 
+class ListenError(Exception):
+    """The port cannot be listened on."""
+
+
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
     """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay."""
@@ -52,10 +57,14 @@ class Listener:
         self._closing = False
 
     async def start(self) -> None:
-        """Accept connections. Raises OSError (port in use, no such address), ssl.SSLError."""
-        self._server = await transport.serve(
-            "ntf", self._credentials, self._on_connected, self._config.host, self._config.port
-        )
+        """Accept connections. Raises ListenError (port in use, no such address), ssl.SSLError."""
+        host, port = self._config.host, self._config.port
+        try:
+            self._server = await transport.serve("ntf", self._credentials, self._on_connected, host, port)
+        except ssl.SSLError:
+            raise
+        except OSError as e:
+            raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}") from e
 
     @property
     def port(self) -> int:

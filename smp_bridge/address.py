@@ -16,7 +16,7 @@ _HOST_NAME = re.compile(r"[\x21-\x7e]+")
 _FORBIDDEN = frozenset("#,;/@[]:")
 
 
-def _parse_host(text: str) -> str:
+def parse_host(text: str) -> str:
     """A host without brackets. Raises ParseError."""
     bracketed = text.startswith("[") and text.endswith("]")
     host = text[1:-1] if bracketed else text
@@ -90,7 +90,7 @@ class ServerAddress:
     def _checked(cls, scheme: Scheme, hosts: list[str], port: str, key_hash: bytes, password: str | None) -> Self:
         if len(key_hash) != 32:
             raise ParseError("a key hash has 32 bytes")
-        return cls(scheme, tuple(_parse_host(h) for h in hosts), _parse_port(port), key_hash, password)
+        return cls(scheme, tuple(parse_host(h) for h in hosts), _parse_port(port), key_hash, password)
 
     def encode(self) -> bytes:
         """Binary form: non-empty list of `short` hosts, `short` port, `short` key hash."""

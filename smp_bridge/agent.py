@@ -4,11 +4,13 @@ The agent keeps no list of subscriptions: it asks its `Subscriptions` for them, 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -117,8 +119,16 @@ class Agent:
     def start(self, server: ServerAddress) -> None:
         """Connect to a server, unless that is done or under way, and subscribe what its pages give."""
         worker = self._servers.get(server)
-        if worker is None or worker.task.done():
-            self._servers[server] = _Server(self._owner, self._config, self._context, self._connecting, server)
+        if worker is not None and not worker.task.done():
+            worker.asked = True  # it may be learning just now that nothing was wanted
+            return
+        worker = _Server(self._owner, self._config, self._context, self._connecting, server)
+        self._servers[server] = worker
+        worker.task.add_done_callback(partial(self._forget, worker))
+
+    def _forget(self, worker: "_Server", _: "asyncio.Task[None]") -> None:
+        if self._servers.get(worker.address) is worker:
+            del self._servers[worker.address]
 
     def subscribe(self, server: ServerAddress, subscription: Subscription) -> None:
         """A subscription was added, and is already in the pages: subscribe it at once if the server is connected."""
@@ -160,16 +170,15 @@ class _Server:
         self._config = config
         self._context = context
         self._connecting = connecting
-        self._address = address
+        self.address = address
         self._added: list[Subscription] = []
-        self._asked = False
+        self.asked = False
         self._wake = asyncio.Event()
         self.client: Client | None = None
         self.task = asyncio.create_task(self._run(), name="smp agent")
 
     def add(self, subscription: Subscription) -> None:
         """Subscribe in the current session; without one the pages will give it."""
-        self._asked = True
         if self.client is not None:
             self._added.append(subscription)
             self._wake.set()
@@ -177,10 +186,10 @@ class _Server:
     async def _run(self) -> None:
         backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
         while True:
-            self._asked = False
-            if not await self._owner.wanted(self._address) and not self._asked:
-                return
+            self.asked = False
             try:
+                if not await self._owner.wanted(self.address) and not self.asked:
+                    return
                 if await self._session():
                     backoff.reset()
             except Exception:
@@ -193,25 +202,25 @@ class _Server:
         if client is None:
             return False
         try:
-            await self._owner.connected(self._address)
+            await self._owner.connected(self.address)
             self.client = client
             await self._subscribe_until_closed(client)
         finally:
             self.client = None
             self._added.clear()
             await client.close()
-            await self._owner.disconnected(self._address)
+            await self._owner.disconnected(self.address)
         return True
 
     async def _connect(self) -> Client | None:
         async def on_events(events: Sequence[Event]) -> None:
-            await self._owner.events(self._address, events)
+            await self._owner.events(self.address, events)
 
-        host = self._address.hosts[0]
+        host = self.address.hosts[0]
         try:
             async with self._connecting:
                 return await Client.connect(
-                    self._address,
+                    self.address,
                     on_events,
                     context=self._context,
                     allow_private=self._config.allow_private,
@@ -230,7 +239,8 @@ class _Server:
         try:
             await asyncio.wait([streaming, client.closed], return_when=asyncio.FIRST_COMPLETED)
             if streaming.done():
-                streaming.result()
+                with contextlib.suppress(ConnectionClosedError):
+                    streaming.result()
         finally:
             streaming.cancel()
             await asyncio.wait([streaming])
@@ -240,7 +250,8 @@ class _Server:
         backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
         retry = False
         while not client.closed.done():
-            async for page in self._owner.pages(self._address):
+            self._added.clear()  # the pages hold them
+            async for page in self._owner.pages(self.address):
                 for i in range(0, len(page), self._config.window):
                     retry |= await self._subscribe(client, page[i : i + self._config.window])
             while not retry and not client.closed.done():
@@ -255,12 +266,17 @@ class _Server:
         """Send NSUBs and report their answers; True if some should be tried again."""
         results: list[Result] = []
         sent: list[tuple[Subscription, asyncio.Future[Message]]] = []
-        for i in range(0, len(subscriptions), BATCH):
-            batch = subscriptions[i : i + BATCH]
-            sent += self._send(client, batch, results)
-            await client.drain()
-        if sent:
-            await asyncio.wait([future for _, future in sent], timeout=self._config.request_timeout)
+        try:
+            for i in range(0, len(subscriptions), BATCH):
+                batch = subscriptions[i : i + BATCH]
+                sent += self._send(client, batch, results)
+                await client.drain()
+            if sent:
+                await asyncio.wait([future for _, future in sent], timeout=self._config.request_timeout)
+        except BaseException:
+            for _, future in sent:
+                _abandon(future)
+            raise
         again = False
         for subscription, future in sent:
             result = _result(subscription, future)
@@ -269,7 +285,7 @@ class _Server:
             else:
                 results.append(result)
         if results:
-            await self._owner.results(self._address, results)
+            await self._owner.results(self.address, results)
         return again
 
     def _send(
@@ -281,6 +297,12 @@ class _Server:
             failed += [Result(s, "the server is too old for this key") for s in batch if s not in usable]
         requests = [Request(smp.NSub(), s.notifier_id, s.notifier_key) for s in usable]
         return list(zip(usable, client.send(requests), strict=True))
+
+
+def _abandon(future: "asyncio.Future[Message]") -> None:
+    """Take no interest in an answer, also not in an error that came already."""
+    if not future.cancel() and not future.cancelled():
+        future.exception()
 
 
 def _result(subscription: Subscription, future: "asyncio.Future[Message]") -> Result | None:

@@ -171,7 +171,13 @@ class Client:
         """Close the connection; what waits for an answer gets ConnectionClosedError."""
         self.closed.cancel()
         await asyncio.wait([self.closed])
+        self._give_up()  # a task that is cancelled before its first step never runs
         await self._connection.close()
+
+    def _give_up(self) -> None:
+        for future in list(self._requests.values()):
+            if not future.done():
+                future.set_exception(ConnectionClosedError("the connection was closed"))
 
     async def _run(self) -> None:
         """Lives as long as the connection; ends without an exception when it is lost."""
@@ -186,9 +192,7 @@ class Client:
             self._connection.abort()
         finally:
             pinging.cancel()
-            for future in list(self._requests.values()):
-                if not future.done():
-                    future.set_exception(ConnectionClosedError("the connection was closed"))
+            self._give_up()
 
     async def _take(self, content: bytes) -> None:
         self._received_at = asyncio.get_running_loop().time()
@@ -228,18 +232,17 @@ class Client:
         while True:
             idle = loop.time() - self._received_at
             if idle < self._ping_interval:
-                unanswered = 0
                 await asyncio.sleep(self._ping_interval - idle)
                 continue
-            if unanswered == MAX_UNANSWERED_PINGS:
-                self._connection.abort()
-                return
+            sent_at = loop.time()
             try:
                 [answer] = self.send([Request(ping)])
             except ConnectionClosedError:
                 return
-            unanswered += 1
             await asyncio.wait([answer], timeout=self._ping_interval)
+            unanswered = 0 if self._received_at >= sent_at else unanswered + 1
+            if unanswered == MAX_UNANSWERED_PINGS:
+                self._connection.abort()
             answer.cancel()
             if answer.done() and not answer.cancelled():
                 answer.exception()

@@ -29,6 +29,7 @@ _DEAD: Final = {
     (410, "Unregistered"): InvalidReason.UNREGISTERED,
 }
 _RENEW: Final = frozenset(["ExpiredProviderToken"])
+_NO_SEGMENT: Final = frozenset([b"", b".", b".."])  # device tokens that would make another path
 _BACKGROUND: Final = ("apns-push-type: background", "apns-priority: 5")
 _ALERT: Final = ("apns-push-type: alert", "apns-priority: 10")
 
@@ -46,6 +47,11 @@ def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise KeyFileError("not a P-256 key")
     return key
+
+
+def generate_key() -> ec.EllipticCurvePrivateKey:
+    """A new P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def _b64(data: bytes) -> str:
@@ -102,6 +108,9 @@ class Apns:
         jwt = self._token.get()
         requests = []
         for push in pushes:
+            if push.device.token in _NO_SEGMENT:
+                on_result(push, Dead(InvalidReason.BAD))
+                continue
             try:
                 request, held = self._request(push, jwt)
             except ValueError as e:
@@ -142,7 +151,7 @@ class Apns:
 def _reason(response: HttpResponse) -> str:
     try:
         reason = json.loads(response.body)["reason"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return reason if isinstance(reason, str) and reason.isalnum() and len(reason) < 64 else ""
 
@@ -165,4 +174,4 @@ def judge(answer: HttpResult) -> Result:
 
 def _retry_after(response: HttpResponse) -> float | None:
     value = response.headers.get("retry-after", "")
-    return float(value) if value.isdigit() and len(value) < 8 else None
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 8 else None

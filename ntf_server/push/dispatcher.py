@@ -132,7 +132,7 @@ class Dispatcher:
             due.again = True
             due.urgent |= urgent
             return
-        elif not urgent:
+        elif not urgent or (due.queued and due.urgent and due.lane is lane):
             return  # queued already, or waiting for its retry
         due.lane = lane
         due.urgent = urgent
@@ -183,6 +183,9 @@ class Dispatcher:
                 for due in batch:
                     self._retry(due, self._config.store_backoff)
                 continue
+            except asyncio.CancelledError:  # closing: none of them was sent
+                lane.in_flight -= len(batch)
+                raise
             self._send(lane, batch, pushes)
 
     def _send(self, lane: _Lane, batch: list[_Due], pushes: list[Push]) -> None:

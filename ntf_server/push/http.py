@@ -78,6 +78,7 @@ class HttpFailure:
 
 
 _NAMES: Final = {
+    pycurl.E_URL_MALFORMAT: "URL or header not valid",
     pycurl.E_COULDNT_RESOLVE_HOST: "host name not resolved",
     pycurl.E_COULDNT_CONNECT: "connection refused",
     pycurl.E_OPERATION_TIMEDOUT: "timed out",
@@ -237,15 +238,21 @@ class HttpEngine:
         self._thread.start()
 
     def send(self, requests: Sequence[tuple[HttpRequest, Done]]) -> None:
-        """Start requests; each `done` is called once, in the loop, with an HttpResponse or an HttpFailure."""
+        """Start requests; each `done` is called once, in the loop, with an HttpResponse or an HttpFailure.
+
+        After `close` nothing is started, and `done` is not called.
+        """
+        if self._closing:  # the descriptor may be another's by now
+            return
         for item in requests:
             self._queue.put(item)
         os.eventfd_write(self._wake_fd, 1)
 
     async def close(self) -> None:
         """Give up what is in flight (its `done` is not called) and close all connections."""
-        self._closing = True
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._closing:
+            self._closing = True
+            os.eventfd_write(self._wake_fd, 1)
         await asyncio.to_thread(self._thread.join)
 
     # --- the thread
@@ -297,6 +304,9 @@ class HttpEngine:
                 generation.multi.add_handle(transfer.curl)
             except pycurl.error as e:
                 refused.append((done, HttpFailure(int(e.args[0]), timeout=False)))
+                continue
+            except ValueError:  # not ASCII, or a null byte
+                refused.append((done, HttpFailure(pycurl.E_URL_MALFORMAT, timeout=False)))
                 continue
             transfer.generation = generation
             self._busy[transfer.curl] = transfer

@@ -22,8 +22,9 @@ _CHECK: Final = _BACKGROUND + b'{"checkMessages":true}}'
 
 
 def _largest_padded(limit: int) -> int:
-    """Largest padded plaintext whose body is no longer than `limit`."""
-    fixed = len(_ALERT) + len(_NONCE) + NONCE_SIZE * 4 // 3 + len(b'","verification":"') + len(b'"}}')
+    """Largest padded plaintext whose body, of whatever kind, is no longer than `limit`."""
+    before = max(len(_ALERT + b'","message":"'), len(_BACKGROUND + b'","verification":"'))
+    fixed = before + len(_NONCE) + NONCE_SIZE * 4 // 3 + len(b'"}}')
     return (limit - fixed) // 4 * 3 - crypto.TAG_SIZE
 
 

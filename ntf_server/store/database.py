@@ -1,6 +1,7 @@
 """An SQLite file with one thread that owns it: operations of many callers share a commit (group commit)."""
 
 import asyncio
+import contextlib
 import fcntl
 import queue
 import sqlite3
@@ -22,8 +23,8 @@ _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 def _corrupt(path: Path, what: object) -> StoreCorruptError:
     return StoreCorruptError(
-        f"{path}: the database is corrupt ({what}); it was not changed: stop the server, move the file and its -wal"
-        " away, restore a backup (or `sqlite3 FILE .recover`), then start again"
+        f"{path}: the database is corrupt ({what}): stop the server, move the file and its -wal away, restore a"
+        " backup (or `sqlite3 FILE .recover`), then start again"
     )
 
 
@@ -49,6 +50,7 @@ class Database:
 
         Raises StoreCorruptError (also for another program's file), StoreError (in use, no permission, newer schema).
         """
+        path = path.resolve()  # so that a link to the file has the same lock
         lock = _lock(path)
         try:
             return cls(path, _connect(path, migrations), lock, on_corrupt)
@@ -152,39 +154,40 @@ def _lock(path: Path) -> Any:
 def _connect(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
+        _check(path, len(migrations))
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA busy_timeout = 5000")
+            _migrate(connection, migrations)
+            connection.execute("PRAGMA foreign_keys = ON")  # not before: a migration may drop and remake a table
+        except BaseException:
+            connection.close()
+            raise
     except (OSError, sqlite3.Error) as e:
+        if getattr(e, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+            raise _corrupt(path, e) from e
         raise StoreError(f"{path}: cannot open the database: {e}") from e
-    try:
-        _check(path, connection, len(migrations))
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA busy_timeout = 5000")
-        _migrate(connection, migrations)
-    except sqlite3.Error as e:
-        connection.close()
-        code = getattr(e, "sqlite_errorcode", 0) & 0xFF
-        raise _corrupt(path, e) if code in _CORRUPT else StoreError(f"{path}: {e}") from e
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
-def _check(path: Path, connection: sqlite3.Connection, newest: int) -> None:
-    """Refuse what is not ours, is damaged, or is newer than this program."""
-    [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    [application] = connection.execute("PRAGMA application_id").fetchone()
-    if tables and application != APPLICATION_ID:
-        raise StoreCorruptError(f"{path}: this is the database of another program; set [store] url to a new file")
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    if version > newest:
-        raise StoreError(f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay")
-    if path.stat().st_size < _CHECK_BELOW:
-        [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if result != "ok":
-            raise _corrupt(path, result)
+def _check(path: Path, newest: int) -> None:
+    """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
+    # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
+    mode = "ro" if path.with_name(path.name + "-wal").exists() else "rw"
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
+        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        [application] = connection.execute("PRAGMA application_id").fetchone()
+        if tables and application != APPLICATION_ID:
+            raise StoreCorruptError(f"{path}: this is the database of another program; set [store] url to a new file")
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        if version > newest:
+            raise StoreError(f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay")
+        if path.stat().st_size < _CHECK_BELOW:
+            [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if result != "ok":
+                raise _corrupt(path, result.splitlines()[-1])
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:

@@ -1,11 +1,14 @@
-"""The SQLite schema, as the migrations that make it: append, never change what was released."""
+"""The SQLite schema, as the migrations that make it: append, never change what was released.
+
+AUTOINCREMENT: a ref is never used again, since an answer to something deleted may still be under way.
+"""
 
 from typing import Final
 
 MIGRATIONS: Final = (
     """
     CREATE TABLE tokens (
-        ref INTEGER PRIMARY KEY,
+        ref INTEGER PRIMARY KEY AUTOINCREMENT,
         token_id BLOB NOT NULL UNIQUE,
         provider TEXT NOT NULL,
         device_token BLOB NOT NULL,
@@ -34,7 +37,7 @@ MIGRATIONS: Final = (
     ) STRICT;
 
     CREATE TABLE subscriptions (
-        ref INTEGER PRIMARY KEY,
+        ref INTEGER PRIMARY KEY AUTOINCREMENT,
         subscription_id BLOB NOT NULL UNIQUE,
         token INTEGER NOT NULL REFERENCES tokens ON DELETE CASCADE,
         server INTEGER NOT NULL REFERENCES servers,

@@ -92,7 +92,7 @@ class SmpServer:
         self._open: set[_Connection] = set()
         self._waiters: set[asyncio.Event] = set()
         self._nsubs: Counter[bytes] = Counter()
-        self._scripts: defaultdict[bytes, deque[Err | None]] = defaultdict(deque)
+        self._scripts: defaultdict[bytes, deque[Message | None]] = defaultdict(deque)
         self._accepted = 0
 
     async def __aenter__(self) -> Self:
@@ -157,8 +157,9 @@ class SmpServer:
         """How many NSUBs came, well-formed, for this queue or for all; those of scripted faults count too."""
         return self._nsubs.total() if notifier_id is None else self._nsubs[notifier_id]
 
-    def script_nsub(self, notifier_id: bytes, *answers: Err | None) -> None:
-        """A fault: the next NSUBs for this queue get these errors, or no answer for None, and do nothing."""
+    def script_nsub(self, notifier_id: bytes, *answers: Message | None) -> None:
+        """A fault: the next NSUBs for this queue get these answers, such as `ERR_AUTH`, or none for None, and do
+        nothing else; those after them are done again."""
         self._scripts[notifier_id].extend(answers)
 
     def notify(self, *notifier_ids: bytes) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.encoding import short
+from smp_bridge.encoding import b64url, short
 from smp_bridge.transmission import Err, Session
 
 KEY_SIZES = {Ed25519PrivateKey: 32, X25519PrivateKey: 32, Ed448PrivateKey: 57, X448PrivateKey: 56}
@@ -183,7 +183,31 @@ def plain(value):
         return crypto.encode_private(value)
     if dataclasses.is_dataclass(value):
         return type(value), [plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
-    return value if dataclasses.is_dataclass(value) or not isinstance(value, tuple | list) else list(map(plain, value))
+    return value
+
+
+def bytes_inside(value, shown=()):
+    """All bytes in a value, private keys included, except in fields of the names `shown`."""
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, crypto.PrivateKey):
+        yield crypto.encode_private(value)
+    elif isinstance(value, crypto.PublicKey):
+        yield crypto.encode_public(value)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from bytes_inside(item, shown)
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            if f.name not in shown:
+                yield from bytes_inside(getattr(value, f.name), shown)
+
+
+def hides(value, shown=()):
+    """Whether `repr` and `str` of a value tell none of its bytes, in any usual form."""
+    text = repr(value) + str(value)
+    secrets = [b for b in bytes_inside(value, shown) if len(b) >= 8]
+    return not any(form in text for b in secrets for form in (repr(b)[2:-1], b.hex(), b64url(b)))
 
 
 SESSION_ID = bytes(range(32))
@@ -193,7 +217,3 @@ def sessions(schemes=("smp", "ntf")):
     """Sessions of every version of the protocols, without keys."""
     versions = [("smp", v) for v in range(6, 19)] + [("ntf", v) for v in range(1, 4)]
     return st.sampled_from([Session(s, v, SESSION_ID) for s, v in versions if s in schemes])
-
-
-_SECRET_TEXT = b"secret" * 4  # 24 bytes, the size of an id and of a nonce
-SECRETS = (_SECRET_TEXT, crypto.box_key(bytes(32)))

@@ -1,0 +1,67 @@
+"""Fixtures for tests of the whole: servers, the relay as a process of its own, devices."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from harness import Phone, RelayProcess
+from hypothesis import settings
+
+from ntf_server.testing import MockApns
+from smp_bridge.testing import SmpServer
+
+settings.register_profile("relay", deadline=None)
+settings.load_profile("relay")
+
+
+@pytest.fixture
+async def smp_server() -> AsyncIterator[SmpServer]:
+    """An in-memory SMP server."""
+    async with SmpServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def mock_apns() -> AsyncIterator[MockApns]:
+    """A mock APNs."""
+    async with MockApns() as apns:
+        yield apns
+
+
+@pytest.fixture
+async def relay_process(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[RelayProcess]:
+    """A relay process, started, with the mock APNs as its provider AT."""
+    environment = {
+        "NTF_SERVER__APNS__TEST__HOST": "localhost",
+        "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
+        "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
+        "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "NTF_SERVER__TRANSPORT__BIND": "localhost",
+    }
+    relay = RelayProcess(tmp_path / "relay", environment)
+    await relay.init()
+    await relay.start()
+    try:
+        yield relay
+    finally:
+        await relay.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def phone(mock_apns: MockApns) -> Callable[[], Phone]:
+    """Makes devices."""
+    return lambda: Phone(mock_apns)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]:
+    """Polls a condition until it holds, 20 s at most."""
+
+    async def poll(condition: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(20):
+            while not await condition():
+                await asyncio.sleep(0.02)
+
+    return poll

@@ -1,0 +1,235 @@
+"""The parts together, in this process: start, work, stop, start again."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from harness import Phone
+
+from ntf_server import config
+from ntf_server.app import Relay, run
+from ntf_server.config import Config
+from ntf_server.identity_files import create_identity, load_credentials
+from ntf_server.listener import ListenError
+from ntf_server.push.apns import generate_key
+from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.testing import Answer, MockApns
+from smp_bridge import ntf
+from smp_bridge.address import ServerAddress
+from smp_bridge.client import Client, ServerError
+from smp_bridge.ntf import InvalidReason, TokenStatus
+from smp_bridge.testing import SmpServer
+from smp_bridge.testing.recipient import Recipient
+
+
+@pytest.fixture
+def settings(mock_apns: MockApns) -> config.Settings:
+    return config.Settings(
+        transport=config.Transport(host="localhost", port=0, bind="localhost"),
+        apns=config.Apns(
+            test=config.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file)),
+        ),
+        subscriber=config.SubscriberSection(allow_private_hosts=True),
+        delivery=config.Delivery(min_backoff=0.05, max_backoff=0.2),
+    )
+
+
+@pytest.fixture
+def relay_config(tmp_path: Path, settings: config.Settings) -> Config:
+    create_identity(tmp_path, "ED25519", "localhost")
+    return Config(tmp_path, settings, load_credentials(tmp_path), tmp_path / "ntf.db")
+
+
+def address(relay: Relay, relay_config: Config) -> ServerAddress:
+    return ServerAddress("ntf", ("localhost",), str(relay.port), relay_config.credentials.key_hash)
+
+
+async def connect(relay: Relay, relay_config: Config) -> Client:
+    return await Client.connect(address(relay, relay_config))
+
+
+async def test_a_message_wakes_the_device(
+    relay_config: Config, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    async with (
+        Relay(relay_config) as relay,
+        await connect(relay, relay_config) as client,
+        await Recipient.connect(smp_server.address) as recipient,
+    ):
+        await device.register(client)
+        await device.verify(client)
+        assert await device.status(client) == ntf.Tkn(TokenStatus.ACTIVE)
+        queue = await recipient.queue()
+        await device.subscribe(client, smp_server.address, queue)
+        await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+        await queue.send("hello")
+        push = await mock_apns.next(device.token)
+        [entry] = device.entries(push)
+        assert (entry.server, entry.notifier_id) == (str(smp_server.address), queue.notifier_id)
+        meta = queue.open_notification(entry.nonce, entry.meta)
+        assert meta.message_id == (await queue.receive()).message_id
+        assert push.size <= 4096
+
+
+async def test_a_restart_resumes_subscriptions_and_pushes(
+    relay_config: Config, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+            await device.register(client)
+            await device.verify(client)
+            await device.subscribe(client, smp_server.address, queue)
+            await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+        await smp_server.until(lambda: not smp_server.subscribed(queue.notifier_id))
+        await queue.send("while it is down")
+        async with Relay(relay_config):
+            [entry] = device.entries(await mock_apns.next(device.token))
+            meta = queue.open_notification(entry.nonce, entry.meta)
+            assert meta.message_id == (await queue.receive()).message_id
+
+
+async def test_a_code_that_could_not_be_pushed_is_pushed_after_a_restart(
+    relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    await mock_apns.stop()
+    async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+        await device.register(client)
+        assert await device.status(client) == ntf.Tkn(TokenStatus.REGISTERED)
+    await mock_apns.start()
+    async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+        await device.verify(client)
+        assert await device.status(client) == ntf.Tkn(TokenStatus.ACTIVE)
+
+
+async def test_a_stop_finishes_pushes_in_flight(
+    relay_config: Config, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+            await device.register(client)
+            await device.verify(client)
+            await device.subscribe(client, smp_server.address, queue)
+            await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+            mock_apns.latency = 0.5
+            await queue.send("in flight")
+            async with asyncio.timeout(10):
+                while not mock_apns.counters.streams:
+                    await asyncio.sleep(0.01)
+        assert len(device.entries(mock_apns.pushes[-1])) == 1
+        mock_apns.latency = 0
+        count = len(mock_apns.pushes)
+        async with Relay(relay_config):  # nothing is pushed twice after a graceful stop
+            await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+            await queue.send("next")
+            await mock_apns.next(device.token)
+            while len(mock_apns.pushes) == count:
+                await asyncio.sleep(0.01)
+        assert len(mock_apns.pushes) == count + 1
+
+
+async def test_a_queue_s_newest_notification_goes_out_after_an_outage_with_all_others(
+    relay_config: Config, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    """Twenty queues and an outage: a push holds six, and none of the queues is forgotten."""
+    device = phone()
+    async with (
+        Relay(relay_config) as relay,
+        await connect(relay, relay_config) as client,
+        await Recipient.connect(smp_server.address) as recipient,
+    ):
+        await device.register(client)
+        await device.verify(client)
+        queues = {q.notifier_id: q for q in [await recipient.queue() for _ in range(20)]}
+        for queue in queues.values():
+            await device.subscribe(client, smp_server.address, queue)
+        await smp_server.until(lambda: all(map(smp_server.subscribed, queues)))
+        await mock_apns.stop()
+        ids = {}
+        for text, queue in itertools.product(("first", "second"), queues.values()):
+            await queue.send(text)
+            ids[queue.notifier_id] = (await queue.receive()).message_id
+        await mock_apns.start()
+        got: dict[bytes, bytes] = {}
+        while got != ids:
+            push = await mock_apns.next(device.token)
+            for e in device.entries(push):
+                got[e.notifier_id] = queues[e.notifier_id].open_notification(e.nonce, e.meta).message_id
+
+
+async def test_a_dead_token_is_told_with_its_reason_and_revived_by_registering_again(
+    relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+        mock_apns.script(Answer(410, "Unregistered", timestamp=1), token=device.token)
+        await device.register(client)
+        async with asyncio.timeout(10):
+            while (await device.status(client)).status is not TokenStatus.INVALID:
+                await asyncio.sleep(0.01)
+        assert await device.status(client) == ntf.Tkn(TokenStatus.INVALID, InvalidReason.UNREGISTERED)
+        await device.register(client)
+        await device.verify(client)
+        assert await device.status(client) == ntf.Tkn(TokenStatus.ACTIVE)
+
+
+async def test_providers_that_are_not_configured_are_refused(
+    relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device = phone()
+    without = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=config.Apns()))
+    async with Relay(without) as relay, await connect(relay, without) as client:
+        with pytest.raises(ServerError, match="CMD PROHIBITED"):
+            await device.register(client)
+
+
+async def test_apple_s_hosts_are_on_with_a_key(
+    relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone], tmp_path: Path
+) -> None:
+    key = generate_key()
+    host = config.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))
+    apns = config.Apns(key_file="k.p8", key_id="KEY1234567", team_id="TEAM123456", production=host, sandbox=host)
+    with_key = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=apns))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "k.p8").write_bytes(pem)
+    async with Relay(with_key) as relay, await connect(relay, with_key) as client:
+        for provider in (ntf.Provider.APNS, ntf.Provider.APNS_SANDBOX):
+            device = phone()
+            token = ntf.DeviceToken(provider, device.token.encode())
+            new = ntf.TNew(token, device.key.public_key(), device.dh_key.public_key())
+            assert isinstance(await client.request(new, key=device.key), ntf.IdTkn)
+            push = await mock_apns.next(device.token)
+            assert push.topic == "chat.simplex.app"
+
+
+async def test_a_port_in_use_is_told_and_everything_is_closed(relay_config: Config) -> None:
+    async with Relay(relay_config) as relay:
+        transport = msgspec.structs.replace(relay_config.settings.transport, port=relay.port)
+        settings = msgspec.structs.replace(relay_config.settings, transport=transport)
+        other = replace(relay_config, settings=settings, database=relay_config.directory / "other.db")
+        with pytest.raises(ListenError, match=rf"localhost:{relay.port}: "):
+            await Relay(other).__aenter__()
+        with pytest.raises(StoreError, match="another ntf-server uses this database"):
+            await Relay(relay_config).__aenter__()
+    async with Relay(other):
+        pass
+
+
+async def test_a_database_that_turns_out_corrupt_stops_the_relay(relay_config: Config) -> None:
+    def damaged(relay: Relay) -> None:
+        relay.failed.set_exception(StoreCorruptError("the database is corrupt"))
+
+    with pytest.raises(StoreCorruptError):
+        await run(relay_config, damaged)
+    async with Relay(relay_config):  # it let go of port and database
+        pass
