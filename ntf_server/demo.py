@@ -11,6 +11,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ class _Relay:
     """The relay as an operator runs it: `ntf-server start` in a process of its own."""
 
     def __init__(self, directory: Path, apns: MockApns, key_file: Path) -> None:
-        self.address = ""
+        self._identity = ""
         self._directory = directory
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -82,10 +83,15 @@ class _Relay:
                 f"NTF_SERVER__APNS__{section}__CA_FILE": str(apns.ca_file),
             }
 
+    @property
+    def address(self) -> str:
+        """The address that a device needs."""
+        return f"{self._identity}:{self._port}"
+
     async def init(self) -> None:
         """`ntf-server init`."""
-        arguments = ["init", "--path", str(self._directory), "--fqdn", "localhost", "--port", "0"]
-        self.address = await _run("ntf_server", arguments, stderr=asyncio.subprocess.DEVNULL)
+        arguments = ["init", "--path", str(self._directory), "--fqdn", "localhost"]
+        self._identity = await _run("ntf_server", arguments, stderr=asyncio.subprocess.DEVNULL)
 
     async def start(self) -> None:
         """`ntf-server start`, and wait until it listens; a restart takes the same port."""
@@ -99,7 +105,6 @@ class _Relay:
             line = (await self._process.stdout.readline()).decode().strip()
         _check(line.startswith("listening on "), "the relay did not start")
         self._port = int(line.rpartition(":")[2])
-        self.address = f"{self.address.rpartition(':')[0]}:{self._port}"
 
     async def stop(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; gives the exit code."""
@@ -149,10 +154,11 @@ class _Story:
         says("Device", f"I register my token {_cut(self.token, 12)} with {_cut(self.relay.address, 40)}")
         await self.client("register", self.relay.address, "--provider", "AT", "--token", self.token)
         push = await self._apple_sees()
-        await self.client("verify", "--payload", "-", given=json.dumps(push.body).encode())
+        code = (await self._opened(push))["code"]
+        await self.client("verify", code)
         status = json.loads(await self.client("status", "--json"))
         _check(status["token"]["status"] == "ACTIVE", "the token is not active")
-        says("Device", "Only I could open it: I send the code back. The relay says: ACTIVE")
+        says("Device", f"Only I can open it: the code is {_cut(code, 12)} I send it back, and am ACTIVE")
 
     async def subscribe(self, queue: Queue) -> None:
         """Give the relay what it needs for one queue."""
@@ -173,7 +179,7 @@ class _Story:
             b64url(queue.notifier_secret),
         )
         await self.smp.until(lambda: self.smp.subscribed(queue.notifier_id))
-        says("SMP server", "The relay may hear that a message arrived in this queue. Nothing else.")
+        says("SMP server", "The relay may hear when a message arrives in this queue, and nothing else")
 
     async def wake(self, queue: Queue, text: str) -> None:
         """A message is sent, and wakes the device."""
@@ -185,13 +191,21 @@ class _Story:
         """The push arrives, and says the same as the message itself."""
         says = self.tell.says
         push = await self._apple_sees()
-        opened = json.loads(await self.client("decrypt", "--json", "-", given=json.dumps(push.body).encode()))
-        newest = opened["notifications"][-1]
-        says("Device", f"I woke up and opened it: message {_cut(newest['message_id'], 12)} at {newest['timestamp']}")
+        newest = (await self._opened(push))["notifications"][-1]
+        _check(newest["error"] is None, "the metadata does not open")
+        at = time.strftime("%H:%M:%S", time.localtime(newest["timestamp"]))
+        says("Device", f"I woke up and opened it: message {_cut(newest['message_id'], 12)} of {at}")
         message = await queue.receive()
         says("Recipient", f"I fetched message {_cut(b64url(message.message_id), 12)}: {message.body.decode()!r}")
         _check(newest["message_id"] == b64url(message.message_id), "the message ids differ")
-        says("Device", "The ids are equal on both paths.")
+        says("Device", "The ids are equal on both paths")
+
+    async def _opened(self, push: Push) -> dict[str, Any]:
+        """What the device reads in a push."""
+        opened: dict[str, Any] = json.loads(
+            await self.client("decrypt", "--json", "-", given=json.dumps(push.body).encode())
+        )
+        return opened
 
     async def _apple_sees(self) -> Push:
         push = await self.apns.next(self.token)
@@ -247,9 +261,9 @@ async def run(*, keep: bool = False) -> int:
     print("Starting an SMP server, a mock APNs, the relay and a device on this machine …", flush=True)
     try:
         async with _parties() as (story, recipient):
-            await _tell(story, recipient)
+            queue = await _tell(story, recipient)
             if keep:
-                await _stay(story)
+                await _stay(story, queue)
             code = await story.relay.stop(signal.SIGTERM)
             _check(code == 0, f"the relay did not stop cleanly ({code})")
     except (DemoError, TimeoutError) as e:
@@ -258,7 +272,7 @@ async def run(*, keep: bool = False) -> int:
     return 0
 
 
-async def _tell(story: _Story, recipient: Recipient) -> None:
+async def _tell(story: _Story, recipient: Recipient) -> Queue:
     await story.register()
     queue = await recipient.queue()
     await story.subscribe(queue)
@@ -266,27 +280,37 @@ async def _tell(story: _Story, recipient: Recipient) -> None:
     await story.wake(queue, "hello")
     await story.killed(queue)
     story.tell.heading("All of it held: nothing was lost, and nobody on the way could read anything.")
+    return queue
 
 
-async def _stay(story: _Story) -> None:
-    """Stay up until Ctrl-C, and show what arrives."""
+async def _stay(story: _Story, queue: Queue) -> None:
+    """Stay up until Ctrl-C or the end of the input; every line that is typed is a message."""
     print(f"\nrelay       {story.relay.address}")
     print(f"SMP server  {story.smp.address}")
     print(f"mock APNs   https://localhost:{story.apns.port} (CA: {story.apns.ca_file})")
     print(f"device      ntf-client --state {story.state} status")
-    print("Ctrl-C ends it.", flush=True)
+    print("A line that you type is sent as a message. Ctrl-C ends it.", flush=True)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    showing = asyncio.create_task(_show(story))
-    await stopped.wait()
-    showing.cancel()
-    await asyncio.wait([showing])
+    tasks = [asyncio.create_task(_type(story, queue)), asyncio.create_task(stopped.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in results:
+        if isinstance(error, Exception):
+            raise error
 
 
-async def _show(story: _Story) -> None:
-    while True:
-        with contextlib.suppress(TimeoutError):
-            push: Any = await story.apns.next(timeout=3600)
-            story.tell.says("Apple", f"A push of {push.size} bytes: {push.push_type}")
+async def _type(story: _Story, queue: Queue) -> None:
+    lines = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    try:
+        while line := await lines.readline():
+            await story.wake(queue, line.decode(errors="replace").strip())
+    finally:
+        transport.close()

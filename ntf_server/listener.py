@@ -60,11 +60,20 @@ class Listener:
         """Accept connections. Raises ListenError (port in use, no such address), ssl.SSLError."""
         host, port = self._config.host, self._config.port
         try:
-            self._server = await transport.serve("ntf", self._credentials, self._on_connected, host, port)
+            self._server = await transport.serve(
+                "ntf",
+                self._credentials,
+                self._on_connected,
+                host,
+                port,
+                handshake_timeout=self._config.handshake_timeout,
+            )
         except ssl.SSLError:
             raise
         except OSError as e:
             raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}") from e
+        except UnicodeError as e:  # an empty or too long label
+            raise ListenError(f"{host}:{port}: is not a host name") from e
 
     @property
     def port(self) -> int:
@@ -109,11 +118,12 @@ class Listener:
         assert task is not None
         try:
             while not self._closing or connection.has_blocks():
-                self._busy.discard(task)
                 answers = await self._next_answers(connection, session, task)
                 for block in encode_blocks(session, answers):
                     connection.send(block)
-                await connection.drain()
+                self._busy.discard(task)  # a client that does not read must not hold up a shutdown
+                async with asyncio.timeout(self._config.inactive_ttl or None):
+                    await connection.drain()
         finally:
             self._busy.discard(task)
 
@@ -143,4 +153,9 @@ class Listener:
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:
     echoed = b"" if not isinstance(answer, Err) and answer.tag in _NO_ENTITY else entity_id
-    return encode_transmission(session, corr_id, echoed, answer.encode(session.version))
+    encoded = encode_transmission(session, corr_id, echoed, answer.encode(session.version))
+    try:
+        encode_blocks(session, [encoded])
+    except ValueError:  # ids so long that they cannot be echoed with an answer
+        return encode_transmission(session, b"", b"", ERR_BLOCK.encode(session.version))
+    return encoded

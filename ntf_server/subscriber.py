@@ -25,6 +25,8 @@ T = TypeVar("T")
 _PAGE: Final = 1000
 _WRITES: Final = 16  # blocks of events that may wait for the store, over all servers
 _STORE_BACKOFF: Final = 1.0
+_CLOSE_TIMEOUT: Final = 10.0  # seconds that a failing store may hold up a stop
+_MAX_ERROR: Final = 128  # bytes kept of a server's error text: SCHK's answer has to fit a block
 _CONFIRMED: Final = frozenset([SubscriptionStatus.NEW, SubscriptionStatus.PENDING, SubscriptionStatus.ACTIVE])
 
 
@@ -58,7 +60,12 @@ class Subscriber:
         """Disconnect; events that were read are stored first."""
         await self._agent.close()
         if self._writing:
-            await asyncio.wait(self._writing)
+            _, late = await asyncio.wait(self._writing, timeout=_CLOSE_TIMEOUT)
+            for task in late:
+                task.cancel()
+            if late:
+                log.error("%d blocks of events could not be stored before the stop", len(late))
+                await asyncio.wait(late)
 
     def subscribe(self, server: ServerAddress, ref: int, notifier_id: bytes, notifier_key: bytes) -> None:
         """A subscription was added to the store."""
@@ -147,7 +154,8 @@ def _confirmed(result: agent.Result) -> Confirmed:
         return Confirmed(ref, SubscriptionStatus.ACTIVE)
     if result.auth:
         return Confirmed(ref, SubscriptionStatus.AUTH)
-    return Confirmed(ref, SubscriptionStatus.ERR, result.error)
+    error = result.error.encode()[:_MAX_ERROR].decode(errors="ignore")
+    return Confirmed(ref, SubscriptionStatus.ERR, error)
 
 
 async def _insist(operation: Callable[[], Awaitable[T]]) -> T:

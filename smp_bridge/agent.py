@@ -100,10 +100,10 @@ class Backoff:
         self._next = self._low
 
     def delay(self) -> float:
-        """Seconds to wait now: between half and all of a bound that grows by half each time."""
+        """Seconds to wait now: a bound that grows by half each time, and up to half of it more."""
         bound = self._next
-        self._next = min(bound * 1.5, self._high)
-        return max(self._low, bound * (0.5 + 0.5 * self._rng()))
+        self._next = max(self._low, min(bound * 1.5, self._high / 1.5))
+        return min(bound * (1 + 0.5 * self._rng()), self._high)
 
 
 class Agent:
@@ -246,21 +246,30 @@ class _Server:
             await asyncio.wait([streaming])
 
     async def _stream(self, client: Client) -> None:
-        """Subscribe everything of the pages, then what is added, and what has to be tried again."""
+        """Subscribe everything of the pages, then what is added; again after a while if something has to be."""
         backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
-        retry = False
         while not client.closed.done():
             self._added.clear()  # the pages hold them
+            again = False
             async for page in self._owner.pages(self.address):
                 for i in range(0, len(page), self._config.window):
-                    retry |= await self._subscribe(client, page[i : i + self._config.window])
-            while not retry and not client.closed.done():
-                await self._wake.wait()
-                self._wake.clear()
-                added, self._added = self._added, []
-                retry |= bool(added) and await self._subscribe(client, added)
-            retry = False
-            await asyncio.sleep(backoff.delay())
+                    again |= await self._subscribe(client, page[i : i + self._config.window])
+            await self._subscribe_added(client, backoff, again=again)
+
+    async def _subscribe_added(self, client: Client, backoff: Backoff, *, again: bool) -> None:
+        """Subscribe what is added; returns when a backoff is over, once something has to be tried again."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + backoff.delay() if again else None
+        while not client.closed.done():
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+            self._wake.clear()
+            added, self._added = self._added, []
+            if added and await self._subscribe(client, added) and until is None:
+                until = loop.time() + backoff.delay()
 
     async def _subscribe(self, client: Client, subscriptions: Sequence[Subscription]) -> bool:
         """Send NSUBs and report their answers; True if some should be tried again."""

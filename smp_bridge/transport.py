@@ -348,8 +348,10 @@ async def serve(
     on_connected: Callable[[BlockConnection], None],
     host: str | None,
     port: int,
+    *,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
 ) -> asyncio.Server:
-    """Listen for TLS connections; `on_connected` is called for each whose TLS handshake is done within 60 s.
+    """Listen for TLS connections; `on_connected` is called for each whose TLS handshake is done in time.
 
     Raises OSError (port in use, address unknown), ssl.SSLError.
     """
@@ -360,7 +362,7 @@ async def serve(
         ssl=server_context(scheme, credentials),
         backlog=1024,
         reuse_address=True,
-        ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+        ssl_handshake_timeout=handshake_timeout,
         ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
     )
 

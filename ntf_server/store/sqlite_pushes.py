@@ -34,7 +34,8 @@ def load_push(c: sqlite3.Connection, ref: int, now: int, *, message_ttl: int, ve
     device = DeviceToken(Provider(provider), device_token)
     if verification_due is not None:
         if verification_due > now - verification_ttl:
-            return Push(ref, registration, device, secret, PushKind.VERIFICATION, verification_due, code)
+            more = status == TokenStatus.ACTIVE  # messages or a check may wait behind it
+            return Push(ref, registration, device, secret, PushKind.VERIFICATION, verification_due, code, more=more)
         c.execute("UPDATE tokens SET verification_due = NULL WHERE ref = ?", (ref,))
     if status != TokenStatus.ACTIVE:
         return None
@@ -45,7 +46,7 @@ def load_push(c: sqlite3.Connection, ref: int, now: int, *, message_ttl: int, ve
         earlier = _sent_before(c, ref, room) if room else []
         ordered = sorted(earlier + chosen, key=lambda n: n.seq)
         since = chosen[0].notification.received_at
-        more = len(unsent) > MAX_ENTRIES
+        more = len(unsent) > MAX_ENTRIES or check_due is not None
         return Push(
             ref, registration, device, secret, PushKind.MESSAGES, since, notifications=tuple(ordered), more=more
         )

@@ -565,19 +565,20 @@ async def test_delays_grow_until_there_is_a_session(
 def test_backoff_grows_to_its_bound_and_begins_again() -> None:
     slowest = Backoff(1.0, 10.0, lambda: 1.0)
     delays = [slowest.delay() for _ in range(10)]
-    assert delays[:4] == [1.0, 1.5, 2.25, 3.375]
+    assert delays[:4] == [1.5, 2.25, 3.375, 5.0625]
     assert delays[-1] == 10.0
     slowest.reset()
-    assert slowest.delay() == 1.0
+    assert slowest.delay() == 1.5
 
 
-def test_backoff_is_jittered_within_its_bounds() -> None:
+def test_backoff_is_jittered_within_its_bounds_from_the_first_delay_on() -> None:
     fastest = Backoff(1.0, 10.0, lambda: 0.0)
-    assert [fastest.delay() for _ in range(10)][-1] == 5.0
-    real = Backoff(1.0, 10.0)
-    delays = [real.delay() for _ in range(200)]
-    assert all(1.0 <= d <= 10.0 for d in delays)
-    assert len({round(d, 6) for d in delays[20:]}) > 100
+    delays = [fastest.delay() for _ in range(10)]
+    assert delays[0] == 1.0
+    assert delays[-1] == pytest.approx(10.0 / 1.5)
+    real = [Backoff(1.0, 10.0) for _ in range(200)]
+    assert len({round(b.delay(), 6) for b in real}) > 100
+    assert all(1.0 <= b.delay() <= 10.0 for b in real for _ in range(10))
 
 
 def test_secrets_are_not_in_reprs() -> None:

@@ -1,0 +1,34 @@
+"""A notification server's client: typed commands, a device that survives restarts, and pushes opened."""
+
+from ntf_client.client import NtfClient, Registration, SubscriptionCheck, TokenCheck
+from ntf_client.device import Device, NotRegisteredError, Queue
+from ntf_client.push import (
+    CheckMessages,
+    NotificationInfo,
+    Notifications,
+    PushContent,
+    PushError,
+    VerificationCode,
+    open_push,
+)
+from ntf_client.state import StateError, StateNotFoundError, Subscription
+
+__all__ = [
+    "CheckMessages",
+    "Device",
+    "NotRegisteredError",
+    "NotificationInfo",
+    "Notifications",
+    "NtfClient",
+    "PushContent",
+    "PushError",
+    "Queue",
+    "Registration",
+    "StateError",
+    "StateNotFoundError",
+    "Subscription",
+    "SubscriptionCheck",
+    "TokenCheck",
+    "VerificationCode",
+    "open_push",
+]

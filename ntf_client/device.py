@@ -1,0 +1,197 @@
+"""A device: its registration with one notification server and its queues, over restarts and lost answers."""
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from ntf_client import state as state_file
+from ntf_client.client import NtfClient, SubscriptionCheck, TokenCheck
+from ntf_client.push import NotificationInfo, PushContent, open_push
+from ntf_client.state import DeviceState, Subscription
+from smp_bridge import crypto, smp
+from smp_bridge.address import ServerAddress
+from smp_bridge.client import REQUEST_TIMEOUT
+from smp_bridge.ntf import DeviceToken
+
+
+class NotRegisteredError(Exception):
+    """The device has no registration: it was never made, its answer was lost, or it was deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What a notification server is given of a queue, and the `secret` that it is not.
+
+    `secret`: DH secret of the queue's notification keys (32 bytes); without it notifications of the queue can be told
+    apart but not opened.
+    """
+
+    server: ServerAddress
+    notifier_id: bytes = field(repr=False)
+    notifier_key: crypto.AuthPrivateKey = field(repr=False)
+    secret: bytes | None = field(default=None, repr=False)
+
+
+class Device:
+    """A device of one notification server. Commands take a client of that server: see `connect`.
+
+    With a `path`, every change is saved there before the method returns, and the keys before they are first used. All
+    commands can be repeated when an answer was lost. They raise what `NtfClient` raises, StateError, and
+    NotRegisteredError, except `register`.
+    """
+
+    def __init__(self, state: DeviceState, path: Path | None = None) -> None:
+        self._state = state
+        self._path = path
+
+    @classmethod
+    def create(cls, server: ServerAddress, token: DeviceToken, path: Path | None = None) -> Self:
+        """A device with new keys; neither registered nor saved yet. Raises ValueError for an `smp://` address."""
+        if server.scheme != "ntf":
+            raise ValueError("not the address of a notification server")
+        return cls(DeviceState.new(server, token), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The device that was saved there. Raises StateError, StateNotFoundError."""
+        return cls(state_file.load(path), path)
+
+    def save(self, path: Path | None = None) -> None:
+        """Save it, at `path` from now on if one is given. Raises StateError."""
+        self._path = path or self._path
+        if self._path is None:
+            raise state_file.StateError("the device has no file to be saved in")
+        state_file.save(self._path, self._state)
+
+    def __repr__(self) -> str:
+        return f"Device({self._state!r})"
+
+    @property
+    def server(self) -> ServerAddress:
+        """The notification server."""
+        return self._state.server
+
+    @property
+    def token(self) -> DeviceToken:
+        """The device token that the server pushes to."""
+        return self._state.token
+
+    @property
+    def token_id(self) -> bytes | None:
+        """The registration's id, None if there is no registration."""
+        return self._state.token_id
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """The subscribed queues."""
+        return self._state.subscriptions
+
+    def connect(self, *, timeout: float = REQUEST_TIMEOUT) -> AbstractAsyncContextManager[NtfClient]:
+        """`async with device.connect() as client`: see `NtfClient.connect`."""
+        return NtfClient.connect(self._state.server, timeout=timeout)
+
+    # --- the token
+
+    async def register(self, client: NtfClient) -> None:
+        """TNEW: the server pushes a code to the device; see `open_push` and `verify`.
+
+        Again: the same registration and another push of the code; also what revives an INVALID token. If the server
+        has forgotten the device, it is a new registration, without subscriptions.
+        """
+        if self._path is not None:
+            self.save()  # first: with these keys the same TNEW repairs a lost answer
+        s = self._state
+        registration = await client.register(s.token, s.verify_key, s.dh_key)
+        kept = s.subscriptions if registration.token_id == s.token_id else ()
+        self._change(token_id=registration.token_id, secret=registration.secret, subscriptions=kept)
+
+    async def verify(self, client: NtfClient, code: bytes) -> None:
+        """TVFY: with the code that was pushed the token becomes ACTIVE."""
+        await client.verify(self._registered(), self._state.verify_key, code)
+
+    async def check(self, client: NtfClient) -> TokenCheck:
+        """TCHK: the token's status."""
+        return await client.check(self._registered(), self._state.verify_key)
+
+    async def replace(self, client: NtfClient, token: DeviceToken) -> None:
+        """TRPL: the device's provider gave it a new token, which has to be verified; subscriptions stay."""
+        await client.replace(self._registered(), self._state.verify_key, token)
+        self._change(token=token)
+
+    async def set_period(self, client: NtfClient, minutes: int) -> None:
+        """TCRN: a `CheckMessages` push every so many minutes, 20 to 65535; 0 turns them off."""
+        await client.set_period(self._registered(), self._state.verify_key, minutes)
+
+    async def delete(self, client: NtfClient) -> None:
+        """TDEL: delete the registration and its subscriptions, and forget them."""
+        await client.delete(self._registered(), self._state.verify_key)
+        self.forget()
+
+    def forget(self) -> None:
+        """Delete the file, and take new keys, whatever the server still has."""
+        self._state = DeviceState.new(self._state.server, self._state.token)
+        if self._path is not None:
+            state_file.remove(self._path)
+
+    # --- its queues
+
+    async def subscribe(self, client: NtfClient, queue: Queue) -> Subscription:
+        """SNEW: be notified of a queue's messages. Again: the same subscription."""
+        if queue.secret is not None and len(queue.secret) != state_file.SECRET_SIZE:
+            raise ValueError("a secret has 32 bytes")
+        subscription_id = await client.subscribe(
+            self._registered(), self._state.verify_key, queue.server, queue.notifier_id, queue.notifier_key
+        )
+        known = self.find(queue.server.key_hash, queue.notifier_id)
+        secret = queue.secret or (known.secret if known else None)
+        out = Subscription(subscription_id, queue.server, queue.notifier_id, secret)
+        self._change(subscriptions=(*(s for s in self._state.subscriptions if s != known), out))
+        return out
+
+    async def check_subscription(self, client: NtfClient, subscription: Subscription) -> SubscriptionCheck:
+        """SCHK: the subscription's status."""
+        self._registered()
+        return await client.check_subscription(subscription.subscription_id, self._state.verify_key)
+
+    async def unsubscribe(self, client: NtfClient, subscription: Subscription) -> None:
+        """SDEL: no more notifications of this queue."""
+        self._registered()
+        await client.unsubscribe(subscription.subscription_id, self._state.verify_key)
+        self._change(subscriptions=tuple(s for s in self._state.subscriptions if s != subscription))
+
+    def find(self, key_hash: bytes | None, notifier_id: bytes) -> Subscription | None:
+        """The subscription of a queue: its server's identity and notifier id."""
+        for s in self._state.subscriptions:
+            if s.server.key_hash == key_hash and s.notifier_id == notifier_id:
+                return s
+        return None
+
+    # --- pushes, without any connection
+
+    def open_push(self, payload: bytes | str | Mapping[str, Any]) -> PushContent:
+        """Open a push to this device: see `push.open_push`. Raises PushError, NotRegisteredError."""
+        self._registered()
+        assert self._state.secret is not None
+        return open_push(payload, self._state.secret)
+
+    def open_notification(self, info: NotificationInfo) -> smp.MessageMeta | None:
+        """The message's id and time; None if its queue, or the queue's secret, is not known. Raises PushError."""
+        subscription = self.find(info.key_hash, info.notifier_id)
+        if subscription is None or subscription.secret is None:
+            return None
+        return info.open(subscription.secret)
+
+    # ---
+
+    def _registered(self) -> bytes:
+        if self._state.token_id is None:
+            raise NotRegisteredError("the device is not registered; register it (again, if an answer was lost)")
+        return self._state.token_id
+
+    def _change(self, **changes: Any) -> None:
+        self._state = dataclasses.replace(self._state, **changes)
+        if self._path is not None:
+            self.save()

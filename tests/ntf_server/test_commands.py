@@ -1,0 +1,660 @@
+"""What each NTF command means (wire.md, section 6), through a relay's socket."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x448 import X448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from harness import Phone
+
+from ntf_server.app import Relay
+from ntf_server.config import Config
+from ntf_server.testing import MockApns, Silence
+from smp_bridge import crypto, ntf
+from smp_bridge.address import ServerAddress
+from smp_bridge.client import Client
+from smp_bridge.encoding import short, word16
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.testing import SmpServer
+from smp_bridge.testing.recipient import Queue, Recipient
+from smp_bridge.transmission import (
+    ERR_AUTH,
+    ERR_BLOCK,
+    ERR_HAS_AUTH,
+    ERR_NO_AUTH,
+    ERR_PROHIBITED,
+    ERR_QUOTA,
+    ERR_SYNTAX,
+    ERR_UNKNOWN,
+    Message,
+)
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+KEYS = [Ed25519PrivateKey, Ed448PrivateKey, X25519PrivateKey]
+ED25519, X25519 = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
+ID = os.urandom(24)
+SMP = ServerAddress("smp", ("localhost",), "5223", os.urandom(32))
+
+Phones = Callable[[], Phone]
+Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
+
+
+def tnew(phone: Phone, **other: Any) -> ntf.TNew:
+    fields = {"token": phone.device, "verify_key": phone.key.public_key(), "dh_key": phone.dh_key.public_key()}
+    return ntf.TNew(**(fields | other))
+
+
+def snew(token_id: bytes, queue: Queue | None = None, **other: Any) -> ntf.SNew:
+    fields = {"token_id": token_id, "server": SMP, "notifier_id": ID, "notifier_key": ED25519}
+    if queue is not None:
+        fields |= {"notifier_id": queue.notifier_id, "notifier_key": queue.notifier_key}
+    return ntf.SNew(**(fields | other))
+
+
+@pytest.fixture
+async def wire(relay: Relay, dial: Any) -> Any:
+    return await dial(relay)
+
+
+@pytest.fixture
+async def device(phone: Phones, client: Client) -> Phone:
+    """An active one."""
+    made = phone()
+    await made.register(client)
+    await made.verify(client)
+    return made
+
+
+@pytest.fixture
+def database(make_config: Callable[..., Config]) -> Callable[..., list[tuple[Any, ...]]]:
+    """Statements on the relay's file, past the relay."""
+
+    def execute(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(make_config().database)
+        try:
+            rows = connection.execute(sql, parameters).fetchall()
+            connection.commit()
+            return rows
+        finally:
+            connection.close()
+
+    return execute
+
+
+async def status_is(wire: Any, phone: Phone, *expected: Any) -> None:
+    """Wait for it."""
+    async with asyncio.timeout(10):
+        while await wire.ask(ntf.TChk(), phone.token_id, phone.key) != ntf.Tkn(*expected):
+            await asyncio.sleep(0.01)
+
+
+# --- syntax and credentials
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("command", [b"", b"X", b"tnew", b" PING", b"PING2", b"NSUB", b"\xff" * 40])
+async def test_an_unknown_command(relay: Relay, dial: Any, version: int, command: bytes) -> None:
+    wire = await dial(relay, version)
+    assert await wire.ask(command) == ERR_UNKNOWN
+    assert await wire.ask(command, ID, ED25519) == ERR_UNKNOWN
+
+
+PUBLIC = short(crypto.encode_public(ED25519.public_key()))
+DH = short(crypto.encode_public(X25519.public_key()))
+X448 = short(crypto.encode_public(X448PrivateKey.generate().public_key()))
+PRIVATE = short(crypto.encode_private(ED25519))
+SNEW = b"SNEW S" + short(ID) + SMP.encode() + short(ID)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        b"PING ",
+        b"PING x",
+        b"TCHK ",
+        b"TDEL x",
+        b"SCHK ",
+        b"SDEL\x20\x20",
+        b"TVFY",
+        b"TVFY ",
+        b"TVFY \x05abcd",
+        b"TVFY \x01aa",
+        b"TCRN",
+        b"TCRN \x00",
+        b"TCRN \x00\x14\x00",
+        b"TRPL",
+        b"TRPL ",
+        b"TRPL AT",
+        b"TRPL ZZ\x01a",
+        b"TRPL at\x01a",
+        b"TRPL AT\x01ab",
+        b"TRPL \xff\xff\x01a",
+        b"TNEW",
+        b"TNEW T",
+        b"TNEW S" + b"AT\x01a" + PUBLIC + DH,
+        b"TNEW T" + b"AT\x01a" + PUBLIC,
+        b"TNEW T" + b"AT\x01a" + PUBLIC + DH + b"x",
+        b"TNEW T" + b"AT\x01a" + DH + PUBLIC,
+        b"TNEW T" + b"AT\x01a" + X448 + DH,
+        b"TNEW T" + b"AT\x01a" + short(b"not a key") + DH,
+        b"TNEW T" + b"ZZ\x01a" + PUBLIC + DH,
+        b"TNEW T" + b"WP" + short(b"push.example") + short(b"443") + short(b"/") + short(bytes(15)) + PUBLIC + DH,
+        b"SNEW",
+        b"SNEW T" + SNEW[6:] + PRIVATE,
+        SNEW,
+        SNEW + PRIVATE + b"x",
+        SNEW + PUBLIC,
+        SNEW + short(crypto.encode_private(X448PrivateKey.generate())),
+        b"SNEW S" + short(ID) + b"\x00" + short(b"") + short(bytes(32)) + short(ID) + PRIVATE,
+        b"SNEW S" + short(ID) + b"\x01" + short(b"a b") + short(b"") + short(bytes(32)) + short(ID) + PRIVATE,
+        b"SNEW S" + short(ID) + b"\x01" + short(b"host") + short(b"0") + short(bytes(32)) + short(ID) + PRIVATE,
+        b"SNEW S" + short(ID) + b"\x01" + short(b"host") + short(b"") + short(bytes(31)) + short(ID) + PRIVATE,
+    ],
+)
+async def test_bad_parameters(wire: Any, command: bytes) -> None:
+    assert await wire.ask(command) == ERR_SYNTAX
+    assert await wire.ask(command, ID, ED25519) == ERR_SYNTAX
+
+
+TOKEN_COMMANDS = [
+    ntf.TChk(),
+    ntf.TVfy(bytes(32)),
+    ntf.TRpl(DeviceToken(Provider.APNS_NULL, b"t")),
+    ntf.TDel(),
+    ntf.TCrn(20),
+    ntf.TCrn(1),
+]
+ENTITY_COMMANDS = [*TOKEN_COMMANDS, ntf.SChk(), ntf.SDel()]
+NO_ENTITY_COMMANDS = [
+    ntf.TNew(DeviceToken(Provider.APNS_NULL, b"t"), ED25519.public_key(), X25519.public_key()),
+    snew(ID),
+]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("commands", "entity_id", "signed", "error"),
+    [
+        (ENTITY_COMMANDS, b"", False, ERR_NO_AUTH),
+        (ENTITY_COMMANDS, ID, False, ERR_NO_AUTH),
+        (ENTITY_COMMANDS, b"", True, ERR_NO_AUTH),
+        (NO_ENTITY_COMMANDS, b"", False, ERR_NO_AUTH),
+        (NO_ENTITY_COMMANDS, ID, False, ERR_NO_AUTH),
+        (NO_ENTITY_COMMANDS, ID, True, ERR_HAS_AUTH),
+        ([ntf.Ping()], ID, False, ERR_HAS_AUTH),
+        ([ntf.Ping()], b"", True, ERR_HAS_AUTH),
+    ],
+)
+async def test_credentials(
+    *, relay: Relay, dial: Any, version: int, commands: list[Message], entity_id: bytes, signed: bool, error: Message
+) -> None:
+    wire = await dial(relay, version)
+    for command in commands:
+        assert await wire.ask(command, entity_id, ED25519 if signed else None) == error, command
+
+
+@pytest.mark.parametrize("command", [*ENTITY_COMMANDS, snew(ID)], ids=lambda c: c.tag.decode())
+@pytest.mark.parametrize("key_type", KEYS)
+async def test_an_entity_that_does_not_exist(wire: Any, command: Message, key_type: Any) -> None:
+    entity_id = b"" if isinstance(command, ntf.SNew) else ID
+    assert await wire.ask(command, entity_id, key_type.generate()) == ERR_AUTH
+
+
+@pytest.mark.parametrize("other", KEYS)
+@pytest.mark.parametrize("key_type", KEYS)
+async def test_a_wrong_key(
+    *, relay: Relay, dial: Any, phone: Phones, client: Client, key_type: Any, other: Any
+) -> None:
+    device, wire = phone(), await dial(relay)
+    device.key = key_type.generate()
+    await device.register(client)
+    await device.verify(client)
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    wrong = other.generate()
+    for command in TOKEN_COMMANDS:
+        assert await wire.ask(command, device.token_id, wrong) == ERR_AUTH
+    for command in (ntf.SChk(), ntf.SDel()):
+        assert await wire.ask(command, subscribed.subscription_id, wrong) == ERR_AUTH
+    assert await wire.ask(snew(device.token_id, notifier_id=b"another"), key=wrong) == ERR_AUTH
+    assert await wire.ask(tnew(device), key=wrong) == ERR_AUTH
+    assert await wire.ask(ntf.TChk(), device.token_id, device.key) == ntf.Tkn(TokenStatus.ACTIVE)
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+@pytest.mark.parametrize("part", ["authenticator", "correlation id", "entity id", "command"])
+async def test_every_byte_is_authorized(
+    *, relay: Relay, dial: Any, phone: Phones, client: Client, key_type: Any, part: str
+) -> None:
+    first, second, wire = phone(), phone(), await dial(relay)
+    first.key = second.key = key_type.generate()
+    await first.register(client)
+    await second.register(client)
+    corr_id = os.urandom(24)
+    raw = wire.encode(ntf.TCrn(20), first.token_id, first.key, corr_id)
+    changed = {
+        "authenticator": raw[:1] + bytes([raw[1] ^ 1]) + raw[2:],
+        "correlation id": raw.replace(corr_id, os.urandom(24)),
+        "entity id": raw.replace(first.token_id, second.token_id),
+        "command": raw[:-1] + b"\x15",
+    }[part]
+    assert changed != raw
+    answer = await wire.ask_raw(changed)
+    assert answer.command == b"ERR AUTH"
+    assert (await wire.ask_raw(raw)).command == b"OK"
+
+
+@pytest.mark.parametrize("size", [1, 63, 65, 79, 81, 113, 115, 255])
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_an_authenticator_of_no_known_size(relay: Relay, dial: Any, version: int, size: int) -> None:
+    wire = await dial(relay, version)
+    answer = await wire.ask_raw(short(bytes(size)) + wire.encode(ntf.TChk(), ID, corr_id=b"corr")[1:])
+    assert (answer.command, answer.corr_id, answer.entity_id) == (b"ERR BLOCK", b"corr", ID)
+
+
+async def test_the_session_id_of_version_1(relay: Relay, dial: Any) -> None:
+    wire, other = await dial(relay, 1), await dial(relay, 1)
+    answer = await wire.ask_raw(other.encode(ntf.Ping(), corr_id=b"corr"))
+    # What answers carry is this session's id: it would not parse otherwise.
+    assert (answer.command, answer.corr_id) == (b"ERR SESSION", b"corr")
+    assert await wire.ask(ntf.Ping()) == ntf.Pong()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_ids_too_long_to_be_echoed(relay: Relay, dial: Any, version: int) -> None:
+    wire = await dial(relay, version)
+    room = 510 if version == 1 else 507
+    fixed = len(wire.encode(b"", b"", corr_id=b""))
+    raw = wire.encode(b"", bytes(room - fixed - 255), corr_id=bytes(255))
+    assert len(raw) == room
+    wire.connection.send(raw if version == 1 else b"\x01" + word16(len(raw)) + raw)
+    [answer] = await wire.receive()
+    assert (answer.command, answer.corr_id, answer.entity_id) == (ERR_BLOCK.encode(version), b"", b"")
+    assert await wire.ask(ntf.Ping()) == ntf.Pong()
+
+
+# --- tokens
+
+
+@pytest.mark.parametrize(
+    ("version", "key_type"),
+    [(1, Ed25519PrivateKey), (1, Ed448PrivateKey), *((v, k) for v in (2, 3) for k in KEYS)],
+)
+async def test_a_tokens_life(relay: Relay, dial: Any, mock_apns: MockApns, version: int, key_type: Any) -> None:
+    wire = await dial(relay, version)
+    device = Phone(mock_apns, key=key_type.generate())
+    answer = await wire.ask(tnew(device), key=device.key)
+    device.token_id, device.secret = answer.token_id, crypto.dh(device.dh_key, answer.dh_key)
+    assert len(device.token_id) == 24
+    code = device.open(await mock_apns.next(device.token), "verification")
+    assert len(code) == 32
+    await status_is(wire, device, TokenStatus.CONFIRMED)
+    assert await wire.ask(ntf.TVfy(code), device.token_id, device.key) == ntf.Ok()
+    await status_is(wire, device, TokenStatus.ACTIVE)
+    assert await wire.ask(ntf.TDel(), device.token_id, device.key) == ntf.Ok()
+    assert await wire.ask(ntf.TChk(), device.token_id, device.key) == ERR_AUTH
+
+
+async def test_version_1_has_no_key_for_authenticators(relay: Relay, dial: Any, phone: Phones) -> None:
+    wire, device = await dial(relay, 1), phone()
+    raw = wire.encode(tnew(device, verify_key=X25519.public_key()))
+    answer = await wire.ask_raw(short(bytes(80)) + raw[1:])
+    assert answer.command == b"ERR AUTH"
+
+
+def low_order() -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(bytes(32))
+
+
+@pytest.mark.parametrize("field", ["verify_key", "dh_key"])
+async def test_a_key_of_low_order(wire: Any, phone: Phones, field: str) -> None:
+    device = phone()
+    key = X25519 if field == "verify_key" else device.key
+    assert await wire.ask(tnew(device, **{field: low_order()}), key=key) == ERR_AUTH
+
+
+@pytest.mark.parametrize("provider", [Provider.APNS, Provider.APNS_SANDBOX, Provider.FCM])
+async def test_a_provider_that_is_not_configured(wire: Any, device: Phone, provider: Provider) -> None:
+    other = DeviceToken(provider, b"token")
+    assert await wire.ask(tnew(device, token=other), key=device.key) == ERR_PROHIBITED
+    assert await wire.ask(tnew(device, token=other), key=ED25519) == ERR_AUTH
+    assert await wire.ask(ntf.TRpl(other), device.token_id, device.key) == ERR_PROHIBITED
+    await status_is(wire, device, TokenStatus.ACTIVE)
+
+
+async def test_a_web_push_subscription_is_understood_but_not_served(wire: Any, device: Phone) -> None:
+    fields = (b"push.example", b"443", b"/path", bytes(16), bytes(65))
+    token = DeviceToken(Provider.WEB_PUSH, b"".join(map(short, fields)))
+    assert await wire.ask(tnew(device, token=token), key=device.key) == ERR_PROHIBITED
+
+
+async def test_the_null_provider_answers_as_if_delivered(wire: Any, phone: Phones, mock_apns: MockApns) -> None:
+    device = phone()
+    token = DeviceToken(Provider.APNS_NULL, b"anything")
+    device.token_id = (await wire.ask(tnew(device, token=token), key=device.key)).token_id
+    await status_is(wire, device, TokenStatus.CONFIRMED)
+    assert not mock_apns.pushes
+
+
+async def test_registering_again(wire: Any, phone: Phones, mock_apns: MockApns) -> None:
+    device = phone()
+    first = await wire.ask(tnew(device), key=device.key)
+    device.secret = crypto.dh(device.dh_key, first.dh_key)
+    code = device.open(await mock_apns.next(device.token), "verification")
+    assert await wire.ask(tnew(device), key=device.key) == first
+    assert device.open(await mock_apns.next(device.token), "verification") == code
+    another_key = X25519PrivateKey.generate().public_key()
+    assert await wire.ask(tnew(device, dh_key=another_key), key=device.key) == ERR_AUTH
+    assert await wire.ask(ntf.TVfy(code), first.token_id, device.key) == ntf.Ok()
+
+
+async def test_registering_an_active_token_again_leaves_it_active(
+    wire: Any, device: Phone, mock_apns: MockApns, client: Client
+) -> None:
+    token_id = device.token_id
+    await device.register(client)
+    assert device.token_id == token_id
+    await mock_apns.next(device.token)
+    await status_is(wire, device, TokenStatus.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        ("BadDeviceToken", InvalidReason.BAD),
+        ("DeviceTokenNotForTopic", InvalidReason.TOPIC),
+        ("Unregistered", InvalidReason.UNREGISTERED),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_a_refused_token_is_invalid_until_it_is_registered_again(
+    *, relay: Relay, dial: Any, phone: Phones, client: Client, refusal: str, reason: InvalidReason, version: int
+) -> None:
+    device, wire = phone(), await dial(relay, version)
+    refuse = {
+        "BadDeviceToken": device.apns.reject_token,
+        "DeviceTokenNotForTopic": lambda token: device.apns.bind_token(token, "another.app"),
+        "Unregistered": device.apns.unregister,
+    }[refusal]
+    refuse(device.token)
+    await device.register(client)
+    token_id = device.token_id
+    await status_is(wire, device, TokenStatus.INVALID, reason if version == 3 else None)
+    device.apns.reregister(device.token)
+    await device.register(client)
+    assert device.token_id == token_id
+    await device.verify(client)
+    await status_is(wire, device, TokenStatus.ACTIVE)
+
+
+@pytest.mark.parametrize("status", list(TokenStatus))
+async def test_verifying(wire: Any, phone: Phones, client: Client, database: Any, status: TokenStatus) -> None:
+    device = phone()
+    await device.register(client)
+    code = device.open(await device.apns.next(device.token), "verification")
+    await status_is(wire, device, TokenStatus.CONFIRMED)
+    database("UPDATE tokens SET status = ?", status)
+    for wrong in (b"", code[:-1], code + b"x", os.urandom(32)):
+        assert await wire.ask(ntf.TVfy(wrong), device.token_id, device.key) == ERR_AUTH
+    await status_is(wire, device, status)
+    alive = status in {TokenStatus.REGISTERED, TokenStatus.CONFIRMED, TokenStatus.ACTIVE}
+    assert await wire.ask(ntf.TVfy(code), device.token_id, device.key) == (ntf.Ok() if alive else ERR_AUTH)
+    await status_is(wire, device, TokenStatus.ACTIVE if alive else status)
+
+
+async def test_verifying_deletes_other_registrations_of_the_device(
+    wire: Any, device: Phone, phone: Phones, client: Client
+) -> None:
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    thief, bystander = phone(), phone()
+    thief.token = device.token
+    for other in (thief, bystander):
+        await other.register(client)
+    await status_is(wire, device, TokenStatus.ACTIVE)
+    await thief.verify(client)
+    assert await wire.ask(ntf.TChk(), device.token_id, device.key) == ERR_AUTH
+    assert await wire.ask(ntf.SChk(), subscribed.subscription_id, device.key) == ERR_AUTH
+    await status_is(wire, bystander, TokenStatus.CONFIRMED)
+    assert isinstance(await wire.ask(snew(thief.token_id), key=thief.key), ntf.IdSub)
+
+
+async def test_replacing(wire: Any, device: Phone, client: Client, mock_apns: MockApns, database: Any) -> None:
+    [(old_code,)] = database("SELECT code FROM tokens")
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    device.token = "replacement"
+    assert await wire.ask(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
+    await status_is(wire, device, TokenStatus.CONFIRMED)
+    assert await wire.ask(ntf.TVfy(old_code), device.token_id, device.key) == ERR_AUTH
+    await device.verify(client)
+    await status_is(wire, device, TokenStatus.ACTIVE)
+    assert isinstance(await wire.ask(ntf.SChk(), subscribed.subscription_id, device.key), ntf.Sub)
+
+
+async def test_replacing_revives(wire: Any, device: Phone, client: Client, database: Any) -> None:
+    database("UPDATE tokens SET status = 'INVALID', reason = 'BAD'")
+    device.token = "replacement"
+    assert await wire.ask(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
+    await device.verify(client)
+    await status_is(wire, device, TokenStatus.ACTIVE)
+
+
+async def test_deleting_frees_the_queues(wire: Any, device: Phone, phone: Phones, client: Client) -> None:
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    other = phone()
+    await other.register(client)
+    await other.verify(client)
+    assert await wire.ask(snew(other.token_id), key=other.key) == ERR_AUTH
+    assert await wire.ask(ntf.TDel(), device.token_id, device.key) == ntf.Ok()
+    for command, entity_id in [(ntf.TDel(), device.token_id), (ntf.SChk(), subscribed.subscription_id)]:
+        assert await wire.ask(command, entity_id, device.key) == ERR_AUTH
+    assert await wire.ask(snew(device.token_id), key=device.key) == ERR_AUTH
+    assert isinstance(await wire.ask(snew(other.token_id), key=other.key), ntf.IdSub)
+
+
+async def test_an_answer_to_a_deleted_token_does_not_touch_the_next(
+    wire: Any, phone: Phones, client: Client, mock_apns: MockApns, until: Until
+) -> None:
+    gone, next_one = phone(), phone()
+    mock_apns.script(Silence(processed=True), token=gone.token)
+    mock_apns.reject_token(gone.token)
+    await gone.register(client)
+
+    async def in_flight() -> bool:
+        return mock_apns.counters.requests > 0
+
+    await until(in_flight)
+    assert await wire.ask(ntf.TDel(), gone.token_id, gone.key) == ntf.Ok()
+    await next_one.register(client)
+    await next_one.verify(client)
+    await status_is(wire, next_one, TokenStatus.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "answer"),
+    [(0, ntf.Ok()), (1, ERR_QUOTA), (19, ERR_QUOTA), (20, ntf.Ok()), (65535, ntf.Ok())],
+)
+async def test_periods(wire: Any, device: Phone, database: Any, minutes: int, answer: Message) -> None:
+    assert await wire.ask(ntf.TCrn(30), device.token_id, device.key) == ntf.Ok()
+    assert await wire.ask(ntf.TCrn(minutes), device.token_id, device.key) == answer
+    assert database("SELECT period FROM tokens") == [(minutes if answer == ntf.Ok() else 30,)]
+
+
+async def test_a_message_behind_a_code_is_not_forgotten(
+    *,
+    wire: Any,
+    device: Phone,
+    client: Client,
+    smp_server: SmpServer,
+    mock_apns: MockApns,
+    database: Any,
+    until: Until,
+) -> None:
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        await device.subscribe(client, smp_server.address, queue)
+        await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+        await mock_apns.stop()
+        await queue.send("hello")
+
+        async def is_stored() -> bool:
+            return database("SELECT count(*) FROM notifications") == [(1,)]
+
+        await until(is_stored)
+        await device.register(client)  # its code goes first
+        await mock_apns.start()
+        device.open(await mock_apns.next(device.token), "verification")
+        [entry] = device.entries(await mock_apns.next(device.token))
+        assert entry.notifier_id == queue.notifier_id
+
+
+# --- subscriptions
+
+
+@pytest.mark.parametrize("status", list(TokenStatus))
+async def test_subscribing_in_each_status(wire: Any, device: Phone, database: Any, status: TokenStatus) -> None:
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    database("UPDATE tokens SET status = ?", status)
+    allowed = status in {TokenStatus.ACTIVE, TokenStatus.INVALID, TokenStatus.EXPIRED}
+    new = await wire.ask(snew(device.token_id, notifier_id=b"another"), key=device.key)
+    assert isinstance(new, ntf.IdSub) if allowed else new == ERR_AUTH
+    known = await wire.ask(ntf.SChk(), subscribed.subscription_id, device.key)
+    assert known == (ntf.Sub(SubscriptionStatus.PENDING) if allowed else ERR_AUTH)
+    deleted = await wire.ask(ntf.SDel(), subscribed.subscription_id, device.key)
+    assert deleted == (ntf.Ok() if allowed else ERR_AUTH)
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+async def test_subscribing_again(wire: Any, device: Phone, key_type: Any) -> None:
+    new = snew(device.token_id, notifier_key=key_type.generate())
+    first = await wire.ask(new, key=device.key)
+    assert len(first.subscription_id) == 24
+    assert await wire.ask(new, key=device.key) == first
+    for other in KEYS:
+        assert await wire.ask(snew(device.token_id, notifier_key=other.generate()), key=device.key) == ERR_AUTH
+    assert await wire.ask(ntf.SDel(), first.subscription_id, device.key) == ntf.Ok()
+    assert await wire.ask(ntf.SDel(), first.subscription_id, device.key) == ERR_AUTH
+    again = await wire.ask(snew(device.token_id), key=device.key)
+    assert again != first
+    assert isinstance(again, ntf.IdSub)
+
+
+async def test_the_same_notifier_id_on_other_servers(wire: Any, device: Phone) -> None:
+    servers = [
+        SMP,
+        ServerAddress("smp", SMP.hosts, "5224", SMP.key_hash),
+        ServerAddress("smp", SMP.hosts, SMP.port, bytes(32)),
+        ServerAddress("smp", ("127.0.0.1",), SMP.port, SMP.key_hash),
+    ]
+    ids = {(await wire.ask(snew(device.token_id, server=s), key=device.key)).subscription_id for s in servers}
+    assert len(ids) == len(servers)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_a_subscriptions_life(
+    *, relay: Relay, dial: Any, device: Phone, smp_server: SmpServer, until: Until, version: int
+) -> None:
+    wire = await dial(relay, version)
+
+    async def status() -> Message:
+        answer: Message = await wire.ask(ntf.SChk(), subscription_id, device.key)
+        return answer
+
+    async def is_active() -> bool:
+        return await status() == ntf.Sub(SubscriptionStatus.ACTIVE)
+
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        new = snew(device.token_id, queue, server=smp_server.address)
+        subscription_id = (await wire.ask(new, key=device.key)).subscription_id
+        assert await status() in (ntf.Sub(SubscriptionStatus.PENDING), ntf.Sub(SubscriptionStatus.ACTIVE))
+        await until(is_active)
+        assert await wire.ask(ntf.SDel(), subscription_id, device.key) == ntf.Ok()
+        assert await status() == ERR_AUTH
+        await queue.send("nobody is told")
+        # A second subscription shows that the server is still there, and that the first made no push.
+        second = await recipient.queue()
+        await wire.ask(snew(device.token_id, second, server=smp_server.address), key=device.key)
+        await smp_server.until(lambda: smp_server.subscribed(second.notifier_id))
+        await second.send("this one counts")
+        [entry] = device.entries(await device.apns.next(device.token))
+        assert entry.notifier_id == second.notifier_id
+
+
+@pytest.fixture
+async def open_relay(
+    make_config: Callable[..., Config], address_of: Any, dial: Any, phone: Phones
+) -> AsyncIterator[tuple[Any, Phone]]:
+    """A session with a relay as it is set up for the world, and an active device."""
+    async with Relay(make_config(subscriber__allow_private_hosts="false")) as relay:
+        device = phone()
+        async with await Client.connect(address_of(relay)) as client:
+            await device.register(client)
+            await device.verify(client)
+        yield await dial(relay), device
+
+
+PRIVATE_HOSTS = [
+    ("localhost",),
+    ("LOCALHOST",),
+    ("localhost.",),
+    ("smp.localhost",),
+    ("printer.local",),
+    ("db.internal",),
+    ("intranet",),
+    ("127.0.0.1",),
+    ("127.1",),
+    ("2130706433",),
+    ("0x7f.1",),
+    ("0x7f000001",),
+    ("0.0.0.0",),
+    ("10.1.2.3",),
+    ("172.16.0.1",),
+    ("192.168.1.1",),
+    ("100.64.0.1",),
+    ("169.254.169.254",),
+    ("224.0.0.1",),
+    ("255.255.255.255",),
+    ("::1",),
+    ("::",),
+    ("fe80::1",),
+    ("fc00::1",),
+    ("::ffff:127.0.0.1",),
+    ("64:ff9b::7f00:1",),
+    ("2002:7f00:1::",),
+    ("smp.example.org", "127.0.0.1"),
+    ("10.0.0.1", "smp.example.org"),
+]
+
+
+@pytest.mark.parametrize("hosts", PRIVATE_HOSTS, ids=",".join)
+async def test_a_private_host_is_refused(open_relay: tuple[Any, Phone], hosts: tuple[str, ...]) -> None:
+    wire, device = open_relay
+    server = ServerAddress("smp", hosts, "", bytes(32))
+    assert await wire.ask(snew(device.token_id, server=server), key=device.key) == ERR_AUTH
+
+
+@pytest.mark.parametrize("host", ["smp.example.org", "8.8.8.8", "2606:4700:4700::1111", "localhost.example.org"])
+async def test_a_public_host_is_taken(
+    open_relay: tuple[Any, Phone], host: str, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
+        asked.append((host, allow_private))
+        raise OSError("no names here")
+
+    async def was_asked() -> bool:
+        return bool(asked)
+
+    monkeypatch.setattr("smp_bridge.transport.resolve", resolve)
+    wire, device = open_relay
+    server = ServerAddress("smp", (host,), "", bytes(32))
+    assert isinstance(await wire.ask(snew(device.token_id, server=server), key=device.key), ntf.IdSub)
+    await until(was_asked)
+    assert asked[0] == (host, False)
