@@ -100,6 +100,8 @@ def load(path: Path) -> DeviceState:
             raise StateError(f"{path}: is not a state file of ntf-client")
         if head.version > VERSION:
             raise StateError(f"{path}: was written by a newer ntf-client (format {head.version}, here {VERSION})")
+        if head.version < 1:
+            raise ParseError("no version")
         return _parse(msgspec.json.decode(data, type=_File))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ParseError) as e:
         raise StateError(f"{path}: is broken: {e}") from e
@@ -107,7 +109,7 @@ def load(path: Path) -> DeviceState:
 
 def save(path: Path, state: DeviceState) -> None:
     """Create or replace the file at once, with mode 0600. Raises StateError; then the old one is still there."""
-    data = msgspec.json.format(msgspec.json.encode(_file(state)), indent=2) + b"\n"
+    data = encode(state)
     temporary: str | None = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,6 +125,11 @@ def save(path: Path, state: DeviceState) -> None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
         raise StateError(f"{path}: cannot be written: {_reason(e)}") from e
+
+
+def encode(state: DeviceState) -> bytes:
+    """The file's content."""
+    return msgspec.json.format(msgspec.json.encode(_file(state)), indent=2) + b"\n"
 
 
 def remove(path: Path) -> None:

@@ -132,7 +132,7 @@ def _host(text: str) -> str:
 
 def _ip(text: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        return parse_host(str(ipaddress.ip_address(text)))
     except ValueError as e:
         raise argparse.ArgumentTypeError("must be an IP address") from e
 

@@ -1,6 +1,7 @@
 """Settings: `ntf-server.toml`, overridden by environment variables `NTF_SERVER__SECTION__KEY`."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -197,11 +198,11 @@ def _check(directory: Path, settings: Settings) -> None:
     file = directory / CONFIG_FILE
     apns, delivery = settings.apns, settings.delivery
     _host(file, "transport", settings.transport.host or "localhost")
+    for key in ("topic", "key_id", "team_id"):
+        value = getattr(apns, key)
+        if (apns.key_file and not value) or not re.fullmatch(r"[!-~]*", value):
+            raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
     if apns.key_file:
-        for key in ("key_id", "team_id", "topic"):
-            value = getattr(apns, key)
-            if not value or not value.isascii() or not value.isprintable() or " " in value:
-                raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
         apns_key(directory, settings)
     for name, host in apns_hosts(settings).items():
         _host(file, f"apns.{name}", host.host)
@@ -267,4 +268,6 @@ def _database(directory: Path, settings: Settings) -> Path:
     full = directory / path
     if not full.parent.is_dir():
         raise ConfigError(f"{file}: [store] url: {full.parent}: no such folder; create it")
+    if full.is_dir():
+        raise ConfigError(f"{file}: [store] url: {full}: is a folder; give a file")
     return full

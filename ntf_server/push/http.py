@@ -141,6 +141,7 @@ class _Transfer:
             c.setopt(pycurl.CONNECTTIMEOUT_MS, round(e.connect_timeout * 1000))
             c.setopt(pycurl.TIMEOUT_MS, round(e.timeout * 1000))
         c.setopt(pycurl.URL, request.endpoint.url + request.path)
+        c.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave those of the last request
         c.setopt(pycurl.HTTPHEADER, list(request.headers))
         c.setopt(pycurl.POSTFIELDS, request.body)
 

@@ -175,7 +175,10 @@ def _connect(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
 def _check(path: Path, newest: int) -> None:
     """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
     # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
-    mode = "ro" if path.with_name(path.name + "-wal").exists() else "rw"
+    wal = path.with_name(path.name + "-wal")
+    mode = "ro" if wal.exists() else "rw"
+    if mode == "ro" and wal.stat().st_size and not path.stat().st_size:
+        raise _corrupt(path, "it is empty, its -wal is not")  # SQLite would begin anew, and delete the -wal
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
         [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         [application] = connection.execute("PRAGMA application_id").fetchone()

@@ -1,4 +1,4 @@
-"""A relay in this process with a mock APNs, a recipient on an SMP server, and an NTF server that says what it is told."""
+"""A relay in this process, a recipient on an SMP server, and an NTF server that says what it is told."""
 
 import asyncio
 from collections import deque
@@ -65,7 +65,7 @@ def registered(relay: ServerAddress, mock_apns: MockApns, tmp_path: Path) -> Cal
 class ScriptedServer:
     """Answers each command with the next of `answers`: a message, None (says nothing) or "close"."""
 
-    def __init__(self, *answers: Message | None | str) -> None:
+    def __init__(self, *answers: Message | str | None) -> None:
         self.answers = deque(answers)
         self.received: list[Message] = []
         self.credentials = Credentials.generate("ED25519", "localhost")[0]
@@ -114,7 +114,7 @@ async def scripted() -> AsyncIterator[Callable[..., Any]]:
     """Starts scripted servers: `server = await scripted(answer, ...)`."""
     servers: list[ScriptedServer] = []
 
-    async def start(*answers: Message | None | str) -> ScriptedServer:
+    async def start(*answers: Message | str | None) -> ScriptedServer:
         server = ScriptedServer(*answers)
         await server.start()
         servers.append(server)

@@ -13,7 +13,7 @@ from ntf_client import NtfClient, Registration, SubscriptionCheck, TokenCheck, V
 from ntf_server.testing import MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
-from smp_bridge.client import ServerError, UnexpectedAnswerError
+from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
 from smp_bridge.handshake import IdentityMismatchError, Versions
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.transmission import ERR_AUTH, ERR_QUOTA
@@ -58,7 +58,7 @@ async def test_every_command(
         assert await client.subscribe(*subscribe) == subscription_id
         await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
         check = await client.check_subscription(subscription_id, key)
-        assert check in [SubscriptionCheck(s, "") for s in ("NEW", "PENDING", "ACTIVE")]
+        assert check in [SubscriptionCheck(ntf.SubscriptionStatus(s), "") for s in ("NEW", "PENDING", "ACTIVE")]
         await client.unsubscribe(subscription_id, key)
         with pytest.raises(ServerError, match="AUTH"):
             await client.check_subscription(subscription_id, key)
@@ -159,11 +159,13 @@ async def test_a_bad_key_of_the_server(scripted: Callable[..., Any]) -> None:
 
 async def test_no_answer(scripted: Callable[..., Any]) -> None:
     server = await scripted(None, "close")
-    async with NtfClient.connect(server.address, timeout=0.2) as client:
+    async with await Client.connect(server.address) as connection:
+        started = asyncio.get_running_loop().time()
         with pytest.raises(TimeoutError):
-            await client.ping()
+            await NtfClient(connection, timeout=0.05).ping()
+        assert asyncio.get_running_loop().time() - started < 3
         with pytest.raises(ConnectionClosedError):
-            await client.ping()
+            await NtfClient(connection).ping()
 
 
 async def test_what_does_not_fit_is_not_sent(scripted: Callable[..., Any]) -> None:

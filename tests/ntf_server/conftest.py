@@ -155,6 +155,7 @@ async def dial(address_of: Callable[..., ServerAddress]) -> AsyncIterator[Dial]:
             context = client_context("ntf") if alpn else context_without_alpn()
             connection, session = await connect(address_of(server), context=context, versions=(version, version))
             stack.push_async_callback(connection.close)
+            stack.callback(connection.abort)  # first: what a test left unsent must not be waited for
             return Wire(connection, session)
 
         yield open_wire
@@ -187,6 +188,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # the mock's, a dozen lines for each push
     yield records
     root.removeHandler(handler)
     root.setLevel(level)

@@ -361,6 +361,21 @@ async def test_a_corrupt_file_is_refused_and_left_as_it_is(
     assert "\n" not in str(caught.value)
 
 
+async def test_an_emptied_file_beside_its_wal_is_refused(path: Path, tmp_path: Path) -> None:
+    path = await filled(path, tmp_path, crashed=True)
+    os.truncate(path, 0)
+    before = contents(path)
+    with pytest.raises(StoreCorruptError, match="restore a backup"):
+        Database.open(path, (FIRST,), unexpected)
+    assert contents(path) == before
+
+
+async def test_an_empty_file_becomes_a_database(path: Path) -> None:
+    os.mknod(path)
+    async with opened(path) as database:
+        await database.run(insert(b"x"))
+
+
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 async def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path, journal: str) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:

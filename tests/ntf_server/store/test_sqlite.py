@@ -228,9 +228,11 @@ async def test_verification_deletes_other_registrations_of_the_device_token(stor
     [elsewhere_queue] = await subscribe(store, elsewhere, b"elsewhere")
     await store.notify(SMP, [nmsg(b"mine")])
     thief = await register(store, PHONE, OTHER_KEY)
+    late = await register(store, PHONE, b"a third key")
     assert await look(store, mine) == mine  # not yet
     assert await store.verify_token(thief.ref, CODE) == []
     assert await store.find_token(mine.token_id) is None
+    assert await store.find_token(late.token_id) is None
     assert await store.find_subscription(my_queue.subscription_id) is None
     assert await nothing(store, mine)
     assert await store.notify(SMP, [nmsg(b"mine")]) == []

@@ -148,7 +148,7 @@ async def connect(server: Http2Server, alpn: tuple[str, ...] = ("h2",)) -> Async
 
 async def eventually(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (nothing signals it)
+        while not condition():
             await asyncio.sleep(0)
 
 

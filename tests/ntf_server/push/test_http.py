@@ -1,0 +1,447 @@
+import asyncio
+import contextlib
+import fcntl
+import os
+import resource
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pycurl
+import pytest
+
+from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.testing import (
+    Answer,
+    CutTls,
+    Delay,
+    Fault,
+    GoAway,
+    Http2Server,
+    Request,
+    RstStream,
+    Script,
+    Silence,
+    throwaway_tls,
+)
+
+STREAM_RESET = 92  # CURLE_HTTP2_STREAM
+BODY = b"b" * 4096  # of a push
+
+
+class Server(Http2Server):
+    """Gives back what it got; faults are scripted for a path or for any."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.script = Script()
+        self.requests: list[Request] = []
+
+    def draw(self, request: Request) -> Fault | None:
+        return self.script.take(request.path)
+
+    def respond(self, request: Request, scripted: Answer | None) -> Answer:
+        self.requests.append(request)
+        return scripted or Answer(200, body=request.body)
+
+
+class Client:
+    """Requests to one endpoint; every `done` must be called once, in the loop."""
+
+    def __init__(self, engine: HttpEngine, endpoint: Endpoint) -> None:
+        self.engine = engine
+        self.endpoint = endpoint
+
+    def start(self, path: str = "/", body: bytes = BODY, headers: tuple[str, ...] = ()) -> asyncio.Future[HttpResult]:
+        result: asyncio.Future[HttpResult] = asyncio.get_running_loop().create_future()
+        self.engine.send([(HttpRequest(self.endpoint, path, headers, body), result.set_result)])
+        return result
+
+    async def post(self, path: str = "/", body: bytes = BODY, headers: tuple[str, ...] = ()) -> HttpResult:
+        return await asyncio.wait_for(self.start(path, body, headers), 10)
+
+    async def many(self, count: int, path: str = "/") -> list[HttpResult]:
+        results = [self.start(f"{path}{i}") for i in range(count)]
+        return await asyncio.wait_for(asyncio.gather(*results), 10)
+
+    def within(self, seconds: float) -> "Client":
+        return Client(self.engine, replace(self.endpoint, timeout=seconds))
+
+
+@contextlib.asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[tuple[Server, Client]]:
+    async with Server(**options) as server, running(server) as client:
+        yield server, client
+
+
+@contextlib.asynccontextmanager
+async def running(server: Server, **options: Any) -> AsyncIterator[Client]:
+    engine = HttpEngine(**options)
+    try:
+        yield Client(engine, endpoint_of(server))
+    finally:
+        await engine.close()
+
+
+def endpoint_of(server: Server) -> Endpoint:
+    return Endpoint(server.url, str(server.ca_file), connect_timeout=2.0, timeout=8.0)
+
+
+def statuses(results: list[HttpResult]) -> Counter[int]:
+    return Counter(r.status if isinstance(r, HttpResponse) else -r.code for r in results)
+
+
+async def until_requests(server: Server, count: int) -> None:
+    async with asyncio.timeout(10):
+        while server.counters.requests < count:
+            await asyncio.sleep(0.005)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+# --- what goes there and what comes back
+
+
+@pytest.mark.parametrize("alpn", [True, False], ids=["ALPN", "prior knowledge"])
+async def test_a_request_and_its_answer(alpn: bool) -> None:
+    async with serving(alpn=alpn) as (server, client):
+        server.script.add(Answer(429, body=b'{"reason":"x"}', headers=(("retry-after", "7"), ("apns-id", "1"))))
+        answer = await client.post("/3/device/ab", BODY, ("x-a: 1", "content-type: application/json"))
+        assert isinstance(answer, HttpResponse)
+        assert (answer.status, answer.body) == (429, b'{"reason":"x"}')
+        assert answer.headers == {"retry-after": "7", "apns-id": "1", "content-length": "14"}
+        [request] = server.requests
+        assert (request.method, request.path, request.body) == ("POST", "/3/device/ab", BODY)
+        headers = dict(request.headers)
+        assert (headers["x-a"], headers["content-type"], headers["content-length"]) == ("1", "application/json", "4096")
+        assert len(headers) == len(request.headers)
+
+
+async def test_nothing_of_a_request_is_left_in_the_next() -> None:
+    async with serving() as (server, client):
+        server.script.add(Answer(500, body=b"first", headers=(("x-first", "1"),)))
+        await client.post("/first", b"a long first body", ("x-secret: 1",))
+        answer = await client.post("/second", b"")
+        assert answer == HttpResponse(200, {}, b"")
+        assert server.requests[1].body == b""
+        assert "x-secret" not in dict(server.requests[1].headers)
+
+
+async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with serving() as (_, client):
+        assert statuses([await client.post()]) == {200: 1}
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 403, 410, 500, 503])
+async def test_an_answer_without_a_body(status: int) -> None:
+    async with serving() as (server, client):
+        server.script.add(Answer(status, headers=(("location", "/elsewhere"),), body=b""))
+        answer = await client.post()
+        assert (answer.status, answer.body) == (status, b"") if isinstance(answer, HttpResponse) else False
+        assert server.counters.requests == 1
+
+
+async def test_many_requests_share_few_connections() -> None:
+    async with serving(latency=0.05, connection_window=2**20) as (server, client):
+        results = await client.many(600)
+        assert statuses(results) == {200: 600}
+        assert all(r.body == BODY for r in results if isinstance(r, HttpResponse))
+        assert sorted(r.path for r in server.requests) == sorted(f"/{i}" for i in range(600))
+        assert server.counters.opened <= 2
+        assert server.counters.max_streams > 100
+        assert statuses(await client.many(100)) == {200: 100}
+        assert server.counters.opened <= 2
+
+
+async def test_two_endpoints_at_once() -> None:
+    async with serving() as (one, client), Server() as two:
+        other = Client(client.engine, endpoint_of(two))
+        results = await asyncio.gather(client.many(50, "/one/"), other.many(50, "/two/"))
+        assert [statuses(r) for r in results] == [{200: 50}, {200: 50}]
+        assert {r.path[:5] for r in one.requests} == {"/one/"}
+        assert {r.path[:5] for r in two.requests} == {"/two/"}
+
+
+async def test_bodies_larger_than_the_window() -> None:
+    async with serving(window=1000) as (server, client):
+        await client.post()  # the peer's window is known from here on
+        assert statuses(await client.many(40)) == {200: 40}
+        assert all(r.body == BODY for r in server.requests)
+
+
+@pytest.mark.parametrize("later", [1, 1000])
+async def test_a_limit_of_one_stream_when_the_connection_begins(later: int) -> None:
+    async with serving(first_streams=1, streams=later, latency=0.01) as (server, client):
+        wanted = {f"/{i}" for i in range(60)}
+        async with asyncio.timeout(10):
+            while wanted:  # refused streams may fail, and can be sent again: they had no effect
+                results = await asyncio.gather(*(client.start(path) for path in sorted(wanted)))
+                done = {path for path, r in zip(sorted(wanted), results, strict=True) if isinstance(r, HttpResponse)}
+                assert done
+                wanted -= done
+        assert Counter(r.path for r in server.requests) == {f"/{i}": 1 for i in range(60)}
+        assert statuses([await client.post()]) == {200: 1}
+
+
+# --- streams that go wrong
+
+
+@pytest.mark.parametrize("processed", [False, True])
+async def test_a_reset_stream_fails_alone(processed: bool) -> None:
+    async with serving(latency=0.02) as (server, client):
+        server.script.add(RstStream(processed=processed), key="/7")
+        results = await client.many(20)
+        assert results[7] == HttpFailure(STREAM_RESET, timeout=False)
+        assert str(results[7]) == "HTTP/2 stream reset"
+        assert statuses(results) == {200: 19, -STREAM_RESET: 1}
+        assert server.counters.opened == 1
+        assert statuses([await client.post()]) == {200: 1}
+
+
+async def test_silence_ends_at_the_deadline_and_what_comes_later_has_another_connection() -> None:
+    async with serving() as (server, client):
+        server.script.add(Silence(), key="/silent")
+        waiting = client.start("/slow")
+        server.script.add(Delay(0.8), key="/slow")
+        silent = await client.within(0.3).post("/silent")
+        assert silent == HttpFailure(pycurl.E_OPERATION_TIMEDOUT, timeout=True)
+        assert not silent.unreachable
+        assert statuses(await client.many(10)) == {200: 10}
+        assert server.counters.opened == 2
+        assert statuses([await asyncio.wait_for(waiting, 10)]) == {200: 1}  # it was slow, not dead
+
+
+async def test_a_dead_connection_is_left_for_a_new_one() -> None:
+    async with serving() as (server, client):
+        for round_number in range(1, 6):
+            assert statuses(await client.many(3)) == {200: 3}
+            assert server.counters.opened == round_number
+            for connection in server.connections:
+                connection.hold(True)
+            dead = await client.within(0.2).many(5)
+            assert statuses(dead) == {-pycurl.E_OPERATION_TIMEDOUT: 5}
+
+
+async def test_a_blackhole_that_ends() -> None:
+    async with serving() as (server, client):
+        await client.post()
+        server.blackhole()
+        for _ in range(3):
+            assert statuses(await client.within(0.2).many(5)) == {-pycurl.E_OPERATION_TIMEDOUT: 5}
+        server.blackhole(False)
+        assert statuses(await client.many(20)) == {200: 20}
+
+
+async def test_goaway_with_streams_in_flight() -> None:
+    async with serving(latency=0.1) as (server, client):
+        await client.post("/first")
+        results = asyncio.gather(*(client.start(f"/{i}") for i in range(50)))
+        await until_requests(server, 51)
+        server.goaway_all()
+        assert statuses(await asyncio.wait_for(results, 10)) == {200: 50}
+        assert Counter(r.path for r in server.requests).most_common(1)[0][1] == 1  # none was sent twice
+        assert statuses([await client.post()]) == {200: 1}
+        assert server.counters.opened == 2
+
+
+async def test_goaway_that_leaves_streams_unprocessed() -> None:
+    async with serving(latency=0.02) as (server, client):
+        server.script.add(GoAway(processed=False), key="/3")
+        assert statuses(await client.many(10)) == {200: 10}  # RFC 9113, section 6.8: they may be sent again
+        assert Counter(r.path for r in server.requests) == {f"/{i}": 1 for i in range(10)}
+
+
+async def test_connections_that_end_after_a_few_requests() -> None:
+    async with serving(goaway_after=10, linger=0.1) as (server, client):
+        for _ in range(5):
+            assert statuses(await client.many(25)) == {200: 25}
+        assert server.counters.opened > 5
+
+
+# --- connections that go wrong
+
+
+@pytest.mark.parametrize("fault", [CutTls(100), CutTls(5, during="response"), CutTls()])
+async def test_a_cut_connection_fails_its_requests_and_is_replaced(fault: CutTls) -> None:
+    async with serving(latency=0.02) as (server, client):
+        server.script.add(fault, key="/5")
+        results = await client.many(10)
+        for failure in results:  # libcurl sends again what it knows to have had no effect
+            assert isinstance(failure, HttpResponse) or not (failure.timeout or failure.unreachable)
+        assert statuses(await client.many(10)) == {200: 10}
+        assert server.counters.opened > 1
+
+
+async def test_an_outage_and_its_end() -> None:
+    async with serving(latency=0.1) as (server, client):
+        waiting = asyncio.gather(*(client.start() for _ in range(20)))
+        await until_requests(server, 20)
+        await server.stop()
+        assert all(isinstance(r, HttpFailure) for r in await asyncio.wait_for(waiting, 10))
+        refused = await client.many(3)
+        assert statuses(refused) == {-pycurl.E_COULDNT_CONNECT: 3}
+        assert {(str(r), r.unreachable) for r in refused if isinstance(r, HttpFailure)} == {
+            ("connection refused", True)
+        }
+        await server.start()
+        assert statuses(await client.many(20)) == {200: 20}
+
+
+async def test_the_certificate_must_be_of_the_given_authority() -> None:
+    with throwaway_tls() as other:
+        async with serving() as (server, client):
+            stranger = Client(client.engine, replace(client.endpoint, ca_file=str(other.ca_file)))
+            failure = await stranger.post()
+            assert failure == HttpFailure(pycurl.E_PEER_FAILED_VERIFICATION, timeout=False)
+            assert failure.unreachable
+            assert str(failure) == "certificate not trusted"
+            assert statuses([await client.post()]) == {200: 1}
+            assert isinstance(await stranger.post(), HttpFailure)  # not on the connection of the other authority
+            assert len(server.requests) == 1
+
+
+async def test_the_certificate_must_be_of_that_name() -> None:
+    async with serving() as (server, client):
+        named = Client(client.engine, replace(client.endpoint, url=f"https://127.0.0.2:{server.port}"))
+        async with Server(host="127.0.0.2", port=server.port):
+            failure = await named.post()
+        assert failure == HttpFailure(pycurl.E_PEER_FAILED_VERIFICATION, timeout=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"url": f"https://{'x' * 64}.test:443"}, "host name not resolved"),
+        ({"ca_file": "/nonexistent/ca.pem"}, "CA file not readable"),
+    ],
+)
+async def test_a_peer_that_cannot_be_reached(change: dict[str, str], text: str) -> None:
+    async with serving() as (_, client):
+        failure = await Client(client.engine, replace(client.endpoint, **change)).post()
+        assert isinstance(failure, HttpFailure)
+        assert (str(failure), failure.unreachable, failure.timeout) == (text, True, False)
+        assert statuses([await client.post()]) == {200: 1}
+
+
+async def test_a_peer_that_never_answers_the_handshake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        async with serving() as (_, client):
+            url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+            other = Client(client.engine, replace(client.endpoint, url=url, connect_timeout=0.2))
+            failures = await other.many(3)
+            assert all(isinstance(f, HttpFailure) and f.timeout for f in failures)
+            assert statuses(await client.many(3)) == {200: 3}
+
+
+async def test_a_peer_that_speaks_no_tls() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"220 mail.example.org ESMTP\r\n" * 10)
+        writer.close()
+
+    async with serving() as (_, client), await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        failure = await Client(client.engine, replace(client.endpoint, url=url)).post()
+        assert isinstance(failure, HttpFailure)
+        assert failure.unreachable
+        assert str(failure) == "TLS handshake failed"
+
+
+async def test_an_answer_that_is_too_large_is_given_up() -> None:
+    async with serving() as (server, client):
+        server.script.add(Answer(200, body=bytes(65_536)), Answer(200, body=bytes(65_537)))
+        answers = [await client.post() for _ in range(2)]
+        assert isinstance(answers[0], HttpResponse)
+        assert len(answers[0].body) == 65_536
+        assert isinstance(answers[1], HttpFailure)
+        assert statuses([await client.post()]) == {200: 1}
+
+
+@pytest.mark.parametrize(("path", "headers"), [("/ü", ()), ("/\0", ()), ("/", ("x: ü",)), ("/", ("x: \0",))])
+async def test_what_cannot_be_sent_is_refused_and_the_engine_lives_on(path: str, headers: tuple[str, ...]) -> None:
+    async with serving() as (server, client):
+        failure = await client.post(path, headers=headers)
+        assert isinstance(failure, HttpFailure)
+        assert not failure.unreachable
+        assert str(failure) == "URL or header not valid"
+        assert statuses([await client.post()]) == {200: 1}
+        assert len(server.requests) == 1
+
+
+# --- the end, and what is left
+
+
+async def test_close_with_requests_in_flight() -> None:
+    async with Server() as server:
+        server.script.add(*[Silence()] * 20)
+        async with running(server) as client:
+            results = [client.start() for _ in range(20)]
+            await until_requests(server, 20)
+        assert "push" not in {t.name for t in threading.enumerate()}
+        await asyncio.wait_for(server.idle.wait(), 10)
+        assert not any(r.done() for r in results)
+
+
+async def test_after_close_nothing_is_sent() -> None:
+    async with Server() as server:
+        async with running(server) as client:
+            await client.post()
+        canary = os.eventfd(0, os.EFD_NONBLOCK)  # has likely the number that was the engine's
+        try:
+            result = client.start()
+            await client.engine.close()
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(canary)
+        finally:
+            os.close(canary)
+        assert not result.done()
+        assert len(server.requests) == 1
+
+
+async def test_no_threads_and_no_files_are_left() -> None:
+    async with Server() as server:
+        async with running(server) as client:  # loads whatever stays open
+            await client.post()
+        await asyncio.wait_for(server.idle.wait(), 10)
+        before = open_files()
+        for _ in range(3):
+            async with running(server) as client:
+                server.script.add(Silence(), key="/silent")
+                await client.within(0.1).post("/silent")
+                assert statuses(await client.many(5)) == {200: 5}
+            await asyncio.wait_for(server.idle.wait(), 10)
+        assert open_files() == before
+        assert "push" not in {t.name for t in threading.enumerate()}
+
+
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """Every file that is opened from now on has a number of 1,024 or more, beyond what select() can take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with open(os.devnull) as null:  # noqa: PTH123
+        files = [fcntl.fcntl(null, fcntl.F_DUPFD, 0)]
+        while files[-1] < 1024:
+            files.append(fcntl.fcntl(null, fcntl.F_DUPFD, 0))
+        yield
+        for each in files:
+            os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_open_files")
+async def test_more_than_1024_open_files() -> None:
+    async with serving() as (_, client):
+        assert statuses(await client.many(20)) == {200: 20}
+
+
+def test_requests_and_answers_show_no_secrets() -> None:
+    request = HttpRequest(Endpoint("https://x", "ca"), "/SECRET", ("a: SECRET",), b"SECRET")
+    assert "SECRET" not in repr((request, HttpResponse(200, {"a": "SECRET"}, b"SECRET")))

@@ -1,0 +1,58 @@
+"""The documentation agrees with the code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ntf_server.config import Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def sections(struct: type[msgspec.Struct], name: str = "") -> list[tuple[str, str]]:
+    """(section, key) of every setting."""
+    out: list[tuple[str, str]] = []
+    for f in msgspec.structs.fields(struct):
+        kinds = [t for t in [f.type, *getattr(f.type, "__args__", ())] if isinstance(t, type)]
+        nested = [t for t in kinds if issubclass(t, msgspec.Struct)]
+        path = f"{name}.{f.name}".lstrip(".")
+        out += sections(nested[0], path) if nested else [(name, f.name)]
+    return out
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    section, documented = "", []
+    for row in re.findall(r"^\|(.*?)\|(.*?)\|", page, re.MULTILINE):
+        names = re.findall(r"`([a-z_.]+)`", row[0])
+        section = names[0] if names else section
+        documented += [(section, key) for key in re.findall(r"`([a-z_]+)`", row[1])]
+    assert set(sections(Settings)) <= set(documented)
+
+
+@pytest.mark.parametrize("module", ["ntf_server", "ntf_client"])
+def test_every_command_is_documented(module: str) -> None:
+    out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"^    (\w+) +[A-Z]", out, re.MULTILINE)
+    page = (ROOT / f"docs/reference/{module.replace('_', '-')}.md").read_text()
+    assert commands
+    assert [c for c in commands if f"| `{c}" not in page] == []
+
+
+def test_every_dependency_is_explained() -> None:
+    page = (ROOT / "docs/dependencies.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    names = re.findall(r'^    "([a-z0-9-]+)(?:>=[^"]*)?",$', project, re.MULTILINE)
+    assert len(names) > 10
+    assert [n for n in names if f"`{n}`" not in page] == []
