@@ -51,9 +51,13 @@ class Relay:
         return self._listener.port
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            await self._start(stack)
-            self._stack = stack.pop_all()
+        try:
+            async with AsyncExitStack() as stack:
+                await self._start(stack)
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._forget_failure()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -61,8 +65,11 @@ class Relay:
         try:
             await self._stack.aclose()
         finally:
-            if not self.failed.cancel() and not self.failed.cancelled():
-                self.failed.exception()  # seen
+            self._forget_failure()
+
+    def _forget_failure(self) -> None:
+        if not self.failed.cancel() and not self.failed.cancelled():
+            self.failed.exception()  # or asyncio complains that nobody looked
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """From the store outwards; what is pushed first on the stack is closed last."""
@@ -115,6 +122,10 @@ class Relay:
             self.failed.set_exception(error)
 
 
+def _url(host: str, port: int) -> str:
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait([task])
@@ -132,7 +143,7 @@ def _providers(config: Config, engine: HttpEngine, clock: Callable[[], float]) -
     token = ProviderToken(key, apns.key_id or "test", apns.team_id or "test", clock)
     for section, host in hosts.items():
         endpoint = Endpoint(
-            f"https://{host.host}:{host.port}",
+            _url(host.host, host.port),
             configuration.ca_file(config.directory, host),
             timeout=config.settings.delivery.timeout,
         )

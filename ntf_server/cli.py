@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     cert.add_argument("--ca-key", metavar="FILE", help="the identity's private key (DIR/ca.key)")
     cert.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the new certificate")
     cert.add_argument("--fqdn", type=_host, metavar="NAME", help="common name (that of the old certificate)")
-    command("check", _check, "Check configuration, credentials and database; say what start would do.")
+    command("check", _check, "Check configuration and credentials; say what start would do.")
     delete = command("delete", _delete, "Delete the server's identity, configuration and database.")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     demo = command("demo", _demo, "Show a wake-up from end to end, on this machine alone.", path=False)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import ssl
 from dataclasses import dataclass
-from typing import Final
 
 from ntf_server.commands import Commands
 from ntf_server.store.base import StoreCorruptError, StoreError
@@ -14,7 +13,6 @@ from smp_bridge.identity import Credentials
 from smp_bridge.transmission import (
     ERR_BLOCK,
     ERR_INTERNAL,
-    Err,
     Invalid,
     Message,
     Session,
@@ -26,8 +24,6 @@ from smp_bridge.transmission import (
 from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClosedError
 
 log = logging.getLogger(__name__)
-
-_NO_ENTITY: Final = (b"IDTKN", b"IDSUB", b"PONG")
 
 
 class ListenError(Exception):
@@ -152,8 +148,7 @@ class Listener:
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:
-    echoed = b"" if not isinstance(answer, Err) and answer.tag in _NO_ENTITY else entity_id
-    encoded = encode_transmission(session, corr_id, echoed, answer.encode(session.version))
+    encoded = encode_transmission(session, corr_id, entity_id, answer.encode(session.version))
     try:
         encode_blocks(session, [encoded])
     except ValueError:  # ids so long that they cannot be echoed with an answer

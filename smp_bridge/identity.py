@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -119,7 +119,7 @@ def load_private_key(pem: bytes) -> SignPrivateKey:
     """Raises IdentityError unless it is an unencrypted Ed25519 or Ed448 key."""
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as e:
         raise IdentityError("not an unencrypted PEM private key") from e
     if not isinstance(key, SignPrivateKey):
         raise IdentityError("the key is neither Ed25519 nor Ed448")
@@ -130,7 +130,7 @@ def load_certificates(pem: bytes) -> list[x509.Certificate]:
     """All certificates of a PEM file, in order. Raises IdentityError."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as e:
+    except (ValueError, x509.InvalidVersion) as e:
         raise IdentityError("not a PEM certificate file") from e
 
 

@@ -224,7 +224,7 @@ class BlockConnection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
         self._lost = self._lost or ConnectionClosedError("the connection was closed")
-        if self._transport is not None:
+        if self._transport is not None and not self._closed.is_set():  # Python 3.11.2 fails on a closed one
             self._transport.abort()
 
     async def close(self) -> None:

@@ -402,7 +402,7 @@ async def test_a_stop_lets_commands_finish(listen: Any, dial: Any, commands: Stu
             writer.close()
     commands.go_on.set()
     assert [a.command for a in await busy.receive()] == [b"OK", b"PONG"]
-    await closing
+    await asyncio.wait_for(closing, 5)  # not all of the grace
     for wire in (busy, idle):
         with pytest.raises(ConnectionClosedError):
             await wire.receive()

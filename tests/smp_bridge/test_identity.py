@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import datetime
 
@@ -19,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_bridge import identity
+from smp_bridge import crypto, identity
 from smp_bridge.crypto import key_hash
 from smp_bridge.identity import Credentials, IdentityError, issue_ca, issue_leaf, verify_chain
 
@@ -44,6 +45,9 @@ def long_chain(n, *, leaf_signer=KEYS[1]):
         signer = leaf_signer if i == 0 else KEYS[i + 1]
         chain.insert(0, issue_leaf(KEYS[i], f"level {i}", chain[0], signer, NOW))
     return der(*chain)
+
+
+CHAIN = long_chain(2)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -129,10 +133,10 @@ def test_p256_identity_is_checked_too():
 
 
 @pytest.mark.filterwarnings("ignore")  # serial numbers, encodings that cryptography frowns upon
-@given(st.integers(0, 1).flatmap(lambda i: st.tuples(st.just(i), ws.broken(st.just(long_chain(2)[i])))))
+@given(st.integers(0, 1).flatmap(lambda i: st.tuples(st.just(i), ws.broken(st.just(CHAIN[i])))))
 def test_any_bytes_as_certificate(case):
     i, certificate = case
-    chain = long_chain(2)
+    chain = list(CHAIN)
     chain[i] = certificate
     try:
         key = verify_chain(chain, key_hash(chain[1]), NOW + DAY)
@@ -148,7 +152,7 @@ def test_any_bytes_as_certificate(case):
 )
 @pytest.mark.parametrize("i", [0, 1])
 def test_unknown_versions_and_algorithms(i, old, new):
-    chain = long_chain(2)
+    chain = list(CHAIN)
     assert bytes.fromhex(old) in chain[i]
     chain[i] = chain[i].replace(bytes.fromhex(old), bytes.fromhex(new))
     with pytest.raises(IdentityError):
@@ -269,6 +273,23 @@ def test_identity_in_the_form_of_the_reference(key_type):
     assert verify_chain(loaded.chain_der, loaded.key_hash, NOW + DAY) == key.public_key()
 
 
+def as_pem(label, data):
+    return f"-----BEGIN {label}-----\n{base64.encodebytes(data).decode()}-----END {label}-----\n".encode()
+
+
+@pytest.mark.parametrize("kind", ["6b6571", "7b6570", "6b6570ff"], ids=["size", "type", "content"])
+def test_private_key_file_with_something_else(kind):
+    data = crypto.encode_private(KEYS[0]).replace(bytes.fromhex("6b6570"), bytes.fromhex(kind))
+    with pytest.raises(IdentityError):
+        identity.load_private_key(as_pem("PRIVATE KEY", data))
+
+
+def test_certificate_file_of_an_unknown_version():
+    data = CHAIN[1].replace(bytes.fromhex("a003020102"), bytes.fromhex("a00302011d"))
+    with pytest.raises(IdentityError):
+        identity.load_certificates(as_pem("CERTIFICATE", data))
+
+
 @given(ws.broken(st.just(identity.private_key_pem(KEYS[0]))))
 def test_any_bytes_as_private_key_file(data):
     with contextlib.suppress(IdentityError):
@@ -276,7 +297,7 @@ def test_any_bytes_as_private_key_file(data):
 
 
 @pytest.mark.filterwarnings("ignore")
-@given(ws.broken(st.just(pem(x509.load_der_x509_certificate(long_chain(2)[1])))))
+@given(ws.broken(st.just(pem(x509.load_der_x509_certificate(CHAIN[1])))))
 def test_any_bytes_as_certificate_file(data):
     with contextlib.suppress(IdentityError):
         assert identity.load_certificates(data)
