@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from ntf_client.device import Queue
 from ntf_client.state import parse_id, parse_secret
+from ntf_client.webpush import subscription_token
 from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
 from smp_bridge.client import REQUEST_TIMEOUT
@@ -18,7 +19,7 @@ from smp_bridge.ntf import DeviceToken, Provider
 T = TypeVar("T")
 Run = Callable[[argparse.Namespace], None]
 
-_PROVIDERS: Final = ("AT", "AP", "AD", "AN", "FC")
+_PROVIDERS: Final = ("AT", "AP", "AD", "AN", "FC", "WP")
 _HEX_PROVIDERS: Final = frozenset([Provider.APNS, Provider.APNS_SANDBOX, Provider.APNS_TEST])
 _LIKE_AN_OPTION: Final = re.compile(r"-[A-Za-z0-9_:-]{31,}={0,2}")
 
@@ -98,9 +99,13 @@ def _common() -> argparse.ArgumentParser:
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
-    text = "AT: APNs test; AP: APNs; AD: APNs sandbox; AN: APNs null; FC: FCM"
+    text = "AT: APNs test; AP: APNs; AD: APNs sandbox; AN: APNs null; FC: FCM; WP: Web Push"
     parser.add_argument("--provider", required=True, choices=_PROVIDERS, help=text)
-    parser.add_argument("--token", required=True, metavar="HEX", help="the device token; of AN and FC any text")
+    token = parser.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token", metavar="HEX", help="the device token; of AN and FC any text")
+    token.add_argument(
+        "--subscription", metavar="FILE", help="of WP: JSON of the push subscription; - is standard input"
+    )
 
 
 def _add_queue(parser: argparse.ArgumentParser) -> None:
@@ -162,8 +167,16 @@ def _seconds(text: str) -> float:
 
 
 def device_token(arguments: argparse.Namespace) -> DeviceToken:
-    """From --provider and --token; APNs tokens are hex text on the wire too. Raises UsageError."""
-    provider, text = Provider(arguments.provider), arguments.token.strip()
+    """From --provider and --token or --subscription; APNs tokens are hex text on the wire too. Raises UsageError."""
+    provider = Provider(arguments.provider)
+    if (provider is Provider.WEB_PUSH) != (arguments.token is None):
+        raise UsageError("--subscription: goes with --provider WP, --token with the others")
+    if provider is Provider.WEB_PUSH:
+        try:
+            return subscription_token(payload(arguments.subscription))
+        except ParseError as e:
+            raise UsageError(f"--subscription: {e}") from None
+    text = arguments.token.strip()
     if not 0 < len(text) <= 255 or not text.isascii() or not text.isprintable():
         raise UsageError("--token: must be 1 to 255 printable ASCII characters")
     if provider in _HEX_PROVIDERS and not re.fullmatch(r"([0-9a-fA-F]{2})+", text):

@@ -74,7 +74,7 @@ PushContent = VerificationCode | CheckMessages | Notifications
 
 
 def open_push(payload: bytes | str | Mapping[str, Any], secret: bytes) -> PushContent:
-    """Open a push: the JSON body of APNs, its `notificationData` alone, or the data of FCM (text values).
+    """Open a push: the body of APNs, its `notificationData` alone, the data of FCM, or what Web Push decrypts to.
 
     `secret`: the registration's DH secret (32 bytes). Raises PushError, and nothing else.
     """

@@ -8,29 +8,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
-from ntf_server import config as configuration
 from ntf_server import periodic
 from ntf_server.commands import Commands
 from ntf_server.config import Config
 from ntf_server.listener import Listener, ListenerConfig
-from ntf_server.push.apns import Apns, ProviderToken, generate_key
+from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
-from ntf_server.push.http import Endpoint, HttpEngine
-from ntf_server.push.provider import NullProvider, PushProvider
 from ntf_server.store.base import StoreCorruptError
 from ntf_server.store.sqlite import SqliteStore
 from ntf_server.subscriber import Subscriber
 from smp_bridge.agent import AgentConfig
-from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
 GRACE: Final = 10.0  # seconds that what is in flight gets at a stop
-SECTIONS: Final = {
-    "production": Provider.APNS,
-    "sandbox": Provider.APNS_SANDBOX,
-    "test": Provider.APNS_TEST,
-}
 
 
 class Relay:
@@ -41,6 +32,8 @@ class Relay:
         self._clock = clock
         self._stack = AsyncExitStack()
         self._listener: Listener | None = None
+        self._providers: Providers | None = None
+        self._dispatcher: Dispatcher | None = None
         self._stop_at = 0.0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -77,16 +70,17 @@ class Relay:
         delivery = settings.delivery
         store = await SqliteStore.open(
             self._config.database,
+            master_key=self._config.master_key,
             message_ttl=delivery.message_ttl,
             verification_ttl=delivery.verification_ttl,
             on_corrupt=self._on_corrupt,
         )
         stack.push_async_callback(store.close)
-        engine = HttpEngine(streams=delivery.in_flight)
-        stack.push_async_callback(engine.close)
-        dispatcher = Dispatcher(
+        self._providers = providers = Providers(self._config, self._clock)
+        stack.push_async_callback(providers.close)
+        self._dispatcher = dispatcher = Dispatcher(
             store,
-            _providers(self._config, engine, self._clock),
+            providers.table,
             DispatcherConfig(
                 in_flight=delivery.in_flight, min_backoff=delivery.min_backoff, max_backoff=delivery.max_backoff
             ),
@@ -117,38 +111,21 @@ class Relay:
         """Close a part within what is left of the grace that all share."""
         await close(max(0.0, self._stop_at - asyncio.get_running_loop().time()))
 
+    def reload(self) -> None:
+        """Read key files again, and push what waits for that."""
+        if self._providers is not None:
+            self._providers.reload()
+        if self._dispatcher is not None:
+            self._dispatcher.mended()
+
     def _on_corrupt(self, error: StoreCorruptError) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
 
 
-def _url(host: str, port: int) -> str:
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def _providers(config: Config, engine: HttpEngine, clock: Callable[[], float]) -> dict[Provider, PushProvider]:
-    """The providers that the configuration turns on; APNs null is always there."""
-    apns = config.settings.apns
-    providers: dict[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
-    hosts = configuration.apns_hosts(config.settings)
-    if not hosts:
-        return providers
-    # Without a key file only the test host is on: a mock that checks no signatures is content with any.
-    key = configuration.apns_key(config.directory, config.settings) if apns.key_file else generate_key()
-    token = ProviderToken(key, apns.key_id or "test", apns.team_id or "test", clock)
-    for section, host in hosts.items():
-        endpoint = Endpoint(
-            _url(host.host, host.port),
-            configuration.ca_file(config.directory, host),
-            timeout=config.settings.delivery.timeout,
-        )
-        providers[SECTIONS[section]] = Apns(engine, endpoint, token, apns.topic)
-    return providers
 
 
 async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
@@ -158,6 +135,7 @@ async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with Relay(config) as relay:
+        loop.add_signal_handler(signal.SIGHUP, relay.reload)
         on_ready(relay)
         waiting = asyncio.create_task(stopped.wait())
         ends: list[asyncio.Future[Any]] = [waiting, relay.failed]

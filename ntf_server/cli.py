@@ -19,7 +19,15 @@ from ntf_server import app, config, identity_files
 from ntf_server.config import ConfigError
 from ntf_server.identity_files import IdentityFileError
 from ntf_server.listener import ListenError
+from ntf_server.providers import APNS_SECTIONS
+from ntf_server.push.apns import generate_key, key_pem
+from ntf_server.push.http import default_ca_file
+from ntf_server.push.webpush import Vapid
+from ntf_server.settings import Log
 from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.store.database import lock_file
+from ntf_server.store.rekey import rekey
+from ntf_server.store.sealing import MasterKey, SealingError, generate_key_text
 from smp_bridge.address import DEFAULT_PORT, ServerAddress, parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import SignAlgorithm
@@ -27,6 +35,8 @@ from smp_bridge.identity import SignAlgorithm
 log = logging.getLogger(__name__)
 
 _ALGORITHMS: Final[dict[str, SignAlgorithm]] = {"ED448": "ED448", "ED25519": "ED25519"}
+
+_DEMO_PROVIDERS: Final = ("apns", "fcm", "webpush")
 
 _CONFIG_TEMPLATE: Final = """\
 # ntf-relay: settings of the notification server. Every one can also be given as an environment
@@ -39,6 +49,7 @@ port = {port}
 
 [store]
 url = "sqlite:///ntf-server.db"   # relative to this folder; sqlite:////var/lib/… is absolute
+master_key_file = "master.key"    # seals the database; or master_key_command = "…", which prints it
 
 [apns]
 # key_file = "AuthKey_ABC123DEFG.p8"   # from Apple; without it no token of Apple's devices is accepted
@@ -50,6 +61,13 @@ topic = "chat.simplex.app"
 # host = "localhost"
 # port = 2197
 # ca_file = "mock-apns-ca.crt"
+
+[fcm]
+# service_account_file = "service-account.json"   # from Google; turns provider FC on
+
+[web_push]
+{web_push}key_file = "vapid.key"   # turns provider WP on
+contact = {contact}   # for push services that want to reach you
 
 [subscriber]
 use_service_credentials = false
@@ -64,6 +82,16 @@ format = "text"        # text, json
 """
 
 
+def config_text(host: str, port: int, *, web_push: bool) -> str:
+    """A new configuration file. Web Push needs a CA bundle: without one it is left off."""
+    return _CONFIG_TEMPLATE.format(
+        host=json.dumps(host),
+        port=port,
+        web_push="" if web_push else "# ",
+        contact=json.dumps(f"mailto:postmaster@{host}"),
+    )
+
+
 class UsageError(Exception):
     """One line for the operator; exit code 2."""
 
@@ -73,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
-    except (UsageError, ConfigError, IdentityFileError, StoreCorruptError, StoreError) as e:
+    except (UsageError, ConfigError, IdentityFileError, StoreCorruptError, StoreError, SealingError) as e:
         print(f"ntf-server: {e}", file=sys.stderr)
         code = 2
     except OSError as e:
@@ -108,9 +136,15 @@ def _parser() -> argparse.ArgumentParser:
     cert.add_argument("--sign-algorithm", choices=list(_ALGORITHMS), default="ED448", help="of the new certificate")
     cert.add_argument("--fqdn", type=_host, metavar="NAME", help="common name (that of the old certificate)")
     command("check", _check, "Check configuration and credentials; say what start would do.")
+    rekey = command("rekey", _rekey, "Change the key that seals the database; the server must be stopped.")
+    new = rekey.add_mutually_exclusive_group()
+    new.add_argument("--new-key-file", metavar="FILE", help="new master key; made if the file does not exist")
+    new.add_argument("--new-key-command", metavar="COMMAND", help="prints the new master key")
+    rekey.add_argument("--reseal", action="store_true", help="seal every value anew too, with a new database key")
     delete = command("delete", _delete, "Delete the server's identity, configuration and database.")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     demo = command("demo", _demo, "Show a wake-up from end to end, on this machine alone.", path=False)
+    demo.add_argument("--provider", choices=_DEMO_PROVIDERS, default="apns", help="who delivers the pushes (apns)")
     demo.add_argument("--keep", action="store_true", help="stay up afterwards, and print addresses to play with")
     return parser
 
@@ -161,7 +195,9 @@ def _init(arguments: argparse.Namespace) -> int:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         key_hash = identity_files.create_identity(directory, _ALGORITHMS[arguments.sign_algorithm], host)
-        text = _CONFIG_TEMPLATE.format(host=json.dumps(host), port=arguments.port)
+        identity_files.write_file(directory / identity_files.MASTER_KEY, f"{generate_key_text()}\n".encode())
+        identity_files.write_file(directory / identity_files.VAPID_KEY, key_pem(generate_key()))
+        text = config_text(host, arguments.port, web_push=default_ca_file() is not None)
         identity_files.write_file(directory / config.CONFIG_FILE, text.encode(), 0o644)
     except OSError as e:
         raise UsageError(f"{e.filename or directory}: {e.strerror}; choose a folder that can be written") from e
@@ -224,11 +260,39 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"database    {loaded.database} ({state})")
     hosts = config.apns_hosts(settings)
     for section, host in hosts.items():
-        print(f"push        {app.SECTIONS[section]} through {host.host}:{host.port}")
+        print(f"push        {APNS_SECTIONS[section]} through {host.host}:{host.port}")
+    if settings.fcm.service_account_file:
+        print(f"push        FC through {settings.fcm.host}:{settings.fcm.port}")
+    if settings.web_push.key_file:
+        vapid = Vapid(config.vapid_key(loaded.directory, settings), settings.web_push.contact)
+        print(f"push        WP; apps subscribe with the application server key {vapid.public_key}")
     if not hosts:
-        print("push        none but AN (null): set [apns] key_file, key_id, team_id to push to Apple's devices")
+        print("push        no Apple devices: set [apns] key_file, key_id and team_id")
     if (loaded.directory / identity_files.CA_KEY).exists():
         print(f"warning     {loaded.directory / identity_files.CA_KEY} should be offline")
+    return 0
+
+
+def _rekey(arguments: argparse.Namespace) -> int:
+    directory = _directory(arguments)
+    settings = config.load_settings(directory)
+    old = new = config.load_master_key(directory, settings)
+    if arguments.new_key_file:
+        path = Path(arguments.new_key_file)
+        if not path.exists():
+            identity_files.write_file(path, f"{generate_key_text()}\n".encode())
+        new = MasterKey.from_file(path)
+    elif arguments.new_key_command:
+        new = MasterKey.from_command(arguments.new_key_command)
+    elif not arguments.reseal:
+        raise UsageError("rekey: give --new-key-file, --new-key-command or --reseal")
+    done = asyncio.run(rekey(config.load_database_path(directory), old, new, reseal=arguments.reseal))
+    if arguments.reseal:
+        print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
+    if new is not old:
+        print(
+            f"The database needs the new master key from now on: name it in {directory / config.CONFIG_FILE}, [store]."
+        )
     return 0
 
 
@@ -244,8 +308,9 @@ def _delete(arguments: argparse.Namespace) -> int:
     if not arguments.yes and not _confirmed():
         print("Nothing was deleted.")
         return 1
-    for suffix in ("", "-wal", "-shm", ".lock"):
-        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    with lock_file(database):  # not under a running server
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            database.with_name(database.name + suffix).unlink(missing_ok=True)
     for name in (config.CONFIG_FILE, *identity_files.FILES):
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
@@ -264,7 +329,7 @@ def _confirmed() -> bool:
 def _demo(arguments: argparse.Namespace) -> int:
     from ntf_server import demo  # noqa: PLC0415  the server itself does not need it
 
-    return asyncio.run(demo.run(keep=arguments.keep))
+    return asyncio.run(demo.run(provider=arguments.provider, keep=arguments.keep))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -280,7 +345,7 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(out)
 
 
-def _set_up_logging(settings: config.Log) -> None:
+def _set_up_logging(settings: Log) -> None:
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if settings.format == "json" else text)

@@ -8,6 +8,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.push.webpush import WebPushSubscription
 from ntf_server.store.base import SUBSCRIBABLE, Due, NewSubscription, NewToken, PushKind, Store, Subscription, Token
 from ntf_server.subscriber import Subscriber
 from smp_bridge import crypto, ntf
@@ -88,8 +89,9 @@ class Commands:
     async def _register(self, session: Session, t: Transmission, command: ntf.TNew) -> Message:
         if not verify_transmission(session, t, command.verify_key):
             return ERR_AUTH
-        if command.token.provider not in self._dispatcher.providers:
-            return ERR_PROHIBITED
+        refusal = self._refusal(command.token)
+        if refusal is not None:
+            return refusal
         key = X25519PrivateKey.generate()
         try:
             secret = crypto.dh(key, command.dh_key)
@@ -109,6 +111,19 @@ class Commands:
             return ERR_AUTH
         self._verification_due(token.ref, command.token)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
+
+    def _refusal(self, device: ntf.DeviceToken) -> Err | None:
+        """Why a device token is not taken: nobody pushes to it, or it leads where strangers must not send us."""
+        if device.provider not in self._dispatcher.providers:
+            return ERR_PROHIBITED
+        if device.provider is ntf.Provider.WEB_PUSH:
+            try:
+                host = WebPushSubscription.parse(device.token).host
+            except ParseError:
+                return ERR_SYNTAX
+            if not self._allow_private_hosts and not is_public_host(host):
+                return ERR_AUTH
+        return None
 
     def _verification_due(self, ref: int, device: ntf.DeviceToken) -> None:
         self._dispatcher.mark([Due(ref, device.provider, PushKind.VERIFICATION)])
@@ -138,8 +153,9 @@ class Commands:
         return ntf.Ok()
 
     async def _replace(self, token: Token, device: ntf.DeviceToken) -> Message:
-        if device.provider not in self._dispatcher.providers:
-            return ERR_PROHIBITED
+        refusal = self._refusal(device)
+        if refusal is not None:
+            return refusal
         if not await self._store.replace_token(token.ref, device, os.urandom(ntf.CODE_SIZE), self._now()):
             return ERR_AUTH
         self._verification_due(token.ref, device)

@@ -3,117 +3,34 @@
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, TypeVar
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ntf_server.identity_files import IdentityFileError, load_credentials
 from ntf_server.push.apns import KeyFileError, load_key
 from ntf_server.push.http import default_ca_file
+from ntf_server.push.oauth import ServiceAccount, ServiceAccountError
+from ntf_server.settings import ApnsHost, Settings
+from ntf_server.store.sealing import MasterKey, SealingError
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import Credentials
+
+T = TypeVar("T")
 
 CONFIG_FILE: Final = "ntf-server.toml"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
 _PREFIX: Final = "NTF_SERVER__"
 _REFERENCE: Final = "see docs/reference/configuration.md"
 
-_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-_AnyPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-# Upper bounds keep the numbers within what timers, libcurl and SQLite take; they also refuse nan and inf.
-_Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400.0)]
-_Ttl = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
-_InFlight = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-_Idle = Annotated[float, msgspec.Meta(ge=0.0, le=31_536_000.0)]
-
 
 class ConfigError(Exception):
     """One line: where, which key, and what to do."""
-
-
-class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Settings of a section; unknown keys are errors."""
-
-
-class Transport(_Section, frozen=True):
-    """`host`: the name in the server's address; `bind`: the interface that is listened on."""
-
-    host: str = ""
-    port: _AnyPort = 443
-    bind: str = ""
-
-
-class Store(_Section, frozen=True):
-    """`url`: `sqlite:///relative` or `sqlite:////absolute`; empty: `ntf-server.db` beside the configuration."""
-
-    url: str = ""
-
-
-class ApnsHost(_Section, frozen=True):
-    """One APNs host. `ca_file`: PEM bundle to trust instead of the system's."""
-
-    host: str
-    port: _Port = 443
-    ca_file: str = ""
-
-
-class Apns(_Section, frozen=True):
-    """`key_file`: the `.p8` file from Apple. Its absence turns AD and AP off; `test` turns AT on."""
-
-    key_file: str = ""
-    key_id: str = ""
-    team_id: str = ""
-    topic: str = "chat.simplex.app"
-    production: ApnsHost = ApnsHost(host="api.push.apple.com")
-    sandbox: ApnsHost = ApnsHost(host="api.sandbox.push.apple.com")
-    test: ApnsHost | None = None
-
-
-class Delivery(_Section, frozen=True):
-    """Seconds; `in_flight`: pushes that one provider may have under way."""
-
-    message_ttl: _Ttl = 24 * 3600
-    verification_ttl: _Ttl = 600
-    in_flight: _InFlight = 1000
-    timeout: _Seconds = 30.0
-    min_backoff: _Seconds = 1.0
-    max_backoff: _Seconds = 300.0
-
-
-class SubscriberSection(_Section, frozen=True):
-    """`allow_private_hosts`: SMP servers on private and loopback addresses (for testing)."""
-
-    use_service_credentials: bool = False
-    allow_private_hosts: bool = False
-
-
-class InactiveClients(_Section, frozen=True):
-    """`ttl`: seconds without a command after which a client is disconnected; 0: never."""
-
-    ttl: _Idle = 12 * 3600.0
-
-
-class Log(_Section, frozen=True):
-    """Logging goes to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
-
-
-class Settings(_Section, frozen=True):
-    """The whole file."""
-
-    transport: Transport = Transport()
-    store: Store = Store()
-    apns: Apns = Apns()
-    delivery: Delivery = Delivery()
-    subscriber: SubscriberSection = SubscriberSection()
-    inactive_clients: InactiveClients = InactiveClients()
-    log: Log = Log()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +41,7 @@ class Config:
     settings: Settings
     credentials: Credentials
     database: Path
+    master_key: MasterKey = field(repr=False)
 
 
 def config_dir(path: str | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -139,7 +57,8 @@ def load(directory: Path, environ: Mapping[str, str] = os.environ) -> Config:
     except IdentityFileError as e:
         raise ConfigError(str(e)) from e
     _check(directory, settings)
-    return Config(directory, settings, credentials, _database(directory, settings))
+    database = _database(directory, settings)
+    return Config(directory, settings, credentials, database, load_master_key(directory, settings))
 
 
 def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -202,11 +121,29 @@ def _check(directory: Path, settings: Settings) -> None:
         value = getattr(apns, key)
         if (apns.key_file and not value) or not re.fullmatch(r"[!-~]*", value):
             raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
+    if apns.key_file and apns.certificate_file:
+        raise ConfigError(f"{file}: [apns] certificate_file: goes without key_file; remove one of them")
     if apns.key_file:
         apns_key(directory, settings)
+    for key in ("certificate_file", "certificate_key_file"):
+        if apns.certificate_file or apns.certificate_key_file:
+            read(directory, "apns", key, getattr(apns, key), bytes)
     for name, host in apns_hosts(settings).items():
         _host(file, f"apns.{name}", host.host)
-        _ca_file(file, f"apns.{name}", directory, host)
+        ca_file(directory, f"apns.{name}", host.ca_file)
+    if settings.fcm.service_account_file:
+        service_account(directory, settings)
+        _host(file, "fcm", settings.fcm.host)
+        ca_file(directory, "fcm", settings.fcm.ca_file)
+    if settings.web_push.key_file:
+        vapid_key(directory, settings)
+        ca_file(directory, "web_push", settings.web_push.ca_file)
+        if not re.fullmatch(r"(mailto:[!-~]+@[!-~]+|https://[!-~]+)", settings.web_push.contact):
+            raise ConfigError(f"{file}: [web_push] contact: give a mailto: or https: URL for push services (RFC 8292)")
+    for section in ("apns", "fcm", "web_push"):
+        proxy = getattr(settings, section).proxy
+        if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
+            raise ConfigError(f"{file}: [{section}] proxy: must be http://, https://, socks5:// or socks5h://HOST:PORT")
     if settings.subscriber.use_service_credentials:
         raise ConfigError(f"{file}: [subscriber] use_service_credentials: is not supported yet; set it to false")
     if delivery.min_backoff > delivery.max_backoff:
@@ -223,29 +160,44 @@ def _host(file: Path, section: str, host: str) -> None:
 def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:
     """The APNs hosts that are in use, by section name."""
     apns = settings.apns
-    hosts = {"production": apns.production, "sandbox": apns.sandbox} if apns.key_file else {}
+    real = apns.key_file or apns.certificate_file
+    hosts = {"production": apns.production, "sandbox": apns.sandbox} if real else {}
     return {**hosts, "test": apns.test} if apns.test else hosts
 
 
-def apns_key(directory: Path, settings: Settings) -> Any:
+def apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
     """The private key of `[apns] key_file`. Raises ConfigError."""
-    path = directory / settings.apns.key_file
+    return read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
+
+
+def vapid_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
+    """The private key of `[web_push] key_file`. Raises ConfigError."""
+    mend = "give the vapid.key that `ntf-server init` made"
+    return read(directory, "web_push", "key_file", settings.web_push.key_file, load_key, mend=mend)
+
+
+def service_account(directory: Path, settings: Settings) -> ServiceAccount:
+    """What `[fcm] service_account_file` holds. Raises ConfigError."""
+    name, mend = settings.fcm.service_account_file, "give the JSON key of a service account from Google"
+    return read(directory, "fcm", "service_account_file", name, ServiceAccount.parse, mend=mend)
+
+
+def read(
+    directory: Path, section: str, key: str, name: str, parse: Callable[[bytes], T], *, mend: str = "give a file"
+) -> T:
+    """A file that a setting names, parsed. Raises ConfigError."""
+    path = directory / name
     try:
-        return load_key(path.read_bytes())
-    except (OSError, KeyFileError) as e:
+        return parse(path.read_bytes())
+    except (OSError, KeyFileError, ServiceAccountError) as e:
         reason = e.strerror if isinstance(e, OSError) else e
-        raise ConfigError(
-            f"{directory / CONFIG_FILE}: [apns] key_file: {path}: {reason}; give the .p8 file from Apple"
-        ) from e
+        raise ConfigError(f"{directory / CONFIG_FILE}: [{section}] {key}: {path}: {reason}; {mend}") from e
 
 
-def ca_file(directory: Path, host: ApnsHost) -> str:
+def ca_file(directory: Path, section: str, name: str) -> str:
     """The CA bundle to check a push provider with. Raises ConfigError."""
-    return _ca_file(directory / CONFIG_FILE, "apns", directory, host)
-
-
-def _ca_file(file: Path, section: str, directory: Path, host: ApnsHost) -> str:
-    path = str(directory / host.ca_file) if host.ca_file else default_ca_file()
+    file = directory / CONFIG_FILE
+    path = str(directory / name) if name else default_ca_file()
     if path is None:
         raise ConfigError(
             f"{file}: [{section}] ca_file: the system has no CA bundle; install ca-certificates or set it"
@@ -253,6 +205,20 @@ def _ca_file(file: Path, section: str, directory: Path, host: ApnsHost) -> str:
     if not Path(path).is_file():
         raise ConfigError(f"{file}: [{section}] ca_file: {path}: no such file; give a PEM bundle")
     return path
+
+
+def load_master_key(directory: Path, settings: Settings) -> MasterKey:
+    """The key that the database is sealed with. Raises ConfigError."""
+    store, file = settings.store, directory / CONFIG_FILE
+    try:
+        if store.master_key:
+            return MasterKey.from_text(store.master_key)
+        if store.master_key_command:
+            return MasterKey.from_command(store.master_key_command)
+        return MasterKey.from_file(directory / store.master_key_file)
+    except SealingError as e:
+        keys = "master_key, master_key_command, master_key_file"
+        raise ConfigError(f"{file}: [store] {keys}: {e}; `openssl rand -base64 32` makes a key") from e
 
 
 def _database(directory: Path, settings: Settings) -> Path:

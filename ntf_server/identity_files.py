@@ -28,7 +28,9 @@ CA_KEY: Final = "ca.key"
 SERVER_CRT: Final = "server.crt"
 SERVER_KEY: Final = "server.key"
 FINGERPRINT: Final = "fingerprint"
-FILES: Final = (CA_CRT, CA_KEY, SERVER_CRT, SERVER_KEY, FINGERPRINT)
+MASTER_KEY: Final = "master.key"
+VAPID_KEY: Final = "vapid.key"
+FILES: Final = (CA_CRT, CA_KEY, SERVER_CRT, SERVER_KEY, FINGERPRINT, MASTER_KEY, VAPID_KEY)
 MAX_NAME: Final = 64  # characters of a common name (RFC 5280, ub-common-name)
 
 

@@ -138,7 +138,9 @@ class Subscriber:
             if isinstance(e.message, smp.NMsg)
         ]
         if notifications:
-            self._on_due(await _insist(lambda: self._store.notify(server, notifications)))
+            # Numbered before the first try: a block that is tried again must not replace what came after it.
+            first = self._store.arrival(len(notifications))
+            self._on_due(await _insist(lambda: self._store.notify(server, notifications, first)))
         for kind, status in ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus.DELETED)):
             ended = [e.entity_id for e in events if isinstance(e.message, kind)]
             if ended:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,3 +59,18 @@ async def test_register_and_decrypt(
         await unknown.send("hello")
         opened = await finish(await start("decrypt_push.py", str(path)), (await mock_apns.next(TOKEN)).body)
         assert f"{smp_server.address} unknown queue\n" in opened
+
+
+def test_the_tests_of_an_app(tmp_path: Path) -> None:
+    copy = shutil.copy(EXAMPLES / "test_my_app.py", tmp_path)
+    options = ["-W", "error", "-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, "--rootdir", tmp_path, copy],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        check=False,
+    )
+    assert (result.returncode, result.stdout.splitlines()[-1].split(" in ")[0]) == (0, "2 passed"), result.stdout

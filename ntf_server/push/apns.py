@@ -2,23 +2,26 @@
 
 import base64
 import json
+import logging
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
 from ntf_server.push.payload import apns_body
-from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
+from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope, retry_after
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge.ntf import InvalidReason
+
+log = logging.getLogger(__name__)
 
 RENEW_AFTER: Final = 40 * 60  # seconds; Apple takes a token's renewal between 20 and 60 minutes
 
@@ -29,6 +32,9 @@ _DEAD: Final = {
     (410, "Unregistered"): InvalidReason.UNREGISTERED,
 }
 _RENEW: Final = frozenset(["ExpiredProviderToken"])
+_RETRIED: Final = frozenset(["IdleTimeout"])
+_WHOLE_PROVIDER: Final = frozenset(["TooManyProviderTokenUpdates"])
+TTL: Final = {PushKind.VERIFICATION: 600, PushKind.MESSAGES: 24 * 3600, PushKind.CHECK: 3600}
 _NO_SEGMENT: Final = frozenset([b"", b".", b".."])  # device tokens that would make another path
 _BACKGROUND: Final = ("apns-push-type: background", "apns-priority: 5")
 _ALERT: Final = ("apns-push-type: alert", "apns-priority: 10")
@@ -52,6 +58,11 @@ def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 def generate_key() -> ec.EllipticCurvePrivateKey:
     """A new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """PKCS#8 PEM, not encrypted: what `load_key` reads."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _b64(data: bytes) -> str:
@@ -82,6 +93,11 @@ class ProviderToken:
             self._token = self._sign(int(now))
         return self._token
 
+    def use(self, key: ec.EllipticCurvePrivateKey) -> None:
+        """Sign with another key from now on."""
+        self._key = key
+        self._token = ""
+
     def expire(self, token: str) -> None:
         """The provider says that `token` is too old: the next `get` signs a new one."""
         if token == self._token:
@@ -95,17 +111,28 @@ class ProviderToken:
 
 
 class Apns:
-    """One APNs host. Implements `PushProvider`."""
+    """One APNs host. Implements `PushProvider`.
 
-    def __init__(self, engine: HttpEngine, endpoint: Endpoint, token: ProviderToken, topic: str) -> None:
+    `token` None: the endpoint's client certificate authenticates. `ttl`: seconds that Apple keeps a push of each kind.
+    """
+
+    def __init__(
+        self,
+        engine: HttpEngine,
+        endpoint: Endpoint,
+        token: ProviderToken | None,
+        topic: str,
+        ttl: Mapping[PushKind, int] = TTL,
+    ) -> None:
         self._engine = engine
         self._endpoint = endpoint
         self._token = token
         self._topic = f"apns-topic: {topic}"
+        self._ttl = ttl
 
     def send(self, pushes: Sequence[Push], on_result: OnResult) -> None:
         """See `PushProvider`."""
-        jwt = self._token.get()
+        jwt = self._token.get() if self._token else ""
         requests = []
         for push in pushes:
             if push.device.token in _NO_SEGMENT:
@@ -122,15 +149,19 @@ class Apns:
     def _request(self, push: Push, jwt: str) -> tuple[HttpRequest, tuple[StoredNotification, ...]]:
         body, held = apns_body(push)
         device_token = urllib.parse.quote(push.device.token, safe="")
-        kind = _ALERT if push.kind is PushKind.MESSAGES else _BACKGROUND
-        headers = (
-            f"authorization: bearer {jwt}",
+        headers = [
             self._topic,
             f"apns-id: {uuid.uuid4()}",
+            f"apns-expiration: {push.since + self._ttl[push.kind]}",
             "content-type: application/json",
-            *kind,
-        )
-        return HttpRequest(self._endpoint, f"/3/device/{device_token}", headers, body), held
+        ]
+        if jwt:
+            headers.append(f"authorization: bearer {jwt}")
+        if push.kind is PushKind.MESSAGES:
+            headers += _ALERT
+        else:  # what waits on the device's way may be replaced: never messages
+            headers += [*_BACKGROUND, f"apns-collapse-id: {push.kind.name.lower()}"]
+        return HttpRequest(self._endpoint, f"/3/device/{device_token}", tuple(headers), body), held
 
     def _done(
         self,
@@ -140,38 +171,42 @@ class Apns:
         on_result: OnResult,
         answer: HttpResult,
     ) -> None:
-        result = judge(answer)
-        if isinstance(result, Accepted):
-            result = Accepted(held)
-        elif isinstance(answer, HttpResponse) and _reason(answer) in _RENEW:
-            self._token.expire(jwt)
-        on_result(push, result)
+        result = judge(answer, push.registered_at)
+        if isinstance(answer, HttpResponse):
+            log.debug("APNs answered %d, apns-id %s", answer.status, answer.headers.get("apns-id", "-"))
+            if _error(answer)[0] in _RENEW and self._token:
+                self._token.expire(jwt)
+        on_result(push, Accepted(held) if isinstance(result, Accepted) else result)
 
 
-def _reason(response: HttpResponse) -> str:
+def _error(response: HttpResponse) -> tuple[str, float | None]:
+    """(Apple's reason; of a 410, since when the token is invalid, Unix seconds)."""
     try:
-        reason = json.loads(response.body)["reason"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return reason if isinstance(reason, str) and reason.isalnum() and len(reason) < 64 else ""
+        body = json.loads(response.body)
+        reason, timestamp = body["reason"], body.get("timestamp")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", None
+    known = isinstance(reason, str) and reason.isalnum() and len(reason) < 64
+    dated = isinstance(timestamp, int | float) and not isinstance(timestamp, bool) and 0 <= timestamp < 2**63
+    return (reason if known else ""), timestamp / 1000 if dated else None
 
 
-def judge(answer: HttpResult) -> Result:
-    """What an answer of APNs means (Apple, "Handling notification responses from APNs")."""
+def judge(answer: HttpResult, registered_at: float = 0.0) -> Result:
+    """What an answer of APNs means (Apple, "Handling notification responses from APNs").
+
+    `registered_at`: when the device registered the token; one that Apple gave up before that is alive again.
+    """
     if isinstance(answer, HttpFailure):
         return Retry(str(answer), Scope.PROVIDER if answer.unreachable else Scope.TOKEN)
-    status, reason = answer.status, _reason(answer)
+    status, (reason, since) = answer.status, _error(answer)
     if status == 200:
         return Accepted()
-    dead = _DEAD.get((status, reason))
-    if dead is not None:
-        return Dead(dead)
     what = f"{status} {reason}".rstrip()
-    if reason in _RENEW or status in {410, 429} or status >= 500:
-        return Retry(what, Scope.TOKEN, _retry_after(answer))
+    dead = _DEAD.get((status, reason))
+    if dead is not None and (since is None or since >= registered_at):
+        return Dead(dead)
+    if reason in _WHOLE_PROVIDER:
+        return Retry(what, Scope.PROVIDER, retry_after(answer, time.time()))
+    if reason in _RENEW or reason in _RETRIED or status in {410, 429} or status >= 500:
+        return Retry(what, Scope.TOKEN, retry_after(answer, time.time()))
     return Permanent(what)
-
-
-def _retry_after(response: HttpResponse) -> float | None:
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 8 else None

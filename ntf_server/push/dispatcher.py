@@ -13,12 +13,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
-from ntf_server.store.base import DeadToken, Delivered, Due, Outcome, Push, PushKind, Store, StoreError
+from ntf_server.store.base import (
+    DeadToken,
+    Delivered,
+    Due,
+    Outcome,
+    Push,
+    PushKind,
+    Store,
+    StoreCorruptError,
+    StoreError,
+)
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
 _LOAD: Final = 100  # pushes read from the store at once
+_MAX_PAUSE: Final = 30.0  # seconds after which a provider out of reach is tried again
+_MAX_RETRY_AFTER: Final = 3600.0  # seconds; what asks for more is asked again
 _REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
 
 
@@ -36,7 +48,7 @@ class DispatcherConfig:
 class _Due:
     """A token that has something due: queued, busy (loaded or in flight) or waiting for a retry."""
 
-    __slots__ = ("again", "attempts", "busy", "lane", "queued", "timer", "token", "urgent")
+    __slots__ = ("again", "attempts", "busy", "lane", "ours", "queued", "timer", "token", "urgent")
 
     def __init__(self, token: int, lane: "_Lane") -> None:
         self.token = token
@@ -45,6 +57,7 @@ class _Due:
         self.busy = False
         self.again = False
         self.urgent = False
+        self.ours = False  # the last attempt failed for a fault of ours
         self.attempts = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -60,6 +73,8 @@ class _Lane:
         self.in_flight = 0
         self.attempts = 0
         self.paused = False
+        self.probing = False  # it was out of reach: one push shows whether it still is
+        self.alone = 0  # so many are loaded one by one
         self.wake = asyncio.Event()
 
     def push_back(self, due: _Due) -> None:
@@ -74,7 +89,7 @@ class _Lane:
         while len(out) < limit and (self.urgent or self.normal):
             due = (self.urgent or self.normal).popleft()
             if due.queued and due.lane is self:
-                due.queued, due.busy, due.again, due.urgent = False, True, False, False
+                due.queued, due.busy, due.again, due.urgent, due.ours = False, True, False, False, False
                 out.append(due)
         return out
 
@@ -139,6 +154,13 @@ class Dispatcher:
         self._cancel_timer(due)
         lane.push_back(due)
 
+    def mended(self) -> None:
+        """A fault of ours may be mended: what failed for one is tried again now."""
+        for due in self._due.values():
+            if due.ours and due.timer is not None:
+                self._cancel_timer(due)
+                due.lane.push_back(due)
+
     def _cancel_timer(self, due: _Due) -> None:
         if due.timer is not None:
             due.timer.cancel()
@@ -169,8 +191,7 @@ class Dispatcher:
 
     async def _run(self, lane: _Lane) -> None:
         while True:
-            room = self._config.in_flight - lane.in_flight
-            batch = [] if lane.paused else lane.take(min(room, _LOAD))
+            batch = [] if lane.paused else lane.take(self._room(lane))
             if not batch:
                 lane.wake.clear()
                 await lane.wake.wait()
@@ -183,12 +204,33 @@ class Dispatcher:
                 for due in batch:
                     self._retry(due, self._config.store_backoff)
                 continue
+            except StoreCorruptError:
+                return  # the store told the relay, which stops
             except asyncio.CancelledError:  # closing: none of them was sent
                 lane.in_flight -= len(batch)
                 raise
+            except Exception:
+                self._unreadable(lane, batch)
+                continue
             self._send(lane, batch, pushes)
 
+    def _room(self, lane: _Lane) -> int:
+        """How many pushes may be loaded now: a provider that was out of reach is tried with one."""
+        limit = 1 if lane.probing else self._config.in_flight
+        return min(limit - lane.in_flight, 1 if lane.alone else _LOAD)
+
+    def _unreadable(self, lane: _Lane, batch: list[_Due]) -> None:
+        """Something damaged is in the store: read them one by one, so that only it waits."""
+        if len(batch) > 1:
+            lane.alone += len(batch)
+        else:
+            log.exception("what is due for a token of %s cannot be read", lane.name)
+            lane.alone = max(0, lane.alone - 1)
+        for due in batch:
+            self._retry(due, 0.0 if len(batch) > 1 else self._config.permanent_backoff)
+
     def _send(self, lane: _Lane, batch: list[_Due], pushes: list[Push]) -> None:
+        lane.alone = max(0, lane.alone - len(batch))
         loaded = {p.token: p for p in pushes}
         mine: list[Push] = []
         for due in batch:
@@ -231,9 +273,11 @@ class Dispatcher:
 
     def _settle(self, due: _Due, push: Push, result: Result) -> None:
         lane = due.lane
+        if not (isinstance(result, Retry) and result.scope is Scope.PROVIDER):
+            lane.probing = False
+            lane.attempts = 0
         match result:
             case Accepted(held):
-                lane.attempts = 0
                 due.attempts = 0
                 left = sum(not n.sent for n in push.notifications) > sum(not n.sent for n in held)
                 due.again |= push.more or left
@@ -243,10 +287,11 @@ class Dispatcher:
                 self._release(due)
             case Retry(reason, scope, after):
                 if scope is Scope.PROVIDER:
-                    self._pause(lane, reason)
+                    self._pause(lane, reason, after)
                 log.debug("a push through %s is retried: %s", lane.name, reason)
-                self._retry(due, self._backoff(due) if after is None else after)
+                self._retry(due, self._backoff(due) if after is None else min(after, _MAX_RETRY_AFTER))
             case Permanent(reason):
+                due.ours = True
                 self._loudly(f"{lane.name} refuses pushes for a fault of this server: {reason}")
                 self._retry(due, self._config.permanent_backoff)
 
@@ -281,18 +326,19 @@ class Dispatcher:
         bound = min(self._config.min_backoff * 2.0 ** min(attempts - 1, 30), self._config.max_backoff)
         return bound * (0.5 + 0.5 * self._rng())
 
-    def _pause(self, lane: _Lane, reason: str) -> None:
+    def _pause(self, lane: _Lane, reason: str, after: float | None) -> None:
         """The whole provider is in trouble: what is queued waits, instead of failing one by one."""
         if lane.paused:
             return
         lane.attempts += 1
-        delay = min(self._delay(lane.attempts), 30.0)
+        delay = max(min(self._delay(lane.attempts), _MAX_PAUSE), min(after or 0.0, _MAX_RETRY_AFTER))
         self._loudly(f"{lane.name} cannot be reached: {reason}")
         lane.paused = True
         asyncio.get_running_loop().call_later(delay, self._resume, lane)
 
     def _resume(self, lane: _Lane) -> None:
         lane.paused = False
+        lane.probing = True
         lane.wake.set()
 
     def _loudly(self, message: str) -> None:

@@ -5,9 +5,11 @@ Requests are multiplexed over few HTTP/2 connections (RFC 9113) with prior knowl
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import selectors
+import socket
 import ssl
 import threading
 import time
@@ -17,6 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pycurl
+
+from smp_bridge.network import is_public_ip
+
+log = logging.getLogger(__name__)
 
 _MAX_RESPONSE: Final = 64 * 1024
 _CA_FILES: Final = (
@@ -34,12 +40,24 @@ def default_ca_file() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go and how the peer is checked: `ca_file` is a PEM bundle."""
+    """Where requests go and how.
+
+    `ca_file`: PEM bundle to check the peer with; times in seconds; `http2_only`: speak HTTP/2 whatever ALPN says, else
+    what ALPN says; `proxy`: `http://`, `https://`, `socks5://` or `socks5h://` URL, empty for none; `public_only`:
+    refuse to connect to addresses that are not on the public internet, looked at after the resolution (a proxy
+    resolves and connects by itself; a connection that the engine has open already is used); `client_cert`,
+    `client_key`: PEM files to show to the peer.
+    """
 
     url: str
     ca_file: str
     connect_timeout: float = 10.0
     timeout: float = 30.0
+    http2_only: bool = True
+    proxy: str = field(default="", repr=False)
+    public_only: bool = False
+    client_cert: str = ""
+    client_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +95,14 @@ class HttpFailure:
         return _NAMES.get(self.code, f"libcurl error {self.code}")
 
 
+_PROXY: Final = 97  # CURLE_PROXY, which pycurl does not name
+_SUPPRESS_CONNECT_HEADERS: Final = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, likewise
+
 _NAMES: Final = {
+    _PROXY: "refused by the proxy",
+    pycurl.E_COULDNT_RESOLVE_PROXY: "proxy name not resolved",
+    pycurl.E_SSL_CERTPROBLEM: "client certificate not usable",
+    pycurl.E_BAD_FUNCTION_ARGUMENT: "client certificate not usable",  # its key is what is bad
     pycurl.E_URL_MALFORMAT: "URL or header not valid",
     pycurl.E_COULDNT_RESOLVE_HOST: "host name not resolved",
     pycurl.E_COULDNT_CONNECT: "connection refused",
@@ -95,6 +120,10 @@ _NAMES: Final = {
 
 _UNREACHABLE: Final = frozenset(
     [
+        _PROXY,
+        pycurl.E_COULDNT_RESOLVE_PROXY,
+        pycurl.E_SSL_CERTPROBLEM,
+        pycurl.E_BAD_FUNCTION_ARGUMENT,
         pycurl.E_COULDNT_RESOLVE_HOST,
         pycurl.E_COULDNT_CONNECT,
         pycurl.E_SSL_CONNECT_ERROR,
@@ -107,6 +136,28 @@ HttpResult = HttpResponse | HttpFailure
 Done = Callable[[HttpResult], None]
 
 
+class _Socket:
+    """What libcurl's callback gives back: pycurl duplicates the descriptor, so this one goes when it is forgotten."""
+
+    def __init__(self, family: int, kind: int, protocol: int) -> None:
+        self._fd = socket.socket(family, kind, protocol).detach()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+def _open_public(_purpose: int, address: Any) -> _Socket | int:
+    """The last look at where a name leads: nothing is resolved after it."""
+    family, kind, protocol, peer = address
+    try:
+        return _Socket(family, kind, protocol) if is_public_ip(str(peer[0])) else pycurl.SOCKET_BAD
+    except OSError:  # files have run out
+        return pycurl.SOCKET_BAD
+
+
 class _Transfer:
     """A reusable easy handle and what it collects."""
 
@@ -117,17 +168,6 @@ class _Transfer:
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._endpoint: Endpoint | None = None
-        c = self.curl
-        c.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
-        c.setopt(pycurl.POST, 1)
-        c.setopt(pycurl.NOSIGNAL, 1)
-        c.setopt(pycurl.PIPEWAIT, 1)
-        c.setopt(pycurl.NOPROGRESS, 1)
-        c.setopt(pycurl.PROXY, "")  # not what the environment happens to say
-        c.setopt(pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2)
-        c.setopt(pycurl.TCP_KEEPALIVE, 1)
-        c.setopt(pycurl.WRITEFUNCTION, self._on_body)
-        c.setopt(pycurl.HEADERFUNCTION, self._on_header)
 
     def prepare(self, request: HttpRequest, done: Done) -> None:
         """Set what differs from the last request."""
@@ -135,15 +175,40 @@ class _Transfer:
         self._headers = {}
         self._body.clear()
         c = self.curl
-        if request.endpoint is not self._endpoint:
-            self._endpoint = e = request.endpoint
-            c.setopt(pycurl.CAINFO, e.ca_file)
-            c.setopt(pycurl.CONNECTTIMEOUT_MS, round(e.connect_timeout * 1000))
-            c.setopt(pycurl.TIMEOUT_MS, round(e.timeout * 1000))
+        if request.endpoint is not self._endpoint and request.endpoint != self._endpoint:
+            self._aim(request.endpoint)
         c.setopt(pycurl.URL, request.endpoint.url + request.path)
         c.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave those of the last request
         c.setopt(pycurl.HTTPHEADER, list(request.headers))
         c.setopt(pycurl.POSTFIELDS, request.body)
+
+    def _aim(self, e: Endpoint) -> None:
+        self._endpoint = e
+        c = self.curl
+        c.reset()
+        c.setopt(pycurl.POST, 1)
+        c.setopt(pycurl.NOSIGNAL, 1)
+        c.setopt(pycurl.PIPEWAIT, 1)
+        c.setopt(pycurl.NOPROGRESS, 1)
+        c.setopt(pycurl.NOPROXY, "")
+        c.setopt(pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2)
+        c.setopt(pycurl.TCP_KEEPALIVE, 1)
+        c.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        c.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        version = pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE if e.http2_only else pycurl.CURL_HTTP_VERSION_2TLS
+        c.setopt(pycurl.HTTP_VERSION, version)
+        c.setopt(pycurl.CAINFO, e.ca_file)
+        c.setopt(pycurl.PROXY_CAINFO, e.ca_file)
+        c.setopt(pycurl.CONNECTTIMEOUT_MS, round(e.connect_timeout * 1000))
+        c.setopt(pycurl.TIMEOUT_MS, round(e.timeout * 1000))
+        c.setopt(pycurl.PROXY, e.proxy)  # also the empty one: not what the environment happens to say
+        c.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they are not the peer's
+        if e.client_cert:
+            c.setopt(pycurl.SSLCERT, e.client_cert)
+            c.setopt(pycurl.SSLKEY, e.client_key)
+            c.setopt(pycurl.KEYPASSWD, "")  # or OpenSSL would ask on the terminal
+        if e.public_only and not e.proxy:
+            c.setopt(pycurl.OPENSOCKETFUNCTION, _open_public)
 
     def _on_header(self, line: bytes) -> None:
         name, colon, value = line.decode("latin-1").partition(":")
@@ -156,6 +221,8 @@ class _Transfer:
 
     def result(self, code: int) -> HttpResult:
         """What came of it; an error after a whole status line and body counts as the answer that it is."""
+        if code and self.curl.getinfo(pycurl.HTTP_CONNECTCODE) // 100 not in {0, 2}:  # libcurl has several for it
+            code = _PROXY
         if code:
             return HttpFailure(code, code == pycurl.E_OPERATION_TIMEDOUT)
         return HttpResponse(self.curl.getinfo(pycurl.RESPONSE_CODE), self._headers, bytes(self._body))
@@ -262,7 +329,11 @@ class HttpEngine:
         try:
             self._generations.append(_Generation(self._selector, *self._limits))
             while not self._closing:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:
+                    log.exception("the push engine failed, and begins anew")
+                    self._begin_anew()
         finally:
             for curl in list(self._busy):
                 self._release(curl)
@@ -270,6 +341,22 @@ class HttpEngine:
                 generation.multi.close()
             self._selector.close()
             os.close(self._wake_fd)
+
+    def _begin_anew(self) -> None:
+        """Everything in flight fails, and will be tried again."""
+        failed = [(t.done, HttpFailure(pycurl.E_FAILED_INIT, timeout=False)) for t in self._busy.values() if t.done]
+        for curl in list(self._busy):
+            self._release(curl)
+        for generation in self._generations:
+            generation.multi.close()
+        self._idle.clear()
+        self._generations = [_Generation(self._selector, *self._limits)]
+        self._deliver(list(failed))
+
+    def _deliver(self, results: Sequence[tuple[Done, HttpResult]]) -> None:
+        if results:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_report, results)
 
     def _turn(self) -> None:
         for key, mask in self._selector.select(self._wait()):
@@ -282,9 +369,7 @@ class HttpEngine:
         for generation in list(self._generations):
             generation.expire(now)
             results += self._collect(generation)
-        if results:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(_report, results)
+        self._deliver(results)
 
     def _wait(self) -> float | None:
         deadlines = [g.deadline for g in self._generations if g.deadline is not None]
@@ -341,4 +426,7 @@ class HttpEngine:
 
 def _report(results: Sequence[tuple[Done, HttpResult]]) -> None:
     for done, result in results:
-        done(result)
+        try:
+            done(result)
+        except Exception:
+            log.exception("the result of a push was not taken")

@@ -51,14 +51,27 @@ def apns_body(push: Push) -> tuple[bytes, tuple[StoredNotification, ...]]:
     """(JSON body, notifications that it holds). Raises ValueError if a single notification does not fit."""
     if push.kind is PushKind.CHECK:
         return _CHECK, ()
+    head = _ALERT if push.kind is PushKind.MESSAGES else _BACKGROUND
+    nonce, name, sealed, held = _sealed(push)
+    return head + _NONCE + nonce + b'","' + name + b'":"' + sealed + b'"}}', held
+
+
+def notification_data(push: Push) -> tuple[dict[str, str], tuple[StoredNotification, ...]]:
+    """(what APNs has as `notificationData`, all values strings, notifications that it holds). Raises ValueError."""
+    if push.kind is PushKind.CHECK:
+        return {"checkMessages": "true"}, ()
+    nonce, name, sealed, held = _sealed(push)
+    return {"nonce": nonce.decode(), name.decode(): sealed.decode()}, held
+
+
+def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, ...]]:
+    """(nonce as base64url, name of the box, box as base64url, notifications in it)."""
+    held: list[StoredNotification] = []
     if push.kind is PushKind.VERIFICATION:
-        return _BACKGROUND + _sealed(push.secret, b"verification", push.code), ()
-    plain, held = entries(push.notifications)
-    return _ALERT + _sealed(push.secret, b"message", plain), tuple(held)
-
-
-def _sealed(secret: bytes, name: bytes, plain: bytes) -> bytes:
+        name, plain = b"verification", push.code
+    else:
+        name = b"message"
+        plain, held = entries(push.notifications)
     nonce = os.urandom(NONCE_SIZE)
-    sealed = crypto.box(secret, nonce, crypto.pad(plain, PADDED_SIZE))
     b64 = base64.urlsafe_b64encode
-    return _NONCE + b64(nonce) + b'","' + name + b'":"' + b64(sealed) + b'"}}'
+    return b64(nonce), name, b64(crypto.box(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))), tuple(held)

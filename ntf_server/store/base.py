@@ -132,7 +132,7 @@ class Push:
     """What is to be pushed to a token now.
 
     `registration` tells this code and device token from later ones; `notifications`: oldest first;
-    `more`: others wait behind them.
+    `more`: others wait behind them; `registered_at`: when the device token was last registered (TNEW, TRPL).
     """
 
     token: int
@@ -144,6 +144,7 @@ class Push:
     code: bytes = field(default=b"", repr=False)
     notifications: tuple[StoredNotification, ...] = ()
     more: bool = False
+    registered_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +250,17 @@ class Store(Protocol):
         """END and DELD."""
         ...
 
-    async def notify(self, server: ServerAddress, notifications: Sequence[Notification]) -> list[Due]:
-        """NMSGs of a block: each becomes its queue's newest; gives the tokens that have to be pushed to."""
+    def arrival(self, count: int) -> int:
+        """First of `count` numbers for notifications that arrived now: they grow with every arrival, for ever."""
+        ...
+
+    async def notify(
+        self, server: ServerAddress, notifications: Sequence[Notification], first: int | None = None
+    ) -> list[Due]:
+        """NMSGs of a block, numbered from `first`: each becomes its queue's newest, unless a later one is there.
+
+        Gives the tokens that have to be pushed to.
+        """
         ...
 
     async def all_due(self) -> list[Due]:

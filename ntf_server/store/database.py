@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.store.sealing import SealingError, WrongMasterKeyError
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
+Migration = str | Callable[[sqlite3.Connection], None]  # a script, or what runs in a transaction that is begun for it
 
 APPLICATION_ID: Final = 0x4E544652  # "NTFR"
 _MAX_GROUP: Final = 512
@@ -26,6 +28,10 @@ def _corrupt(path: Path, what: object) -> StoreCorruptError:
         f"{path}: the database is corrupt ({what}): stop the server, move the file and its -wal away, restore a"
         " backup (or `sqlite3 FILE .recover`), then start again"
     )
+
+
+def _is_corrupt(e: Exception) -> bool:
+    return isinstance(e, SealingError) or getattr(e, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
 
 class Database:
@@ -45,15 +51,23 @@ class Database:
         self._thread.start()
 
     @classmethod
-    def open(cls, path: Path, migrations: Sequence[str], on_corrupt: Callable[[StoreCorruptError], None]) -> "Database":
+    def open(
+        cls,
+        path: Path,
+        migrations: Sequence[Migration],
+        on_corrupt: Callable[[StoreCorruptError], None],
+        prepare: Operation[None] = lambda _: None,
+    ) -> "Database":
         """Open or create the file and bring its schema up to date; `on_corrupt` is called in the loop, later.
 
-        Raises StoreCorruptError (also for another program's file), StoreError (in use, no permission, newer schema).
+        `prepare` then runs, outside a transaction, before anything else does.
+        Raises StoreCorruptError (also for another program's file), StoreError (in use, no permission, newer schema,
+        wrong master key).
         """
         path = path.resolve()  # so that a link to the file has the same lock
-        lock = _lock(path)
+        lock = lock_file(path)
         try:
-            return cls(path, _connect(path, migrations), lock, on_corrupt)
+            return cls(path, _connect(path, migrations, prepare), lock, on_corrupt)
         except BaseException:
             lock.close()
             raise
@@ -118,9 +132,9 @@ class Database:
         return values
 
     def _translate(self, e: Exception) -> Exception:
-        if not isinstance(e, sqlite3.Error):
+        if not isinstance(e, sqlite3.Error | SealingError):
             return e
-        if getattr(e, "sqlite_errorcode", 0) & 0xFF not in _CORRUPT:
+        if not _is_corrupt(e):
             return StoreError(f"{self._path}: {e}")
         corrupt = _corrupt(self._path, e)
         self._loop.call_soon_threadsafe(self._on_corrupt, corrupt)
@@ -137,8 +151,8 @@ def _resolve(results: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]
             future.set_result(value)
 
 
-def _lock(path: Path) -> Any:
-    """One process a file: two relays on it would push everything twice."""
+def lock_file(path: Path) -> Any:
+    """One process a file: two relays on it would push everything twice. Raises StoreError; close it to let go."""
     try:
         file = path.with_name(path.name + ".lock").open("w")
     except OSError as e:
@@ -151,7 +165,7 @@ def _lock(path: Path) -> Any:
     return file
 
 
-def _connect(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def _connect(path: Path, migrations: Sequence[Migration], prepare: Operation[None]) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
         _check(path, len(migrations))
@@ -162,11 +176,16 @@ def _connect(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
             connection.execute("PRAGMA busy_timeout = 5000")
             _migrate(connection, migrations)
             connection.execute("PRAGMA foreign_keys = ON")  # not before: a migration may drop and remake a table
+            prepare(connection)
         except BaseException:
             connection.close()
             raise
-    except (OSError, sqlite3.Error) as e:
-        if getattr(e, "sqlite_errorcode", 0) & 0xFF in _CORRUPT:
+    except WrongMasterKeyError as e:
+        raise StoreError(
+            f"{path}: the master key is not the one that this database was sealed with ({e}); give the right one"
+        ) from e
+    except (OSError, sqlite3.Error, SealingError) as e:
+        if _is_corrupt(e):
             raise _corrupt(path, e) from e
         raise StoreError(f"{path}: cannot open the database: {e}") from e
     return connection
@@ -193,9 +212,15 @@ def _check(path: Path, newest: int) -> None:
                 raise _corrupt(path, result.splitlines()[-1])
 
 
-def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
     [version] = connection.execute("PRAGMA user_version").fetchone()
-    for number, script in enumerate(migrations[version:], version + 1):
-        connection.executescript(
-            f"BEGIN;\n{script}\nPRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {number};\nCOMMIT;"
-        )
+    for number, migration in enumerate(migrations[version:], version + 1):
+        marks = f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {number}"
+        if isinstance(migration, str):
+            connection.executescript(f"BEGIN;\n{migration}\n{'; '.join(marks)};\nCOMMIT;")
+            continue
+        connection.execute("BEGIN")
+        migration(connection)  # if it fails, closing the connection undoes it
+        for mark in marks:
+            connection.execute(mark)
+        connection.execute("COMMIT")

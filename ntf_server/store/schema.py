@@ -3,10 +3,14 @@
 AUTOINCREMENT: a ref is never used again, since an answer to something deleted may still be under way.
 """
 
+import sqlite3
 from typing import Final
 
-MIGRATIONS: Final = (
-    """
+from ntf_server.store.database import Migration
+from ntf_server.store.sealing import MasterKey
+from ntf_server.store.sqlite_keys import add_keys
+
+SCHEMA_1: Final = """
     CREATE TABLE tokens (
         ref INTEGER PRIMARY KEY AUTOINCREMENT,
         token_id BLOB NOT NULL UNIQUE,
@@ -63,5 +67,31 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX notifications_token ON notifications (token, seq);
     CREATE INDEX notifications_unsent ON notifications (token, seq) WHERE sent = 0;
-    """,
+    """
+
+# Since schema 2 these hold sealed values (sealing.py): tokens.device_token, client_dh, server_dh, secret, code;
+# subscriptions.notifier_key.
+SCHEMA_2: Final = (
+    """CREATE TABLE keys (
+        ref INTEGER PRIMARY KEY CHECK (ref = 1),
+        wrapped BLOB NOT NULL,                -- the database key, under the master key
+        to_scrub INTEGER NOT NULL             -- 1: what was replaced may still be in unused parts of the file
+    ) STRICT""",
+    "ALTER TABLE tokens ADD COLUMN device_lookup BLOB NOT NULL DEFAULT x''",  # HMAC of provider and device token
+    "ALTER TABLE tokens ADD COLUMN registered_at INTEGER NOT NULL DEFAULT 0",  # of the last TNEW or TRPL
+    "UPDATE tokens SET registered_at = coalesce(verification_due, created_at)",
+    "DROP INDEX tokens_device",
 )
+SCHEMA_2_END: Final = "CREATE INDEX tokens_device ON tokens (device_lookup)"
+
+
+def migrations(master: MasterKey) -> tuple[Migration, ...]:
+    """All of them; a new database key is wrapped by `master`."""
+
+    def seal(c: sqlite3.Connection) -> None:
+        for statement in SCHEMA_2:
+            c.execute(statement)
+        add_keys(c, master)
+        c.execute(SCHEMA_2_END)
+
+    return SCHEMA_1, seal

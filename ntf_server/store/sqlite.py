@@ -23,67 +23,34 @@ from ntf_server.store.base import (
     Token,
 )
 from ntf_server.store.database import Database
-from ntf_server.store.schema import MIGRATIONS
+from ntf_server.store.schema import migrations
+from ntf_server.store.sealing import MasterKey, Sealer
+from ntf_server.store.sqlite_keys import CODE, DEVICE_TOKEN, NOTIFIER_KEY, load_key, prepare
 from ntf_server.store.sqlite_pushes import load_push, record_dead, record_delivered
+from ntf_server.store.sqlite_records import (
+    SUBSCRIPTION_COLUMNS,
+    TOKEN_COLUMNS,
+    TOKEN_WIDTH,
+    insert_token,
+    server_address,
+    subscription_record,
+    token_record,
+)
 from smp_bridge.address import ServerAddress
-from smp_bridge.encoding import Reader
-from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
 
 MESSAGE_TTL: Final = 24 * 3600
 VERIFICATION_TTL: Final = 600
 
-_TOKEN: Final = (
-    "t.ref, t.token_id, t.provider, t.device_token, t.verify_key, t.client_dh, t.server_dh, t.secret, t.code,"
-    " t.status, t.reason, t.period"
-)
-_SUBSCRIPTION: Final = (
-    "s.ref, s.subscription_id, v.address, s.notifier_id, s.notifier_key, s.status, s.error, s.session"
-)
 _WANTED: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
-Row = tuple[Any, ...]
-
-
-def _token(row: Row) -> Token:
-    ref, token_id, provider, device_token, verify_key, client_dh, server_dh, secret, code, *rest = row
-    status, reason, period = rest
-    return Token(
-        ref,
-        token_id,
-        DeviceToken(Provider(provider), device_token),
-        verify_key,
-        client_dh,
-        server_dh,
-        secret,
-        code,
-        TokenStatus(status),
-        InvalidReason(reason) if reason else None,
-        period,
-    )
-
-
-def _address(blob: bytes) -> ServerAddress:
-    return ServerAddress.parse(Reader(blob), "smp")
-
-
-def _subscription(row: Row) -> Subscription:
-    ref, subscription_id, address, notifier_id, notifier_key, status, error, session = row
-    return Subscription(
-        ref,
-        subscription_id,
-        _address(address),
-        notifier_id,
-        notifier_key,
-        SubscriptionStatus(status),
-        error,
-        session,
-    )
 
 
 class SqliteStore:
     """Implements `store.base.Store`."""
 
-    def __init__(self, database: Database, message_ttl: int, verification_ttl: int, seq: int) -> None:
+    def __init__(self, database: Database, sealer: Sealer, message_ttl: int, verification_ttl: int, seq: int) -> None:
         self._database = database
+        self._sealer = sealer
         self._message_ttl = message_ttl
         self._verification_ttl = verification_ttl
         self._seq = seq
@@ -93,23 +60,26 @@ class SqliteStore:
         cls,
         path: Path,
         *,
+        master_key: MasterKey,
         message_ttl: int = MESSAGE_TTL,
         verification_ttl: int = VERIFICATION_TTL,
         on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None,
     ) -> Self:
         """Open or create a file; the times to live are in seconds. Raises StoreError, StoreCorruptError.
 
-        `on_corrupt` is called when the file turns out to be damaged later: the relay should stop.
+        `master_key` wraps the key that the file's values are sealed with. `on_corrupt` is called when the file turns
+        out to be damaged later: the relay should stop.
         """
-        database = Database.open(path, MIGRATIONS, on_corrupt)
+        database = Database.open(path, migrations(master_key), on_corrupt, prepare(master_key))
         try:
+            sealer = Sealer(await database.run(lambda c: load_key(c, master_key)))
             [seq] = await database.run(
                 lambda c: c.execute("SELECT coalesce(max(seq), 0) FROM notifications").fetchone()
             )
         except BaseException:
             await database.close()
             raise
-        return cls(database, message_ttl, verification_ttl, seq)
+        return cls(database, sealer, message_ttl, verification_ttl, seq)
 
     async def close(self) -> None:
         """Finish what was asked and close the file."""
@@ -121,25 +91,26 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> Token | None:
-            device = new.device
             known = c.execute(
-                f"SELECT {_TOKEN} FROM tokens t WHERE provider = ? AND device_token = ? AND verify_key = ?",
-                (device.provider, device.token, new.verify_key),
+                f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE device_lookup = ? AND verify_key = ?",
+                (self._lookup(new.device), new.verify_key),
             ).fetchone()
             if known is None:
-                ref = _insert_token(c, new, now)
+                ref = insert_token(c, self._sealer, new, now)
             else:
-                token = _token(known)
+                token = token_record(known, self._sealer)
                 if token.client_dh != new.client_dh:
                     return None
                 ref = token.ref
                 status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
                 c.execute(
                     "UPDATE tokens SET status = ?, reason = NULL, registration = registration + 1,"
-                    " verification_due = ? WHERE ref = ?",
-                    (status, now, ref),
+                    " verification_due = ?, registered_at = ? WHERE ref = ?",
+                    (status, now, now, ref),
                 )
-            return _token(c.execute(f"SELECT {_TOKEN} FROM tokens t WHERE ref = ?", (ref,)).fetchone())
+            return token_record(
+                c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE ref = ?", (ref,)).fetchone(), self._sealer
+            )
 
         return await self._database.run(operation)
 
@@ -147,8 +118,8 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> Token | None:
-            row = c.execute(f"SELECT {_TOKEN} FROM tokens t WHERE token_id = ?", (token_id,)).fetchone()
-            return _token(row) if row else None
+            row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE token_id = ?", (token_id,)).fetchone()
+            return token_record(row, self._sealer) if row else None
 
         return await self._database.run(operation)
 
@@ -156,16 +127,13 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> list[Due] | None:
-            row = c.execute(f"SELECT {_TOKEN} FROM tokens t WHERE ref = ?", (ref,)).fetchone()
-            token = _token(row) if row else None
+            row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE ref = ?", (ref,)).fetchone()
+            token = token_record(row, self._sealer) if row else None
             if token is None or token.status not in ALIVE or not hmac.compare_digest(token.code, code):
                 return None
             device = token.device
             c.execute("UPDATE tokens SET status = 'ACTIVE', verification_due = NULL WHERE ref = ?", (ref,))
-            c.execute(
-                "DELETE FROM tokens WHERE provider = ? AND device_token = ? AND ref <> ?",
-                (device.provider, device.token, ref),
-            )
+            c.execute("DELETE FROM tokens WHERE device_lookup = ? AND ref <> ?", (self._lookup(device), ref))
             unsent = c.execute("SELECT 1 FROM notifications WHERE token = ? AND sent = 0 LIMIT 1", (ref,)).fetchone()
             return [Due(ref, device.provider, PushKind.MESSAGES)] if unsent else []
 
@@ -175,12 +143,22 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> bool:
-            cursor = c.execute(
-                "UPDATE tokens SET provider = ?, device_token = ?, code = ?, status = 'REGISTERED', reason = NULL,"
-                " registration = registration + 1, verification_due = ?, check_due = NULL WHERE ref = ?",
-                (device.provider, device.token, code, now, ref),
+            row = c.execute("SELECT token_id FROM tokens WHERE ref = ?", (ref,)).fetchone()
+            if row is None:
+                return False
+            [token_id] = row
+            sealed = (
+                self._lookup(device),
+                self._sealer.seal(device.token, DEVICE_TOKEN + token_id),
+                self._sealer.seal(code, CODE + token_id),
             )
-            return cursor.rowcount > 0
+            c.execute(
+                "UPDATE tokens SET provider = ?, device_lookup = ?, device_token = ?, code = ?, status = 'REGISTERED',"
+                " reason = NULL, registration = registration + 1, verification_due = ?, registered_at = ?,"
+                " check_due = NULL WHERE ref = ?",
+                (device.provider, *sealed, now, now, ref),
+            )
+            return True
 
         return await self._database.run(operation)
 
@@ -222,15 +200,17 @@ class SqliteStore:
                 (server, new.notifier_id),
             ).fetchone()
             if known is not None:
-                ref, owner, subscription_id, notifier_key = known
+                ref, owner, subscription_id, sealed = known
+                notifier_key = self._sealer.open(sealed, NOTIFIER_KEY + subscription_id)
                 same = owner == token and hmac.compare_digest(notifier_key, new.notifier_key)
                 return Added(ref, subscription_id, created=False) if same else None
             if c.execute("SELECT 1 FROM tokens WHERE ref = ?", (token,)).fetchone() is None:
                 return None  # deleted since the command was authorized
+            sealed = self._sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
             cursor = c.execute(
                 "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status,"
                 " created_at) VALUES (?, ?, ?, ?, ?, 'NEW', ?)",
-                (new.subscription_id, token, server, new.notifier_id, new.notifier_key, now),
+                (new.subscription_id, token, server, new.notifier_id, sealed, now),
             )
             assert cursor.lastrowid is not None
             return Added(cursor.lastrowid, new.subscription_id, created=True)
@@ -242,11 +222,15 @@ class SqliteStore:
 
         def operation(c: sqlite3.Connection) -> tuple[Token, Subscription] | None:
             row = c.execute(
-                f"SELECT {_TOKEN}, {_SUBSCRIPTION} FROM subscriptions s JOIN tokens t ON t.ref = s.token"
+                f"SELECT {TOKEN_COLUMNS}, {SUBSCRIPTION_COLUMNS} FROM subscriptions s JOIN tokens t ON t.ref = s.token"
                 " JOIN servers v ON v.ref = s.server WHERE s.subscription_id = ?",
                 (subscription_id,),
             ).fetchone()
-            return (_token(row[:12]), _subscription(row[12:])) if row else None
+            return (
+                (token_record(row[:TOKEN_WIDTH], self._sealer), subscription_record(row[TOKEN_WIDTH:], self._sealer))
+                if row
+                else None
+            )
 
         return await self._database.run(operation)
 
@@ -264,7 +248,7 @@ class SqliteStore:
                 f"SELECT address FROM servers v WHERE EXISTS"
                 f" (SELECT 1 FROM subscriptions WHERE server = v.ref AND {_WANTED})"
             )
-            return [_address(address) for (address,) in rows]
+            return [server_address(address) for (address,) in rows]
 
         return await self._database.run(operation)
 
@@ -296,11 +280,13 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> list[tuple[int, bytes, bytes]]:
-            return c.execute(
-                f"SELECT ref, notifier_id, notifier_key FROM subscriptions"
+            rows = c.execute(
+                f"SELECT ref, notifier_id, notifier_key, subscription_id FROM subscriptions"
                 f" WHERE server = ? AND ref > ? AND {_WANTED} AND session <> ? ORDER BY ref LIMIT ?",
                 (_server_ref(c, server), after, session, limit),
-            ).fetchall()
+            )
+            opened = self._sealer.open
+            return [(ref, notifier, opened(key, NOTIFIER_KEY + id_)) for ref, notifier, key, id_ in rows]
 
         return await self._database.run(operation)
 
@@ -332,13 +318,22 @@ class SqliteStore:
 
     # --- notifications and pushes
 
-    async def notify(self, server: ServerAddress, notifications: Sequence[Notification]) -> list[Due]:
+    def arrival(self, count: int) -> int:
         """See `Store`."""
+        first = self._seq + 1
+        self._seq += count
+        return first
+
+    async def notify(
+        self, server: ServerAddress, notifications: Sequence[Notification], first: int | None = None
+    ) -> list[Due]:
+        """See `Store`."""
+        first = self.arrival(len(notifications)) if first is None else first
 
         def operation(c: sqlite3.Connection) -> list[Due]:
             ref = _server_ref(c, server)
             due: dict[int, Due] = {}
-            for n in notifications:
+            for seq, n in enumerate(notifications, first):
                 owner = c.execute(
                     "SELECT s.ref, t.ref, t.provider, t.status FROM subscriptions s JOIN tokens t ON t.ref = s.token"
                     " WHERE s.server = ? AND s.notifier_id = ?",
@@ -347,11 +342,12 @@ class SqliteStore:
                 if owner is None:
                     continue
                 subscription, token, provider, status = owner
-                self._seq += 1
                 c.execute(
-                    "INSERT OR REPLACE INTO notifications (subscription, token, seq, received_at, nonce, meta, sent)"
-                    " VALUES (?, ?, ?, ?, ?, ?, 0)",
-                    (subscription, token, self._seq, n.received_at, n.nonce, n.meta),
+                    "INSERT INTO notifications (subscription, token, seq, received_at, nonce, meta, sent)"
+                    " VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (subscription) DO UPDATE SET seq = excluded.seq,"
+                    " received_at = excluded.received_at, nonce = excluded.nonce, meta = excluded.meta, sent = 0"
+                    " WHERE excluded.seq > seq",
+                    (subscription, token, seq, n.received_at, n.nonce, n.meta),
                 )
                 if status == TokenStatus.ACTIVE:
                     due[token] = Due(token, Provider(provider), PushKind.MESSAGES)
@@ -378,7 +374,7 @@ class SqliteStore:
 
         def operation(c: sqlite3.Connection) -> list[Push]:
             ttl = {"message_ttl": self._message_ttl, "verification_ttl": self._verification_ttl}
-            pushes = (load_push(c, ref, now, **ttl) for ref in tokens)
+            pushes = (load_push(c, self._sealer, ref, now, **ttl) for ref in tokens)
             return [p for p in pushes if p is not None]
 
         return await self._database.run(operation)
@@ -401,26 +397,8 @@ class SqliteStore:
 
         await self._database.run(operation)
 
-
-def _insert_token(c: sqlite3.Connection, new: NewToken, now: int) -> int:
-    cursor = c.execute(
-        "INSERT INTO tokens (token_id, provider, device_token, verify_key, client_dh, server_dh, secret, code,"
-        " status, verification_due, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'REGISTERED', ?, ?)",
-        (
-            new.token_id,
-            new.device.provider,
-            new.device.token,
-            new.verify_key,
-            new.client_dh,
-            new.server_dh,
-            new.secret,
-            new.code,
-            now,
-            now,
-        ),
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    def _lookup(self, device: DeviceToken) -> bytes:
+        return self._sealer.lookup(device.provider, device.token)
 
 
 def _server_ref(c: sqlite3.Connection, server: ServerAddress) -> int:

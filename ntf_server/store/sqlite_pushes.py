@@ -4,9 +4,13 @@ import sqlite3
 from typing import Any, Final
 
 from ntf_server.store.base import MAX_ENTRIES, DeadToken, Delivered, Notification, Push, PushKind, StoredNotification
+from ntf_server.store.sealing import Sealer
+from ntf_server.store.sqlite_keys import CODE, DEVICE_TOKEN, SECRET
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
+
+Held = tuple[StoredNotification, ...]
 
 _NOTIFICATIONS: Final = (
     "SELECT n.subscription, n.seq, n.sent, v.address, s.notifier_id, n.received_at, n.nonce, n.meta"
@@ -21,21 +25,40 @@ def _notification(row: tuple[Any, ...]) -> StoredNotification:
     return StoredNotification(subscription, seq, bool(sent), ServerAddress.parse(Reader(address), "smp"), notification)
 
 
-def load_push(c: sqlite3.Connection, ref: int, now: int, *, message_ttl: int, verification_ttl: int) -> Push | None:
+def load_push(
+    c: sqlite3.Connection, sealer: Sealer, ref: int, now: int, *, message_ttl: int, verification_ttl: int
+) -> Push | None:
     """What is to be pushed to the token `ref` now, if anything: a verification, else messages, else a check."""
     row = c.execute(
-        "SELECT provider, device_token, secret, registration, code, status, verification_due, check_due"
-        " FROM tokens WHERE ref = ?",
+        "SELECT token_id, provider, device_token, secret, registration, registered_at, code, status,"
+        " verification_due, check_due FROM tokens WHERE ref = ?",
         (ref,),
     ).fetchone()
     if row is None:
         return None
-    provider, device_token, secret, registration, code, status, verification_due, check_due = row
-    device = DeviceToken(Provider(provider), device_token)
+    token_id, provider, device_token, secret, registration, registered_at, code, status, *due = row
+    verification_due, check_due = due
+
+    def push(kind: PushKind, since: int, *, code: bytes = b"", held: Held = (), more: bool = False) -> Push:
+        """Opens no more than what this push needs."""
+        return Push(
+            token=ref,
+            registration=registration,
+            device=DeviceToken(Provider(provider), sealer.open(device_token, DEVICE_TOKEN + token_id)),
+            secret=sealer.open(secret, SECRET + token_id),
+            kind=kind,
+            since=since,
+            code=code,
+            notifications=held,
+            more=more,
+            registered_at=registered_at,
+        )
+
     if verification_due is not None:
         if verification_due > now - verification_ttl:
             more = status == TokenStatus.ACTIVE  # messages or a check may wait behind it
-            return Push(ref, registration, device, secret, PushKind.VERIFICATION, verification_due, code, more=more)
+            code = sealer.open(code, CODE + token_id)
+            return push(PushKind.VERIFICATION, verification_due, code=code, more=more)
         c.execute("UPDATE tokens SET verification_due = NULL WHERE ref = ?", (ref,))
     if status != TokenStatus.ACTIVE:
         return None
@@ -45,14 +68,9 @@ def load_push(c: sqlite3.Connection, ref: int, now: int, *, message_ttl: int, ve
         room = MAX_ENTRIES - len(chosen)
         earlier = _sent_before(c, ref, room) if room else []
         ordered = sorted(earlier + chosen, key=lambda n: n.seq)
-        since = chosen[0].notification.received_at
         more = len(unsent) > MAX_ENTRIES or check_due is not None
-        return Push(
-            ref, registration, device, secret, PushKind.MESSAGES, since, notifications=tuple(ordered), more=more
-        )
-    if check_due is not None:
-        return Push(ref, registration, device, secret, PushKind.CHECK, check_due)
-    return None
+        return push(PushKind.MESSAGES, chosen[0].notification.received_at, held=tuple(ordered), more=more)
+    return push(PushKind.CHECK, check_due) if check_due is not None else None
 
 
 def _unsent(c: sqlite3.Connection, ref: int, oldest: int) -> list[StoredNotification]:

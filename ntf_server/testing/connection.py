@@ -25,6 +25,7 @@ from hyperframe.frame import GoAwayFrame
 
 from ntf_server.testing.endpoint import DEFAULT_WINDOW, Endpoint, Request
 from ntf_server.testing.faults import Answer, CutTls, Delay, Fault, GoAway, RstStream, Silence
+from ntf_server.testing.link import Link
 
 _CLEANUP_INTERVAL = 256  # streams
 
@@ -60,11 +61,11 @@ class _Exchange:
     unsent: bytes | memoryview = b""
 
 
-class Connection(asyncio.Protocol):
-    """A connection from the end of its TLS handshake on."""
+class Connection(Link):
+    """An HTTP/2 connection."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+        super().__init__(endpoint)
         self._h2 = _H2(
             H2Configuration(
                 client_side=False,
@@ -72,42 +73,17 @@ class Connection(asyncio.Protocol):
                 normalize_outbound_headers=False,
             )
         )
-        self._transport: asyncio.Transport | None = None
-        self._live = False
-        self._number = 0
-        self._out = bytearray()
         self._exchanges: dict[int, _Exchange] = {}
         self._unsent: dict[int, _Exchange] = {}  # those whose answer's body waits for the peer's window
         self._due: deque[tuple[_Exchange, Fault | None]] = deque()
         self._limit = endpoint.first_streams
-        self._requests = 0
         self._highest = 0
         self._goaway: GoAway | None = None
         self._goaway_wait = 0
         self._announced = False
         self._last = 2**31 - 1
-        self._linger: asyncio.TimerHandle | None = None
 
     # --- asyncio.Protocol ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection in and send our SETTINGS."""
-        assert isinstance(transport, asyncio.Transport)
-        endpoint = self._endpoint
-        self._transport = transport
-        self._live = True
-        endpoint.connections.add(self)
-        endpoint.idle.clear()
-        endpoint.counters.opened += 1
-        endpoint.counters.open += 1
-        self._number = endpoint.counters.opened
-        if endpoint.require_alpn and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
-            self.cut()
-            return
-        self._send_settings()
-        if endpoint.held:
-            self.hold(True)
-        self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Take frames in; a violation of the protocol ends the connection with GOAWAY."""
@@ -124,43 +100,7 @@ class Connection(asyncio.Protocol):
                 self._dispatch(event)
         self._settle()
 
-    def pause_writing(self) -> None:
-        """Read no more requests from a peer that does not read our answers."""
-        if self._live and self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Read on."""
-        if self._live and self._transport is not None and not self._endpoint.held:
-            self._transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Count the connection out."""
-        self._die()
-        self._transport = None
-        endpoint = self._endpoint
-        endpoint.connections.discard(self)
-        endpoint.counters.open -= 1
-        if not endpoint.connections:
-            endpoint.idle.set()
-
     # --- for the server ---
-
-    def cut(self) -> None:
-        """Abort the connection, without a TLS close."""
-        self._die()
-        if self._transport is not None:
-            self._transport.abort()
-
-    def hold(self, on: bool) -> None:
-        """Stop reading and writing, or go on."""
-        if not self._live or self._transport is None:
-            return
-        if on:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-            self._flush()
 
     def go_away(self, fault: GoAway) -> None:
         """Send GOAWAY now, counting from the newest stream."""
@@ -193,17 +133,14 @@ class Connection(asyncio.Protocol):
         self._announce_when_due()
         if stream_id > self._last:
             return
-        counters = self._endpoint.counters
         if len(self._exchanges) >= self._limit:
-            counters.refused += 1
+            self._endpoint.counters.refused += 1
             with suppress(ProtocolError):  # the peer has reset it itself
                 self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         exchange = _Exchange(Request.of(event, self._number))
         self._exchanges[stream_id] = exchange
-        counters.streams += 1
-        counters.max_streams = max(counters.max_streams, counters.streams)
-        counters.max_streams_per_connection = max(counters.max_streams_per_connection, len(self._exchanges))
+        self._count_stream(len(self._exchanges))
         exchange.fault = self._endpoint.draw(exchange.request)
         self._cut_if_due(exchange)
 
@@ -228,9 +165,9 @@ class Connection(asyncio.Protocol):
         exchange.whole = True
         exchange.request = replace(exchange.request, body=bytes(exchange.body))
         exchange.body.clear()
-        self._endpoint.counters.requests += 1
-        self._requests += 1
-        if self._endpoint.goaway_after is not None and self._requests >= self._endpoint.goaway_after:
+        if exchange.fault is None:
+            exchange.fault = self._endpoint.draw_whole(exchange.request)
+        if self._count_request():
             self._start_goaway(GoAway(), exchange.request.stream_id)
         if self._endpoint.latency > 0:
             self._later(self._endpoint.latency, exchange, exchange.fault)
@@ -324,11 +261,9 @@ class Connection(asyncio.Protocol):
         self._linger_if_done()
 
     def _die(self) -> None:
-        self._live = False
+        super()._die()
         for stream_id in tuple(self._exchanges):
             self._forget(stream_id)
-        if self._linger is not None:
-            self._linger.cancel()
 
     def _cut_response(self, exchange: _Exchange, after_bytes: int) -> None:
         self._flush()
@@ -372,14 +307,16 @@ class Connection(asyncio.Protocol):
                 self._due.append((exchange, None))
 
     def _linger_if_done(self) -> None:
-        if self._live and self._announced and not self._exchanges and self._linger is None:
-            # Closing at once could reset the connection under answers that the peer has not read.
-            self._linger = asyncio.get_running_loop().call_later(self._endpoint.linger, self._close)
+        if self._announced and not self._exchanges:
+            self._close_later()
 
     # --- sending ---
 
-    def _send_settings(self) -> None:
+    def _greet(self, transport: asyncio.Transport) -> None:
         endpoint = self._endpoint
+        if endpoint.require_alpn and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
+            self.cut()
+            return
         initial = {
             SettingCodes.MAX_CONCURRENT_STREAMS: endpoint.first_streams,
             SettingCodes.INITIAL_WINDOW_SIZE: max(endpoint.window, DEFAULT_WINDOW),
@@ -393,15 +330,3 @@ class Connection(asyncio.Protocol):
 
     def _collect(self) -> None:
         self._out += self._h2.data_to_send()
-
-    def _flush(self) -> None:
-        self._collect()
-        if not self._live or self._transport is None or self._endpoint.held or not self._out:
-            return
-        self._transport.write(bytes(self._out))
-        self._out.clear()
-
-    def _close(self) -> None:
-        self._die()
-        if self._transport is not None:
-            self._transport.close()

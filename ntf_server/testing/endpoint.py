@@ -12,7 +12,7 @@ from h2.events import RequestReceived
 from ntf_server.testing.faults import Answer, Fault
 
 if TYPE_CHECKING:
-    from ntf_server.testing.connection import Connection
+    from ntf_server.testing.link import Link
 
 DEFAULT_WINDOW = 65_535  # RFC 9113 section 6.9.2
 
@@ -41,6 +41,13 @@ class Request:
             stream_id=event.stream_id,
         )
 
+    def fields(self) -> dict[str, str]:
+        """Return the headers by name, repeated ones joined with a comma (RFC 9110 section 5.3)."""
+        joined: dict[str, str] = {}
+        for name, value in self.headers:
+            joined[name] = f"{joined[name]}, {value}" if name in joined else value
+        return joined
+
 
 @dataclass(slots=True)
 class Counters:
@@ -61,6 +68,7 @@ class Options(TypedDict, total=False):
     host, port: where to listen: 127.0.0.1, and 0 for a port that the system chooses.
     alpn: negotiate ALPN `h2`; if not, speak HTTP/2 with prior knowledge. Default True.
     require_alpn: with `alpn`, drop connections that did not negotiate it. Default True.
+    http1: with `alpn`, offer HTTP/1.1 too, and speak it to peers that negotiate nothing. Default False for APNs.
     streams: SETTINGS_MAX_CONCURRENT_STREAMS, 1000; first_streams: its value until the first answer.
     window, connection_window: receive windows in bytes, 65,535 each (the latter cannot be less).
     latency: seconds before each answer, 0; goaway_after: requests per connection until GOAWAY, no limit.
@@ -73,6 +81,7 @@ class Options(TypedDict, total=False):
     port: int
     alpn: bool
     require_alpn: bool
+    http1: bool
     streams: int
     first_streams: int | None
     window: int
@@ -94,6 +103,7 @@ class Endpoint(ABC):
         self.host = options.get("host", "127.0.0.1")
         self.port = options.get("port", 0)
         self.alpn = options.get("alpn", True)
+        self.http1 = self.alpn and options.get("http1", False)
         self.require_alpn = self.alpn and options.get("require_alpn", True)
         self.streams = options.get("streams", 1000)
         self.first_streams = options.get("first_streams") or self.streams
@@ -106,13 +116,17 @@ class Endpoint(ABC):
         self.linger = options.get("linger", 1.0)
         self.held = False
         self.counters = Counters()
-        self.connections: set[Connection] = set()
+        self.connections: set[Link] = set()
         self.idle = asyncio.Event()
         self.idle.set()
 
     @abstractmethod
     def draw(self, request: Request) -> Fault | None:
         """Return the fault for a request whose headers have come, but not its body; None for none."""
+
+    def draw_whole(self, request: Request) -> Fault | None:
+        """Return the fault for a request that `draw` had none for, now that its body has come too."""
+        return None
 
     @abstractmethod
     def respond(self, request: Request, scripted: Answer | None) -> Answer:

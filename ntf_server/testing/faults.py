@@ -1,4 +1,8 @@
-"""Scripted faults of the mock push services, and the queues they wait in."""
+"""Scripted faults of the mock push services, and the queues they wait in.
+
+HTTP/1.1 has no streams: there RstStream and an unprocessed GoAway end the connection without an answer, and a
+processed GoAway ends it after the answer, which says `connection: close` (RFC 9112 section 9.6).
+"""
 
 from __future__ import annotations
 
@@ -102,6 +106,11 @@ class Script:
             if queue:
                 return queue.popleft()
         return None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a fault waits for requests of one key."""
+        return any(queue for key, queue in self._queues.items() if key is not None)
 
     def clear(self) -> None:
         """Forget every fault."""

@@ -1,4 +1,4 @@
-"""The core of mock push services: an HTTP/2 over TLS server with scripted faults (RFC 9113).
+"""The core of mock push services: an HTTP/2 over TLS server with scripted faults (RFC 9113), HTTP/1.1 if wanted.
 
 `Http2Server` gathers whole requests and asks its subclass for two things: the fault to apply to a request
 (`draw`) and the answer to it (`respond`). All of it runs on one event loop, in protocol callbacks.
@@ -17,10 +17,24 @@ from typing import Self, Unpack
 from ntf_server.testing.connection import Connection
 from ntf_server.testing.endpoint import Endpoint, Options
 from ntf_server.testing.faults import GoAway
+from ntf_server.testing.http1 import Http1Connection
 from ntf_server.testing.tls import TlsFiles, throwaway_tls
 
 _BACKLOG = 1024
 _TLS_CLOSE_TIMEOUT = 1.0  # seconds
+
+
+class _Negotiated(asyncio.Protocol):
+    """Hands a new connection to the protocol that ALPN chose (RFC 7301)."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        link = Connection(self._endpoint) if chosen == "h2" else Http1Connection(self._endpoint)
+        transport.set_protocol(link)
+        link.connection_made(transport)
 
 
 class Http2Server(Endpoint):
@@ -36,6 +50,7 @@ class Http2Server(Endpoint):
         self._listener: socket.socket | None = None
         self._context: ssl.SSLContext | None = None
         self.handshakes: set[asyncio.Task[None]] = set()
+        self._accepted: set[socket.socket] = set()  # whose handshake has not begun
 
     @property
     def tls(self) -> TlsFiles:
@@ -79,7 +94,7 @@ class Http2Server(Endpoint):
         """Listen, after `stop` on the same port again."""
         if self._listener is not None:
             return
-        self._context = self.tls.server_context(["h2"] if self.alpn else [])
+        self._context = self.tls.server_context(self._protocols())
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
         listener.setblocking(False)
@@ -87,6 +102,11 @@ class Http2Server(Endpoint):
         self.held = False
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _protocols(self) -> list[str]:
+        if not self.alpn:
+            return []
+        return ["h2", "http/1.1"] if self.http1 else ["h2"]
 
     async def stop(self) -> None:
         """Refuse connections from now on and abort the open ones: an outage."""
@@ -104,11 +124,14 @@ class Http2Server(Endpoint):
         """Abort every connection, TLS handshakes too, without a TLS close."""
         for handshake in tuple(self.handshakes):
             handshake.cancel()
+        for sock in self._accepted:  # a task that is cancelled before it begins closes nothing
+            sock.close()
+        self._accepted.clear()
         for connection in tuple(self.connections):
             connection.cut()
 
     def goaway_all(self, fault: GoAway = GoAway()) -> None:  # noqa: B008  (frozen)
-        """Send GOAWAY on every connection, by default after the newest stream."""
+        """Send GOAWAY on every connection, by default after the newest stream; end idle HTTP/1.1 ones."""
         for connection in tuple(self.connections):
             connection.go_away(fault)
 
@@ -129,14 +152,16 @@ class Http2Server(Endpoint):
         except OSError:  # the peer has gone, or files have run out: the next round tries again
             return
         sock.setblocking(False)
+        self._accepted.add(sock)
         handshake = asyncio.get_running_loop().create_task(self._handshake(sock))
         self.handshakes.add(handshake)
         handshake.add_done_callback(self.handshakes.discard)
 
     async def _handshake(self, sock: socket.socket) -> None:
+        self._accepted.discard(sock)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self),
+                lambda: _Negotiated(self) if self.http1 else Connection(self),
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=self.handshake_timeout,

@@ -12,7 +12,9 @@ import pytest
 from ntf_client import Device, VerificationCode
 from ntf_server import identity_files
 from ntf_server.app import Relay
-from ntf_server.config import Apns, ApnsHost, Config, Settings, SubscriberSection, Transport
+from ntf_server.config import Config
+from ntf_server.settings import Apns, ApnsHost, Settings, Subscriber, Transport
+from ntf_server.store.sealing import MasterKey
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -32,10 +34,10 @@ async def relay(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[ServerAddr
     settings = Settings(
         transport=Transport(host="localhost", port=0, bind="localhost"),
         apns=Apns(test=ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))),
-        subscriber=SubscriberSection(allow_private_hosts=True),
+        subscriber=Subscriber(allow_private_hosts=True),
     )
     credentials = identity_files.load_credentials(directory)
-    async with Relay(Config(directory, settings, credentials, directory / "test.db")) as running:
+    async with Relay(Config(directory, settings, credentials, directory / "test.db", MasterKey(bytes(32)))) as running:
         yield ServerAddress("ntf", ("localhost",), str(running.port), credentials.key_hash)
 
 

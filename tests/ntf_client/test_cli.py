@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ntf_client import Device, arguments, state
 from ntf_client.state import DeviceState, Subscription
-from ntf_server.testing import MockApns
+from ntf_server.testing import FcmMessage, MockApns, MockFcm, MockWebPush
+from ntf_server.testing.relay import RunningRelay, running_relay
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import b64url, un_b64url
@@ -156,6 +157,70 @@ async def test_from_register_to_delete(
     assert json.loads(await cli.ok("status", "--json"))["subscriptions"] == []
     await cli.ok("delete")
     assert not cli.path.exists()
+
+
+@pytest.fixture
+async def every_provider(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[RunningRelay]:
+    """A relay that pushes through every mock."""
+    directory = tmp_path / "every"
+    directory.mkdir()
+    async with (
+        MockFcm() as fcm,
+        MockWebPush() as web_push,
+        running_relay(directory, mock_apns, fcm, web_push) as running,
+    ):
+        yield running
+
+
+async def test_fcm_and_web_push(
+    cli: Cli, every_provider: RunningRelay, smp_server: SmpServer, recipient: Recipient, tmp_path: Path
+) -> None:
+    fcm, web_push, file = every_provider.fcm, every_provider.web_push, tmp_path / "subscription.json"
+    first, second = (web_push.subscribe(every_provider.application_server_key) for _ in range(2))
+    queue = await recipient.queue()
+
+    async def verify(received: FcmMessage | bytes | None) -> None:
+        data = json.dumps(dict(received.data)).encode() if isinstance(received, FcmMessage) else received
+        assert data is not None
+        await cli.ok("verify", "--payload", "-", given=data)
+        assert json.loads(await cli.ok("status", "--json"))["token"]["status"] == "ACTIVE"
+
+    async def check(data: bytes | None) -> None:
+        assert data is not None
+        [opened] = json.loads(await cli.ok("decrypt", "--json", given=data))["notifications"]
+        assert opened["message_id"] == b64url((await queue.receive()).message_id)
+
+    file.write_text(json.dumps(first.to_json()))
+    said = await cli.ok("register", str(every_provider.address), "--provider", "WP", "--subscription", str(file))
+    await verify((await web_push.next(first)).data)
+    subscribe = ("subscribe", str(smp_server.address), "--notifier-id", b64url(queue.notifier_id), "--notifier-key")
+    key = b64url(crypto.encode_private(queue.notifier_key))
+    await cli.ok(*subscribe, key, "--secret", b64url(queue.notifier_secret))
+    await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+    await queue.send("to a browser")
+    await check((await web_push.next(first)).data)
+
+    said += await cli.ok("replace", "--provider", "FC", "--token", "a:registration_token")
+    await verify(await fcm.next("a:registration_token"))
+    await queue.send("to Android")
+    await check(json.dumps(dict((await fcm.next()).data)).encode())
+
+    other = json.dumps(second.to_json()).encode()
+    said += await cli.ok("replace", "--provider", "WP", "--subscription", "-", given=other)
+    await verify((await web_push.next(second)).data)
+    await queue.send("to another browser")
+    await check((await web_push.next(second)).data)
+    assert b64url(second.auth).rstrip("=") not in said + await cli.ok("status")
+    assert second.path not in said + await cli.ok("status", "--json")
+
+
+async def test_subscriptions_that_are_none(cli: Cli, tmp_path: Path) -> None:
+    register = ("register", str(NTF), "--provider", "WP", "--subscription")
+    assert (await cli(*register, str(tmp_path / "missing"))).fails(2, "cannot be read")
+    given = json.dumps({"endpoint": "http://MARKER", "keys": {"auth": "MARKER", "p256dh": "MARKER"}}).encode()
+    result = await cli(*register, "-", given=given)
+    assert result.fails(2, "--subscription: p256dh")
+    assert "MARKER" not in result.err
 
 
 async def test_the_test_of_a_server(cli: Cli, relay: ServerAddress) -> None:
@@ -343,6 +408,10 @@ USAGE: list[tuple[str, ...]] = [
     ("register", str(NTF), "--provider", "XX", "--token", "00"),
     ("register", str(NTF), "--provider", "AT", "--token", "0"),
     ("register", str(NTF), "--provider", "FC", "--token", ""),
+    ("register", str(NTF), "--provider", "WP", "--token", "00"),
+    ("register", str(NTF), "--provider", "AT", "--subscription", "missing"),
+    ("register", str(NTF), "--provider", "WP", "--subscription", "missing", "--token", "00"),
+    ("replace", "--provider", "WP"),
     ("verify",),
     ("verify", "%"),
     ("verify", "A" * 344),

@@ -32,7 +32,7 @@ MESSAGE = sealed("message", b";".join(entry(i).encode() for i in (b"one", b"two"
 
 
 def forms(data: dict[str, Any]) -> list[Any]:
-    """The same push as APNs and as FCM bring it."""
+    """The same push as APNs, FCM and Web Push bring it; as the server builds it, FCM's data is that of the latter."""
     apns = {"aps": {"mutable-content": 1, "alert": "text"}, "notificationData": data}
     fcm = {"notificationData": json.dumps(data)}
     as_text = [json.dumps(body) for body in (apns, data, fcm)]

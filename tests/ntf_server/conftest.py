@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ntf_server import config, identity_files
 from ntf_server.app import Relay
 from ntf_server.config import Config
+from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
@@ -45,6 +46,7 @@ def write_identity(directory: Path, identity: Identity) -> None:
         ("ca.crt", ca.public_bytes(Encoding.PEM)),
         ("server.key", private_key_pem(credentials.key)),
         ("server.crt", leaf.public_bytes(Encoding.PEM)),
+        ("master.key", generate_key_text().encode()),
     ):
         identity_files.write_file(directory / name, data)
 

@@ -11,13 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from harness import Phone
 
-from ntf_server import config
+from ntf_server import settings as sections
 from ntf_server.app import Relay, run
 from ntf_server.config import Config
 from ntf_server.identity_files import create_identity, load_credentials
 from ntf_server.listener import ListenError
 from ntf_server.push.apns import generate_key
 from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.store.sealing import MasterKey
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -28,21 +29,21 @@ from smp_bridge.testing.recipient import Recipient
 
 
 @pytest.fixture
-def settings(mock_apns: MockApns) -> config.Settings:
-    return config.Settings(
-        transport=config.Transport(host="localhost", port=0, bind="localhost"),
-        apns=config.Apns(
-            test=config.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file)),
+def settings(mock_apns: MockApns) -> sections.Settings:
+    return sections.Settings(
+        transport=sections.Transport(host="localhost", port=0, bind="localhost"),
+        apns=sections.Apns(
+            test=sections.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file)),
         ),
-        subscriber=config.SubscriberSection(allow_private_hosts=True),
-        delivery=config.Delivery(min_backoff=0.05, max_backoff=0.2),
+        subscriber=sections.Subscriber(allow_private_hosts=True),
+        delivery=sections.Delivery(min_backoff=0.05, max_backoff=0.2),
     )
 
 
 @pytest.fixture
-def relay_config(tmp_path: Path, settings: config.Settings) -> Config:
+def relay_config(tmp_path: Path, settings: sections.Settings) -> Config:
     create_identity(tmp_path, "ED25519", "localhost")
-    return Config(tmp_path, settings, load_credentials(tmp_path), tmp_path / "ntf.db")
+    return Config(tmp_path, settings, load_credentials(tmp_path), tmp_path / "ntf.db", MasterKey(bytes(range(32))))
 
 
 def address(relay: Relay, relay_config: Config) -> ServerAddress:
@@ -172,7 +173,7 @@ async def test_a_dead_token_is_told_with_its_reason_and_revived_by_registering_a
 ) -> None:
     device = phone()
     async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
-        mock_apns.script(Answer(410, "Unregistered", timestamp=1), token=device.token)
+        mock_apns.script(Answer(410, "Unregistered"), token=device.token)
         await device.register(client)
         async with asyncio.timeout(10):
             while (await device.status(client)).status is not TokenStatus.INVALID:
@@ -187,7 +188,7 @@ async def test_providers_that_are_not_configured_are_refused(
     relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone]
 ) -> None:
     device = phone()
-    without = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=config.Apns()))
+    without = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=sections.Apns()))
     async with Relay(without) as relay, await connect(relay, without) as client:
         with pytest.raises(ServerError, match="CMD PROHIBITED"):
             await device.register(client)
@@ -197,8 +198,8 @@ async def test_apple_s_hosts_are_on_with_a_key(
     relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone], tmp_path: Path
 ) -> None:
     key = generate_key()
-    host = config.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))
-    apns = config.Apns(key_file="k.p8", key_id="KEY1234567", team_id="TEAM123456", production=host, sandbox=host)
+    host = sections.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))
+    apns = sections.Apns(key_file="k.p8", key_id="KEY1234567", team_id="TEAM123456", production=host, sandbox=host)
     with_key = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=apns))
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (tmp_path / "k.p8").write_bytes(pem)

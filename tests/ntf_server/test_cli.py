@@ -19,6 +19,9 @@ from harness import Phone
 
 from ntf_server import cli, config
 from ntf_server.identity_files import FILES, create_identity
+from ntf_server.push.apns import generate_key, key_pem, load_key
+from ntf_server.push.webpush import Vapid
+from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
@@ -62,7 +65,9 @@ def made(tmp_path: Path) -> Path:
     directory = tmp_path / "relay"
     directory.mkdir()
     create_identity(directory, "ED25519", "localhost")
-    text = cli._CONFIG_TEMPLATE.format(host='"localhost"', port=0)
+    (directory / "master.key").write_text(generate_key_text())
+    (directory / "vapid.key").write_bytes(key_pem(generate_key()))
+    text = cli.config_text("localhost", 0, web_push=False)
     (directory / config.CONFIG_FILE).write_text(text.replace('# bind = ""  ', 'bind = "127.0.0.1"'))
     return directory
 
@@ -397,9 +402,59 @@ def test_check(made: Path) -> None:
     lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in done.stdout.splitlines())
     assert lines["listen on"] == "127.0.0.1:0"
     assert lines["database"] == f"{made / 'ntf-server.db'} (will be created)"
-    assert lines["push"].startswith("none but AN")
+    assert lines["push"].startswith("no Apple devices")
     assert lines["warning"] == f"{made / 'ca.key'} should be offline"
     assert contents(made).keys() == {*FILES, config.CONFIG_FILE}
+
+
+def test_check_tells_the_key_that_browsers_subscribe_with(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NTF_SERVER__WEB_PUSH__KEY_FILE", "vapid.key")
+    monkeypatch.setenv("NTF_SERVER__WEB_PUSH__CA_FILE", "ca.crt")
+    code, out, _ = in_process(capsys, "check", "--path", made)
+    assert code == 0
+    [shown] = re.findall(r"application server key ([\w-]{87})\n", out)
+    assert shown == Vapid(load_key((made / "vapid.key").read_bytes()), "mailto:a@b").public_key
+
+
+# --- rekey
+
+
+async def test_rekey_with_a_new_file(made: Path, start: Start, tmp_path: Path) -> None:
+    process, _ = await start()
+    process.send_signal(signal.SIGTERM)
+    await process.wait()
+    new = tmp_path / "new.key"
+    done = run("rekey", "--path", made, "--new-key-file", new, "--reseal")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Sealed anew: 0 tokens, 0 subscriptions." in done.stdout
+    assert new.stat().st_mode & 0o777 == 0o600
+    refused = run("start", "--path", made)
+    assert refused.returncode == 2
+    assert "the master key is not the one" in refused.stderr
+    (made / "master.key").write_bytes(new.read_bytes())
+    await start()
+
+
+async def test_rekey_under_a_running_server(made: Path, start: Start) -> None:
+    await start()
+    done = run("rekey", "--path", made, "--reseal")
+    assert done.returncode == 2
+    assert "another ntf-server uses this database" in done.stderr
+
+
+def test_rekey_to_nothing(made: Path) -> None:
+    done = run("rekey", "--path", made)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--new-key-file" in done.stderr
+
+
+async def test_delete_under_a_running_server(made: Path, start: Start) -> None:
+    await start()
+    done = run("delete", "--path", made, "--yes")
+    assert done.returncode == 2
+    assert (made / "ntf-server.db").exists()
 
 
 def test_check_tells_what_is_pushed_through(

@@ -424,8 +424,8 @@ async def test_verifying_deletes_other_registrations_of_the_device(
     assert isinstance(await wire.ask(snew(thief.token_id), key=thief.key), ntf.IdSub)
 
 
-async def test_replacing(wire: Any, device: Phone, client: Client, mock_apns: MockApns, database: Any) -> None:
-    [(old_code,)] = database("SELECT code FROM tokens")
+async def test_replacing(wire: Any, device: Phone, client: Client, mock_apns: MockApns) -> None:
+    old_code = device.open(mock_apns.pushes[0], "verification")
     subscribed = await wire.ask(snew(device.token_id), key=device.key)
     device.token = "replacement"
     assert await wire.ask(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()

@@ -1,5 +1,7 @@
 """Settings by file and by environment, and one line for each mistake that says where it is and how to mend it."""
 
+import base64
+import json
 import os
 import re
 from collections.abc import Callable
@@ -7,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ntf_server import cli, config, identity_files
-from ntf_server.config import Config, ConfigError, Settings
+from ntf_server.config import Config, ConfigError
+from ntf_server.settings import ApnsHost, Settings
+from ntf_server.store.sealing import generate_key_text
 
 Load = Callable[..., Config]
 
@@ -31,6 +35,7 @@ def identity_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "p384.p8").write_bytes(pem(ec.generate_private_key(ec.SECP384R1())))
     (directory / "ed25519.p8").write_bytes(pem(Ed25519PrivateKey.generate()))
     (directory / "rubbish.p8").write_bytes(b"\x00\xff rubbish")
+    (directory / "master.key").write_text(generate_key_text())
     (directory / "ca.pem").write_bytes((directory / "ca.crt").read_bytes())
     return directory
 
@@ -56,12 +61,23 @@ def look_up(settings: Settings, path: str) -> Any:
 
 APNS = 'key_file = "apns.p8"\nkey_id = "K"\nteam_id = "T"\n'
 TEST_HOST = '[apns.test]\nhost = "localhost"\nca_file = "ca.pem"\n'
+KEY = base64.b64encode(bytes(range(32))).decode()
 SETTINGS = [  # section, key, as TOML, as a variable, value
     ("transport", "host", '"ntf.example.org"', "ntf.example.org", "ntf.example.org"),
     ("transport", "port", "5443", "5443", 5443),
     ("transport", "port", "0", "0", 0),
     ("transport", "bind", '"127.0.0.1"', "127.0.0.1", "127.0.0.1"),
     ("store", "url", '"sqlite:///other.db"', "sqlite:///other.db", "sqlite:///other.db"),
+    ("store", "master_key", f'"{KEY}"', KEY, KEY),
+    ("store", "master_key_command", f'"echo {KEY}"', f"echo {KEY}", f"echo {KEY}"),
+    ("apns", "proxy", '"socks5h://localhost:9050"', "socks5h://localhost:9050", "socks5h://localhost:9050"),
+    ("fcm", "host", '"localhost"', "localhost", "localhost"),
+    ("fcm", "port", "8443", "8443", 8443),
+    ("fcm", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
+    ("fcm", "proxy", '"http://u:p@localhost:3128"', "http://u:p@localhost:3128", "http://u:p@localhost:3128"),
+    ("web_push", "contact", '"mailto:a@example.org"', "mailto:a@example.org", "mailto:a@example.org"),
+    ("web_push", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
+    ("web_push", "proxy", '"https://localhost:3128"', "https://localhost:3128", "https://localhost:3128"),
     ("apns", "key_id", '"ABC123DEFG"', "ABC123DEFG", "ABC123DEFG"),
     ("apns", "team_id", '"5NN7GUYB6T"', "5NN7GUYB6T", "5NN7GUYB6T"),
     ("apns", "topic", '"org.example.app"', "org.example.app", "org.example.app"),
@@ -96,7 +112,8 @@ def test_every_key(*, load: Load, section: str, key: str, toml: str, variable: s
 def test_every_key_is_in_this_test() -> None:
     defaults = Settings()
     keys = {f"{s}.{k}" for s in defaults.__struct_fields__ for k in getattr(defaults, s).__struct_fields__}
-    elsewhere = {"apns.key_file", "apns.production", "apns.sandbox", "apns.test"}
+    elsewhere = {"apns.key_file", "apns.production", "apns.sandbox", "apns.test", "apns.certificate_file"}
+    elsewhere |= {"apns.certificate_key_file", "fcm.service_account_file", "web_push.key_file", "store.master_key_file"}
     assert keys - elsewhere <= {f"{section}.{key}" for section, key, *_ in SETTINGS}
 
 
@@ -307,8 +324,8 @@ def test_which_folder(path: str | None, environ: dict[str, str], expected: str) 
     assert config.config_dir(path, environ) == Path(expected)
 
 
-def template(host: str = '"ntf.example.org"') -> str:
-    return cli._CONFIG_TEMPLATE.format(host=host, port=5443)
+def template(host: str = "ntf.example.org") -> str:
+    return cli.config_text(host, 5443, web_push=False)
 
 
 def test_the_template_loads(load: Load) -> None:
@@ -323,8 +340,15 @@ def test_what_the_template_has_commented_out_loads_too(load: Load, identity_dir:
     text = re.sub(r"^# (\[?[a-z_.]+(\]| =).*)$", r"\1", template(), flags=re.MULTILINE)
     assert "[apns.test]\n" in re.sub(r" +#.*", "", text)
     text = text.replace("AuthKey_ABC123DEFG.p8", "apns.p8").replace("mock-apns-ca.crt", "ca.pem")
+    text = text.replace("vapid.key", "apns.p8")
+    account = {
+        "project_id": "p",
+        "client_email": "a@b",
+        "private_key": pem(rsa.generate_private_key(65537, 2048)).decode(),
+    }
+    (identity_dir / "service-account.json").write_text(json.dumps(account))
     settings = load(text).settings
-    assert settings.apns.test == config.ApnsHost(host="localhost", port=2197, ca_file="ca.pem")
+    assert settings.apns.test == ApnsHost(host="localhost", port=2197, ca_file="ca.pem")
     assert settings.apns.key_id == "ABC123DEFG"
 
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ntf_server import subscriber as module
 from ntf_server.store.base import Due, NewSubscription, NewToken, PushKind, StoreError
+from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import SqliteStore
 from ntf_server.subscriber import Subscriber
 from smp_bridge import crypto, ntf, smp
@@ -39,6 +40,9 @@ class FaultyStore:
         self.store = store
         self.failing: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+
+    def arrival(self, count: int) -> int:
+        return self.store.arrival(count)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
@@ -100,7 +104,7 @@ async def open_node(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 
     @contextlib.asynccontextmanager
     async def open_(**failing: int) -> AsyncIterator[Node]:
-        store = await SqliteStore.open(tmp_path / "ntf.db")
+        store = await SqliteStore.open(tmp_path / "ntf.db", master_key=MasterKey(bytes(32)))
         try:
             device = DeviceToken(Provider.APNS_NULL, b"token")
             code = bytes(32)
@@ -409,6 +413,23 @@ async def test_notifications_survive_a_failing_store(node: Node, smp_server: Smp
         while len(await node.store.store.load_pushes([node.token], NOW)) == 0 or len(await node.notifications()) < 5:
             await asyncio.sleep(0.005)
     assert {n.notifier_id for n in await node.notifications()} == {q.notifier_id for q in queues}
+
+
+async def test_a_block_that_is_tried_again_does_not_replace_a_later_one(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 1
+    ids = []
+    for text in ("first", "second"):
+        await queue.send(text)
+        ids.append((await queue.receive()).message_id)
+    async with asyncio.timeout(10):
+        while node.store.calls["notify"] < 3 or node.subscriber._writing:
+            await asyncio.sleep(0.005)
+    [newest] = await node.notifications()
+    assert queue.open_notification(newest.nonce, newest.meta).message_id == ids[1]
 
 
 @pytest.mark.parametrize("event", ["END", "DELD"])

@@ -261,6 +261,12 @@ def test_any_bytes_as_signed_key(der):
     assert isinstance(parsed.verify(ED25519.public_key()), bool)
 
 
+def test_signed_key_with_bad_signature_bits():
+    good = SignedKey.sign(ED25519, X25519.public_key()).der
+    with pytest.raises(ParseError):
+        SignedKey.parse(good.replace(b"\x03\x41\x00", b"\x03\x41\x01"))
+
+
 @given(ws.signed_keys)
 def test_repr(signed):
     assert ws.hides(signed)

@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import re
+import time
 import urllib.parse
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from email.utils import formatdate
 from typing import Any
 
+import jwt
 import pycurl
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -186,12 +189,12 @@ async def test_the_jwt_is_shared_and_renewed_by_the_clock() -> None:
 
 async def test_an_expired_jwt_is_renewed_at_once() -> None:
     async with providing() as (mock, sender):
+        assert await sender.one(push()) == Accepted()
         mock.script(Answer(403, "ExpiredProviderToken"))
         assert await sender.one(push()) == Retry("403 ExpiredProviderToken", Scope.TOKEN)
-        assert await sender.one(push()) == Accepted()
-        assert await sender.one(push()) == Accepted()
-        first, second = (p.headers["authorization"] for p in mock.pushes)
-        assert first == second
+        assert await sender.send(push(ref=1), push(ref=2)) == [Accepted()] * 2
+        old, new, same = (p.headers["authorization"] for p in mock.pushes)
+        assert old != new == same
 
 
 # --- requests
@@ -271,7 +274,98 @@ async def test_a_push_that_cannot_be_made_does_not_stop_the_others() -> None:
         assert results[::2] == [Accepted()] * 2
 
 
+@pytest.mark.parametrize(("kind", "ttl"), [(VERIFICATION, 600), (MESSAGES, 24 * 3600), (CHECK, 3600)])
+async def test_apple_keeps_a_push_as_long_as_we_would_and_replaces_no_messages(kind: PushKind, ttl: int) -> None:
+    clock = Clock()
+    async with providing(clock) as (mock, sender):
+        for _ in range(2):
+            await sender.one(push(kind))
+            clock.now += 100  # it counts from when the push became due
+        for accepted in mock.pushes:
+            assert int(accepted.headers["apns-expiration"]) == NOW + ttl
+            collapse_id = accepted.headers.get("apns-collapse-id")
+            assert collapse_id == (None if kind is MESSAGES else kind.name.lower())
+        ids = {p.apns_id for p in mock.pushes}
+        assert len(ids) == 2
+
+
+async def test_a_time_to_live_of_the_operator() -> None:
+    async with MockApns() as mock:
+        engine = HttpEngine()
+        try:
+            ttl = {VERIFICATION: 11, MESSAGES: 22, CHECK: 33}
+            endpoint = Endpoint(mock.url, str(mock.ca_file), timeout=5.0)
+            sender = Sender(Apns(engine, endpoint, ProviderToken(KEY, "k", "t"), TOPIC, ttl))
+            await sender.send(*(push(kind, ref=i) for i, kind in enumerate(PushKind)))
+            assert sorted(int(p.headers["apns-expiration"]) - NOW for p in mock.pushes) == [11, 22, 33]
+        finally:
+            await engine.close()
+
+
+# --- authentication
+
+
+async def test_another_key_signs_from_now_on() -> None:
+    other, token = generate_key(), ProviderToken(KEY, "k", "t", Clock())
+    first = token.get()
+    token.use(other)
+    second = token.get()
+    assert second != first
+    jwt.decode(second, other.public_key(), ["ES256"], options={"verify_iat": False})
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(second, KEY.public_key(), ["ES256"], options={"verify_iat": False})
+    token.expire(first)
+    assert token.get() == second
+
+
+async def test_with_a_certificate_there_is_no_provider_token() -> None:
+    async with MockApns() as mock:
+        engine = HttpEngine()
+        try:
+            endpoint = Endpoint(mock.url, str(mock.ca_file), timeout=5.0)
+            result = await Sender(Apns(engine, endpoint, None, TOPIC)).one(push())
+            assert result == Permanent("403 MissingProviderToken")  # the mock knows tokens only
+            assert mock.counters.requests == 1
+        finally:
+            await engine.close()
+
+
+@pytest.mark.parametrize("reason", ["ExpiredProviderToken", "MissingProviderToken"])
+async def test_with_a_certificate_no_answer_renews_anything(reason: str) -> None:
+    async with MockApns() as mock:
+        engine = HttpEngine()
+        try:
+            mock.script(Answer(403, reason))
+            endpoint = Endpoint(mock.url, str(mock.ca_file), timeout=5.0)
+            assert not isinstance(await Sender(Apns(engine, endpoint, None, TOPIC)).one(push()), Accepted)
+        finally:
+            await engine.close()
+
+
 # --- answers
+
+
+@pytest.mark.parametrize("reason", [InvalidReason.UNREGISTERED, InvalidReason.EXPIRED])
+@pytest.mark.parametrize(
+    ("registered_at", "dead"),
+    [(0, True), (NOW - 1, True), (NOW, True), (NOW + 1, False), (NOW + 3600, False)],
+)
+async def test_a_token_that_was_registered_after_apple_gave_it_up_is_alive(
+    registered_at: int, dead: bool, reason: InvalidReason
+) -> None:
+    name = {InvalidReason.UNREGISTERED: "Unregistered", InvalidReason.EXPIRED: "ExpiredToken"}[reason]
+    async with providing() as (mock, sender):
+        mock.script(Answer(410, name, timestamp=NOW * 1000))
+        result = await sender.one(push(registered_at=registered_at))
+        assert result == (Dead(reason) if dead else Retry(f"410 {name}"))
+
+
+@pytest.mark.parametrize(
+    "timestamp", ["true", "null", '"1"', "[]", "-1", "1e400", "1" + "0" * 400, "NaN", "Infinity", "-Infinity"]
+)
+def test_a_410_with_a_timestamp_that_apple_would_not_send(timestamp: str) -> None:
+    body = b'{"reason":"Unregistered","timestamp":%s}' % timestamp.encode()
+    assert isinstance(judge(answer(410, body), NOW), Dead | Retry)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +424,7 @@ def reason(text: str) -> bytes:
         (answer(405, reason("MethodNotAllowed")), Permanent("405 MethodNotAllowed")),
         (answer(413, reason("PayloadTooLarge")), Permanent("413 PayloadTooLarge")),
         (answer(429, reason("TooManyRequests"), retry_after="30"), Retry("429 TooManyRequests", after=30.0)),
-        (answer(429, reason("TooManyProviderTokenUpdates")), Retry("429 TooManyProviderTokenUpdates")),
+        (answer(429, reason("TooManyProviderTokenUpdates")), Retry("429 TooManyProviderTokenUpdates", Scope.PROVIDER)),
         (answer(500, reason("InternalServerError")), Retry("500 InternalServerError")),
         (answer(502, b"<html>"), Retry("502")),
         (answer(503, reason("ServiceUnavailable"), retry_after="0"), Retry("503 ServiceUnavailable", after=0.0)),
@@ -346,9 +440,15 @@ def test_what_an_answer_means(response: HttpResponse | HttpFailure, result: Resu
     assert judge(response) == result
 
 
-@pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT", "²", "9" * 400, "nan"])
+@pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "²", "9" * 400, "nan"])
 def test_a_retry_after_that_is_no_number_of_seconds_is_ignored(value: str) -> None:
     assert judge(answer(503, b"", retry_after=value)) == Retry("503")
+
+
+def test_a_retry_after_that_is_a_date() -> None:
+    result = judge(answer(429, b"", retry_after=formatdate(time.time() + 100, usegmt=True)))
+    assert isinstance(result, Retry)
+    assert 90 < (result.after or 0) <= 100
 
 
 @pytest.mark.parametrize(
@@ -389,9 +489,9 @@ async def test_secrets_are_in_no_repr_and_no_log(caplog: pytest.LogCaptureFixtur
     async with providing() as (mock, sender):
         mock.script(Answer(403, "InvalidProviderToken"), Answer(500), RstStream())
         results = [await sender.one(push(MESSAGES, device.encode())) for _ in range(4)]
-        jwt = mock.pushes[0].headers["authorization"].removeprefix("bearer ")
+        bearer = mock.pushes[0].headers["authorization"].removeprefix("bearer ")
         token = ProviderToken(KEY, "k", "t", Clock())
         shown = repr((results, sender._apns, token, push(device=device.encode()))) + caplog.text
     assert isinstance(results[-1], Accepted)
-    for secret in (device, jwt, jwt.split(".")[2], token.get(), repr(SECRET), repr(b"c" * 32)):
+    for secret in (device, bearer, bearer.split(".")[2], token.get(), repr(SECRET), repr(b"c" * 32)):
         assert secret not in shown

@@ -24,6 +24,7 @@ from ntf_server.store.base import (
     StoreError,
     Token,
 )
+from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import SqliteStore
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
@@ -112,7 +113,7 @@ class World:
         self.now = float(NOW)
 
     async def open(self) -> None:
-        self.sqlite = await SqliteStore.open(self.path)
+        self.sqlite = await SqliteStore.open(self.path, master_key=MasterKey(bytes(32)))
         self.store = FailingStore(self.sqlite)
 
     def dispatcher(self, config: DispatcherConfig = FAST, rng: Callable[[], float] = lambda: 1.0) -> Dispatcher:
@@ -187,6 +188,13 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def metas(push: Push, *, sent: bool = False) -> list[bytes]:
     return [n.notification.meta for n in push.notifications if n.sent == sent]
+
+
+async def settled(dispatcher: Dispatcher) -> None:
+    """Wait until nothing is in flight any more and all results are recorded."""
+    async with asyncio.timeout(10):
+        while dispatcher._in_flight():
+            await asyncio.sleep(0.001)
 
 
 # --- the way of a push
@@ -328,6 +336,37 @@ async def test_a_verification_does_not_wait_for_the_backoff_of_messages(world: W
         assert metas(await world.apns.next()) == [b"later"]  # a push went through: nothing is left to wait for
 
 
+async def test_a_retry_that_a_verification_overtook_does_not_come_as_well(world: World) -> None:
+    token = await world.active()
+    async with world.running(NEVER) as dispatcher:
+        dispatcher.mark(await world.notify(b"phone0"))
+        world.apns.finish(await world.apns.next(), Retry("busy"))
+        await settled(dispatcher)
+        timer = dispatcher._due[token.ref].timer
+        await world.register()
+        dispatcher.mark([Due(token.ref, Provider.APNS, VERIFICATION)])
+        assert timer is not None
+        assert timer.cancelled()
+
+
+async def test_a_token_that_became_urgent_while_it_was_queued_is_taken_once(world: World) -> None:
+    names = [b"first", b"second", b"urgent", b"last"]
+    tokens = dict(zip(names, [await world.active(name) for name in names], strict=True))
+    async with world.running(replace(FAST, in_flight=2)) as dispatcher:
+        for name in names:
+            dispatcher.mark(await world.notify(name + b"0"))
+        before = await world.apns.has(2)
+        urgent = await world.register(b"urgent")
+        dispatcher.mark([Due(urgent.ref, Provider.APNS, VERIFICATION)])
+        for push in before:
+            world.apns.finish(push)
+        after = await world.apns.has(2)
+        assert [(p.token, p.kind) for p in after] == [
+            (urgent.ref, VERIFICATION),
+            (tokens[b"last"].ref, MESSAGES),
+        ]
+
+
 @pytest.mark.parametrize("result", [Retry("busy"), Retry("busy", after=1e6), Permanent("fault"), None])
 async def test_registering_again_during_a_push_pushes_at_once(world: World, result: Result | None) -> None:
     token = await world.register()
@@ -383,6 +422,21 @@ async def test_a_replaced_token_that_waits_for_a_retry_moves_at_once(world: Worl
         assert (await world.sandbox.next()).code == b"new"
 
 
+async def test_a_replaced_token_that_is_queued_leaves_its_old_provider(world: World) -> None:
+    await world.register(b"blocks sandbox", Provider.APNS_SANDBOX)
+    await world.register(b"blocks production")
+    moved, last = await world.active(b"moved"), await world.active(b"last")
+    async with world.running(replace(FAST, in_flight=1)) as dispatcher:
+        blocks, blocks_sandbox = await world.apns.next(), await world.sandbox.next()
+        dispatcher.mark(await world.notify(b"moved0", b"last0"))
+        await world.sqlite.replace_token(moved.ref, DeviceToken(Provider.APNS_SANDBOX, b"new"), b"new", NOW)
+        dispatcher.mark([Due(moved.ref, Provider.APNS_SANDBOX, VERIFICATION)])
+        world.apns.finish(blocks)
+        assert (await world.apns.next()).token == last.ref
+        world.sandbox.finish(blocks_sandbox)
+        assert (await world.sandbox.next()).token == moved.ref
+
+
 async def test_what_waits_for_a_provider_that_is_not_configured_is_said_and_kept(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -406,6 +460,22 @@ async def test_the_backoff_grows_to_its_bound(world: World, delays: list[float],
         world.apns.finish(await world.apns.next())
         await world.nothing_due()
     assert delays[:8] == [share * bound for bound in (2, 4, 8, 16, 32, 50, 50, 50)]
+
+
+async def test_the_backoff_begins_anew_after_a_delivery_also_when_more_came_meanwhile(
+    world: World, delays: list[float]
+) -> None:
+    await world.active()
+    async with world.running(DispatcherConfig(min_backoff=2.0)) as dispatcher:
+        dispatcher.mark(await world.notify(b"phone0"))
+        for _ in range(3):
+            world.apns.finish(await world.apns.next(), Retry("busy"))
+        push = await world.apns.next()
+        dispatcher.mark(await world.notify(b"phone0"))
+        world.apns.finish(push)
+        world.apns.finish(await world.apns.next(), Retry("busy"))
+        await world.apns.next()
+    assert delays[:4] == [2.0, 4.0, 8.0, 2.0]
 
 
 async def test_the_backoff_begins_anew_after_a_delivery(world: World, delays: list[float]) -> None:
@@ -471,7 +541,7 @@ async def test_a_provider_in_trouble_pauses_alone(world: World) -> None:
     first = await world.register(b"first")
     async with world.running(NEVER) as dispatcher:
         world.apns.finish(await world.apns.next(), Retry("connection refused", Scope.PROVIDER))
-        await asyncio.wait_for(settled(world, dispatcher), 10)
+        await settled(dispatcher)
         for provider in (Provider.APNS, Provider.APNS_SANDBOX):
             other = await world.register(b"other", provider)
             dispatcher.mark([Due(other.ref, provider, VERIFICATION)])
@@ -485,37 +555,44 @@ async def test_a_provider_in_trouble_pauses_alone(world: World) -> None:
         assert len(world.apns.sent) == 1
 
 
-async def settled(world: World, dispatcher: Dispatcher) -> None:
-    """Until nothing is in flight any more and all results are recorded."""
-    while world.apns.waiting or dispatcher._in_flight():
-        await asyncio.sleep(0.001)
-
-
 async def test_a_paused_provider_is_tried_again_and_less_and_less_often(
     world: World, delays: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     await world.register()
-    async with world.running(DispatcherConfig(min_backoff=4.0)):
+    async with world.running(DispatcherConfig(min_backoff=4.0)) as dispatcher:
         for _ in range(5):
             world.apns.finish(await world.apns.next(), Retry("connection refused", Scope.PROVIDER))
         world.apns.finish(await world.apns.next())
         await world.nothing_due()
-    pauses, retries = delays[0:10:2], delays[1:10:2]
-    assert pauses == [4.0, 8.0, 16.0, 30.0, 30.0]
-    assert retries == [4.0, 8.0, 16.0, 32.0, 64.0]
+        pauses, retries = delays[0:10:2], delays[1:10:2]
+        assert pauses == [4.0, 8.0, 16.0, 30.0, 30.0]
+        assert retries == [4.0, 8.0, 16.0, 32.0, 64.0]
+        await settled(dispatcher)
+        delays.clear()
+        token = await world.register()
+        dispatcher.mark([Due(token.ref, Provider.APNS, VERIFICATION)])
+        world.apns.finish(await world.apns.next(), Retry("connection refused", Scope.PROVIDER))
+        await world.apns.next()
+        assert [d for d in delays if d >= 1] == [4.0, 4.0]  # the outage is over: a new one begins anew
     assert caplog.text.count("AP cannot be reached: connection refused") == 1
 
 
-async def test_a_pause_ends(world: World) -> None:
+async def test_a_pause_ends_with_one_push_that_shows_whether_the_provider_is_back(world: World) -> None:
     for i in range(20):
         await world.register(b"%d" % i)
     async with world.running():
         for push in await world.apns.has(20):
             world.apns.finish(push, Retry("connection refused", Scope.PROVIDER))
-        for push in await world.apns.has(20):
+        for sent in (21, 22):
+            [probe] = await world.apns.has(1)
+            assert len(world.apns.sent) == sent
+            world.apns.finish(probe, Retry("connection refused", Scope.PROVIDER))
+        [probe] = await world.apns.has(1)
+        world.apns.finish(probe)
+        for push in await world.apns.has(19):
             world.apns.finish(push)
         await world.nothing_due()
-    assert len(world.apns.sent) == 40
+    assert len(world.apns.sent) == 42
 
 
 # --- the store

@@ -4,15 +4,20 @@ import fcntl
 import os
 import resource
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pycurl
 import pytest
+from certificates import client_certificate
+from proxies import Proxy
 
+from ntf_server.push import http
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
 from ntf_server.testing import (
     Answer,
@@ -27,6 +32,8 @@ from ntf_server.testing import (
     Silence,
     throwaway_tls,
 )
+from ntf_server.testing.connection import Connection
+from ntf_server.testing.http1 import Http1Connection
 
 STREAM_RESET = 92  # CURLE_HTTP2_STREAM
 BODY = b"b" * 4096  # of a push
@@ -373,6 +380,195 @@ async def test_what_cannot_be_sent_is_refused_and_the_engine_lives_on(path: str,
         assert str(failure) == "URL or header not valid"
         assert statuses([await client.post()]) == {200: 1}
         assert len(server.requests) == 1
+
+
+# --- HTTP/1.1 where the peer wants it
+
+
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+async def test_the_version_that_alpn_chooses(protocol: str) -> None:
+    async with serving(http1=True) as (server, client):
+        assert server._context is not None
+        server._context.set_alpn_protocols([protocol])
+        either = Client(client.engine, replace(client.endpoint, http2_only=False))
+        assert statuses(await either.many(10)) == {200: 10}
+        assert server.counters.opened <= 2
+        kind = Connection if protocol == "h2" else Http1Connection
+        assert {type(link) for link in server.connections} == {kind}
+
+
+async def test_http_2_only_does_not_fall_back() -> None:
+    async with serving(http1=True) as (server, client):
+        assert server._context is not None
+        server._context.set_alpn_protocols(["http/1.1"])
+        assert isinstance(await client.post(), HttpFailure)
+        assert server.requests == []
+
+
+async def test_an_endpoint_that_changes_takes_nothing_of_the_last_one(tmp_path: Path) -> None:
+    """Transfers are used again: first through a proxy with a certificate and to public hosts only, then plainly."""
+    async with Proxy() as proxy, serving() as (_, client):
+        cert, key = client_certificate(tmp_path)
+        odd = replace(client.endpoint, proxy=proxy.url(), http2_only=False, client_cert=cert, client_key=key)
+        public = replace(client.endpoint, public_only=True)
+        assert statuses([await Client(client.engine, odd).post()]) == {200: 1}
+        assert statuses([await Client(client.engine, public).post()]) == {-pycurl.E_COULDNT_CONNECT: 1}
+        assert statuses([await client.post()]) == {200: 1}
+        assert statuses([await Client(client.engine, odd).post()]) == {200: 1}
+        assert len(proxy.targets) == 1
+
+
+# --- hosts of strangers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"])
+async def test_an_address_that_is_not_public_is_not_connected_to(host: str) -> None:
+    async with serving() as (server, client):
+        url = f"https://{host}:{server.port}"
+        failures = await Client(client.engine, replace(client.endpoint, url=url, public_only=True)).many(3)
+        assert statuses(failures) == {-pycurl.E_COULDNT_CONNECT: 3}
+        assert server.counters.opened == 0
+        assert statuses([await client.post()]) == {200: 1}
+
+
+async def test_a_name_is_judged_by_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(http, "is_public_ip", lambda ip: judged.append(ip) or ip == "127.0.0.1")
+    async with serving() as (_, client):
+        named = replace(client.endpoint, url=client.endpoint.url.replace("127.0.0.1", "localhost"), public_only=True)
+        assert statuses(await Client(client.engine, named).many(5)) == {200: 5}
+        assert "127.0.0.1" in judged
+        before = open_files()
+        mine = Client(client.engine, replace(named, url=named.url.replace("localhost", "127.0.0.2")))
+        assert statuses(await mine.many(20)) == {-pycurl.E_COULDNT_CONNECT: 20}
+        assert open_files() <= before
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_are_not_followed(status: int) -> None:
+    async with serving() as (server, client), Server() as elsewhere:
+        server.script.add(Answer(status, headers=(("location", f"{elsewhere.url}/x"),)))
+        answer = await Client(client.engine, replace(client.endpoint, http2_only=False)).post()
+        assert isinstance(answer, HttpResponse)
+        assert answer.status == status
+        assert (len(server.requests), elsewhere.counters.opened) == (1, 0)
+
+
+# --- proxies
+
+USER, PASSWORD = "user", "pass@word:%"
+IN_URL = "user:pass%40word%3A%25"
+
+
+@contextlib.asynccontextmanager
+async def through(
+    kind: Any, credentials: tuple[str, str] | None = None, **options: Any
+) -> AsyncIterator[tuple[Server, Client, Proxy]]:
+    async with serving() as (server, client):
+        tls = server.tls.server_context() if kind == "https" else None
+        async with Proxy(kind, credentials, tls, **options) as proxy:
+            yield server, Client(client.engine, replace(client.endpoint, proxy=proxy.url())), proxy
+
+
+@pytest.mark.parametrize("http2_only", [True, False])
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+async def test_a_proxy(kind: str, http2_only: bool) -> None:
+    async with through(kind) as (server, client, proxy):
+        client.endpoint = replace(client.endpoint, http2_only=http2_only)
+        assert statuses(await client.many(50)) == {200: 50}
+        assert set(proxy.targets) == {f"127.0.0.1:{server.port}"}
+        assert len(proxy.targets) == server.counters.opened <= 2
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+async def test_a_proxy_with_credentials(kind: str) -> None:
+    async with through(kind, (USER, PASSWORD)) as (server, client, proxy):
+        right = replace(client.endpoint, proxy=proxy.url(IN_URL))
+        for url in (proxy.url(), proxy.url("user:SECRET")):
+            refused = await Client(client.engine, replace(right, proxy=url)).post()
+            assert isinstance(refused, HttpFailure)
+            assert (str(refused), refused.unreachable) == ("refused by the proxy", True)
+            assert "SECRET" not in repr(replace(right, proxy=url)) + repr(refused)
+        assert proxy.refused >= 2
+        assert server.counters.opened == 0
+        assert statuses(await Client(client.engine, right).many(20)) == {200: 20}
+        assert PASSWORD not in repr(right)
+        assert IN_URL not in repr(right)
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5"])
+async def test_a_proxy_that_is_down_comes_back_and_costs_only_its_own(kind: Any) -> None:
+    async with serving() as (_, client):
+        async with Proxy(kind) as proxy:
+            pass
+        proxied = Client(client.engine, replace(client.endpoint, proxy=proxy.url()))
+        down = await proxied.many(3)
+        assert all(isinstance(r, HttpFailure) and r.unreachable for r in down)
+        assert statuses([await client.post()]) == {200: 1}
+        async with proxy:
+            assert statuses([await proxied.post()]) == {200: 1}
+
+
+async def test_a_proxy_that_is_not_found() -> None:
+    async with serving() as (_, client):
+        url = f"http://{'x' * 64}.test:3128"
+        failure = await Client(client.engine, replace(client.endpoint, proxy=url)).post()
+        assert isinstance(failure, HttpFailure)
+        assert (str(failure), failure.unreachable) == ("proxy name not resolved", True)
+
+
+async def test_socks5h_leaves_the_name_to_the_proxy() -> None:
+    async with through("socks5", names={"push.example": "127.0.0.1"}) as (server, client, proxy):
+        endpoint = replace(client.endpoint, url=f"https://push.example:{server.port}", proxy=proxy.url("", "socks5h"))
+        failure = await Client(client.engine, endpoint).post()
+        assert failure == HttpFailure(pycurl.E_PEER_FAILED_VERIFICATION, timeout=False)  # it has another name
+        assert set(proxy.targets) == {f"push.example:{server.port}"}
+
+
+async def test_what_the_proxy_says_is_not_taken_for_the_answer() -> None:
+    async with through("http", headers=b"Retry-After: 999\r\n") as (server, client, _):
+        server.script.add(Answer(503))
+        assert await client.post() == HttpResponse(503, {}, b"")
+
+
+# --- certificates of our own
+
+
+async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
+    cert, key = client_certificate(tmp_path)
+    async with serving() as (server, client):
+        assert server._context is not None
+        server._context.load_verify_locations(cert)
+        server._context.verify_mode = ssl.CERT_REQUIRED
+        refused = await client.post()
+        assert isinstance(refused, HttpFailure)
+        shown = Client(client.engine, replace(client.endpoint, client_cert=cert, client_key=key))
+        assert statuses(await shown.many(20)) == {200: 20}
+        assert isinstance(await client.post(), HttpFailure)  # not on the connection of the other
+        [link] = server.connections
+        assert link._transport is not None
+        subject = dict(pair for [pair] in link._transport.get_extra_info("peercert")["subject"])
+        assert subject["commonName"] == "Apple Push Services: chat.example.app"
+
+
+@pytest.mark.parametrize("damage", ["no certificate", "no key", "another key", "a key with a password"])
+async def test_a_client_certificate_that_cannot_be_used(tmp_path: Path, damage: str) -> None:
+    cert, key = client_certificate(tmp_path)
+    match damage:
+        case "no certificate":
+            cert = str(tmp_path / "none.pem")
+        case "no key":
+            key = str(tmp_path / "none.key")
+        case "another key":
+            (tmp_path / "other").mkdir()
+            _, key = client_certificate(tmp_path / "other")
+        case _:
+            cert, key = client_certificate(tmp_path, b"password")
+    async with serving() as (_, client):
+        failure = await Client(client.engine, replace(client.endpoint, client_cert=cert, client_key=key)).post()
+        assert isinstance(failure, HttpFailure)
+        assert (str(failure), failure.unreachable) == ("client certificate not usable", True)
+        assert statuses([await client.post()]) == {200: 1}
 
 
 # --- the end, and what is left

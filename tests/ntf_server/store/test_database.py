@@ -298,6 +298,65 @@ async def test_a_migration_may_remake_a_table_that_others_refer_to(path: Path) -
         assert await database.run(ask("SELECT count(*) FROM part")) == 0
 
 
+def grow(c: sqlite3.Connection) -> None:
+    """SECOND, as a function."""
+    assert c.in_transaction
+    for statement in SECOND.split(";"):
+        c.execute(statement)
+
+
+async def test_a_migration_may_be_a_function(path: Path) -> None:
+    async with opened(path, FIRST) as database:
+        await database.run(insert(b"four"))
+    for _ in range(2):  # once only: it would fail
+        database = Database.open(path, (FIRST, grow), unexpected)
+        assert await database.run(lambda c: c.execute("SELECT value, size FROM item").fetchall()) == [(b"four", 4)]
+        assert await database.run(ask("PRAGMA user_version")) == 2
+        assert await database.run(ask("PRAGMA application_id")) == APPLICATION_ID
+        await database.close()
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("broken"), LookupError("broken")])
+async def test_a_failing_function_leaves_the_file_unchanged(path: Path, error: Exception) -> None:
+    async with opened(path, FIRST) as database:
+        await database.run(insert(b"x"))
+    before = contents(path)
+
+    def fail(c: sqlite3.Connection) -> None:
+        grow(c)
+        raise error
+
+    with pytest.raises(StoreError if isinstance(error, sqlite3.Error) else LookupError, match="broken"):
+        Database.open(path, (FIRST, fail), unexpected)
+    assert contents(path) == before
+    async with opened(path, FIRST, SECOND) as database:
+        assert await database.run(values) == [b"x"]
+
+
+async def test_prepare_runs_at_every_opening_outside_a_transaction(path: Path) -> None:
+    seen: list[object] = []
+
+    def prepare(c: sqlite3.Connection) -> None:
+        assert not c.in_transaction
+        seen.append(ask("SELECT count(*) FROM item")(c))
+
+    for i in range(3):
+        database = Database.open(path, (FIRST,), unexpected, prepare)
+        await database.run(insert(bytes([i])))
+        await database.close()
+    assert seen == [0, 1, 2]
+
+
+async def test_if_prepare_fails_nothing_is_left_open(path: Path) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("not now")
+
+    with pytest.raises(StoreError, match="cannot open the database: not now"):
+        Database.open(path, (FIRST,), unexpected, fail)
+    async with opened(path) as database:
+        await database.run(insert(b"x"))
+
+
 # --- damaged and foreign files
 
 

@@ -29,10 +29,12 @@ from ntf_server.store.base import (
     StoreError,
     Token,
 )
+from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import MESSAGE_TTL, VERIFICATION_TTL, SqliteStore
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
+MASTER = MasterKey(b"a master key of thirty-two bytes")
 NOW = 1_800_000_000
 SMP = ServerAddress("smp", ("smp.example.org", "abc.onion"), "", b"h" * 32)
 OTHER_SMP = ServerAddress("smp", ("2001:db8::1",), "5224", b"i" * 32)
@@ -63,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(path)
+    store = await SqliteStore.open(path, master_key=MASTER)
     yield store
     await store.close()
 
@@ -190,6 +192,24 @@ async def test_registering_again_leaves_an_active_token_active(store: SqliteStor
     assert (await look(store, token)).status is TokenStatus.ACTIVE
 
 
+async def test_a_push_says_when_its_device_token_was_last_registered(store: SqliteStore) -> None:
+    token = await register(store, now=NOW)
+    assert (await load(store, token)).registered_at == NOW
+    await register(store, now=NOW + 5)
+    await store.verify_token(token.ref, CODE)
+    await subscribe(store, token, b"q")
+    await store.notify(SMP, [nmsg(b"q", at=NOW + 7)])
+    push = await load(store, token, NOW + 8)
+    assert (push.kind, push.registered_at) == (MESSAGES, NOW + 5)
+    await store.record([delivered(push)])
+    await store.set_period(token.ref, 20, NOW)
+    await store.due_checks(NOW + 1200)
+    push = await load(store, token, NOW + 1200)
+    assert (push.kind, push.registered_at) == (CHECK, NOW + 5)
+    await store.replace_token(token.ref, TABLET, b"new", NOW + 9)
+    assert (await load(store, token, NOW + 9)).registered_at == NOW + 9
+
+
 # --- TVFY
 
 
@@ -256,6 +276,16 @@ async def test_a_replaced_token_keeps_its_identity_and_must_be_verified_anew(sto
     assert await store.all_due() == [Due(token.ref, Provider.APNS_SANDBOX, VERIFICATION)]
     assert await store.verify_token(token.ref, CODE) is None
     assert await store.verify_token(token.ref, b"new code") == []
+
+
+async def test_a_replaced_token_is_known_by_its_new_device_token_only(store: SqliteStore) -> None:
+    token = await activate(store)
+    await store.replace_token(token.ref, TABLET, CODE, NOW)
+    assert (await register(store, TABLET)).ref == token.ref
+    assert (await register(store, PHONE)).ref != token.ref
+    thief = await register(store, TABLET, OTHER_KEY)
+    await store.verify_token(thief.ref, CODE)
+    assert await store.find_token(token.token_id) is None
 
 
 async def test_replacing_revives_a_dead_token(store: SqliteStore) -> None:
@@ -435,11 +465,11 @@ async def test_unconfirmed_goes_through_all_pages(store: SqliteStore, limit: int
     session = await store.new_session(SMP)
     await store.confirm(SMP, session, [Confirmed(added[4].ref, SubscriptionStatus.ACTIVE)])
     await store.end_subscriptions(SMP, [names[5]], SubscriptionStatus.DELETED)
-    found, after = [], 0
-    while page := await store.unconfirmed(SMP, session, after, limit):
+    found: list[tuple[int, bytes, bytes]] = []
+    while page := await store.unconfirmed(SMP, session, found[-1][0] if found else 0, limit):
         assert len(page) <= limit
         found += page
-        after = page[-1][0]
+        assert len(found) <= len(names)
     assert found == [(a.ref, n, b"notifier key") for a, n in zip(added, names, strict=True) if n not in names[4:6]]
     [*_, last] = await store.unconfirmed(SMP, await store.new_session(SMP), added[3].ref, 100)
     assert last[0] == added[6].ref
@@ -586,7 +616,7 @@ async def test_messages_are_given_up_after_their_time(store: SqliteStore) -> Non
 
 
 async def test_times_to_live_can_be_set(path: Path) -> None:
-    store = await SqliteStore.open(path, message_ttl=10, verification_ttl=5)
+    store = await SqliteStore.open(path, master_key=MASTER, message_ttl=10, verification_ttl=5)
     token = await register(store)
     assert await load(store, token, NOW + 4)
     assert await nothing(store, token, NOW + 5)
@@ -716,7 +746,7 @@ async def test_outcomes_for_deleted_tokens_and_subscriptions_are_ignored(store: 
 @contextlib.asynccontextmanager
 async def reopened(store: SqliteStore, path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
-    again = await SqliteStore.open(path)
+    again = await SqliteStore.open(path, master_key=MASTER)
     yield again
     await again.close()
 
@@ -789,7 +819,7 @@ class Relay(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.newest: dict[bytes, bytes] = {}
         self.waiting: list[bytes] = []  # queues whose newest was not delivered, the oldest first
-        self.store = self.run(SqliteStore.open(self.folder / "relay.db"))
+        self.store = self.run(SqliteStore.open(self.folder / "relay.db", master_key=MASTER))
         self.token = self.run(activate(self.store))
         self.run(subscribe(self.store, self.token, *(bytes([q]) for q in range(9))))
 
@@ -863,7 +893,7 @@ class Relay(RuleBasedStateMachine):
             self.folder = folder
         else:
             self.run(self.store.close())
-        self.store = self.run(SqliteStore.open(self.folder / "relay.db"))
+        self.store = self.run(SqliteStore.open(self.folder / "relay.db", master_key=MASTER))
 
     @invariant()
     def due_is_what_waits(self) -> None:

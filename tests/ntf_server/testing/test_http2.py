@@ -591,6 +591,16 @@ async def test_stop_refuses_and_start_takes_the_same_port() -> None:
         assert server.counters.opened == 2
 
 
+async def test_stop_closes_what_was_accepted_but_not_begun() -> None:
+    async with Echo() as server:
+        with socket.create_connection((server.host, server.port), timeout=5) as peer:
+            assert server._listener is not None
+            server._accept(server._listener)  # the loop has no time to begin the handshake
+            await server.stop()
+            with contextlib.suppress(ConnectionResetError):
+                assert peer.recv(1) == b""
+
+
 async def test_blackhole_holds_everything_and_lets_go() -> None:
     async with Echo() as server, connect(server) as client:
         server.faults.add(Delay(0.02), key="/before")

@@ -1,0 +1,131 @@
+"""The sections and keys of `ntf-server.toml`, with their defaults; see `config` for where they come from."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_AnyPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# Upper bounds keep the numbers within what timers, libcurl and SQLite take; they also refuse nan and inf.
+_Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400.0)]
+_Ttl = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
+_InFlight = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Idle = Annotated[float, msgspec.Meta(ge=0.0, le=31_536_000.0)]
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Settings of a section; unknown keys are errors. Some are secrets: a repr shows none."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
+class Transport(_Section, frozen=True):
+    """`host`: the name in the server's address; `bind`: the interface that is listened on."""
+
+    host: str = ""
+    port: _AnyPort = 443
+    bind: str = ""
+
+
+class Store(_Section, frozen=True):
+    """`url`: `sqlite:///relative` or `sqlite:////absolute`; empty: `ntf-server.db` beside the configuration.
+
+    The master key that seals the database: `master_key` itself (for the environment), else what `master_key_command`
+    prints, else what `master_key_file` holds.
+    """
+
+    url: str = ""
+    master_key: str = ""
+    master_key_command: str = ""
+    master_key_file: str = "master.key"
+
+
+class ApnsHost(_Section, frozen=True):
+    """One APNs host. `ca_file`: PEM bundle to trust instead of the system's."""
+
+    host: str
+    port: _Port = 443
+    ca_file: str = ""
+
+
+class Apns(_Section, frozen=True):
+    """`key_file`: the `.p8` file from Apple, or `certificate_file` and its key, PEM; one of them turns AD and AP on.
+
+    `test` turns AT on. `proxy`: http, https, socks5 or socks5h URL.
+    """
+
+    key_file: str = ""
+    key_id: str = ""
+    team_id: str = ""
+    certificate_file: str = ""
+    certificate_key_file: str = ""
+    topic: str = "chat.simplex.app"
+    proxy: str = ""
+    production: ApnsHost = ApnsHost(host="api.push.apple.com")
+    sandbox: ApnsHost = ApnsHost(host="api.sandbox.push.apple.com")
+    test: ApnsHost | None = None
+
+
+class Fcm(_Section, frozen=True):
+    """`service_account_file`: the JSON key from Google, which turns FC on. `proxy` as for APNs."""
+
+    service_account_file: str = ""
+    host: str = "fcm.googleapis.com"
+    port: _Port = 443
+    ca_file: str = ""
+    proxy: str = ""
+
+
+class WebPush(_Section, frozen=True):
+    """`key_file`: the VAPID key that `init` makes, which turns WP on; `contact`: mailto: or https: URL."""
+
+    key_file: str = ""
+    contact: str = ""
+    ca_file: str = ""
+    proxy: str = ""
+
+
+class Delivery(_Section, frozen=True):
+    """Seconds; `in_flight`: pushes that one provider may have under way."""
+
+    message_ttl: _Ttl = 24 * 3600
+    verification_ttl: _Ttl = 600
+    in_flight: _InFlight = 1000
+    timeout: _Seconds = 30.0
+    min_backoff: _Seconds = 1.0
+    max_backoff: _Seconds = 300.0
+
+
+class Subscriber(_Section, frozen=True):
+    """`allow_private_hosts`: SMP servers on private and loopback addresses (for testing)."""
+
+    use_service_credentials: bool = False
+    allow_private_hosts: bool = False
+
+
+class InactiveClients(_Section, frozen=True):
+    """`ttl`: seconds without a command after which a client is disconnected; 0: never."""
+
+    ttl: _Idle = 12 * 3600.0
+
+
+class Log(_Section, frozen=True):
+    """Logging goes to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(_Section, frozen=True):
+    """The whole file."""
+
+    transport: Transport = Transport()
+    store: Store = Store()
+    apns: Apns = Apns()
+    fcm: Fcm = Fcm()
+    web_push: WebPush = WebPush()
+    delivery: Delivery = Delivery()
+    subscriber: Subscriber = Subscriber()
+    inactive_clients: InactiveClients = InactiveClients()
+    log: Log = Log()
