@@ -82,7 +82,10 @@ class Relay:
             store,
             providers.table,
             DispatcherConfig(
-                in_flight=delivery.in_flight, min_backoff=delivery.min_backoff, max_backoff=delivery.max_backoff
+                in_flight=delivery.in_flight,
+                in_flight_of=providers.in_flight,
+                min_backoff=delivery.min_backoff,
+                max_backoff=delivery.max_backoff,
             ),
             clock=self._clock,
         )

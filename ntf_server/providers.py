@@ -47,6 +47,14 @@ class Providers:
             self._engines.append(engine)
             self._add_web_push(engine)
 
+    @property
+    def in_flight(self) -> dict[Provider, int]:
+        """Where a section says how many pushes may be under way."""
+        s = self._settings
+        limits = dict.fromkeys(APNS_SECTIONS.values(), s.apns.in_flight)
+        limits |= {Provider.FCM: s.fcm.in_flight, Provider.WEB_PUSH: s.web_push.in_flight}
+        return {provider: limit for provider, limit in limits.items() if limit is not None}
+
     async def close(self) -> None:
         """Give up what is in flight."""
         for engine in self._engines:

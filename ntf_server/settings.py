@@ -62,6 +62,7 @@ class Apns(_Section, frozen=True):
     certificate_key_file: str = ""
     topic: str = "chat.simplex.app"
     proxy: str = ""
+    in_flight: _InFlight | None = None
     production: ApnsHost = ApnsHost(host="api.push.apple.com")
     sandbox: ApnsHost = ApnsHost(host="api.sandbox.push.apple.com")
     test: ApnsHost | None = None
@@ -75,6 +76,7 @@ class Fcm(_Section, frozen=True):
     port: _Port = 443
     ca_file: str = ""
     proxy: str = ""
+    in_flight: _InFlight | None = None
 
 
 class WebPush(_Section, frozen=True):
@@ -84,10 +86,11 @@ class WebPush(_Section, frozen=True):
     contact: str = ""
     ca_file: str = ""
     proxy: str = ""
+    in_flight: _InFlight | None = None
 
 
 class Delivery(_Section, frozen=True):
-    """Seconds; `in_flight`: pushes that one provider may have under way."""
+    """Seconds; `in_flight`: pushes that one provider may have under way, unless its own section says otherwise."""
 
     message_ttl: _Ttl = 24 * 3600
     verification_ttl: _Ttl = 600

@@ -17,6 +17,8 @@ from smp_bridge.testing.recipient import Queue, Recipient
 
 PHONES, QUEUES = 8, 3
 
+Item = tuple[bytes, bytes]  # notifier id and nonce of a notification
+
 
 async def _set_up(
     relay: RelayProcess, smp_server: SmpServer, recipient: Recipient, phones: list[Phone]
@@ -35,39 +37,87 @@ async def _set_up(
     return out
 
 
-def _pushed(apns: MockApns, phones: list[Phone], since: int = 0) -> dict[bytes, list[tuple[bytes, bytes]]]:
+def _pushed(apns: MockApns, phones: list[Phone]) -> dict[bytes, list[tuple[bytes, bytes]]]:
     """Of each queue: (nonce, metadata) of all that its device got, in order."""
     by_token = {phone.token: phone for phone in phones}
     out: dict[bytes, list[tuple[bytes, bytes]]] = {}
-    for push in apns.pushes[since:]:
+    for push in apns.pushes:
         if "message" in push.body["notificationData"]:
             for entry in by_token[push.token].entries(push):
                 out.setdefault(entry.notifier_id, []).append((entry.nonce, entry.meta))
     return out
 
 
+class Tally:
+    """What was in the store after each kill, and what the devices got."""
+
+    def __init__(self, apns: MockApns, phones: list[Phone]) -> None:
+        self._apns = apns
+        self._phones = {phone.token: phone for phone in phones}
+        self._read = 0  # pushes
+        self._newest: dict[bytes, int] = {}  # of each queue: the last push that had something of it
+        self._pushed: set[Item] = set()
+        self._kept: dict[Item, int] = {}  # to the number of pushes before it was seen
+        self.kills = self.interrupted = self.duplicates = 0
+
+    def add(self, kept: dict[bytes, tuple[bytes, bool]]) -> None:
+        """What was in the store after a kill."""
+        self.kills += 1
+        self.interrupted += sum(not sent for _, sent in kept.values())
+        for notifier_id, (nonce, _) in kept.items():
+            self._kept.setdefault((notifier_id, nonce), len(self._apns.pushes))
+
+    def read(self) -> None:
+        """What the devices got since the last time."""
+        while self._read < len(self._apns.pushes):
+            push = self._apns.pushes[self._read]
+            if "message" in push.body["notificationData"]:
+                items = {(e.notifier_id, e.nonce) for e in self._phones[push.token].entries(push)}
+                self.duplicates += items <= self._pushed  # a queue has one device
+                self._pushed |= items
+                self._newest |= {notifier_id: self._read for notifier_id, _ in items}
+            self._read += 1
+
+    @property
+    def received(self) -> set[Item]:
+        return self._kept.keys() | self._pushed
+
+    @property
+    def delivered(self) -> set[Item]:
+        """Those that reached the device, or that a newer one of their queue made obsolete which did.
+
+        The store has the newest of each queue only, so what is pushed after a kill is what was kept, or newer.
+        """
+        self.read()
+        superseded = {item for item, at in self._kept.items() if self._newest.get(item[0], -1) >= at}
+        return self._pushed | superseded
+
+    def __str__(self) -> str:
+        numbers = len(self.received), len(self.delivered)
+        return "{} kills, {} received, {} delivered, {} duplicates".format(self.kills, *numbers, self.duplicates)
+
+
 async def _kill_and_count(
     kills: int, relay: RelayProcess, smp_server: SmpServer, apns: MockApns, phones: list[Phone]
-) -> None:
+) -> Tally:
     rng = random.Random(kills)
     apns.latency = 0.02
+    tally = Tally(apns, phones)
     async with await Recipient.connect(smp_server.address) as recipient:
         queues = await _set_up(relay, smp_server, recipient, phones)
-        interrupted = 0
         for _ in range(kills):
             sending = asyncio.create_task(_send(smp_server, list(queues), rng))
             await asyncio.sleep(rng.uniform(0.05, 0.4))  # a random moment, not a wait for something
             await relay.stop(signal.SIGKILL)
             sending.cancel()
-            kept = relay.kept()
-            interrupted += sum(not sent for _, sent in kept.values())
-            before = len(apns.pushes)
+            await asyncio.wait_for(apns.idle.wait(), 20)  # what was in flight has arrived, or never will
+            tally.add(relay.kept())
             await relay.start()
             await smp_server.until(lambda: all(map(smp_server.subscribed, queues)), 20)
             async with asyncio.timeout(20):
-                while _missing(kept, _pushed(apns, phones), _pushed(apns, phones, before)):
+                while tally.received != tally.delivered:
                     await asyncio.sleep(0.05)
-        assert interrupted, "no kill interrupted anything: the test shows nothing"
+        assert tally.interrupted, "no kill interrupted anything: the test shows nothing"
 
         last = await _send_one_each(queues)
         async with asyncio.timeout(30):
@@ -78,19 +128,9 @@ async def _kill_and_count(
     for notifier_id, (nonce, sent) in relay.kept().items():
         assert sent
         assert nonce in [n for n, _ in pushed[notifier_id]]
-
-
-def _missing(
-    kept: dict[bytes, tuple[bytes, bool]],
-    pushed: dict[bytes, list[tuple[bytes, bytes]]],
-    since: dict[bytes, list[tuple[bytes, bytes]]],
-) -> list[bytes]:
-    """Queues whose notification was kept at the kill, but neither it nor a newer one reached the device."""
-    return [
-        notifier_id
-        for notifier_id, (nonce, _) in kept.items()
-        if nonce not in [n for n, _ in pushed.get(notifier_id, [])] and notifier_id not in since
-    ]
+    assert tally.delivered == tally.received
+    assert tally.duplicates <= kills * len(phones)
+    return tally
 
 
 async def _send(smp_server: SmpServer, notifier_ids: list[bytes], rng: random.Random) -> None:
@@ -126,9 +166,15 @@ async def test_every_notification_that_was_received_is_pushed(
 
 @pytest.mark.long
 async def test_many_kills(
-    relay_process: RelayProcess, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+    relay_process: RelayProcess,
+    smp_server: SmpServer,
+    mock_apns: MockApns,
+    phone: Callable[[], Phone],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    await _kill_and_count(20, relay_process, smp_server, mock_apns, [phone() for _ in range(PHONES)])
+    tally = await _kill_and_count(50, relay_process, smp_server, mock_apns, [phone() for _ in range(PHONES)])
+    with capsys.disabled():
+        print(f"\n{tally}")
 
 
 async def test_what_was_received_before_the_kill_is_pushed_after_it(

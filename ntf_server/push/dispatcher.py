@@ -9,7 +9,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
@@ -36,9 +36,13 @@ _REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
 
 @dataclass(frozen=True, slots=True)
 class DispatcherConfig:
-    """Seconds, and `in_flight`: pushes that one provider may have under way."""
+    """Seconds; `in_flight`: pushes that one provider may have under way, `in_flight_of` where it is another number;
+    `max_due`: tokens kept in memory for each.
+    """
 
     in_flight: int = 1000
+    in_flight_of: Mapping[Provider, int] = field(default_factory=dict)
+    max_due: int = 100_000
     min_backoff: float = 1.0
     max_backoff: float = 300.0
     permanent_backoff: float = 600.0
@@ -75,6 +79,8 @@ class _Lane:
         self.paused = False
         self.probing = False  # it was out of reach: one push shows whether it still is
         self.alone = 0  # so many are loaded one by one
+        self.known = 0  # tokens in memory
+        self.overflow = False  # more are due, but only the store knows which
         self.wake = asyncio.Event()
 
     def push_back(self, due: _Due) -> None:
@@ -125,11 +131,11 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take up what an earlier run left due, and begin. Raises StoreError, StoreCorruptError."""
-        left = await self._store.all_due()
-        unknown = {d.provider for d in left} - self.providers
-        if unknown:
-            log.error("pushes wait for providers that are not configured: %s", ", ".join(sorted(unknown)))
-        self.mark(left)
+        off = [p for p in Provider if p not in self._lanes and await self._store.all_due(p, 1)]
+        if off:
+            log.error("pushes wait for providers that are not configured: %s", ", ".join(off))
+        for lane in self._lanes.values():
+            await self._refill(lane)
         self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in self._lanes.values()]
 
     def mark(self, due: Iterable[Due]) -> None:
@@ -139,16 +145,29 @@ class Dispatcher:
             if lane is not None:
                 self._mark(item.token, lane, urgent=item.kind is PushKind.VERIFICATION)
 
+    async def _refill(self, lane: _Lane) -> None:
+        """Take from the store what is due, as much as is kept in memory."""
+        lane.overflow = False
+        due = await self._store.all_due(lane.name, self._config.max_due)
+        lane.overflow |= len(due) == self._config.max_due
+        self.mark(due)
+
     def _mark(self, token: int, lane: _Lane, *, urgent: bool) -> None:
         due = self._due.get(token)
         if due is None:
+            if lane.known >= self._config.max_due and not urgent:
+                lane.overflow = True
+                return
             due = self._due[token] = _Due(token, lane)
+            lane.known += 1
         elif due.busy:
             due.again = True
             due.urgent |= urgent
             return
         elif not urgent or (due.queued and due.urgent and due.lane is lane):
             return  # queued already, or waiting for its retry
+        due.lane.known -= 1
+        lane.known += 1
         due.lane = lane
         due.urgent = urgent
         self._cancel_timer(due)
@@ -191,6 +210,8 @@ class Dispatcher:
 
     async def _run(self, lane: _Lane) -> None:
         while True:
+            if lane.overflow and lane.known <= self._config.max_due // 2:
+                await self._refill_again(lane)
             batch = [] if lane.paused else lane.take(self._room(lane))
             if not batch:
                 lane.wake.clear()
@@ -214,9 +235,18 @@ class Dispatcher:
                 continue
             self._send(lane, batch, pushes)
 
+    async def _refill_again(self, lane: _Lane) -> None:
+        try:
+            await self._refill(lane)
+        except StoreError as e:
+            lane.overflow = True
+            self._loudly(f"cannot read what is due: {e}")
+            await asyncio.sleep(self._config.store_backoff)
+
     def _room(self, lane: _Lane) -> int:
         """How many pushes may be loaded now: a provider that was out of reach is tried with one."""
-        limit = 1 if lane.probing else self._config.in_flight
+        config = self._config
+        limit = 1 if lane.probing else config.in_flight_of.get(lane.name, config.in_flight)
         return min(limit - lane.in_flight, 1 if lane.alone else _LOAD)
 
     def _unreadable(self, lane: _Lane, batch: list[_Due]) -> None:
@@ -304,6 +334,7 @@ class Dispatcher:
             due.lane.push_back(due)
         else:
             del self._due[due.token]
+            due.lane.known -= 1
 
     def _retry(self, due: _Due, delay: float) -> None:
         due.lane.in_flight -= 1

@@ -81,15 +81,16 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class HttpFailure:
-    """No answer: libcurl's error number and its name. `timeout`: the deadline passed."""
+    """No answer: libcurl's error number and its name. `timeout`: the deadline passed; `connected`: on a connection."""
 
     code: int
     timeout: bool
+    connected: bool = True
 
     @property
     def unreachable(self) -> bool:
         """No connection to the peer could be made at all."""
-        return self.code in _UNREACHABLE
+        return self.code in _UNREACHABLE or (self.timeout and not self.connected)
 
     def __str__(self) -> str:
         return _NAMES.get(self.code, f"libcurl error {self.code}")
@@ -224,7 +225,10 @@ class _Transfer:
         if code and self.curl.getinfo(pycurl.HTTP_CONNECTCODE) // 100 not in {0, 2}:  # libcurl has several for it
             code = _PROXY
         if code:
-            return HttpFailure(code, code == pycurl.E_OPERATION_TIMEDOUT)
+            timeout = code == pycurl.E_OPERATION_TIMEDOUT
+            c = self.curl
+            connecting = timeout and c.getinfo(pycurl.NUM_CONNECTS) > 0 and c.getinfo(pycurl.APPCONNECT_TIME) == 0
+            return HttpFailure(code, timeout, connected=not connecting)
         return HttpResponse(self.curl.getinfo(pycurl.RESPONSE_CODE), self._headers, bytes(self._body))
 
 

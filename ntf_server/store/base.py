@@ -263,8 +263,8 @@ class Store(Protocol):
         """
         ...
 
-    async def all_due(self) -> list[Due]:
-        """After a restart: everything that was not delivered."""
+    async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:
+        """What was not delivered, of one provider or of all; `limit` -1 for no limit."""
         ...
 
     async def load_pushes(self, tokens: Sequence[int], now: int) -> list[Push]:

@@ -355,17 +355,19 @@ class SqliteStore:
 
         return await self._database.run(operation)
 
-    async def all_due(self) -> list[Due]:
+    async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> list[Due]:
             rows = c.execute(
                 "SELECT ref, provider, iif(verification_due IS NULL, 2, 0) FROM tokens"
-                " WHERE verification_due IS NOT NULL OR check_due IS NOT NULL"
+                " WHERE (verification_due IS NOT NULL OR check_due IS NOT NULL) AND provider = coalesce(?1, provider)"
                 " UNION ALL SELECT DISTINCT n.token, t.provider, 1 FROM notifications n JOIN tokens t"
-                " ON t.ref = n.token WHERE n.sent = 0 AND t.status = 'ACTIVE'"
+                " ON t.ref = n.token WHERE n.sent = 0 AND t.status = 'ACTIVE' AND t.provider = coalesce(?1, t.provider)"
+                " LIMIT ?2",
+                (provider, limit),
             )
-            return [Due(ref, Provider(provider), PushKind(kind)) for ref, provider, kind in rows]
+            return [Due(ref, Provider(name), PushKind(kind)) for ref, name, kind in rows]
 
         return await self._database.run(operation)
 

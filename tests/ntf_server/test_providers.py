@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from proxies import Proxy
 
+from ntf_server import commands
 from ntf_server.app import Relay, run
 from ntf_server.config import Config
 from ntf_server.push.apns import generate_key, key_pem
@@ -297,6 +298,27 @@ async def test_a_public_host_is_taken(strict: Client, mock_apns: MockApns) -> No
     stranger.token = web_push_token("push.example.org")
     await stranger.register(strict)
     assert await strict.request(ntf.TRpl(web_push_token("1.1.1.1")), stranger.token_id, stranger.key) == ntf.Ok()
+
+
+async def test_a_public_name_that_leads_to_this_machine_is_not_connected_to(
+    *,
+    all_config: Callable[..., Config],
+    running: Running,
+    devices: Mapping[str, Device],
+    mock_web_push: MockWebPush,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[logging.LogRecord],
+    until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
+) -> None:
+    monkeypatch.setattr(commands, "is_public_host", lambda _: True)  # as of a name that is somebody's
+    async with running(all_config(subscriber__allow_private_hosts="false")) as (_, client):
+        await devices["WP"].register(client)
+
+        async def refused() -> bool:
+            return any("a push through WP is retried: connection refused" in r.getMessage() for r in logged)
+
+        await until(refused)
+        assert mock_web_push.counters.opened == 0
 
 
 # --- proxies

@@ -595,6 +595,32 @@ async def test_a_pause_ends_with_one_push_that_shows_whether_the_provider_is_bac
     assert len(world.apns.sent) == 42
 
 
+async def test_what_does_not_fit_in_memory_waits_in_the_store(world: World) -> None:
+    for i in range(60):
+        await world.register(b"%d" % i)
+    world.apns.answer = lambda push: Accepted()
+    config = replace(FAST, max_due=5, in_flight=2)
+    most = 0
+    async with world.running(config) as dispatcher:
+        while await world.sqlite.all_due():
+            most = max(most, *(lane.known for lane in dispatcher._lanes.values()))
+            await asyncio.sleep(0)
+        await world.nothing_due()
+    assert len(world.apns.sent) == 60
+    assert most <= 5
+
+
+async def test_a_provider_may_have_its_own_limit(world: World) -> None:
+    for i in range(10):
+        await world.register(b"%d" % i)
+    async with world.running(replace(FAST, in_flight_of={Provider.APNS: 3})):
+        for left in range(10, 0, -1):
+            pushes = await world.apns.has(min(3, left))
+            world.apns.finish(pushes[0])
+        await world.nothing_due()
+    assert world.apns.most == 3
+
+
 # --- the store
 
 

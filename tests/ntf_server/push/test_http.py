@@ -246,6 +246,20 @@ async def test_a_blackhole_that_ends() -> None:
         assert statuses(await client.many(20)) == {200: 20}
 
 
+async def test_a_peer_that_takes_connections_but_never_shakes_hands_is_out_of_reach() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        engine = HttpEngine()
+        try:
+            with throwaway_tls() as files:
+                port = listening.getsockname()[1]
+                endpoint = Endpoint(f"https://127.0.0.1:{port}", str(files.ca_file), connect_timeout=5.0, timeout=0.3)
+                failure = await Client(engine, endpoint).post()
+        finally:
+            await engine.close()
+    assert failure == HttpFailure(pycurl.E_OPERATION_TIMEDOUT, timeout=True, connected=False)
+    assert failure.unreachable
+
+
 async def test_goaway_with_streams_in_flight() -> None:
     async with serving(latency=0.1) as (server, client):
         await client.post("/first")
