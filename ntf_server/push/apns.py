@@ -1,6 +1,5 @@
 """APNs over HTTP/2 with token authentication (wire.md, section 8; Apple, "Sending notification requests to APNs")."""
 
-import base64
 import json
 import logging
 import time
@@ -11,10 +10,9 @@ from functools import partial
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from ntf_server.push import jose
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
 from ntf_server.push.payload import apns_body
 from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope, retry_after
@@ -65,10 +63,6 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 class ProviderToken:
     """The JWT (ES256, RFC 7515 and 7518) that all requests share; renewed when it is 40 minutes old."""
 
@@ -76,7 +70,7 @@ class ProviderToken:
         self, key: ec.EllipticCurvePrivateKey, key_id: str, team_id: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._key = key
-        self._header = _b64(json.dumps({"alg": "ES256", "kid": key_id}).encode())
+        self._header = {"kid": key_id}
         self._team_id = team_id
         self._clock = clock
         self._issued_at = 0.0
@@ -90,7 +84,7 @@ class ProviderToken:
         now = self._clock()
         if not self._token or not 0 <= now - self._issued_at < RENEW_AFTER:
             self._issued_at = now
-            self._token = self._sign(int(now))
+            self._token = jose.sign(self._key, self._header, {"iss": self._team_id, "iat": int(now)})
         return self._token
 
     def use(self, key: ec.EllipticCurvePrivateKey) -> None:
@@ -102,12 +96,6 @@ class ProviderToken:
         """The provider says that `token` is too old: the next `get` signs a new one."""
         if token == self._token:
             self._token = ""
-
-    def _sign(self, issued_at: int) -> str:
-        claims = _b64(json.dumps({"iss": self._team_id, "iat": issued_at}).encode())
-        signed = f"{self._header}.{claims}"
-        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(SHA256())))
-        return f"{signed}.{_b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"  # JOSE, not DER
 
 
 class Apns:

@@ -1,6 +1,5 @@
 """OAuth access tokens of a Google service account (RFC 7523), one for all pushes, renewed ahead of their expiry."""
 
-import base64
 import json
 import logging
 import math
@@ -11,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from ntf_server.push import jose
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResult
 from ntf_server.push.provider import Permanent, Result, Retry, Scope, retry_after
 
@@ -62,10 +61,6 @@ class ServiceAccount:
         if not file.token_uri.startswith("https://"):
             raise ServiceAccountError("its token_uri is not an https: URL")
         return cls(file.project_id, file.client_email, file.private_key_id, file.token_uri, key)
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 Waiter = Callable[[str | None, Result | None], None]
@@ -117,7 +112,7 @@ class AccessToken:
 
     def _assertion(self) -> str:
         now = int(self._clock())
-        header = {"alg": "RS256", "typ": "JWT", "kid": self._account.key_id}
+        header = {"typ": "JWT", "kid": self._account.key_id}
         claims = {
             "iss": self._account.client_email,
             "scope": SCOPE,
@@ -125,8 +120,7 @@ class AccessToken:
             "iat": now,
             "exp": now + _LIFETIME,
         }
-        signed = f"{_b64(json.dumps(header).encode())}.{_b64(json.dumps(claims).encode())}"
-        return f"{signed}.{_b64(self._account.key.sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"
+        return jose.sign(self._account.key, header, claims)
 
     def _renewed(self, answer: HttpResult) -> None:
         self._renewing = False

@@ -3,7 +3,6 @@
 UnifiedPush distributors and browsers. Endpoints are chosen by strangers: see `Endpoint.public_only`.
 """
 
-import base64
 import json
 import os
 import re
@@ -16,11 +15,11 @@ from typing import Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ntf_server.push import jose
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResult
 from ntf_server.push.payload import notification_data
 from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, retry_after
@@ -94,13 +93,6 @@ def _hkdf(salt: bytes, ikm: bytes, info: bytes, size: int) -> bytes:
     return HKDF(hashes.SHA256(), size, salt, info).derive(ikm)
 
 
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-_JWT_HEADER: Final = _b64(json.dumps({"typ": "JWT", "alg": "ES256"}).encode())
-
-
 class Vapid:
     """The server's identity towards push services; `contact` is a mailto: or https: URL."""
 
@@ -116,7 +108,7 @@ class Vapid:
     @property
     def public_key(self) -> str:
         """The application server key that apps subscribe with: base64url of the uncompressed point."""
-        return _b64(self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
+        return jose.b64(self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
 
     def authorization(self, origin: str) -> str:
         """Value of the header `authorization` (RFC 8292, section 3)."""
@@ -124,17 +116,11 @@ class Vapid:
         expires, token = self._tokens.get(origin, (0.0, ""))
         if not _VAPID_LIFETIME / 2 <= expires - now <= _VAPID_LIFETIME:  # or the clock was set back
             expires = now + _VAPID_LIFETIME
-            token = self._sign(origin, int(expires))
+            token = jose.sign(self._key, {"typ": "JWT"}, {"aud": origin, "exp": int(expires), "sub": self._contact})
             self._tokens[origin] = expires, token
             if len(self._tokens) > _MAX_ORIGINS:
                 self._tokens.popitem(last=False)
         return f"vapid t={token}, k={self.public_key}"
-
-    def _sign(self, origin: str, expires: int) -> str:
-        claims = {"aud": origin, "exp": expires, "sub": self._contact}
-        signed = f"{_JWT_HEADER}.{_b64(json.dumps(claims).encode())}"
-        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{_b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
 class WebPush:
