@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.push.webpush import WebPushSubscription
-from ntf_server.store.base import SUBSCRIBABLE, Due, NewSubscription, NewToken, PushKind, Store, Subscription, Token
+from ntf_server.store.base import SUBSCRIBABLE, Due, NewSubscription, NewToken, PushKind, Store, Token
 from ntf_server.subscriber import Subscriber
 from smp_bridge import crypto, ntf
 from smp_bridge.encoding import ParseError
@@ -188,12 +188,9 @@ class Commands:
         if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
             return ERR_AUTH
         if isinstance(command, ntf.SChk):
-            return self._status(subscription)
+            return self._subscriber.status(subscription)
         await self._store.delete_subscription(subscription.ref)
         return ntf.Ok()
-
-    def _status(self, subscription: Subscription) -> Message:
-        return self._subscriber.status(subscription)
 
     def _now(self) -> int:
         return int(self._clock())

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
-from ntf_server.store.base import Confirmed, Due, Notification, Store, StoreError
+from ntf_server.store.base import WANTED, Confirmed, Due, Notification, Store, StoreError
 from ntf_server.store.base import Subscription as StoredSubscription
 from smp_bridge import agent, smp
 from smp_bridge.address import ServerAddress
@@ -27,7 +27,6 @@ _WRITES: Final = 16  # blocks of events that may wait for the store, over all se
 _STORE_BACKOFF: Final = 1.0
 _CLOSE_TIMEOUT: Final = 10.0  # seconds that a failing store may hold up a stop
 _MAX_ERROR: Final = 128  # bytes kept of a server's error text: SCHK's answer has to fit a block
-_CONFIRMED: Final = frozenset([SubscriptionStatus.NEW, SubscriptionStatus.PENDING, SubscriptionStatus.ACTIVE])
 
 
 class Subscriber:
@@ -73,7 +72,7 @@ class Subscriber:
 
     def status(self, s: StoredSubscription) -> Sub:
         """What SCHK answers: the stored status, seen against the server's current session."""
-        if s.status not in _CONFIRMED:
+        if s.status not in WANTED:
             return Sub(s.status, s.error)
         session = self._sessions.get(s.server)
         if s.session and s.session == session:

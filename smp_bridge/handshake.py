@@ -4,7 +4,7 @@ The server speaks first. Every message is the content of one padded, unencrypted
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from cryptography import x509
@@ -256,12 +256,4 @@ class ClientHandshake:
         assert self._service is not None
         chain = self._service.chain
         service = Service(r.short(), crypto.key_hash(chain[min(1, len(chain) - 1)]), self._service.session_key)
-        return Session(
-            session.scheme,
-            session.version,
-            session.session_id,
-            session.server_key,
-            session.send_chain,
-            session.receive_chain,
-            service,
-        )
+        return replace(session, service=service)

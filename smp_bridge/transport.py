@@ -17,7 +17,6 @@ from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
 from smp_bridge.handshake import (
     ClientHandshake,
-    HandshakeError,
     IdentityMismatchError,
     ServerHandshake,
     ServiceCredentials,
@@ -365,16 +364,3 @@ async def serve(
         ssl_handshake_timeout=handshake_timeout,
         ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
     )
-
-
-__all__ = [
-    "BadBlockError",
-    "BlockConnection",
-    "ConnectionClosedError",
-    "HandshakeError",
-    "accept",
-    "client_context",
-    "connect",
-    "serve",
-    "server_context",
-]

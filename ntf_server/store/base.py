@@ -15,7 +15,7 @@ MAX_ENTRIES = 6  # notifications in one push (wire.md, section 8)
 
 ALIVE = frozenset([TokenStatus.REGISTERED, TokenStatus.CONFIRMED, TokenStatus.ACTIVE])
 SUBSCRIBABLE = frozenset([TokenStatus.ACTIVE, TokenStatus.INVALID, TokenStatus.EXPIRED])
-WANTED = (SubscriptionStatus.NEW, SubscriptionStatus.PENDING, SubscriptionStatus.ACTIVE)
+WANTED = frozenset([SubscriptionStatus.NEW, SubscriptionStatus.PENDING, SubscriptionStatus.ACTIVE])
 
 
 class StoreError(Exception):
