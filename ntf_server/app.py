@@ -1,31 +1,42 @@
 """The one place where the parts are put together and shut down."""
 
 import asyncio
+import contextlib
 import logging
+import resource
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
-from ntf_server import periodic
+from ntf_server import audit, periodic
+from ntf_server.admin import Admin
 from ntf_server.commands import Commands
-from ntf_server.config import Config
-from ntf_server.listener import Listener, ListenerConfig
+from ntf_server.config import CONFIG_FILE, Config, ConfigError, server_list, smp_network
+from ntf_server.listener import Listener, ListenerConfig, ListenError
+from ntf_server.metrics import Gauge, Metrics
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
-from ntf_server.store.base import StoreCorruptError
+from ntf_server.store.base import Limits, StoreCorruptError
 from ntf_server.store.sqlite import SqliteStore
 from ntf_server.subscriber import Subscriber
-from smp_bridge.agent import AgentConfig
+from smp_bridge.stream import AgentConfig
 
 log = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL: Final = 0.0005  # seconds: with Python's 5 ms the store's thread waits ten times as long for the GIL
+_RESOLVERS: Final = 64  # names looked up at once: strangers choose them, and a dead one takes its thread for seconds
 GRACE: Final = 10.0  # seconds that what is in flight gets at a stop
 
 
 class Relay:
-    """A running relay: `async with Relay(config) as relay`. Raises ListenError, StoreError, StoreCorruptError."""
+    """A running relay: `async with Relay(config) as relay`.
+
+    Raises ListenError, StoreError, StoreCorruptError, ConfigError (the metrics' port cannot be listened on).
+    """
 
     def __init__(self, config: Config, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -67,6 +78,9 @@ class Relay:
     async def _start(self, stack: AsyncExitStack) -> None:
         """From the store outwards; what is pushed first on the stack is closed last."""
         settings = self._config.settings
+        metrics = Metrics(settings.subscriber.own_server_domains)
+        started = self._clock()
+        metrics.gauge(Gauge.START_TIME, lambda: started)
         delivery = settings.delivery
         store = await SqliteStore.open(
             self._config.database,
@@ -87,14 +101,35 @@ class Relay:
                 min_backoff=delivery.min_backoff,
                 max_backoff=delivery.max_backoff,
             ),
+            metrics=metrics,
             clock=self._clock,
         )
         stack.push_async_callback(self._gracefully, dispatcher.close)
         await dispatcher.start()
-        allow_private = settings.subscriber.allow_private_hosts
-        subscriber = Subscriber(store, dispatcher.mark, AgentConfig(allow_private=allow_private), clock=self._clock)
+        servers = server_list(self._config.directory, settings)
+        network = smp_network(self._config.directory, settings)
+        subscriber = Subscriber(
+            store,
+            dispatcher.mark,
+            AgentConfig(network=network, slow=settings.subscriber.connecting),
+            servers=servers,
+            services=settings.subscriber.use_service_credentials,
+            metrics=metrics,
+            clock=self._clock,
+        )
         stack.push_async_callback(subscriber.close)
-        commands = Commands(store, dispatcher, subscriber, allow_private_hosts=allow_private, clock=self._clock)
+        commands = Commands(
+            store,
+            dispatcher,
+            subscriber,
+            allow_private_hosts=settings.subscriber.allow_private_hosts,
+            servers=servers,
+            limits=Limits(
+                settings.subscriber.max_subscriptions_per_token, settings.subscriber.max_subscriptions_per_server
+            ),
+            metrics=metrics,
+            clock=self._clock,
+        )
         self._listener = Listener(
             ListenerConfig(
                 settings.transport.bind or None,
@@ -109,6 +144,22 @@ class Relay:
         await subscriber.start()
         checks = asyncio.create_task(periodic.run(store, dispatcher, clock=self._clock), name="periodic")
         stack.push_async_callback(_cancel, checks)
+        if hours := settings.subscriber.audit_period:
+            rounds = audit.run(store, subscriber, audit.AuditConfig(period=hours * 3600), clock=self._clock)
+            stack.push_async_callback(_cancel, asyncio.create_task(rounds, name="audit"))
+        if settings.metrics.port:  # last: healthy is who has started, and not begun to stop
+            stack.push_async_callback(await self._start_admin(metrics))
+
+    async def _start_admin(self, metrics: Metrics) -> Callable[[], Awaitable[None]]:
+        """Start the endpoint; gives what closes it."""
+        settings = self._config.settings.metrics
+        admin = Admin(settings.bind or None, settings.port, metrics.render)
+        try:
+            await admin.start()
+        except ListenError as e:
+            where = f"{self._config.directory / CONFIG_FILE}: [metrics] bind, port"
+            raise ConfigError(f"{where}: {e}; choose another one, or stop what uses it") from e
+        return admin.close
 
     async def _gracefully(self, close: Callable[[float], Awaitable[None]]) -> None:
         """Close a part within what is left of the grace that all share."""
@@ -131,9 +182,19 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
     await asyncio.wait([task])
 
 
+def _allow_many_files() -> None:
+    """Each client and each SMP server takes a file descriptor; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
     """Run until SIGTERM or SIGINT, or until the store turns out corrupt (StoreCorruptError)."""
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    _allow_many_files()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_RESOLVERS, "resolver"))
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)

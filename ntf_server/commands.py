@@ -7,9 +7,22 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from ntf_server.metrics import KindCounter, Metrics
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.push.webpush import WebPushSubscription
-from ntf_server.store.base import SUBSCRIBABLE, Due, NewSubscription, NewToken, PushKind, Store, Token
+from ntf_server.server_list import ANY_SERVER, ServerList
+from ntf_server.store.base import (
+    NO_LIMITS,
+    SUBSCRIBABLE,
+    Due,
+    LimitReached,
+    Limits,
+    NewSubscription,
+    NewToken,
+    PushKind,
+    Store,
+    Token,
+)
 from ntf_server.subscriber import Subscriber
 from smp_bridge import crypto, ntf
 from smp_bridge.encoding import ParseError
@@ -30,6 +43,7 @@ from smp_bridge.transmission import (
     verify_transmission,
 )
 
+READS: Final = frozenset(t.tag for t in (ntf.TChk, ntf.SChk, ntf.Ping))  # commands that change nothing
 _NO_ENTITY: Final = (ntf.TNew, ntf.SNew)
 
 
@@ -60,12 +74,18 @@ class Commands:
         subscriber: Subscriber,
         *,
         allow_private_hosts: bool = False,
+        servers: ServerList = ANY_SERVER,
+        limits: Limits = NO_LIMITS,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
         self._subscriber = subscriber
         self._allow_private_hosts = allow_private_hosts
+        self._servers = servers
+        self._limits = limits
+        self._metrics = metrics
         self._clock = clock
 
     async def handle(self, session: Session, t: Transmission) -> Message:
@@ -170,15 +190,24 @@ class Commands:
         if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
             return ERR_AUTH
         if not self._allow_private_hosts and not all(map(is_public_host, command.server.hosts)):
-            return ERR_AUTH
+            return self._refuse_subscription("host", ERR_AUTH)
+        if not self._servers.permits(command.server):
+            return self._refuse_subscription("server_list", ERR_AUTH)
         notifier_key = crypto.encode_private(command.notifier_key)
         new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, notifier_key)
-        added = await self._store.add_subscription(token.ref, new, self._now())
+        added = await self._store.add_subscription(token.ref, new, self._now(), self._limits)
         if added is None:
             return ERR_AUTH
+        if isinstance(added, LimitReached):
+            return self._refuse_subscription(f"{added.value}_limit", ERR_QUOTA)
         if added.created:
-            self._subscriber.subscribe(command.server, added.ref, command.notifier_id, notifier_key)
+            self._subscriber.subscribe(command.server, added.ref)
         return ntf.IdSub(added.subscription_id)
+
+    def _refuse_subscription(self, why: str, error: Err) -> Err:
+        if self._metrics is not None:
+            self._metrics.count_kind(KindCounter.SNEW_REFUSED, why)
+        return error
 
     async def _on_subscription(self, session: Session, t: Transmission, command: ntf.SChk | ntf.SDel) -> Message:
         found = await self._store.find_subscription(t.entity_id)

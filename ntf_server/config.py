@@ -15,17 +15,21 @@ from ntf_server.identity_files import IdentityFileError, load_credentials
 from ntf_server.push.apns import KeyFileError, load_key
 from ntf_server.push.http import default_ca_file
 from ntf_server.push.oauth import ServiceAccount, ServiceAccountError
+from ntf_server.server_list import Pattern, ServerList, parse_pattern
 from ntf_server.settings import ApnsHost, Settings
 from ntf_server.store.sealing import MasterKey, SealingError
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import Credentials
+from smp_bridge.network import Network
+from smp_bridge.socks import SocksProxy
 
 T = TypeVar("T")
 
 CONFIG_FILE: Final = "ntf-server.toml"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
 _PREFIX: Final = "NTF_SERVER__"
+_LISTS: Final = ("own_server_domains", "allow_servers", "deny_servers")
 _REFERENCE: Final = "see docs/reference/configuration.md"
 
 
@@ -94,7 +98,7 @@ def _override(values: dict[str, Any], name: str, value: str) -> None:
             raise ConfigError(f"{name}: {section} is not a section; {_REFERENCE}")
     if not sections or not all([*sections, key]):
         raise ConfigError(f"{name}: should be {_PREFIX}SECTION__KEY, as in {_PREFIX}TRANSPORT__PORT")
-    values[key] = value
+    values[key] = value.replace(",", " ").split() if key in _LISTS else value
 
 
 def _explain(error: str) -> str:
@@ -144,10 +148,23 @@ def _check(directory: Path, settings: Settings) -> None:
         proxy = getattr(settings, section).proxy
         if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
             raise ConfigError(f"{file}: [{section}] proxy: must be http://, https://, socks5:// or socks5h://HOST:PORT")
-    if settings.subscriber.use_service_credentials:
-        raise ConfigError(f"{file}: [subscriber] use_service_credentials: is not supported yet; set it to false")
+    _check_subscriber(directory, settings)
     if delivery.min_backoff > delivery.max_backoff:
         raise ConfigError(f"{file}: [delivery] min_backoff: is more than max_backoff; set it to less")
+
+
+def _check_subscriber(directory: Path, settings: Settings) -> None:
+    file, subscriber = directory / CONFIG_FILE, settings.subscriber
+    smp_network(directory, settings)
+    server_list(directory, settings)
+    for domain in subscriber.own_server_domains:
+        if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", domain):
+            raise ConfigError(f"{file}: [subscriber] own_server_domains: {domain!r} is none; give domains")
+    if not subscriber.socks_proxy:
+        if subscriber.socks_mode == "always":
+            raise ConfigError(f"{file}: [subscriber] socks_mode: always needs socks_proxy; set it")
+        if subscriber.host_mode == "onion" and subscriber.required_host_mode:
+            raise ConfigError(f"{file}: [subscriber] host_mode: onion, if required, needs socks_proxy; set it")
 
 
 def _host(file: Path, section: str, host: str) -> None:
@@ -155,6 +172,37 @@ def _host(file: Path, section: str, host: str) -> None:
         parse_host(host)
     except ParseError as e:
         raise ConfigError(f"{file}: [{section}] host: {e}; give a host name or an IP address") from e
+
+
+def server_list(directory: Path, settings: Settings) -> ServerList:
+    """The SMP servers that may be subscribed on. Raises ConfigError."""
+    lists: dict[str, tuple[Pattern, ...]] = {}
+    for key in ("allow_servers", "deny_servers"):
+        try:
+            lists[key] = tuple(map(parse_pattern, getattr(settings.subscriber, key)))
+        except ParseError as e:
+            mend = "give hosts, domains, IP addresses or networks"
+            raise ConfigError(f"{directory / CONFIG_FILE}: [subscriber] {key}: {e}; {mend}") from e
+    return ServerList(lists["allow_servers"], lists["deny_servers"])
+
+
+def smp_network(directory: Path, settings: Settings) -> Network:
+    """How SMP servers are reached. Raises ConfigError."""
+    subscriber, proxy = settings.subscriber, None
+    if subscriber.socks_proxy:
+        try:
+            proxy = SocksProxy.parse(subscriber.socks_proxy)
+        except ParseError as e:  # which holds no password
+            mend = "give HOST:PORT, as in localhost:9050"
+            raise ConfigError(f"{directory / CONFIG_FILE}: [subscriber] socks_proxy: {e}; {mend}") from None
+    return Network(
+        host_mode=subscriber.host_mode,
+        required_host_mode=subscriber.required_host_mode,
+        socks_proxy=proxy,
+        socks_mode=subscriber.socks_mode,
+        allow_private=subscriber.allow_private_hosts,
+        denied=server_list(directory, settings).denied_networks,
+    )
 
 
 def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:

@@ -1,11 +1,14 @@
 """Sessions of NTF clients: handshake, blocks in, blocks out (wire.md, sections 3 to 5)."""
 
 import asyncio
+import itertools
 import logging
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from ntf_server.commands import Commands
+from ntf_server.commands import READS, Commands
 from ntf_server.store.base import StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
@@ -24,6 +27,8 @@ from smp_bridge.transmission import (
 from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClosedError
 
 log = logging.getLogger(__name__)
+
+_MAX_BLOCKS: Final = 16  # that are answered together
 
 
 class ListenError(Exception):
@@ -126,13 +131,24 @@ class Listener:
     async def _next_answers(
         self, connection: BlockConnection, session: Session, task: "asyncio.Task[None]"
     ) -> list[bytes]:
-        try:
-            async with asyncio.timeout(self._config.inactive_ttl or None):
-                content = await connection.receive()
-        except BadBlockError:
-            return [_encode(session, b"", b"", ERR_BLOCK)]
+        """Answers to the next block, and to those that came with it."""
+        async with asyncio.timeout(self._config.inactive_ttl or None):
+            asked = await _receive(connection, session)
         self._busy.add(task)
-        return [await self._answer(session, t) for t in parse_block(session, content)]
+        for _ in range(_MAX_BLOCKS - 1):
+            if connection.has_blocks():
+                asked += await _receive(connection, session)
+        return await self._answers(session, asked)
+
+    async def _answers(self, session: Session, asked: Sequence[Transmission | Invalid]) -> list[bytes]:
+        """In order. What only reads is done at once, so that a store that is busy is waited for once."""
+        answers: list[bytes] = []
+        for reads, group in itertools.groupby(asked, _only_reads):
+            if reads:
+                answers += await asyncio.gather(*(self._answer(session, t) for t in group))
+            else:
+                answers += [await self._answer(session, t) for t in group]
+        return answers
 
     async def _answer(self, session: Session, t: Transmission | Invalid) -> bytes:
         if isinstance(t, Invalid):
@@ -145,6 +161,17 @@ class Listener:
         except StoreCorruptError:
             answer = ERR_INTERNAL
         return _encode(session, t.corr_id, t.entity_id, answer)
+
+
+async def _receive(connection: BlockConnection, session: Session) -> list[Transmission | Invalid]:
+    try:
+        return parse_block(session, await connection.receive())
+    except BadBlockError:
+        return [Invalid(ERR_BLOCK)]
+
+
+def _only_reads(t: Transmission | Invalid) -> bool:
+    return isinstance(t, Invalid) or t.command in READS
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:

@@ -11,6 +11,9 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400.0)]
 _Ttl = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
 _InFlight = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Idle = Annotated[float, msgspec.Meta(ge=0.0, le=31_536_000.0)]
+_Hours = Annotated[float, msgspec.Meta(ge=0.0, le=8_760.0)]
+_Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+_Connecting = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -101,16 +104,39 @@ class Delivery(_Section, frozen=True):
 
 
 class Subscriber(_Section, frozen=True):
-    """`allow_private_hosts`: SMP servers on private and loopback addresses (for testing)."""
+    """How SMP servers are reached, and which.
+
+    `allow_private_hosts`: also those on private and loopback addresses (for testing); `allow_servers` and
+    `deny_servers`: see `server_list`; the limits: 0 for none; `audit_period`: hours, 0 for no audit;
+    `connecting`: servers being connected to at once.
+    """
 
     use_service_credentials: bool = False
     allow_private_hosts: bool = False
+    host_mode: Literal["public", "onion"] = "public"
+    required_host_mode: bool = False
+    socks_proxy: str = ""
+    socks_mode: Literal["onion", "always"] = "onion"
+    own_server_domains: tuple[str, ...] = ()
+    allow_servers: tuple[str, ...] = ()
+    deny_servers: tuple[str, ...] = ()
+    max_subscriptions_per_token: _Limit = 20_000
+    max_subscriptions_per_server: _Limit = 0
+    audit_period: _Hours = 24.0
+    connecting: _Connecting = 1024
 
 
 class InactiveClients(_Section, frozen=True):
     """`ttl`: seconds without a command after which a client is disconnected; 0: never."""
 
     ttl: _Idle = 12 * 3600.0
+
+
+class Metrics(_Section, frozen=True):
+    """The endpoint for Prometheus and for health checks, plain HTTP. `port` 0: off; `bind`: as in `Transport`."""
+
+    port: _AnyPort = 0
+    bind: str = "127.0.0.1"
 
 
 class Log(_Section, frozen=True):
@@ -131,4 +157,5 @@ class Settings(_Section, frozen=True):
     delivery: Delivery = Delivery()
     subscriber: Subscriber = Subscriber()
     inactive_clients: InactiveClients = InactiveClients()
+    metrics: Metrics = Metrics()
     log: Log = Log()

@@ -1,109 +1,44 @@
 """Notification subscriptions on many SMP servers: one connection each, resubscription after a disconnect.
 
-The agent keeps no list of subscriptions: it asks its `Subscriptions` for them, page by page, each time it connects.
+The agent keeps no list of subscriptions: it asks its `Subscriptions` for them, a block at a time, whenever it has
+connected (see `stream`). Where a server takes services, one NSUBS subscribes all that are associated already.
 """
 
 import asyncio
-import contextlib
 import logging
-import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from smp_bridge import crypto, smp
+from smp_bridge import smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.client import Client, Event, Request, ServerError, UnexpectedAnswerError
-from smp_bridge.handshake import HandshakeError, IdentityMismatchError
-from smp_bridge.network import HostNotAllowedError
-from smp_bridge.transmission import Err, Message
-from smp_bridge.transport import ConnectionClosedError, client_context
+from smp_bridge.client import Client, Event
+from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceCredentials, ServiceRefusedError
+from smp_bridge.network import HostNotAllowedError, NoHostError, ProxyError, ResolveError
+from smp_bridge.stream import AgentConfig, Backoff, Share, Stream
+from smp_bridge.subscriptions import ConnectFailure, Subscriptions
+from smp_bridge.tls import client_context
+from smp_bridge.transport import ConnectionClosedError
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 90  # NSUB transmissions that fit one SMP block, whatever the key
-_TEMPORARY: Final = frozenset(["INTERNAL", "STORE", "QUOTA", "EXPIRED"])
+_MAX_DOUBLINGS: Final = 4  # of ended_backoff
 
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """One queue to be subscribed: the owner's `ref`, and what NSUB needs."""
-
-    ref: int
-    notifier_id: bytes = field(repr=False)
-    notifier_key: crypto.AuthPrivateKey = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of an NSUB: `error` is None, or final."""
-
-    subscription: Subscription
-    error: str | None = None
-    auth: bool = False
-
-
-class Subscriptions(Protocol):
-    """The agent's owner: where subscriptions are kept and what happened to them goes."""
-
-    async def wanted(self, server: ServerAddress) -> bool:
-        """Whether the server has any subscription that should be active."""
-        ...
-
-    def pages(self, server: ServerAddress) -> AsyncIterator[Sequence[Subscription]]:
-        """Subscriptions that should be active and are not yet in the current session, in pages."""
-        ...
-
-    async def connected(self, server: ServerAddress) -> None:
-        """A new session with the server begins: no subscription is active in it yet."""
-        ...
-
-    async def disconnected(self, server: ServerAddress) -> None:
-        """The session ended: none of the server's subscriptions is active."""
-        ...
-
-    async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
-        """NSUBs were answered in the current session."""
-        ...
-
-    async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
-        """NMSG, END, DELD of one block. The next block is not read before this returns."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """Times in seconds. `window`: NSUBs without an answer per server; `connecting`: simultaneous connects."""
-
-    min_backoff: float = 1.0
-    max_backoff: float = 10.0
-    request_timeout: float = 30.0
-    ping_interval: float = 60.0
-    window: int = 8 * BATCH
-    connecting: int = 64
-    allow_private: bool = False
-
-
-class Backoff:
-    """Jittered exponential delays between two bounds."""
-
-    def __init__(self, low: float, high: float, rng: Callable[[], float] = random.random) -> None:
-        self._low, self._high, self._rng = low, high, rng
-        self._next = low
-
-    def reset(self) -> None:
-        """Begin again at the lower bound."""
-        self._next = self._low
-
-    def delay(self) -> float:
-        """Seconds to wait now: a bound that grows by half each time, and up to half of it more."""
-        bound = self._next
-        self._next = max(self._low, min(bound * 1.5, self._high / 1.5))
-        return min(bound * (1 + 0.5 * self._rng()), self._high)
+_FAILURES: Final[tuple[tuple[type[Exception], ConnectFailure], ...]] = (
+    (IdentityMismatchError, ConnectFailure.IDENTITY),
+    (HandshakeError, ConnectFailure.HANDSHAKE),
+    (ConnectionClosedError, ConnectFailure.HANDSHAKE),
+    (HostNotAllowedError, ConnectFailure.NOT_ALLOWED),
+    (NoHostError, ConnectFailure.NOT_ALLOWED),
+    (ResolveError, ConnectFailure.RESOLVE),
+    (ProxyError, ConnectFailure.PROXY),
+    (ssl.SSLError, ConnectFailure.TLS),
+    (TimeoutError, ConnectFailure.TIMEOUT),
+    (OSError, ConnectFailure.TCP),
+)
 
 
 class Agent:
@@ -112,8 +47,8 @@ class Agent:
     def __init__(self, owner: Subscriptions, config: AgentConfig | None = None) -> None:
         self._owner = owner
         self._config = config or AgentConfig()
+        self._share = Share(self._config)
         self._context = client_context("smp")
-        self._connecting = asyncio.Semaphore(self._config.connecting)
         self._servers: dict[ServerAddress, _Server] = {}
 
     def start(self, server: ServerAddress) -> None:
@@ -122,7 +57,7 @@ class Agent:
         if worker is not None and not worker.task.done():
             worker.asked = True  # it may be learning just now that nothing was wanted
             return
-        worker = _Server(self._owner, self._config, self._context, self._connecting, server)
+        worker = _Server(self._owner, self._config, self._share, self._context, server)
         self._servers[server] = worker
         worker.task.add_done_callback(partial(self._forget, worker))
 
@@ -130,15 +65,15 @@ class Agent:
         if self._servers.get(worker.address) is worker:
             del self._servers[worker.address]
 
-    def subscribe(self, server: ServerAddress, subscription: Subscription) -> None:
-        """A subscription was added, and is already in the pages: subscribe it at once if the server is connected."""
+    def subscribe(self, server: ServerAddress, *refs: int) -> None:
+        """Subscribe these in the current session, even if they are already; without a session the pages give them."""
         self.start(server)
-        self._servers[server].add(subscription)
+        self._servers[server].add(refs)
 
     def is_connected(self, server: ServerAddress) -> bool:
         """Whether there is a session with the server."""
         worker = self._servers.get(server)
-        return worker is not None and worker.client is not None
+        return worker is not None and worker.stream is not None
 
     @property
     def servers(self) -> int:
@@ -159,29 +94,25 @@ class _Server:
     """One server: a task that connects, subscribes and waits for the end, again and again."""
 
     def __init__(
-        self,
-        owner: Subscriptions,
-        config: AgentConfig,
-        context: ssl.SSLContext,
-        connecting: asyncio.Semaphore,
-        address: ServerAddress,
+        self, owner: Subscriptions, config: AgentConfig, share: Share, context: ssl.SSLContext, address: ServerAddress
     ) -> None:
         self._owner = owner
         self._config = config
+        self._share = share
         self._context = context
-        self._connecting = connecting
         self.address = address
-        self._added: list[Subscription] = []
         self.asked = False
-        self._wake = asyncio.Event()
-        self.client: Client | None = None
+        self.stream: Stream | None = None
+        self._no_service_until = 0.0
+        self._ends = 0  # times in a row that another session took the service's subscriptions over
+        self._ended = False  # in this session
+        self._lost = False  # in the session before
         self.task = asyncio.create_task(self._run(), name="smp agent")
 
-    def add(self, subscription: Subscription) -> None:
-        """Subscribe in the current session; without one the pages will give it."""
-        if self.client is not None:
-            self._added.append(subscription)
-            self._wake.set()
+    def add(self, refs: Sequence[int]) -> None:
+        """Subscribe in the current session, if there is one."""
+        if self.stream is not None:
+            self.stream.add(refs)
 
     async def _run(self) -> None:
         backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
@@ -201,146 +132,76 @@ class _Server:
         client = await self._connect()
         if client is None:
             return False
+        self._ended = False
+        stream = Stream(self._owner, self._config, self._share, self.address, client)
         try:
-            await self._owner.connected(self.address)
-            self.client = client
-            await self._subscribe_until_closed(client)
+            service = client.session.service
+            associated = await self._owner.connected(self.address, service.service_id if service else None)
+            self.stream = stream
+            await stream.run(associated=associated)
         finally:
-            self.client = None
-            self._added.clear()
-            await client.close()
-            await self._owner.disconnected(self.address)
+            self.stream = None
+            try:
+                await self._owner.disconnected(self.address)  # first: closing may take seconds
+            finally:
+                await client.close()
+        if stream.refused or (stream.lost and self._lost):
+            self._refused("its subscriptions")
+        self._lost = stream.lost  # another handshake should mend it, once
+        self._ends = self._ends + 1 if self._ended else 0
         return True
 
     async def _connect(self) -> Client | None:
-        async def on_events(events: Sequence[Event]) -> None:
-            await self._owner.events(self.address, events)
-
-        host = self.address.hosts[0]
         try:
-            async with self._connecting:
+            async with self._share.connecting():
+                service, context = await self._service()
                 return await Client.connect(
                     self.address,
-                    on_events,
-                    context=self._context,
-                    allow_private=self._config.allow_private,
+                    self._on_events,
+                    context=context,
+                    service=service,
+                    network=self._config.network,
+                    scratch=self._share.scratch,
                     ping_interval=self._config.ping_interval,
                 )
-        except IdentityMismatchError as e:
-            log.error("SMP server %s is not whom its address names, someone may be impersonating it: %s", host, e)
-        except HostNotAllowedError as e:
-            log.warning("SMP server %s: %s", host, e)
-        except (OSError, HandshakeError) as e:  # TimeoutError is an OSError
-            log.info("SMP server %s: cannot connect: %s", host, e or type(e).__name__)
+        except ServiceRefusedError:
+            self._refused("the handshake")
+        except (OSError, HandshakeError) as e:
+            self._failed(e)
         return None
 
-    async def _subscribe_until_closed(self, client: Client) -> None:
-        streaming = asyncio.create_task(self._stream(client))
-        try:
-            await asyncio.wait([streaming, client.closed], return_when=asyncio.FIRST_COMPLETED)
-            if streaming.done():
-                with contextlib.suppress(ConnectionClosedError):
-                    streaming.result()
-        finally:
-            streaming.cancel()
-            await asyncio.wait([streaming])
+    async def _service(self) -> tuple[ServiceCredentials | None, ssl.SSLContext]:
+        if asyncio.get_running_loop().time() < self._no_service_until:
+            return None, self._context
+        credentials = await self._owner.service(self.address)
+        if credentials is None:
+            return None, self._context
+        key = Ed25519PrivateKey.generate()
+        service = ServiceCredentials(tuple(credentials.chain_der), credentials.key, key)
+        return service, client_context("smp", credentials)
 
-    async def _stream(self, client: Client) -> None:
-        """Subscribe everything of the pages, then what is added; again after a while if something has to be."""
-        backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
-        while not client.closed.done():
-            self._added.clear()  # the pages hold them
-            again = False
-            async for page in self._owner.pages(self.address):
-                for i in range(0, len(page), self._config.window):
-                    again |= await self._subscribe(client, page[i : i + self._config.window])
-            await self._subscribe_added(client, backoff, again=again)
+    def _refused(self, what: str) -> None:
+        log.warning("SMP server %s refuses %s as a service; going on without", self.address.hosts[0], what)
+        self._no_service_until = asyncio.get_running_loop().time() + self._config.without_service
+        self._owner.service_refused(self.address)
 
-    async def _subscribe_added(self, client: Client, backoff: Backoff, *, again: bool) -> None:
-        """Subscribe what is added; returns when a backoff is over, once something has to be tried again."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + backoff.delay() if again else None
-        while not client.closed.done():
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._wake.wait()
-            except TimeoutError:
-                return
-            self._wake.clear()
-            added, self._added = self._added, []
-            if added and await self._subscribe(client, added) and until is None:
-                until = loop.time() + backoff.delay()
+    def _failed(self, e: Exception) -> None:
+        failure = next(kind for cls, kind in _FAILURES if isinstance(e, cls))
+        host, text = self.address.hosts[0], str(e) or type(e).__name__
+        if failure is ConnectFailure.IDENTITY:
+            log.error("SMP server %s is not whom its address names, someone may be impersonating it: %s", host, text)
+        elif failure is ConnectFailure.NOT_ALLOWED:
+            log.warning("SMP server %s: %s", host, text)
+        else:
+            log.info("SMP server %s: cannot connect (%s): %s", host, failure, text)
+        self._owner.connect_failed(self.address, failure)
 
-    async def _subscribe(self, client: Client, subscriptions: Sequence[Subscription]) -> bool:
-        """Send NSUBs and report their answers; True if some should be tried again."""
-        results: list[Result] = []
-        sent: list[tuple[Subscription, asyncio.Future[Message]]] = []
-        try:
-            for i in range(0, len(subscriptions), BATCH):
-                batch = subscriptions[i : i + BATCH]
-                sent += self._send(client, batch, results)
-                await client.drain()
-            if sent:
-                await asyncio.wait([future for _, future in sent], timeout=self._config.request_timeout)
-        except BaseException:
-            for _, future in sent:
-                _abandon(future)
-            raise
-        again = False
-        for subscription, future in sent:
-            result = _result(subscription, future)
-            if result is None:
-                again = True
-            else:
-                results.append(result)
-        if results:
-            await self._owner.results(self.address, results)
-        return again
-
-    def _send(
-        self, client: Client, batch: Sequence[Subscription], failed: list[Result]
-    ) -> list[tuple[Subscription, "asyncio.Future[Message]"]]:
-        usable = list(batch)
-        if client.session.server_key is None:  # SMP 6 knows signatures only
-            usable = [s for s in batch if not isinstance(s.notifier_key, X25519PrivateKey)]
-            failed += [Result(s, "the server is too old for this key") for s in batch if s not in usable]
-        requests = [Request(smp.NSub(), s.notifier_id, s.notifier_key) for s in usable]
-        return list(zip(usable, client.send(requests), strict=True))
-
-
-def _abandon(future: "asyncio.Future[Message]") -> None:
-    """Take no interest in an answer, also not in an error that came already."""
-    if not future.cancel() and not future.cancelled():
-        future.exception()
-
-
-def _result(subscription: Subscription, future: "asyncio.Future[Message]") -> Result | None:
-    """What the answer means; None if it is to be tried again."""
-    if not future.done():
-        future.cancel()
-        return None
-    if future.cancelled():
-        return None
-    match future.exception():
-        case None:
-            return _answered(subscription, future.result())
-        case ServerError(error=error):
-            return _refused(subscription, error)
-        case UnexpectedAnswerError() as e:
-            return Result(subscription, str(e))
-        case ConnectionClosedError():
-            return None
-        case e:
-            raise e
-
-
-def _answered(subscription: Subscription, answer: Message) -> Result:
-    if isinstance(answer, smp.Ok | smp.SOk):
-        return Result(subscription)
-    return Result(subscription, f"unexpected answer {type(answer).__name__}")
-
-
-def _refused(subscription: Subscription, error: Err) -> Result | None:
-    if error.code in _TEMPORARY:
-        return None
-    return Result(subscription, str(error), auth=error.code == "AUTH")
+    async def _on_events(self, events: Sequence[Event]) -> None:
+        await self._owner.events(self.address, events)
+        if not self._ended and any(isinstance(e.message, smp.Ends) for e in events):
+            self._ended = True
+            delay = self._config.ended_backoff * 2 ** min(self._ends, _MAX_DOUBLINGS)
+            log.warning("SMP server %s: another session took the service's subscriptions over", self.address.hosts[0])
+            if self.stream is not None:
+                # In this session NSUBS would not take them back.
+                asyncio.get_running_loop().call_later(delay, self.stream.end)

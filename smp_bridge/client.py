@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Self
 
-from smp_bridge import crypto, ntf, smp
+from smp_bridge import ntf, smp
 from smp_bridge.address import Scheme, ServerAddress
 from smp_bridge.encoding import ParseError
 from smp_bridge.handshake import ServiceCredentials, Versions
+from smp_bridge.network import Network
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
+    AuthKey,
+    Block,
     Err,
     Invalid,
     Message,
@@ -24,13 +27,15 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BlockConnection, ConnectionClosedError, connect
+from smp_bridge.transport import BlockConnection, ConnectionClosedError, Scratch, connect
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT: Final = 30.0
 PING_INTERVAL: Final = 60.0
 MAX_UNANSWERED_PINGS: Final = 3
+_PREFIX_SIZE: Final = CORR_ID_SIZE - 2
+_SIGNED_AT_ONCE: Final = 32
 
 _PARSE: Final[dict[Scheme, Callable[[bytes, int], Message]]] = {"smp": smp.parse_answer, "ntf": ntf.parse_answer}
 
@@ -53,7 +58,7 @@ class Request:
 
     command: Message
     entity_id: bytes = field(default=b"", repr=False)
-    key: crypto.AuthPrivateKey | None = field(default=None, repr=False)
+    key: AuthKey | None = field(default=None, repr=False)
     as_service: bool = False
 
 
@@ -63,6 +68,38 @@ class Event:
 
     entity_id: bytes = field(repr=False)
     message: Message
+
+
+class Batch:
+    """Requests that were sent together; lighter than a future for each.
+
+    `answers`: the answer to each request, UnexpectedAnswerError for one that makes no sense, None while there is none.
+    """
+
+    __slots__ = ("_done", "_missing", "answers", "prefix")
+
+    def __init__(self, prefix: bytes, size: int) -> None:
+        self.prefix = prefix  # of the correlation ids; the place in the batch follows
+        self.answers: list[Message | UnexpectedAnswerError | None] = [None] * size
+        self._missing = size
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, index: int, answer: Message | UnexpectedAnswerError) -> None:
+        """The answer to one request; the first counts."""
+        if index < len(self.answers) and self.answers[index] is None:
+            self.answers[index] = answer
+            self._missing -= 1
+            if not self._missing:
+                self.close()
+
+    def close(self) -> None:
+        """No more answers will come."""
+        if not self._done.done():
+            self._done.set_result(None)
+
+    async def wait(self, timeout: float) -> None:
+        """Until all answers are there, none will come any more, or `timeout` seconds are over."""
+        await asyncio.wait([self._done], timeout=timeout)
 
 
 EventHandler = Callable[[Sequence[Event]], Awaitable[None]]
@@ -90,6 +127,7 @@ class Client:
         self._connection = connection
         self._on_events = on_events
         self._requests: dict[bytes, asyncio.Future[Message]] = {}
+        self._batches: dict[bytes, Batch] = {}
         self._received_at = asyncio.get_running_loop().time()
         self._ping_interval = ping_interval
         self.closed: asyncio.Task[None] = asyncio.create_task(self._run(), name=f"{session.scheme} client")
@@ -103,12 +141,13 @@ class Client:
         context: ssl.SSLContext | None = None,
         versions: Versions | None = None,
         service: ServiceCredentials | None = None,
-        allow_private: bool = True,
+        network: Network | None = None,
+        scratch: Scratch | None = None,
         ping_interval: float = PING_INTERVAL,
     ) -> Self:
         """Connect and shake hands. Raises what `transport.connect` raises."""
         connection, session = await connect(
-            address, context=context, versions=versions, service=service, allow_private=allow_private
+            address, context=context, versions=versions, service=service, network=network, scratch=scratch
         )
         return cls(connection, session, on_events, ping_interval=ping_interval)
 
@@ -122,7 +161,7 @@ class Client:
         self,
         command: Message,
         entity_id: bytes = b"",
-        key: crypto.AuthPrivateKey | None = None,
+        key: AuthKey | None = None,
         *,
         timeout: float = REQUEST_TIMEOUT,
     ) -> Message:
@@ -140,25 +179,41 @@ class Client:
         A future that is cancelled gives up its answer. Raises ConnectionClosedError, CryptoError, ValueError.
         """
         loop = asyncio.get_running_loop()
-        encoded: list[bytes] = []
+        corr_ids = [os.urandom(CORR_ID_SIZE) for _ in requests]
+        encoded = [self._encode(corr_id, r) for corr_id, r in zip(corr_ids, requests, strict=True)]
+        for block in encode_blocks(self.session, encoded):
+            self._connection.send(block)
         futures: list[asyncio.Future[Message]] = []
-        for r in requests:
-            corr_id = os.urandom(CORR_ID_SIZE)
-            command = r.command.encode(self.session.version)
-            t = encode_transmission(self.session, corr_id, r.entity_id, command, r.key, as_service=r.as_service)
-            encoded.append(t)
+        for corr_id in corr_ids:
             future: asyncio.Future[Message] = loop.create_future()
             self._requests[corr_id] = future
             future.add_done_callback(partial(self._forget, corr_id))
             futures.append(future)
-        try:
-            for block in encode_blocks(self.session, encoded):
-                self._connection.send(block)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
         return futures
+
+    async def send_block(self, requests: Sequence[Request]) -> Batch:
+        """Send one block of the first requests, as many as fit; `forget` it when its answers are of no more interest.
+
+        Raises ConnectionClosedError, CryptoError, ParseError (bad key), ValueError.
+        """
+        prefix, block = os.urandom(_PREFIX_SIZE), Block(self.session)
+        for i, r in enumerate(requests):
+            if not block.add(self._encode(prefix + i.to_bytes(2, "big"), r)):
+                break
+            if i % _SIGNED_AT_ONCE == _SIGNED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # a whole block takes some milliseconds: let others have the loop
+        self._connection.send(block.content)
+        batch = self._batches[prefix] = Batch(prefix, len(block))
+        return batch
+
+    def forget(self, batch: Batch) -> None:
+        """Take no more answers for a batch."""
+        self._batches.pop(batch.prefix, None)
+        batch.close()
+
+    def _encode(self, corr_id: bytes, r: Request) -> bytes:
+        command = r.command.encode(self.session.version)
+        return encode_transmission(self.session, corr_id, r.entity_id, command, r.key, as_service=r.as_service)
 
     def _forget(self, corr_id: bytes, _: "asyncio.Future[Message]") -> None:
         self._requests.pop(corr_id, None)
@@ -178,6 +233,9 @@ class Client:
         for future in list(self._requests.values()):
             if not future.done():
                 future.set_exception(ConnectionClosedError("the connection was closed"))
+        for batch in self._batches.values():
+            batch.close()
+        self._batches.clear()
 
     async def _run(self) -> None:
         """Lives as long as the connection; ends without an exception when it is lost."""
@@ -207,12 +265,19 @@ class Client:
     def _answer(self, t: Transmission | Invalid) -> Event | None:
         if isinstance(t, Invalid):
             return None
+        batch = self._batches.get(t.corr_id[:_PREFIX_SIZE])
+        index = int.from_bytes(t.corr_id[_PREFIX_SIZE:], "big")
         future = self._requests.get(t.corr_id) if t.corr_id else None
         try:
             message = _PARSE[self.session.scheme](t.command, self.session.version)
         except ParseError as e:
+            if batch is not None:
+                batch.take(index, UnexpectedAnswerError(f"the answer does not parse: {e}"))
             if future is not None and not future.done():
                 future.set_exception(UnexpectedAnswerError(f"the answer does not parse: {e}"))
+            return None
+        if batch is not None:
+            batch.take(index, message)
             return None
         if future is None:
             return None if t.corr_id else Event(t.entity_id, message)

@@ -28,6 +28,8 @@ TAG_SIZE = 16  # Poly1305
 _PAD = b"#"
 _WORDS = struct.Struct("<16I")
 _SIGMA = struct.unpack("<4I", b"expand 32-byte k")
+_ED25519_PKCS8 = bytes.fromhex("302e020100300506032b657004220420")  # RFC 8410: what precedes the 32 bytes of a key
+_X25519_PKCS8 = bytes.fromhex("302e020100300506032b656e04220420")
 
 
 class CryptoError(ValueError):
@@ -80,6 +82,31 @@ def dh(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
         return private.exchange(public)
     except ValueError as e:
         raise CryptoError("bad public key") from e
+
+
+def dh_box(private: bytes, public: X25519PublicKey, nonce: bytes, m: bytes) -> bytes:
+    """`box` under the DH secret with a raw private key: quicker where a key is used once. Raises CryptoError."""
+    try:
+        key = nacl.bindings.crypto_box_beforenm(public.public_bytes_raw(), private)
+    except nacl.exceptions.CryptoError as e:
+        raise CryptoError("bad public key") from e
+    return nacl.bindings.crypto_box_afternm(m, nonce, key)
+
+
+def sign_ed25519(seed: bytes, data: bytes) -> bytes:
+    """Ed25519 signature (64 bytes) with a raw private key: quicker where a key is used once."""
+    _, key = nacl.bindings.crypto_sign_seed_keypair(seed)
+    return nacl.bindings.crypto_sign(data, key)[:64]
+
+
+def raw_ed25519(der: bytes) -> bytes | None:
+    """The 32 bytes of an Ed25519 private key in PKCS#8 as `encode_private` writes it, else None."""
+    return der[16:] if len(der) == 48 and der.startswith(_ED25519_PKCS8) else None
+
+
+def raw_x25519(der: bytes) -> bytes | None:
+    """The 32 bytes of an X25519 private key in PKCS#8 as `encode_private` writes it, else None."""
+    return der[16:] if len(der) == 48 and der.startswith(_X25519_PKCS8) else None
 
 
 def hkdf_sha512(salt: bytes, ikm: bytes, info: bytes, size: int) -> bytes:

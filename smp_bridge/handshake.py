@@ -3,17 +3,19 @@
 The server speaks first. Every message is the content of one padded, unencrypted block.
 """
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import Scheme
 from smp_bridge.encoding import ParseError, Reader, boolean, large, listing, maybe, short, word16
+from smp_bridge.identity import IdentityError, verify_chain
 from smp_bridge.transmission import Service, Session
 
 Versions = tuple[int, int]
@@ -29,6 +31,10 @@ class HandshakeError(ValueError):
 
 class IdentityMismatchError(HandshakeError):
     """The server is not the one that the address names: someone may be impersonating it."""
+
+
+class ServiceRefusedError(HandshakeError):
+    """The server does not take the client as a service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +131,20 @@ def _chains(scheme: Scheme, version: int, session_id: bytes, secret: bytes | Non
     return crypto.sb_chain_init(session_id, secret)
 
 
+ServiceIds = Callable[[ServiceHello], bytes]
+
+_BAD_AUTH: Final = b"EHANDSHAKE BAD_AUTH"
+_BAD_SERVICE: Final = b"EHANDSHAKE BAD_SERVICE"
+
+
 class ServerHandshake:
-    """The server's side. `hello` is the first message to send; `receive` takes the client's answer."""
+    """The server's side. `hello` is the first message to send; `receive` takes the client's answer.
+
+    `peer_chain`: the TLS client's certificates (DER, leaf first); `services` gives the id of a service whose
+    certificates were checked, or raises HandshakeError to refuse it; None refuses all.
+    `answer` is there after `receive`, even if that raises, where the client showed a service: step 3, to be sent
+    before blocks are encrypted.
+    """
 
     def __init__(
         self,
@@ -138,17 +156,24 @@ class ServerHandshake:
         *,
         alpn: bool,
         versions: Versions | None = None,
+        peer_chain: Sequence[bytes] = (),
+        services: ServiceIds | None = None,
+        now: datetime.datetime | None = None,
     ) -> None:
         self._scheme = scheme
         self._session_id = session_id
         self._key_hash = crypto.key_hash(chain[1])
         self._key = key
+        self._peer_chain = tuple(peer_chain)
+        self._services = services
+        self._now = now or datetime.datetime.now(datetime.UTC)
+        self.answer: bytes | None = None
         self._versions = (versions or VERSIONS[scheme]) if alpn else LEGACY_VERSIONS[scheme]
         signed = crypto.SignedKey.sign(signer, key.public_key())
         self.hello = ServerHello(self._versions, session_id, tuple(chain), signed).encode(scheme)
 
     def receive(self, content: bytes) -> Session:
-        """The client's hello. Raises HandshakeError: a wrong key hash, a version out of range, bad bytes."""
+        """The client's hello. Raises HandshakeError: wrong key hash, version out of range, bad bytes, bad service."""
         try:
             hello = ClientHello.parse(content, self._scheme)
         except ParseError as e:
@@ -157,15 +182,34 @@ class ServerHandshake:
             raise HandshakeError("the client wants another identity")
         if not self._versions[0] <= hello.version <= self._versions[1]:
             raise HandshakeError("the client's version is out of range")
-        if hello.service is not None:
-            raise HandshakeError("this server takes no services")
         try:
             secret = crypto.dh(self._key, hello.key) if hello.key else None
         except crypto.CryptoError as e:
             raise HandshakeError("the client's session key is bad") from e
         send, receive = _chains(self._scheme, hello.version, self._session_id, secret)
         key = self._key if hello.version >= _SESSION_KEY[self._scheme] else None
-        return Session(self._scheme, hello.version, self._session_id, key, send, receive)
+        service = self._take_service(hello.service) if hello.service else None
+        return Session(self._scheme, hello.version, self._session_id, key, send, receive, service)
+
+    def _take_service(self, hello: ServiceHello) -> Service:
+        self.answer = _BAD_AUTH
+        if not self._peer_chain or hello.chain != self._peer_chain:
+            raise HandshakeError("the service's chain differs from TLS's")
+        identity = hello.chain[min(1, len(hello.chain) - 1)]  # alone it is its own identity
+        key_hash = crypto.key_hash(identity)
+        chain = hello.chain if len(hello.chain) > 1 else hello.chain * 2
+        try:
+            leaf = verify_chain(chain, key_hash, self._now)
+        except IdentityError as e:
+            raise HandshakeError(f"the service's certificates are bad: {e}") from e
+        if not isinstance(hello.key.key, Ed25519PublicKey) or not hello.key.verify(leaf):
+            raise HandshakeError("the service's session key is not Ed25519, or not signed by its certificate")
+        self.answer = _BAD_SERVICE
+        if hello.role != b"N" or self._services is None:
+            raise HandshakeError("this server takes no such services")
+        service_id = self._services(hello)
+        self.answer = b"R" + short(service_id)
+        return Service(service_id, key_hash, hello.key.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +296,7 @@ class ClientHandshake:
 
     def _take_service_answer(self, session: Session, r: Reader) -> Session:
         if not r.choice({b"R": True, b"E": False}):
-            raise HandshakeError("the server refused the service")
+            raise ServiceRefusedError("the server refused the service")
         assert self._service is not None
         chain = self._service.chain
         service = Service(r.short(), crypto.key_hash(chain[min(1, len(chain) - 1)]), self._service.session_key)

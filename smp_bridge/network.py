@@ -1,32 +1,102 @@
-"""Which hosts may be connected to: the addresses in SNEW are chosen by strangers."""
+"""How servers are reached, and which hosts are kept away from: the addresses in SNEW are chosen by strangers."""
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
 
-_IPV6_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part that is assigned (RFC 4291)
-_LOCAL_SUFFIXES = ("localhost", "local", "internal", "localdomain", "home.arpa")
+from aiohappyeyeballs import AddrInfoType, start_connection
+
+from smp_bridge.address import ServerAddress
+from smp_bridge.socks import SocksProxy
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_HAPPY_EYEBALLS_DELAY: Final = 0.25  # seconds (RFC 8305, section 5)
+_MAX_PER_FAMILY: Final = 8  # a stranger's name may have thousands of addresses
+_KEEP_ALIVE: Final = (  # the reference's
+    (socket.TCP_KEEPIDLE, 30),
+    (socket.TCP_KEEPINTVL, 15),
+    (socket.TCP_KEEPCNT, 4),
+)
+_LOCAL_SUFFIXES: Final = ("localhost", "local", "internal", "localdomain", "home.arpa")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_IPV6_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")  # the only part that is assigned (RFC 4291)
+# Python's `is_global` is another in each version. From IANA's special-purpose address registries:
+_NOT_PUBLIC: Final[tuple[IPNetwork, ...]] = (
+    *map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # carriers' NAT; Alibaba's metadata
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # Azure's wire server: a public address that leads into the cloud
+            "169.254.0.0/16",  # link-local; most clouds' metadata
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # IETF protocols; Oracle's metadata
+            "192.0.2.0/24",
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",  # multicast, reserved, broadcast
+        ),
+    ),
+    *map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # IETF protocols, with Teredo and ORCHID
+            "2001:db8::/32",
+            "3fff::/20",  # documentation (RFC 9637)
+        ),
+    ),
+)
 
 
 class HostNotAllowedError(OSError):
-    """The host is, or resolves to, an address that is not on the public internet."""
+    """The host is, or resolves to, an address that is not on the public internet or is denied."""
+
+
+class ResolveError(OSError):
+    """The host's name is none, does not exist, or has no address."""
+
+
+class NoHostError(OSError):
+    """The server has no host that may be tried."""
+
+
+class ProxyError(OSError):
+    """The proxy cannot be reached, or refuses."""
+
+
+# --- which hosts
+
+
+def _unwrap(ip: IPAddress) -> IPAddress:
+    """The IPv4 address inside an IPv6 one (mapped, 6to4, NAT64), else the address itself."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def is_public_ip(address: str) -> bool:
-    """Whether an IP address is neither private, loopback, link-local, multicast nor reserved.
+    """Whether an IP address is neither private, loopback, link-local, multicast, a cloud's own nor reserved.
 
     IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64) count as what they hold.
     """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour
-        if ip in ipaddress.IPv6Network("64:ff9b::/96"):
-            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if embedded:
-            ip = embedded
-        elif ip not in _IPV6_GLOBAL_UNICAST:
-            return False
-    return ip.is_global and not ip.is_multicast
+    ip = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _IPV6_GLOBAL_UNICAST:
+        return False
+    return not any(ip in network for network in _NOT_PUBLIC)
 
 
 def is_public_host(host: str) -> bool:
@@ -41,19 +111,150 @@ def is_public_host(host: str) -> bool:
     return "." in name and not any(name == s or name.endswith("." + s) for s in _LOCAL_SUFFIXES)
 
 
+def contains(networks: Iterable[IPNetwork], address: str) -> bool:
+    """Whether any of the networks has this IP address, or the IPv4 address inside it. Raises ValueError."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return any(ip in network or _unwrap(ip) in network for network in networks)
+
+
+def is_onion(host: str) -> bool:
+    """Whether only Tor knows the host (RFC 7686)."""
+    return host.rstrip(".").lower().endswith(".onion")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How servers are reached.
+
+    `host_mode`: which of a server's hosts are tried first; the others follow, unless `required_host_mode`;
+    `socks_mode`: what goes through `socks_proxy`; `connect_timeout`: seconds for one host: TCP (or SOCKS), TLS and
+    handshake together; `denied`: networks that are kept away from, also where a name leads there.
+    """
+
+    host_mode: Literal["public", "onion"] = "public"
+    required_host_mode: bool = False
+    socks_proxy: SocksProxy | None = None
+    socks_mode: Literal["onion", "always"] = "onion"
+    allow_private: bool = False
+    connect_timeout: float = 45.0
+    denied: tuple[IPNetwork, ...] = ()
+
+    def hosts(self, address: ServerAddress) -> list[str]:
+        """The hosts of a server in the order to try. Raises NoHostError."""
+        usable = [h for h in address.hosts if self.socks_proxy or not is_onion(h)]
+        onion_first = self.host_mode == "onion" and self.socks_proxy is not None
+        hosts = [h for h in usable if is_onion(h) == onion_first]
+        if not self.required_host_mode:
+            hosts += [h for h in usable if is_onion(h) != onion_first]
+        if not hosts:
+            if not usable:
+                raise NoHostError("the server has only .onion hosts, and there is no SOCKS proxy")
+            wanted = ".onion" if onion_first else "public"
+            raise NoHostError(f"the server has no {wanted} host, and others are not allowed (required_host_mode)")
+        return hosts
+
+    def proxy(self, host: str) -> SocksProxy | None:
+        """What the host is connected to through. Raises NoHostError."""
+        if is_onion(host):
+            if self.socks_proxy is None:
+                raise NoHostError(".onion hosts need a SOCKS proxy")  # a resolver must never be asked for them
+            return self.socks_proxy
+        return self.socks_proxy if self.socks_mode == "always" else None
+
+    def check(self, addresses: Iterable[str]) -> None:
+        """Raises HostNotAllowedError unless all these IP addresses may be connected to."""
+        for address in addresses:
+            if not self.allow_private and not is_public_ip(address):
+                raise HostNotAllowedError("the host is not on the public internet")
+            if contains(self.denied, address):
+                raise HostNotAllowedError("the host is on a denied network")
+
+
+# --- connecting
+
+
+async def open_socket(host: str, port: int, network: Network, isolation: str) -> socket.socket:
+    """A connected, non-blocking socket; through a proxy, only those of the same `isolation` share a circuit.
+
+    Raises HostNotAllowedError, ResolveError, NoHostError, ProxyError, TimeoutError, and OSError if TCP fails.
+    """
+    proxy = network.proxy(host)
+    if proxy is None:
+        sock = await _open_directly(host, port, network)
+    else:
+        sock = await _open_through(proxy, host, port, network, isolation)
+    keep_alive(sock)
+    return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Send small blocks at once, and notice within 90 s that the peer is gone."""
+    with contextlib.suppress(OSError):  # already disconnected, which the next read will say
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     """IP addresses of a host, in the resolver's order.
 
-    Raises HostNotAllowedError if any of them is not public and `allow_private` is off, OSError if there is none.
+    Raises HostNotAllowedError if any of them is not public and `allow_private` is off, ResolveError if there is none.
     """
+    found = await _resolve(host, port, Network(allow_private=allow_private))
+    return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+async def _resolve(host: str, port: int, network: Network) -> list[AddrInfoType]:
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found: list[AddrInfoType] = list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except UnicodeError as e:  # an empty or too long label
-        raise OSError("the host is not a name") from e
-    addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-    if not addresses:
-        raise OSError("the host has no address")
-    if not allow_private and not all(is_public_ip(a) for a in addresses):
+        raise ResolveError("the host is not a name") from e
+    except socket.gaierror as e:
+        raise ResolveError(e.errno, e.strerror) from e
+    if not found:
+        raise ResolveError("the host has no address")
+    network.check(str(info[4][0]) for info in found)
+    return found
+
+
+async def _open_directly(host: str, port: int, network: Network) -> socket.socket:
+    """Connect to what was checked: names are not resolved a second time."""
+    found = await _resolve(host, port, network)
+    chosen, count = [], Counter[int]()
+    for info in dict.fromkeys(found):
+        count[info[0]] += 1
+        if count[info[0]] <= _MAX_PER_FAMILY:
+            chosen.append(info)
+    return await start_connection(chosen, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY)
+
+
+async def _open_through(proxy: SocksProxy, host: str, port: int, network: Network, isolation: str) -> socket.socket:
+    """Connect by SOCKS5; the proxy resolves names, so that nobody else learns them."""
+    if not network.allow_private and not is_public_host(host):
         raise HostNotAllowedError("the host is not on the public internet")
-    return addresses
+    with contextlib.suppress(ValueError):
+        network.check([str(ipaddress.ip_address(host))])
+    try:
+        if not host.isascii() or len(host.encode("idna")) > 255:
+            raise ResolveError("the host is not a name")
+    except UnicodeError as e:
+        raise ResolveError("the host is not a name") from e
+
+    # Here, because few need them and they take memory.
+    import python_socks  # noqa: PLC0415
+    from python_socks.async_.asyncio import Proxy  # noqa: PLC0415
+
+    user, password = proxy.credentials(isolation) or (None, None)
+    client = Proxy(python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, user, password, rdns=True)
+    try:
+        return await client.connect(host, port, timeout=network.connect_timeout)
+    except python_socks.ProxyConnectionError as e:
+        raise ProxyError(f"the SOCKS proxy cannot be reached: {e.strerror}") from e
+    except python_socks.ProxyError as e:
+        raise ProxyError(f"the SOCKS proxy says: {e}") from e
+    except TimeoutError:
+        raise
+    except (OSError, ValueError) as e:  # it hung up, or its answer is malformed
+        raise ProxyError(f"the SOCKS proxy failed: {e}") from e

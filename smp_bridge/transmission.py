@@ -24,6 +24,9 @@ _ED448_SIZE: Final = 114
 _AUTHENTICATOR_SIZE: Final = 80  # SHA-512 and a Poly1305 tag
 
 
+AuthKey = crypto.AuthPrivateKey | bytes  # bytes: DER PKCS#8, which is quicker where a key is used once
+
+
 class UnknownTagError(ParseError):
     """A command or an answer that this side does not know."""
 
@@ -213,13 +216,13 @@ def encode_transmission(
     corr_id: bytes,
     entity_id: bytes,
     command: bytes,
-    key: crypto.AuthPrivateKey | None = None,
+    key: AuthKey | None = None,
     *,
     as_service: bool = False,
 ) -> bytes:
     """One transmission, authorized by `key` if given, and also by the session's service if `as_service`.
 
-    Raises CryptoError if an X25519 key is used in a session that has no server key (SMP 6).
+    Raises CryptoError if an X25519 key is used in a session that has no server key (SMP 6), ParseError for a bad key.
     """
     body = short(corr_id) + short(entity_id) + command
     sent = body if session.implied_session_id else short(session.session_id) + body
@@ -237,7 +240,14 @@ def encode_transmission(
     return authenticator + sent
 
 
-def _authenticate(session: Session, key: crypto.AuthPrivateKey, corr_id: bytes, authorized: bytes) -> bytes:
+def _authenticate(session: Session, key: AuthKey, corr_id: bytes, authorized: bytes) -> bytes:
+    if isinstance(key, bytes):
+        if seed := crypto.raw_ed25519(key):
+            return crypto.sign_ed25519(seed, authorized)
+        if (private := crypto.raw_x25519(key)) and isinstance(session.server_key, X25519PublicKey):
+            nonce = corr_id[:24].ljust(24, b"\0")
+            return crypto.dh_box(private, session.server_key, nonce, hashlib.sha512(authorized).digest())
+        key = crypto.parse_auth_private(key)
     if not isinstance(key, X25519PrivateKey):
         return key.sign(authorized)
     if not isinstance(session.server_key, X25519PublicKey):
@@ -258,7 +268,7 @@ _DUMMY_OF_SIZE: Final[Mapping[int, crypto.AuthPublicKey]] = {
 
 
 def verify_transmission(session: Session, t: Transmission, key: crypto.AuthPublicKey | None) -> bool:
-    """Whether `key` authorized `t`, on the server's side.
+    """Whether `key` authorized `t`, and the session's service did where `t` says so, on the server's side.
 
     Takes the same time when there is no key or one of another type: a dummy key of the authenticator's type stands in.
     """
@@ -270,7 +280,17 @@ def verify_transmission(session: Session, t: Transmission, key: crypto.AuthPubli
     covered = t.authorized
     if t.service_signature is not None and session.service is not None:
         covered = session.service.certificate_hash + covered
-    return _verify(session, t, used, covered) and matches
+    by_service = t.service_signature is None or verify_service(session, t)
+    return _verify(session, t, used, covered) and by_service and matches
+
+
+def verify_service(session: Session, t: Transmission) -> bool:
+    """Whether `t` carries a good signature by the session's service, on the server's side."""
+    if t.service_signature is None or session.service is None:
+        return False
+    key = session.service.key
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return crypto.verify(public, t.service_signature, t.authorized)
 
 
 def _verify(session: Session, t: Transmission, key: crypto.AuthPublicKey, authorized: bytes) -> bool:
@@ -303,6 +323,33 @@ def encode_blocks(session: Session, transmissions: Iterable[bytes]) -> list[byte
     if batch:
         blocks.append(_batch(batch))
     return blocks
+
+
+class Block:
+    """A block that is being filled, for sessions that batch."""
+
+    def __init__(self, session: Session) -> None:
+        self._room = session.block_size - _BATCH_OVERHEAD
+        self._items: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, transmission: bytes) -> bool:
+        """Whether it still fits. Raises ValueError if it would fit no block."""
+        item = large(transmission)
+        if len(item) > self._room or len(self) == MAX_BATCH:
+            if not self:
+                raise ValueError("transmission too large for a block")
+            return False
+        self._room -= len(item)
+        self._items.append(item)
+        return True
+
+    @property
+    def content(self) -> bytes:
+        """What `parse_block` takes."""
+        return _batch(self._items)
 
 
 def _fitting(b: bytes, room: int) -> bytes:

@@ -1,15 +1,15 @@
-"""TLS connections of fixed-size blocks (wire.md, sections 3 and 4), on asyncio."""
+"""TLS connections of fixed-size blocks (wire.md, sections 3 and 4), on asyncio.
+
+TLS runs inside the protocol, on the blocks themselves: asyncio's own TLS layer would take 256 KiB a connection.
+"""
 
 import asyncio
 import contextlib
 import datetime
 import ssl
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -17,107 +17,92 @@ from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
 from smp_bridge.handshake import (
     ClientHandshake,
+    HandshakeError,
     IdentityMismatchError,
     ServerHandshake,
     ServiceCredentials,
+    ServiceIds,
+    ServiceRefusedError,
     Versions,
 )
-from smp_bridge.identity import Credentials, IdentityError, private_key_pem, verify_chain
-from smp_bridge.network import resolve
+from smp_bridge.identity import Credentials, IdentityError, verify_chain
+from smp_bridge.network import Network, keep_alive, open_socket
+from smp_bridge.tls import SslTls, Tls, TlsClosedError, TlsFactory, client_context, server_context
 from smp_bridge.transmission import BLOCK_SIZE, Session
 
 HANDSHAKE_TIMEOUT = 60.0
-CONNECT_TIMEOUT = 45.0
 _MAX_QUEUED_BLOCKS = 16
 _SHUTDOWN_TIMEOUT = 2.0
+_SLICE = 4096  # bytes given to TLS at once: it keeps buffers of the largest size that they ever had
 
 
 class ConnectionClosedError(ConnectionError):
     """The peer closed, or this side did, or a block was not what it must be."""
 
 
-def _context(protocol: int, scheme: Scheme) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+CHACHA20")  # of TLS 1.2; those of 1.3 all include ChaCha20-Poly1305
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols([f"{scheme}/1"])
-    return context
+class BadBlockError(ConnectionClosedError):
+    """A block of the right size that does not unpad or open."""
 
 
-def client_context(scheme: Scheme) -> ssl.SSLContext:
-    """TLS for a client. The chain is checked by pinning after the TLS handshake, see `connect`."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, scheme)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+class Scratch:
+    """Buffers that connections of one event loop share, as each needs them only while it takes what arrived."""
 
-
-def server_context(scheme: Scheme, credentials: Credentials) -> ssl.SSLContext:
-    """TLS for a server. Raises ssl.SSLError if OpenSSL refuses the credentials."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER, scheme)
-    context.num_tickets = 0
-    with tempfile.TemporaryDirectory() as name:  # the ssl module reads files only
-        path = Path(name, "chain.pem")
-        path.touch(mode=0o600)
-        path.write_bytes(credentials.chain_pem + private_key_pem(credentials.key))
-        context.load_cert_chain(path)
-    return context
-
-
-def _peer_chain(tls: Any) -> tuple[bytes, ...]:
-    """DER of the peer's certificates, leaf first, as it sent them."""
-    if hasattr(tls, "get_unverified_chain"):  # Python >= 3.13
-        return tuple(tls.get_unverified_chain())
-    chain = tls._sslobj.get_unverified_chain() or ()
-    return tuple(ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in chain)
+    def __init__(self) -> None:
+        self.received = bytearray(2**16)
+        self.block = bytearray(max(BLOCK_SIZE.values()))
 
 
 class BlockConnection(asyncio.BufferedProtocol):
     """A TLS connection that carries blocks. Both ends use it; see `connect` and `serve`."""
 
-    def __init__(self, scheme: Scheme, on_connected: "Callable[[BlockConnection], None] | None" = None) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        tls: Tls,
+        on_connected: "Callable[[BlockConnection], None] | None" = None,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        scratch: Scratch | None = None,
+    ) -> None:
         self.scheme: Scheme = scheme
         self.started_at = time.monotonic()
+        self._tls = tls
         self._on_connected = on_connected
         self._size = BLOCK_SIZE[scheme]
-        self._buffer = bytearray(self._size)
-        self._filled = 0
+        self._scratch = scratch or Scratch()
+        self._partial = b""  # of the next block
         self._blocks: deque[bytes] = deque()
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._transport: asyncio.Transport | None = None
-        self._lost: ConnectionClosedError | None = None
+        self._lost: Exception | None = None
         self._send_chain: bytes | None = None
         self._receive_chain: bytes | None = None
         self._closed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._secured: asyncio.Future[None] | None = loop.create_future()
+        self._deadline: asyncio.TimerHandle | None = loop.call_later(handshake_timeout, self.abort)
 
     # --- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """TLS is up."""
+        """TCP is up; TLS begins."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if self._on_connected:
-            self._on_connected(self)
+        keep_alive(transport.get_extra_info("socket"))
+        self._advance()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Room for the rest of a block."""
-        return memoryview(self._buffer)[self._filled :]
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Room for what arrived."""
+        return self._scratch.received
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Some of a block arrived."""
-        self._filled += nbytes
-        if self._filled < self._size:
-            return
-        self._filled = 0
-        self._blocks.append(bytes(self._buffer))
-        self._wake()
-        if len(self._blocks) >= _MAX_QUEUED_BLOCKS and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
+        """Some bytes arrived."""
+        received = memoryview(self._scratch.received)
+        for i in range(0, nbytes, _SLICE):
+            self._tls.feed(received[i : min(i + _SLICE, nbytes)])
+            self._advance()
 
     def eof_received(self) -> bool:
         """The peer closed: so do we."""
@@ -125,7 +110,8 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waiters get ConnectionClosedError, after the blocks that came before."""
-        self._lost = self._lost or ConnectionClosedError("the connection was closed")
+        self._lose(ConnectionClosedError("the connection was closed"))
+        self._end_handshake()
         self._writable.set()
         self._closed.set()
         self._wake()
@@ -138,34 +124,84 @@ class BlockConnection(asyncio.BufferedProtocol):
         """The peer reads again."""
         self._writable.set()
 
+    # --- TLS
+
+    def _advance(self) -> None:
+        """Do what the bytes that came allow."""
+        try:
+            if self._secured is not None and self._tls.handshake():
+                self._end_handshake()
+                if self._on_connected:
+                    self._on_connected(self)
+            if self._secured is None:
+                self._read()
+        except TlsClosedError:
+            self._lose(ConnectionClosedError("the connection was closed"))
+            self._flush()
+            if self._transport:
+                self._transport.close()
+        except ssl.SSLError as e:
+            self._lose(e if self._secured is not None else ConnectionClosedError(f"TLS failed: {e.reason}"))
+            self._flush()  # the alert
+            self.abort()
+        else:
+            self._flush()
+
+    def _end_handshake(self) -> None:
+        secured, self._secured = self._secured, None
+        if self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+        if secured is not None and not secured.done():
+            secured.set_result(None)
+
+    def _read(self) -> None:
+        """Take whole blocks out of TLS."""
+        block = memoryview(self._scratch.block)[: self._size]
+        filled = len(self._partial)
+        block[:filled] = self._partial
+        while count := self._tls.read_into(block[filled:]):
+            filled += count
+            if filled == self._size:
+                filled = 0
+                self._blocks.append(bytes(block))
+                self._wake()
+        self._partial = bytes(block[:filled])
+        if len(self._blocks) >= _MAX_QUEUED_BLOCKS and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _flush(self) -> None:
+        data = self._tls.output()
+        if data and self._transport and not self._closed.is_set():
+            self._transport.write(data)
+
     # --- what the rest uses
+
+    async def secured(self) -> None:
+        """Wait until the TLS handshake is done. Raises ssl.SSLError, ConnectionClosedError."""
+        if self._secured is not None:
+            await asyncio.shield(self._secured)
+        if self._lost:
+            raise self._lost
 
     @property
     def session_id(self) -> bytes:
         """The client's TLS Finished message (RFC 5929 tls-unique)."""
-        binding: bytes | None = self._tls.get_channel_binding("tls-unique")
-        if not binding:
+        finished = self._tls.finished()
+        if not finished:
             raise ConnectionClosedError("TLS gave no channel binding")
-        return binding
+        return finished
 
     @property
     def alpn(self) -> str | None:
         """The negotiated ALPN protocol."""
-        protocol: str | None = self._tls.selected_alpn_protocol()
-        return protocol
+        return self._tls.alpn()
 
     @property
     def peer_chain(self) -> tuple[bytes, ...]:
-        """The peer's certificates as DER, leaf first."""
-        return _peer_chain(self._tls)
-
-    @property
-    def _tls(self) -> Any:
-        assert self._transport is not None
-        tls = self._transport.get_extra_info("ssl_object")
-        if tls is None:
-            raise ConnectionClosedError("the connection was closed")
-        return tls
+        """The peer's certificates as DER, leaf first; empty if it showed none."""
+        return self._tls.peer_chain()
 
     def encrypt(self, session: Session) -> None:
         """Encrypt all further blocks, if the session says so (SMP >= 11)."""
@@ -174,14 +210,20 @@ class BlockConnection(asyncio.BufferedProtocol):
     def send(self, content: bytes) -> None:
         """Queue one block with this content. Raises ConnectionClosedError, ValueError if it is too large."""
         if self._lost or self._transport is None or self._transport.is_closing():
-            raise self._lost or ConnectionClosedError("the connection is closing")
+            raise self._closed_error()
         if self._send_chain is None:
             block = crypto.pad(content, self._size)
         else:
             padded = crypto.pad(content, self._size - crypto.TAG_SIZE)  # first: the chain must not move if it raises
             self._send_chain, key, nonce = crypto.sb_chain_step(self._send_chain)
             block = crypto.box(key, nonce, padded)
-        self._transport.write(block)
+        try:
+            self._tls.write(block)
+        except ssl.SSLError as e:
+            self._lose(ConnectionClosedError(f"TLS failed: {e.reason}"))
+            self.abort()
+            raise self._closed_error() from e
+        self._flush()
 
     async def drain(self) -> None:
         """Wait until the peer has taken enough of what was sent."""
@@ -191,7 +233,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Content of the next block. Raises ConnectionClosedError, also for a block that does not open."""
         while not self._blocks:
             if self._lost:
-                raise self._lost
+                raise self._closed_error()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -220,9 +262,19 @@ class BlockConnection(asyncio.BufferedProtocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _lose(self, reason: Exception) -> None:
+        """The connection is lost; the first reason counts."""
+        self._lost = self._lost or reason
+
+    def _closed_error(self) -> ConnectionClosedError:
+        if isinstance(self._lost, ConnectionClosedError):
+            return self._lost
+        return ConnectionClosedError("the connection is closed")
+
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
-        self._lost = self._lost or ConnectionClosedError("the connection was closed")
+        self._lose(ConnectionClosedError("the connection was closed"))
+        self._end_handshake()
         if self._transport is not None and not self._closed.is_set():  # Python 3.11.2 fails on a closed one
             self._transport.abort()
 
@@ -230,14 +282,13 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Send what is queued, close, and wait for it, 2 s at most."""
         if self._transport is None or self._closed.is_set():
             return
+        self._lose(ConnectionClosedError("the connection was closed"))
+        self._tls.close()
+        self._flush()
         self._transport.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), _SHUTDOWN_TIMEOUT)
         self.abort()
-
-
-class BadBlockError(ConnectionClosedError):
-    """A block of the right size that does not unpad or open."""
 
 
 async def connect(
@@ -246,44 +297,57 @@ async def connect(
     context: ssl.SSLContext | None = None,
     versions: Versions | None = None,
     service: ServiceCredentials | None = None,
-    allow_private: bool = True,
-    timeout: float = CONNECT_TIMEOUT,
+    network: Network | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[BlockConnection, Session]:
     """Connect to the first of a server's hosts that answers, check its identity, shake hands.
 
-    Raises OSError (no host answers), TimeoutError, HandshakeError; IdentityMismatchError when the identity is
-    not the address's.
+    `network` None: directly, to any host. `service` needs a `context` with the same certificates.
+    Raises OSError (no host answers; of these ssl.SSLError and those of `network`), TimeoutError, HandshakeError;
+    IdentityMismatchError when the identity is not the address's, ServiceRefusedError: these end the search.
     """
-    async with asyncio.timeout(timeout):
-        connection = await _open_connection(address, context or client_context(address.scheme), allow_private)
+    network = network or Network(allow_private=True)
+    context = context or client_context(address.scheme)
+    failed: Exception | None = None
+    for host in network.hosts(address):
         try:
-            return connection, await _client_handshake(connection, address, versions, service)
-        except BaseException:
-            connection.abort()
-            raise
-
-
-async def _open_connection(address: ServerAddress, context: ssl.SSLContext, allow_private: bool) -> BlockConnection:
-    loop = asyncio.get_running_loop()
-    failed: OSError | None = None
-    for host in address.hosts:
-        try:
-            for ip in await resolve(host, address.port_number, allow_private=allow_private):
+            async with asyncio.timeout(network.connect_timeout):
+                connection = await _open_connection(address, host, context, network, scratch)
                 try:
-                    _, connection = await loop.create_connection(
-                        lambda: BlockConnection(address.scheme),
-                        ip,
-                        address.port_number,
-                        ssl=context,
-                        server_hostname=host,
-                        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
-                    )
-                    return connection
-                except OSError as e:
-                    failed = e
-        except OSError as e:
+                    return connection, await _client_handshake(connection, address, versions, service)
+                except BaseException:
+                    connection.abort()
+                    raise
+        except (IdentityMismatchError, ServiceRefusedError):
+            raise
+        except (OSError, HandshakeError) as e:
             failed = e
     raise failed or OSError("the address has no host")
+
+
+async def _open_connection(
+    address: ServerAddress, host: str, context: ssl.SSLContext, network: Network, scratch: Scratch | None
+) -> BlockConnection:
+    sock = await open_socket(host, address.port_number, network, str(address))
+    try:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: BlockConnection(
+                address.scheme,
+                SslTls(context, server_hostname=host),
+                handshake_timeout=network.connect_timeout,
+                scratch=scratch,
+            ),
+            sock=sock,
+        )
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        await connection.secured()
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
 
 
 async def _client_handshake(
@@ -320,9 +384,11 @@ async def accept(
     *,
     versions: Versions | None = None,
     timeout: float = HANDSHAKE_TIMEOUT,
+    services: ServiceIds | None = None,
 ) -> Session:
     """A server's side of the handshake; the time counts from the TCP connection.
 
+    `services`: gives the id of a service that showed itself (see `ServerHandshake`); None refuses all.
     Raises TimeoutError, HandshakeError, ConnectionClosedError.
     """
     async with asyncio.timeout(timeout - (time.monotonic() - connection.started_at)):
@@ -334,9 +400,16 @@ async def accept(
             X25519PrivateKey.generate(),
             alpn=connection.alpn is not None,
             versions=versions,
+            peer_chain=connection.peer_chain,
+            services=services,
         )
         connection.send(handshake.hello)
-        session = handshake.receive(await connection.receive())
+        content = await connection.receive()
+        try:
+            session = handshake.receive(content)
+        finally:
+            if handshake.answer is not None:
+                connection.send(handshake.answer)
     connection.encrypt(session)
     return session
 
@@ -349,18 +422,21 @@ async def serve(
     port: int,
     *,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    tls: TlsFactory | None = None,
 ) -> asyncio.Server:
     """Listen for TLS connections; `on_connected` is called for each whose TLS handshake is done in time.
 
-    Raises OSError (port in use, address unknown), ssl.SSLError.
+    `tls`: another implementation, with the credentials in it. Raises OSError (port in use, address unknown),
+    ssl.SSLError.
     """
+    if tls is None:
+        context = server_context(scheme, credentials)
+        tls = lambda: SslTls(context, server_side=True)  # noqa: E731
+    scratch = Scratch()
     return await asyncio.get_running_loop().create_server(
-        lambda: BlockConnection(scheme, on_connected),
+        lambda: BlockConnection(scheme, tls(), on_connected, handshake_timeout, scratch),
         host,
         port,
-        ssl=server_context(scheme, credentials),
         backlog=1024,
         reuse_address=True,
-        ssl_handshake_timeout=handshake_timeout,
-        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from ntf_server.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
 from ntf_server.store.base import (
     DeadToken,
@@ -22,6 +23,7 @@ from ntf_server.store.base import (
     PushKind,
     Store,
     StoreCorruptError,
+    StoredNotification,
     StoreError,
 )
 from smp_bridge.ntf import Provider
@@ -109,11 +111,13 @@ class Dispatcher:
         providers: Mapping[Provider, PushProvider],
         config: DispatcherConfig | None = None,
         *,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._config = config or DispatcherConfig()
+        self._metrics = metrics or Metrics()
         self._clock = clock
         self._rng = rng
         self._lanes = {name: _Lane(name, provider) for name, provider in providers.items()}
@@ -123,6 +127,8 @@ class Dispatcher:
         self._tasks: list[asyncio.Task[None]] = []
         self._logged: dict[str, float] = {}
         self._idle = asyncio.Event()
+        self._metrics.gauge(Gauge.PUSHES_IN_FLIGHT, self._in_flight)
+        self._metrics.gauge(Gauge.TOKENS_DUE, lambda: len(self._due))
 
     @property
     def providers(self) -> frozenset[Provider]:
@@ -291,6 +297,7 @@ class Dispatcher:
                     self._loudly(f"cannot record what was pushed: {e}")
                     await asyncio.sleep(self._config.store_backoff)
             for push, result in results:
+                self._count(push, result)
                 self._settle(self._due[push.token], push, result)
         self._idle.set()
 
@@ -300,6 +307,25 @@ class Dispatcher:
         if isinstance(result, Dead):
             return DeadToken(push, result.reason)
         return None
+
+    def _count(self, push: Push, result: Result) -> None:
+        match result:
+            case Accepted(held):
+                kind = KindCounter.PUSHES_DELIVERED
+                self._count_unsent(ServerCounter.DELIVERED, held)
+            case Dead():
+                kind = KindCounter.PUSHES_FAILED
+                self._count_unsent(ServerCounter.FAILED, push.notifications)
+            case Retry():
+                kind = KindCounter.PUSHES_RETRIED
+            case Permanent():
+                kind = KindCounter.PUSHES_REFUSED
+        self._metrics.count_kind(kind, push.device.provider)
+
+    def _count_unsent(self, name: ServerCounter, notifications: Iterable[StoredNotification]) -> None:
+        for n in notifications:
+            if not n.sent:
+                self._metrics.count_server(name, n.server)
 
     def _settle(self, due: _Due, push: Push, result: Result) -> None:
         lane = due.lane

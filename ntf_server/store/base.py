@@ -5,7 +5,7 @@ Times are Unix seconds. A `ref` is the engine's own small key of a record, never
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Protocol
 
 from smp_bridge.address import ServerAddress
@@ -58,7 +58,7 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A subscribed queue. `session`: the server session in which it was confirmed, 0 if in none yet."""
+    """A subscribed queue. `association`: see `ServiceState.generation`; 0 if it was never associated."""
 
     ref: int
     subscription_id: bytes = field(repr=False)
@@ -67,7 +67,7 @@ class Subscription:
     notifier_key: bytes = field(repr=False)
     status: SubscriptionStatus
     error: str
-    session: int
+    association: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,80 @@ class Added:
     ref: int
     subscription_id: bytes = field(repr=False)
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many subscriptions one token, and one SMP server, may have; 0: no limit."""
+
+    per_token: int = 0
+    per_server: int = 0
+
+
+NO_LIMITS = Limits()
+
+
+class LimitReached(Enum):
+    """Whose limit SNEW would exceed."""
+
+    TOKEN = "token"
+    SERVER = "server"
+
+
+Position = tuple[int, int]  # (association, ref): the order in which a server's subscriptions are paged
+START: Position = (0, 0)
+ALL_ASSOCIATIONS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A subscription that should be active; `fresh`: it was never confirmed. `notifier_key` is DER PKCS#8."""
+
+    ref: int
+    association: int
+    fresh: bool
+    notifier_id: bytes = field(repr=False)
+    notifier_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCertificate:
+    """The certificate chain (PEM) that an SMP server knows us by as a service, and its key (DER PKCS#8)."""
+
+    chain: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """Our service on an SMP server.
+
+    `generation`: associations with this number hold, older ones do not; `associated`: how many wanted subscriptions
+    have it; `released`: how many others the server may count, as their subscriptions were deleted here (SMP has no
+    unsubscribe); `changed`: the service id is another than before.
+    """
+
+    generation: int
+    associated: int
+    released: int
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToAudit:
+    """A subscription that should be active; `silent`: nothing was heard of it for long."""
+
+    ref: int
+    server: ServerAddress
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """What NMSGs came to: the tokens that have to be pushed to, and how many were for no subscription."""
+
+    due: list["Due"]
+    unknown: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +243,12 @@ Outcome = Delivered | DeadToken
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What came of an NSUB in the current session."""
+    """What an NSUB changed; `association`: the generation in which the service has it from now on."""
 
     ref: int
     status: SubscriptionStatus
     error: str = ""
+    association: int | None = None
 
 
 class Store(Protocol):
@@ -210,7 +285,9 @@ class Store(Protocol):
         """Mark the tokens whose period is over; gives the newly marked."""
         ...
 
-    async def add_subscription(self, token: int, new: NewSubscription, now: int) -> Added | None:
+    async def add_subscription(
+        self, token: int, new: NewSubscription, now: int, limits: Limits = NO_LIMITS
+    ) -> Added | LimitReached | None:
         """SNEW: None if the queue is another token's or was subscribed with another key."""
         ...
 
@@ -230,24 +307,54 @@ class Store(Protocol):
         """Whether the server has any of them."""
         ...
 
-    async def new_session(self, server: ServerAddress) -> int:
-        """Number of a new session with the server, never used before."""
+    async def page(self, server: ServerAddress, after: Position, below: int, limit: int) -> list[Wanted]:
+        """Subscriptions that should be active, behind a position, with associations below a generation."""
         ...
 
-    async def unconfirmed(
-        self, server: ServerAddress, session: int, after: int, limit: int
-    ) -> list[tuple[int, bytes, bytes]]:
-        """(ref, notifier id, notifier key DER) to be subscribed in this session, by growing ref after `after`."""
+    async def load_wanted(self, refs: Sequence[int]) -> list[Wanted]:
+        """Those of these subscriptions that should be active."""
         ...
 
-    async def confirm(self, server: ServerAddress, session: int, results: Sequence[Confirmed]) -> None:
-        """Answers to NSUBs of this session."""
+    async def confirm(self, results: Sequence[Confirmed]) -> None:
+        """Answers to NSUBs; a subscription that ended meanwhile stays so."""
         ...
 
     async def end_subscriptions(
         self, server: ServerAddress, notifier_ids: Sequence[bytes], status: SubscriptionStatus
-    ) -> None:
-        """END and DELD."""
+    ) -> int:
+        """END and DELD: how many of them there are here."""
+        ...
+
+    async def subscription_count(self) -> int:
+        """All subscriptions, in whatever status."""
+        ...
+
+    async def to_audit(self, after: int, limit: int, silent_since: int) -> list[ToAudit]:
+        """Subscriptions that should be active, by growing ref after `after`."""
+        ...
+
+    async def service_certificate(self, server: ServerAddress) -> ServiceCertificate | None:
+        """What `set_service_certificate` kept."""
+        ...
+
+    async def set_service_certificate(self, server: ServerAddress, certificate: ServiceCertificate) -> None:
+        """Keep it."""
+        ...
+
+    async def begin_service(self, server: ServerAddress, service_id: bytes | None) -> ServiceState:
+        """A session begins with this service id, or without: if it is another than before, no association holds."""
+        ...
+
+    async def service_state(self, server: ServerAddress) -> ServiceState:
+        """As it is now."""
+        ...
+
+    async def reassociate(self, server: ServerAddress) -> ServiceState:
+        """The server does not have what it should: from now on no association holds."""
+        ...
+
+    async def set_released(self, server: ServerAddress, count: int) -> None:
+        """See `ServiceState.released`."""
         ...
 
     def arrival(self, count: int) -> int:
@@ -256,11 +363,8 @@ class Store(Protocol):
 
     async def notify(
         self, server: ServerAddress, notifications: Sequence[Notification], first: int | None = None
-    ) -> list[Due]:
-        """NMSGs of a block, numbered from `first`: each becomes its queue's newest, unless a later one is there.
-
-        Gives the tokens that have to be pushed to.
-        """
+    ) -> Notified:
+        """NMSGs of a block, numbered from `first`: each becomes its queue's newest, unless a later one is there."""
         ...
 
     async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:

@@ -10,6 +10,7 @@ from ntf_server.store.database import Database
 from ntf_server.store.schema import migrations
 from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer
 from ntf_server.store.sqlite_keys import load_key, prepare, replace_key, seal_rows
+from ntf_server.store.sqlite_servers import reseal_certificates
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ async def rekey(path: Path, old: MasterKey, new: MasterKey, *, reseal: bool) -> 
             return Rekeyed(0, 0)
         fresh = os.urandom(KEY_SIZE)
         replace_key(c, fresh, new)
+        reseal_certificates(c, Sealer(key), Sealer(fresh))
         return Rekeyed(*seal_rows(c, Sealer(key), Sealer(fresh)))
 
     database = _open(path, old)

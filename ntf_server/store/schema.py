@@ -84,6 +84,36 @@ SCHEMA_2: Final = (
 )
 SCHEMA_2_END: Final = "CREATE INDEX tokens_device ON tokens (device_lookup)"
 
+# `session` was written for every subscription in every session; now the relay knows it without the database.
+SCHEMA_3: Final = """
+    DROP INDEX subscriptions_server;
+    ALTER TABLE subscriptions DROP COLUMN session;
+    ALTER TABLE subscriptions ADD COLUMN association INTEGER NOT NULL DEFAULT 0; -- with the server's generation: holds
+    CREATE INDEX subscriptions_server ON subscriptions (server, association)
+        WHERE status IN ('NEW', 'PENDING', 'ACTIVE');
+
+    ALTER TABLE servers RENAME COLUMN session TO generation; -- of associations: a number that grows, as it was
+    ALTER TABLE servers ADD COLUMN subscriptions INTEGER NOT NULL DEFAULT 0;  -- how many rows, kept by triggers
+    ALTER TABLE servers ADD COLUMN certificate BLOB;                          -- PEM chain of our service
+    ALTER TABLE servers ADD COLUMN certificate_key BLOB;                      -- its private key, sealed
+    ALTER TABLE servers ADD COLUMN service_id BLOB;
+    ALTER TABLE servers ADD COLUMN released INTEGER NOT NULL DEFAULT 0;       -- deleted here, associated there
+    ALTER TABLE tokens ADD COLUMN subscriptions INTEGER NOT NULL DEFAULT 0;
+
+    UPDATE servers SET subscriptions = (SELECT count(*) FROM subscriptions s WHERE s.server = servers.ref);
+    UPDATE tokens SET subscriptions = (SELECT count(*) FROM subscriptions s WHERE s.token = tokens.ref);
+    CREATE TRIGGER subscription_added AFTER INSERT ON subscriptions BEGIN
+        UPDATE servers SET subscriptions = subscriptions + 1 WHERE ref = NEW.server;
+        UPDATE tokens SET subscriptions = subscriptions + 1 WHERE ref = NEW.token;
+    END;
+    CREATE TRIGGER subscription_removed AFTER DELETE ON subscriptions BEGIN
+        UPDATE servers SET subscriptions = subscriptions - 1, released = released
+            + (OLD.association > 0 AND OLD.association = generation AND OLD.status IN ('NEW', 'PENDING', 'ACTIVE'))
+            WHERE ref = OLD.server;
+        UPDATE tokens SET subscriptions = subscriptions - 1 WHERE ref = OLD.token;
+    END;
+    """
+
 
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
@@ -94,4 +124,4 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
         add_keys(c, master)
         c.execute(SCHEMA_2_END)
 
-    return SCHEMA_1, seal
+    return SCHEMA_1, seal, SCHEMA_3

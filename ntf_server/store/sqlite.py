@@ -6,21 +6,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from ntf_server.store import sqlite_servers
 from ntf_server.store.base import (
     ALIVE,
+    NO_LIMITS,
     Added,
     Confirmed,
     Delivered,
     Due,
+    LimitReached,
+    Limits,
     NewSubscription,
     NewToken,
     Notification,
+    Notified,
     Outcome,
+    Position,
     Push,
     PushKind,
+    ServiceCertificate,
+    ServiceState,
     StoreCorruptError,
     Subscription,
+    ToAudit,
     Token,
+    Wanted,
 )
 from ntf_server.store.database import Database
 from ntf_server.store.schema import migrations
@@ -32,17 +42,15 @@ from ntf_server.store.sqlite_records import (
     TOKEN_COLUMNS,
     TOKEN_WIDTH,
     insert_token,
-    server_address,
     subscription_record,
     token_record,
 )
+from ntf_server.store.sqlite_servers import server_ref
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
 
 MESSAGE_TTL: Final = 24 * 3600
 VERIFICATION_TTL: Final = 600
-
-_WANTED: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
 
 
 class SqliteStore:
@@ -189,23 +197,30 @@ class SqliteStore:
 
     # --- subscriptions
 
-    async def add_subscription(self, token: int, new: NewSubscription, now: int) -> Added | None:
+    async def add_subscription(
+        self, token: int, new: NewSubscription, now: int, limits: Limits = NO_LIMITS
+    ) -> Added | LimitReached | None:
         """See `Store`."""
 
-        def operation(c: sqlite3.Connection) -> Added | None:
-            server = _server_ref(c, new.server)
+        def operation(c: sqlite3.Connection) -> Added | LimitReached | None:
             known = c.execute(
                 "SELECT ref, token, subscription_id, notifier_key FROM subscriptions"
-                " WHERE server = ? AND notifier_id = ?",
-                (server, new.notifier_id),
+                " WHERE server = (SELECT ref FROM servers WHERE address = ?) AND notifier_id = ?",
+                (new.server.encode(), new.notifier_id),
             ).fetchone()
             if known is not None:
                 ref, owner, subscription_id, sealed = known
                 notifier_key = self._sealer.open(sealed, NOTIFIER_KEY + subscription_id)
                 same = owner == token and hmac.compare_digest(notifier_key, new.notifier_key)
                 return Added(ref, subscription_id, created=False) if same else None
-            if c.execute("SELECT 1 FROM tokens WHERE ref = ?", (token,)).fetchone() is None:
+            owned = c.execute("SELECT subscriptions FROM tokens WHERE ref = ?", (token,)).fetchone()
+            if owned is None:
                 return None  # deleted since the command was authorized
+            if limits.per_token and owned[0] >= limits.per_token:
+                return LimitReached.TOKEN
+            server = server_ref(c, new.server)  # not before: what is refused must not fill the table of servers
+            if limits.per_server and _subscriptions_on(c, server) >= limits.per_server:
+                return LimitReached.SERVER
             sealed = self._sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
             cursor = c.execute(
                 "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status,"
@@ -242,79 +257,68 @@ class SqliteStore:
 
     async def servers(self) -> list[ServerAddress]:
         """See `Store`."""
-
-        def operation(c: sqlite3.Connection) -> list[ServerAddress]:
-            rows = c.execute(
-                f"SELECT address FROM servers v WHERE EXISTS"
-                f" (SELECT 1 FROM subscriptions WHERE server = v.ref AND {_WANTED})"
-            )
-            return [server_address(address) for (address,) in rows]
-
-        return await self._database.run(operation)
+        return await self._database.run(sqlite_servers.wanted_servers)
 
     async def is_wanted(self, server: ServerAddress) -> bool:
         """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.is_wanted(c, server))
 
-        def operation(c: sqlite3.Connection) -> bool:
-            row = c.execute(
-                f"SELECT 1 FROM subscriptions WHERE server = ? AND {_WANTED} LIMIT 1", (_server_ref(c, server),)
-            ).fetchone()
-            return row is not None
-
-        return await self._database.run(operation)
-
-    async def new_session(self, server: ServerAddress) -> int:
+    async def page(self, server: ServerAddress, after: Position, below: int, limit: int) -> list[Wanted]:
         """See `Store`."""
+        return await self._database.run(
+            lambda c: sqlite_servers.page(c, self._sealer, server, after=after, below=below, limit=limit)
+        )
 
-        def operation(c: sqlite3.Connection) -> int:
-            [session] = c.execute(
-                "UPDATE servers SET session = session + 1 WHERE ref = ? RETURNING session", (_server_ref(c, server),)
-            ).fetchone()
-            return int(session)
-
-        return await self._database.run(operation)
-
-    async def unconfirmed(
-        self, server: ServerAddress, session: int, after: int, limit: int
-    ) -> list[tuple[int, bytes, bytes]]:
+    async def load_wanted(self, refs: Sequence[int]) -> list[Wanted]:
         """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.load_wanted(c, self._sealer, refs))
 
-        def operation(c: sqlite3.Connection) -> list[tuple[int, bytes, bytes]]:
-            rows = c.execute(
-                f"SELECT ref, notifier_id, notifier_key, subscription_id FROM subscriptions"
-                f" WHERE server = ? AND ref > ? AND {_WANTED} AND session <> ? ORDER BY ref LIMIT ?",
-                (_server_ref(c, server), after, session, limit),
-            )
-            opened = self._sealer.open
-            return [(ref, notifier, opened(key, NOTIFIER_KEY + id_)) for ref, notifier, key, id_ in rows]
-
-        return await self._database.run(operation)
-
-    async def confirm(self, server: ServerAddress, session: int, results: Sequence[Confirmed]) -> None:
+    async def confirm(self, results: Sequence[Confirmed]) -> None:
         """See `Store`."""
-        rows = [(r.status, r.error, session, r.ref) for r in results]
-
-        def operation(c: sqlite3.Connection) -> None:
-            # An END that came with the answers must not be undone.
-            c.executemany(
-                f"UPDATE subscriptions SET status = ?, error = ?, session = ? WHERE ref = ? AND {_WANTED}", rows
-            )
-
-        await self._database.run(operation)
+        await self._database.run(lambda c: sqlite_servers.confirm(c, results))
 
     async def end_subscriptions(
         self, server: ServerAddress, notifier_ids: Sequence[bytes], status: SubscriptionStatus
-    ) -> None:
+    ) -> int:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.end(c, server, notifier_ids, status))
+
+    async def subscription_count(self) -> int:
         """See `Store`."""
 
-        def operation(c: sqlite3.Connection) -> None:
-            ref = _server_ref(c, server)
-            c.executemany(
-                "UPDATE subscriptions SET status = ? WHERE server = ? AND notifier_id = ?",
-                [(status, ref, notifier_id) for notifier_id in notifier_ids],
-            )
+        def operation(c: sqlite3.Connection) -> int:
+            [count] = c.execute("SELECT coalesce(sum(subscriptions), 0) FROM servers").fetchone()
+            return int(count)
 
-        await self._database.run(operation)
+        return await self._database.run(operation)
+
+    async def to_audit(self, after: int, limit: int, silent_since: int) -> list[ToAudit]:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.to_audit(c, after, limit, silent_since))
+
+    async def service_certificate(self, server: ServerAddress) -> ServiceCertificate | None:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.certificate(c, self._sealer, server))
+
+    async def set_service_certificate(self, server: ServerAddress, certificate: ServiceCertificate) -> None:
+        """See `Store`."""
+        await self._database.run(lambda c: sqlite_servers.set_certificate(c, self._sealer, server, certificate))
+
+    async def begin_service(self, server: ServerAddress, service_id: bytes | None) -> ServiceState:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.begin_service(c, server, service_id))
+
+    async def service_state(self, server: ServerAddress) -> ServiceState:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.service_state(c, server))
+
+    async def reassociate(self, server: ServerAddress) -> ServiceState:
+        """See `Store`."""
+        return await self._database.run(lambda c: sqlite_servers.reassociate(c, server))
+
+    async def set_released(self, server: ServerAddress, count: int) -> None:
+        """See `Store`."""
+        await self._database.run(lambda c: sqlite_servers.set_released(c, server, count))
 
     # --- notifications and pushes
 
@@ -326,13 +330,14 @@ class SqliteStore:
 
     async def notify(
         self, server: ServerAddress, notifications: Sequence[Notification], first: int | None = None
-    ) -> list[Due]:
+    ) -> Notified:
         """See `Store`."""
         first = self.arrival(len(notifications)) if first is None else first
 
-        def operation(c: sqlite3.Connection) -> list[Due]:
-            ref = _server_ref(c, server)
+        def operation(c: sqlite3.Connection) -> Notified:
+            ref = server_ref(c, server)
             due: dict[int, Due] = {}
+            unknown = 0
             for seq, n in enumerate(notifications, first):
                 owner = c.execute(
                     "SELECT s.ref, t.ref, t.provider, t.status FROM subscriptions s JOIN tokens t ON t.ref = s.token"
@@ -340,6 +345,7 @@ class SqliteStore:
                     (ref, n.notifier_id),
                 ).fetchone()
                 if owner is None:
+                    unknown += 1
                     continue
                 subscription, token, provider, status = owner
                 c.execute(
@@ -351,7 +357,7 @@ class SqliteStore:
                 )
                 if status == TokenStatus.ACTIVE:
                     due[token] = Due(token, Provider(provider), PushKind.MESSAGES)
-            return list(due.values())
+            return Notified(list(due.values()), unknown)
 
         return await self._database.run(operation)
 
@@ -403,9 +409,6 @@ class SqliteStore:
         return self._sealer.lookup(device.provider, device.token)
 
 
-def _server_ref(c: sqlite3.Connection, server: ServerAddress) -> int:
-    address = server.encode()
-    row = c.execute("SELECT ref FROM servers WHERE address = ?", (address,)).fetchone()
-    if row is None:
-        row = c.execute("INSERT INTO servers (address) VALUES (?) RETURNING ref", (address,)).fetchone()
-    return int(row[0])
+def _subscriptions_on(c: sqlite3.Connection, server: int) -> int:
+    [count] = c.execute("SELECT subscriptions FROM servers WHERE ref = ?", (server,)).fetchone()
+    return int(count)

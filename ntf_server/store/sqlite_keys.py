@@ -14,6 +14,7 @@ SERVER_DH: Final = b"tokens.server_dh:"
 SECRET: Final = b"tokens.secret:"
 CODE: Final = b"tokens.code:"
 NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
+SERVICE_KEY: Final = b"servers.certificate_key:"
 
 _BATCH: Final = 1000  # rows in memory
 

@@ -16,7 +16,7 @@ TOKEN_COLUMNS: Final = (
 )
 TOKEN_WIDTH: Final = 12
 SUBSCRIPTION_COLUMNS: Final = (
-    "s.ref, s.subscription_id, v.address, s.notifier_id, s.notifier_key, s.status, s.error, s.session"
+    "s.ref, s.subscription_id, v.address, s.notifier_id, s.notifier_key, s.status, s.error, s.association"
 )
 Row = tuple[Any, ...]
 
@@ -47,7 +47,7 @@ def server_address(blob: bytes) -> ServerAddress:
 
 def subscription_record(row: Row, sealer: Sealer) -> Subscription:
     """A row of SUBSCRIPTION_COLUMNS."""
-    ref, subscription_id, address, notifier_id, notifier_key, status, error, session = row
+    ref, subscription_id, address, notifier_id, notifier_key, status, error, association = row
     return Subscription(
         ref,
         subscription_id,
@@ -56,7 +56,7 @@ def subscription_record(row: Row, sealer: Sealer) -> Subscription:
         sealer.open(notifier_key, NOTIFIER_KEY + subscription_id),
         SubscriptionStatus(status),
         error,
-        session,
+        association,
     )
 
 

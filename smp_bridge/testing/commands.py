@@ -2,9 +2,11 @@
 
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from smp_bridge import crypto, smp
 from smp_bridge.encoding import ParseError
-from smp_bridge.testing.queues import Notifier, Queue, Queues, Subscriber
+from smp_bridge.testing.queues import Notifier, Queue, Queues, ServiceRecord, Subscriber
 from smp_bridge.transmission import (
     ERR_AUTH,
     ERR_HAS_AUTH,
@@ -19,6 +21,7 @@ from smp_bridge.transmission import (
     Session,
     Transmission,
     UnknownTagError,
+    verify_service,
     verify_transmission,
 )
 
@@ -26,7 +29,7 @@ _ERR_CRYPTO: Final = Err("CRYPTO")
 _ERR_LARGE_MSG: Final = Err("LARGE_MSG")
 _ERR_NO_ENTITY: Final = Err("CMD", "NO_ENTITY")
 _ERR_NO_MSG: Final = Err("NO_MSG")
-_NOT_SERVED: Final = (smp.NSubs,)
+_OF_NOTIFIERS: Final = (smp.NSub, smp.NSubs)
 
 
 def max_message_size(version: int) -> int:
@@ -37,10 +40,15 @@ def max_message_size(version: int) -> int:
 
 
 class SessionState:
-    """A session as commands see it: what it subscribes, and which queues it takes messages from by GET."""
+    """A session as commands see it: what it subscribes, and which queues it takes messages from by GET.
 
-    def __init__(self, session: Session, events: Subscriber) -> None:
+    `service`: what the server keeps of the session's service, if it is one's.
+    """
+
+    def __init__(self, session: Session, events: Subscriber, service: ServiceRecord | None = None) -> None:
         self.session = session
+        self.service = service
+        self.sent_nsubs = False
         self._events = events
         self._subscribed: set[Queue | Notifier] = set()
         self.got: set[Queue] = set()
@@ -63,8 +71,19 @@ class SessionState:
         if self.holds(entity):
             entity.subscriber = None
 
+    def take_service(self, service: ServiceRecord) -> None:
+        """Become the session of the service that is subscribed; another one that was it gets ENDS."""
+        if service.subscriber is not None and service.subscriber is not self._events:
+            held = service.held()
+            for notifier in held:
+                notifier.subscriber = None
+            service.subscriber.push(service.service_id, smp.Ends(len(held)))
+        service.subscriber = self._events
+
     def unsubscribe_all(self) -> None:
         """The session ended."""
+        if self.service is not None and self.service.subscriber is self._events:
+            self.service.subscriber = None
         for entity in list(self._subscribed):
             self.unsubscribe(entity)
 
@@ -83,14 +102,20 @@ def parse(session: Session, t: Transmission) -> Message:
         return ERR_UNKNOWN
     except ParseError:
         return ERR_SYNTAX
-    if isinstance(command, _NOT_SERVED):
-        return ERR_PROHIBITED if session.version >= smp.SERVICES else ERR_UNKNOWN
-    return _credentials_error(command, t) or command
+    if isinstance(command, smp.NSubs) and session.version < smp.SERVICES:
+        return ERR_UNKNOWN
+    return _credentials_error(command, t) or _service_error(session, command, t) or command
+
+
+def _service_error(session: Session, command: Message, t: Transmission) -> Err | None:
+    as_service = session.service is not None
+    if as_service and not isinstance(command, (*_OF_NOTIFIERS, smp.Ping)):
+        return ERR_PROHIBITED
+    signed = t.service_signature is not None
+    return ERR_SERVICE if signed != (as_service and isinstance(command, smp.NSub)) else None
 
 
 def _credentials_error(command: Message, t: Transmission) -> Err | None:
-    if t.service_signature is not None and t.authenticator:
-        return ERR_SERVICE
     match command:
         case smp.New():
             if not t.authenticator:
@@ -118,6 +143,8 @@ def execute(queues: Queues, state: SessionState, t: Transmission, command: Messa
                 return _sender_key(queues, state.session, t, command)
             case smp.NSub():
                 return _subscribe_notifier(queues, state, t)
+            case smp.NSubs():
+                return _subscribe_service(state, t)
         queue = queues.recipient(t.entity_id)
         if not verify_transmission(state.session, t, queue.recipient_key if queue else None) or queue is None:
             return ERR_AUTH
@@ -166,10 +193,33 @@ def _secure(queue: Queue, key: crypto.AuthPublicKey) -> Message:
 def _subscribe_notifier(queues: Queues, state: SessionState, t: Transmission) -> Message:
     notifier = queues.notifier(t.entity_id)
     if not verify_transmission(state.session, t, notifier.key if notifier else None) or notifier is None:
-        return ERR_AUTH
+        by_service = t.service_signature is None or verify_service(state.session, t)
+        return ERR_AUTH if by_service else ERR_SERVICE
+    service = state.service
+    if service is not None:
+        state.take_service(service)
+    if notifier.service is not service:
+        notifier.associate(service)
     state.subscribe(notifier)
     state.push(notifier)
-    return _subscribed(state.session)
+    return smp.SOk(service.service_id) if service is not None else _subscribed(state.session)
+
+
+def _subscribe_service(state: SessionState, t: Transmission) -> Message:
+    agreed, service = state.session.service, state.service
+    if agreed is None or service is None or t.entity_id != agreed.service_id:
+        return ERR_SERVICE
+    if not isinstance(agreed.key, Ed25519PublicKey) or not verify_transmission(state.session, t, agreed.key):
+        return ERR_SERVICE
+    if not service.known:
+        return ERR_AUTH
+    if not state.sent_nsubs:  # as in the reference, a session that lost them does not get them back by another
+        state.sent_nsubs = True
+        state.take_service(service)
+        for notifier in service.notifiers:
+            state.subscribe(notifier)
+            state.push(notifier)
+    return smp.SOks(sum(state.holds(n) for n in service.notifiers))
 
 
 def _subscribed(session: Session) -> Message:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -26,6 +26,23 @@ class Subscriber(Protocol):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class ServiceRecord:
+    """A service: the queues associated with it, and the one session of it that may be subscribed to them.
+
+    `known` is off when the server has lost it, which its sessions outlive.
+    """
+
+    service_id: bytes
+    notifiers: "set[Notifier]" = field(default_factory=set)
+    subscriber: Subscriber | None = None
+    known: bool = True
+
+    def held(self) -> "list[Notifier]":
+        """The queues that its session is subscribed to."""
+        return [n for n in self.notifiers if n.subscriber is not None and n.subscriber is self.subscriber]
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Notifier:
     """Notification credentials of a queue. `secret`: DH with the recipient; `pending`: the newest undelivered."""
 
@@ -34,6 +51,15 @@ class Notifier:
     secret: bytes
     subscriber: Subscriber | None = None
     pending: smp.NMsg | None = None
+    service: ServiceRecord | None = None
+
+    def associate(self, service: ServiceRecord | None) -> None:
+        """Make it a service's, or nobody's."""
+        if self.service is not None:
+            self.service.notifiers.discard(self)
+        self.service = service
+        if service is not None:
+            service.notifiers.add(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +142,10 @@ class Queues:
         """The notifier with this id."""
         return self._notifiers.get(notifier_id)
 
+    def notifiers(self) -> Iterable[Notifier]:
+        """All notifiers."""
+        return self._notifiers.values()
+
     def create(self, new: smp.New) -> tuple[Queue, smp.Ids]:
         """A new queue, not subscribed, and the answer to NEW. Raises CryptoError for a bad DH key."""
         secret, dh_key = _agree(new.dh_key)
@@ -148,6 +178,7 @@ class Queues:
         if notifier is None:
             return
         del self._notifiers[notifier.notifier_id]
+        notifier.associate(None)
         if notifier.subscriber is not None:
             notifier.subscriber.push(notifier.notifier_id, smp.Deld())
             notifier.subscriber = None

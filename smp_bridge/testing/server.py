@@ -9,10 +9,14 @@ from typing import Self
 
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.handshake import HandshakeError, Versions
+from smp_bridge.handshake import HandshakeError, ServiceHello, Versions
 from smp_bridge.identity import Credentials
 from smp_bridge.testing import commands
-from smp_bridge.testing.queues import ID_SIZE, Queues
+from smp_bridge.testing.faults import AnswersFault
+from smp_bridge.testing.queues import ID_SIZE, Notifier, Queues, ServiceRecord
+from smp_bridge.testing.services import Services, dissociate
+from smp_bridge.testing.tls import OpenSslTls, service_context
+from smp_bridge.tls import TlsFactory
 from smp_bridge.transmission import (
     Err,
     Invalid,
@@ -26,16 +30,19 @@ from smp_bridge.transmission import (
 from smp_bridge.transport import HANDSHAKE_TIMEOUT, BlockConnection, ConnectionClosedError, accept, serve
 
 QUOTA = 128
+_OF_NOTIFIERS = frozenset([smp.NSub.tag, smp.NSubs.tag])
 
 
 class _Connection:
     """A session: its subscriptions, and the events that wait to go out in one block."""
 
-    def __init__(self, connection: BlockConnection, session: Session, event_delay: float) -> None:
+    def __init__(
+        self, server: "SmpServer", connection: BlockConnection, session: Session, service: ServiceRecord | None
+    ) -> None:
         self.connection = connection
         self.session = session
-        self.state = commands.SessionState(session, self)
-        self._event_delay = event_delay
+        self.state = commands.SessionState(session, self, service)
+        self._server = server
         self._events: list[bytes] = []
 
     def push(self, entity_id: bytes, event: Message) -> None:
@@ -43,30 +50,42 @@ class _Connection:
         if isinstance(event, smp.Deld) and self.session.version < smp.DELETED_EVENT:
             event = smp.End()
         if not self._events:
-            asyncio.get_running_loop().call_later(self._event_delay, self._send_events)
+            asyncio.get_running_loop().call_later(self._server.event_delay, self._send_events)
         self._events.append(encode_transmission(self.session, b"", entity_id, event.encode(self.session.version)))
 
     def _send_events(self) -> None:
         events, self._events = self._events, []
-        with contextlib.suppress(ConnectionClosedError):
-            self.send(events)
+        self.send(events)
 
     def send(self, transmissions: list[bytes]) -> None:
-        """Send in as few blocks as hold them. Raises ConnectionClosedError."""
-        for block in encode_blocks(self.session, transmissions):
-            self.connection.send(block)
+        """Send in as few blocks as hold them, unless the connection is closed."""
+        if self._server.slow:
+            asyncio.get_running_loop().call_later(self._server.slow, self._send, transmissions)
+        else:
+            self._send(transmissions)
+
+    def _send(self, transmissions: list[bytes]) -> None:
+        with contextlib.suppress(ConnectionClosedError):
+            for block in encode_blocks(self.session, transmissions):
+                self.connection.send(block)
 
 
 class SmpServer:
     """An SMP server for tests, demonstrations and load: `async with SmpServer() as server: server.address`.
 
-    Versions 6 to 18 with everything that recipients, senders and notifiers need of them. What it is not: nothing
-    is persisted and nothing expires, there are no services (NSUBS is prohibited, a client that shows a service
-    certificate is refused), no short links, no proxying, no files, no queue passwords (any is taken), no quota
-    messages. While a notifier is not subscribed the newest notification of its queue is kept, and only that.
+    Versions 6 to 18 with everything that recipients, senders, notifiers and notifiers' services need of them. What
+    it is not: nothing is persisted and nothing expires, there are no services of recipients, no short links, no
+    proxying, no files, no queue passwords (any is taken), no quota messages. While a notifier is not subscribed the
+    newest notification of its queue is kept, and only that. Stricter than the reference: a service's session gets the
+    notifications of queues that it subscribed, by NSUBS or each by NSUB, where one NSUB opens all in the reference.
 
     `port` 0 picks one; `quota`: messages that wait in a queue; `event_delay`: seconds that events wait for others
-    to share their block. `silent` is a fault: while it is set, commands are taken, but neither done nor answered.
+    to share their block; `services` off: client certificates are not asked for, and services refused.
+
+    Faults that last while they are set: `silent`: commands are taken, but neither done nor answered;
+    `refuse_services`: the handshake answers `E`; `service_count_offset`: SOKS lies by so many; `answers`: what
+    becomes of the answers to the NSUBs and NSUBS of one block, encoded, in order, and sent before others (see
+    `testing.faults`); `slow`: seconds that everything is sent later.
     """
 
     def __init__(
@@ -78,21 +97,29 @@ class SmpServer:
         versions: Versions = smp.VERSIONS,
         quota: int = QUOTA,
         event_delay: float = 0.0,
+        services: bool = True,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ) -> None:
         self.credentials = credentials or Credentials.generate("ED25519", "localhost")[0]
+        self.event_delay = event_delay
         self.silent = False
+        self.refuse_services = False
+        self.service_count_offset = 0
+        self.answers: AnswersFault | None = None
+        self.slow = 0.0
         self._host, self._port = host, port
         self._versions = versions
-        self._event_delay = event_delay
         self._handshake_timeout = handshake_timeout
         self._queues = Queues(quota)
+        self._services = Services() if services and versions[1] >= smp.SERVICES else None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[_Connection] = set()
         self._waiters: set[asyncio.Event] = set()
         self._nsubs: Counter[bytes] = Counter()
-        self._scripts: defaultdict[bytes, deque[Message | None]] = defaultdict(deque)
+        self._nsubs_commands = 0
+        self._scripts: defaultdict[bytes | None, deque[Message | None]] = defaultdict(deque)
+        self._cut_after: int | None = None
         self._accepted = 0
 
     async def __aenter__(self) -> Self:
@@ -105,13 +132,24 @@ class SmpServer:
     # --- running
 
     async def start(self) -> None:
-        """Listen; after `stop` on the same port as before, with the same queues. Raises OSError, ssl.SSLError."""
+        """Listen; after `stop` on the same port as before, with the same queues and services.
+
+        Raises OSError, ssl.SSLError.
+        """
         if self._server is None:
-            self._server = await serve("smp", self.credentials, self._on_connected, self._host, self._port)
+            self._server = await serve(
+                "smp", self.credentials, self._on_connected, self._host, self._port, tls=self._tls()
+            )
             self._port = self._server.sockets[0].getsockname()[1]
 
+    def _tls(self) -> TlsFactory | None:
+        if self._services is None:
+            return None
+        context = service_context("smp", self.credentials)
+        return lambda: OpenSslTls(context)
+
     async def stop(self) -> None:
-        """Listen no more, and abort every connection; queues are kept, subscriptions are not."""
+        """Listen no more, and abort every connection; queues and services are kept, subscriptions are not."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -149,26 +187,71 @@ class SmpServer:
         return len(self._queues)
 
     def subscribed(self, notifier_id: bytes) -> bool:
-        """Whether a session is subscribed to this queue's notifications."""
+        """Whether a session is subscribed to this queue's notifications, by NSUB or by NSUBS."""
         notifier = self._queues.notifier(notifier_id)
         return notifier is not None and notifier.subscriber is not None
+
+    def associated(self, notifier_id: bytes) -> bool:
+        """Whether this queue is associated with a service."""
+        notifier = self._queues.notifier(notifier_id)
+        return notifier is not None and notifier.service is not None
 
     def nsubs(self, notifier_id: bytes | None = None) -> int:
         """How many NSUBs came, well-formed, for this queue or for all; those of scripted faults count too."""
         return self._nsubs.total() if notifier_id is None else self._nsubs[notifier_id]
+
+    @property
+    def nsubs_commands(self) -> int:
+        """How many NSUBS came, well-formed; those of scripted faults count too."""
+        return self._nsubs_commands
 
     def script_nsub(self, notifier_id: bytes, *answers: Message | None) -> None:
         """A fault: the next NSUBs for this queue get these answers, such as `ERR_AUTH`, or none for None, and do
         nothing else; those after them are done again."""
         self._scripts[notifier_id].extend(answers)
 
+    def script_nsubs(self, *answers: Message | None) -> None:
+        """A fault: the next NSUBS, of any service, get these answers, or none for None, and do nothing else."""
+        self._scripts[None].extend(answers)
+
+    def cut_after(self, nsubs: int) -> None:
+        """A fault, once: the connection is aborted when so many more NSUBs are done, before their block is answered."""
+        self._cut_after = nsubs
+
+    def forget_services(self) -> None:
+        """A fault: lose the records of all services, as a server that was restored without them.
+
+        Associations are gone, and so are, without a word, the subscriptions that rest on them. The next handshake
+        of a service gives another id; in sessions that go on NSUBS gets ERR AUTH.
+        """
+        if self._services is not None:
+            self._services.forget()
+
+    def change_service_ids(self) -> None:
+        """A fault: services get new ids, and keep their associations and subscriptions.
+
+        A session that goes on has the old id for NSUBS, and the new one in SOK.
+        """
+        if self._services is not None:
+            self._services.change_ids()
+
+    def dissociate(self, *notifier_ids: bytes) -> None:
+        """A fault: lose these associations, or all, and without a word the subscriptions that rest on them.
+
+        Raises KeyError for an unknown id.
+        """
+        dissociate([self._notifier(i) for i in notifier_ids] if notifier_ids else self._queues.notifiers())
+
     def notify(self, *notifier_ids: bytes) -> None:
         """Notify as if a message had come, but without one. Raises KeyError for an unknown id."""
         for notifier_id in notifier_ids:
-            notifier = self._queues.notifier(notifier_id)
-            if notifier is None:
-                raise KeyError("no such notifier")
-            self._queues.notify(notifier, os.urandom(ID_SIZE))
+            self._queues.notify(self._notifier(notifier_id), os.urandom(ID_SIZE))
+
+    def _notifier(self, notifier_id: bytes) -> Notifier:
+        notifier = self._queues.notifier(notifier_id)
+        if notifier is None:
+            raise KeyError("no such notifier")
+        return notifier
 
     async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
         """Wait for a condition on this server, looked at after each change of it. Raises TimeoutError."""
@@ -196,13 +279,29 @@ class SmpServer:
     async def _run(self, connection: BlockConnection) -> None:
         try:
             session = await accept(
-                connection, self.credentials, versions=self._versions, timeout=self._handshake_timeout
+                connection,
+                self.credentials,
+                versions=self._versions,
+                timeout=self._handshake_timeout,
+                services=self._service_id,
             )
-            await self._session(_Connection(connection, session, self._event_delay))
-        except (HandshakeError, ConnectionClosedError, TimeoutError):
+            await self._session(_Connection(self, connection, session, self._service(session)))
+        except HandshakeError:
+            await connection.close()  # after the answer to a service
+        except (ConnectionClosedError, TimeoutError):
             pass  # the client's fault, or it left
         finally:
             connection.abort()
+
+    def _service_id(self, hello: ServiceHello) -> bytes:
+        if self._services is None or self.refuse_services:
+            raise HandshakeError("services are refused")
+        return self._services.register(hello)
+
+    def _service(self, session: Session) -> ServiceRecord | None:
+        if self._services is None or session.service is None:
+            return None
+        return self._services.find(session.service.certificate_hash)
 
     async def _session(self, c: _Connection) -> None:
         self._open.add(c)
@@ -212,14 +311,25 @@ class SmpServer:
             while True:
                 content = await c.connection.receive()
                 if not self.silent:
-                    answers = [self._answer(c, t) for t in parse_block(c.session, content)]
-                    c.send([a for a in answers if a is not None])
+                    self._take(c, parse_block(c.session, content))
                 self._changed()
                 await c.connection.drain()
         finally:
             self._open.discard(c)
             c.state.unsubscribe_all()
             self._changed()
+
+    def _take(self, c: _Connection, block: list[Transmission | Invalid]) -> None:
+        answers: list[bytes] = []
+        of_notifiers: list[bytes] = []
+        for t in block:
+            answer = self._answer(c, t)
+            if answer is not None:
+                faulty = self.answers is not None and not isinstance(t, Invalid) and t.command in _OF_NOTIFIERS
+                (of_notifiers if faulty else answers).append(answer)
+        if self.answers is not None and of_notifiers:
+            answers = self.answers(of_notifiers) + answers
+        c.send(answers)
 
     def _answer(self, c: _Connection, t: Transmission | Invalid) -> bytes | None:
         answer = t.error if isinstance(t, Invalid) else self._do(c, t)
@@ -232,7 +342,29 @@ class SmpServer:
         if isinstance(command, Err):
             return command
         if isinstance(command, smp.NSub):
-            self._nsubs[t.entity_id] += 1
-            if script := self._scripts.get(t.entity_id):
-                return script.popleft()
+            return self._subscribe(c, t, command)
+        if isinstance(command, smp.NSubs):
+            return self._subscribe_service(c, t, command)
         return commands.execute(self._queues, c.state, t, command)
+
+    def _subscribe(self, c: _Connection, t: Transmission, command: smp.NSub) -> Message | None:
+        self._nsubs[t.entity_id] += 1
+        if script := self._scripts.get(t.entity_id):
+            answer = script.popleft()
+        else:
+            answer = commands.execute(self._queues, c.state, t, command)
+        if self._cut_after is not None:
+            self._cut_after -= 1
+            if self._cut_after <= 0:
+                self._cut_after = None
+                raise ConnectionClosedError("cut on purpose")
+        return answer
+
+    def _subscribe_service(self, c: _Connection, t: Transmission, command: smp.NSubs) -> Message | None:
+        self._nsubs_commands += 1
+        if script := self._scripts.get(None):
+            return script.popleft()
+        answer = commands.execute(self._queues, c.state, t, command)
+        if isinstance(answer, smp.SOks):
+            return smp.SOks(max(0, answer.count + self.service_count_offset))
+        return answer

@@ -75,9 +75,8 @@ class Wire:
 
     def send_raw(self, block: bytes) -> None:
         """These bytes, padded by nobody."""
-        transport = self.connection._transport
-        assert transport is not None
-        transport.write(block)
+        self.connection._tls.write(block)
+        self.connection._flush()
 
     async def receive(self) -> list[Transmission]:
         """The answers of the next block."""

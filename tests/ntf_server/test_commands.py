@@ -1,7 +1,9 @@
 """What each NTF command means (wire.md, section 6), through a relay's socket."""
 
 import asyncio
+import contextlib
 import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,11 +17,13 @@ from harness import Phone
 
 from ntf_server.app import Relay
 from ntf_server.config import Config
+from ntf_server.metrics import KindCounter, Metrics
 from ntf_server.testing import Answer, Delay, MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
 from smp_bridge.encoding import short, word16
+from smp_bridge.network import Network
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue, Recipient
@@ -602,6 +606,38 @@ async def open_relay(
         yield await dial(relay), device
 
 
+Start = Callable[..., Awaitable[tuple[Any, Client, Metrics]]]
+
+
+@pytest.fixture
+async def start(
+    make_config: Callable[..., Config], address_of: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Start]:
+    """Starts a relay with these settings of `[subscriber]`: a session, a client, and what the relay counts."""
+    made: list[Metrics] = []
+
+    class Observed(Metrics):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr("ntf_server.app.Metrics", Observed)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_session(**settings: Any) -> tuple[Any, Client, Metrics]:
+            configuration = make_config(**{f"subscriber__{k}": v for k, v in settings.items()})
+            relay = await stack.enter_async_context(Relay(configuration))
+            client = await stack.enter_async_context(await Client.connect(address_of(relay)))
+            return await dial(relay), client, made[-1]
+
+        yield open_session
+
+
+def refusals(metrics: Metrics) -> dict[str, int]:
+    counts = {kind: metrics.value(KindCounter.SNEW_REFUSED, kind) for kind in KindCounter.SNEW_REFUSED.kinds}
+    return {kind: count for kind, count in counts.items() if count}
+
+
 PRIVATE_HOSTS = [
     ("localhost",),
     ("LOCALHOST",),
@@ -648,16 +684,72 @@ async def test_a_public_host_is_taken(
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
-        asked.append((host, allow_private))
-        raise OSError("no names here")
+    async def open_socket(host: str, port: int, network: Network, isolation: str) -> socket.socket:
+        asked.append((host, network.allow_private))
+        raise OSError("no network here")
 
     async def was_asked() -> bool:
         return bool(asked)
 
-    monkeypatch.setattr("smp_bridge.transport.resolve", resolve)
+    monkeypatch.setattr("smp_bridge.transport.open_socket", open_socket)
     wire, device = open_relay
     server = ServerAddress("smp", (host,), "", bytes(32))
     assert isinstance(await wire.ask(snew(device.token_id, server=server), key=device.key), ntf.IdSub)
     await until(was_asked)
     assert asked[0] == (host, False)
+
+
+async def test_servers_that_are_not_on_the_list(start: Start, phone: Phones) -> None:
+    servers = {"allow_servers": "a.org, 127.0.0.0/8", "deny_servers": "bad.a.org 127.0.0.2"}
+    wire, client, metrics = await start(**servers)
+    device = phone()
+    await device.register(client)
+    await device.verify(client)
+    taken = [("smp.a.org",), ("a.org", "127.0.0.1")]
+    refused = [("b.org",), ("bad.a.org",), ("127.0.0.2",), ("::ffff:127.0.0.2",), ("a.org", "b.org")]
+    for hosts in taken:
+        new = snew(device.token_id, server=ServerAddress("smp", hosts, "1", bytes(32)))
+        assert isinstance(await wire.ask(new, key=device.key), ntf.IdSub), hosts
+    for hosts in refused:
+        new = snew(device.token_id, server=ServerAddress("smp", hosts, "1", bytes(32)))
+        assert await wire.ask(new, key=device.key) == ERR_AUTH, hosts
+    assert refusals(metrics) == {"server_list": len(refused)}
+
+
+async def test_a_host_on_the_list_that_is_private(start: Start, phone: Phones) -> None:
+    wire, client, metrics = await start(allow_private_hosts="false", allow_servers="127.0.0.1 b.org")
+    device = phone()
+    await device.register(client)
+    await device.verify(client)
+    for host in ("127.0.0.1", "8.8.8.8"):
+        server = ServerAddress("smp", (host,), "", bytes(32))
+        assert await wire.ask(snew(device.token_id, server=server), key=device.key) == ERR_AUTH
+    assert refusals(metrics) == {"host": 1, "server_list": 1}
+
+
+async def test_limits(start: Start, phone: Phones) -> None:
+    wire, client, metrics = await start(max_subscriptions_per_token=2, max_subscriptions_per_server=3)
+    devices = [phone(), phone(), phone()]
+    for device in devices:
+        await device.register(client)
+        await device.verify(client)
+    first, second, third = devices
+    other_server = ServerAddress("smp", SMP.hosts, "1", bytes(32))
+
+    async def subscribe(device: Phone, notifier_id: bytes, server: ServerAddress = SMP) -> Any:
+        new = snew(device.token_id, notifier_id=notifier_id, server=server)
+        return await wire.ask(new, key=device.key)
+
+    known = await subscribe(first, b"1")
+    assert isinstance(await subscribe(first, b"2"), ntf.IdSub)
+    assert await subscribe(first, b"3") == ERR_QUOTA
+    assert await subscribe(first, b"3", other_server) == ERR_QUOTA
+    assert await subscribe(first, b"1") == known  # what is there already is no more than before
+    assert isinstance(await subscribe(second, b"4"), ntf.IdSub)
+    assert refusals(metrics) == {"token_limit": 2}
+    assert await subscribe(third, b"5") == ERR_QUOTA
+    assert await subscribe(third, b"1") == ERR_AUTH  # another's queue: limits tell nothing of it
+    assert isinstance(await subscribe(third, b"5", other_server), ntf.IdSub)
+    assert refusals(metrics) == {"token_limit": 2, "server_limit": 1}
+    assert await wire.ask(ntf.SDel(), known.subscription_id, first.key) == ntf.Ok()
+    assert isinstance(await subscribe(third, b"5"), ntf.IdSub)

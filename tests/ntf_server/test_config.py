@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ntf_server import cli, config, identity_files
 from ntf_server.config import Config, ConfigError
+from ntf_server.server_list import ANY_SERVER, ServerList
 from ntf_server.settings import ApnsHost, Settings
 from ntf_server.store.sealing import generate_key_text
+from smp_bridge.network import Network
+from smp_bridge.socks import SocksProxy
 
 Load = Callable[..., Config]
 
@@ -94,10 +98,25 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("delivery", "timeout", "0.5", "0.5", 0.5),
     ("delivery", "min_backoff", "0.1", "0.1", 0.1),
     ("delivery", "max_backoff", "60", "60", 60.0),
-    ("subscriber", "use_service_credentials", "false", "false", False),
+    ("subscriber", "use_service_credentials", "true", "true", True),
+    ("subscriber", "host_mode", '"onion"', "onion", "onion"),
+    ("subscriber", "required_host_mode", "true", "true", True),
+    ("subscriber", "socks_proxy", '"u:p@localhost:9050"', "u:p@localhost:9050", "u:p@localhost:9050"),
+    ("subscriber", "socks_mode", '"onion"', "onion", "onion"),
+    ("subscriber", "own_server_domains", '["a.org", ".b.org"]', "a.org, .b.org", ("a.org", ".b.org")),
+    ("subscriber", "own_server_domains", "[]", "", ()),
+    ("subscriber", "allow_servers", '["a.org", "8.8.8.0/24"]', "a.org 8.8.8.0/24", ("a.org", "8.8.8.0/24")),
+    ("subscriber", "deny_servers", '["a.org"]', "a.org", ("a.org",)),
+    ("subscriber", "max_subscriptions_per_token", "0", "0", 0),
+    ("subscriber", "max_subscriptions_per_server", "100000", "100000", 100_000),
+    ("subscriber", "audit_period", "0.5", "0.5", 0.5),
+    ("subscriber", "audit_period", "0", "0", 0.0),
+    ("subscriber", "connecting", "8", "8", 8),
     ("subscriber", "allow_private_hosts", "true", "true", True),
     ("inactive_clients", "ttl", "60", "60", 60.0),
     ("inactive_clients", "ttl", "0", "0", 0.0),
+    ("metrics", "port", "9100", "9100", 9100),
+    ("metrics", "bind", '"::1"', "::1", "::1"),
     ("log", "level", '"debug"', "debug", "debug"),
     ("log", "format", '"json"', "json", "json"),
 ]
@@ -216,7 +235,23 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[delivery]\nmax_backoff = 'x'\n", "[delivery] max_backoff", "expected `float`, got `str`"),
     ("[delivery]\nmin_backoff = 9\nmax_backoff = 8\n", "[delivery] min_backoff", "is more than max_backoff"),
     ("[subscriber]\nallow_private_hosts = 'perhaps'\n", "[subscriber] allow_private_hosts", "expected `bool`"),
-    ("[subscriber]\nuse_service_credentials = true\n", "[subscriber] use_service_credentials", "set it to false"),
+    ("[subscriber]\nhost_mode = 'tor'\n", "[subscriber] host_mode", "invalid enum value 'tor'"),
+    ("[subscriber]\nsocks_mode = 'never'\n", "[subscriber] socks_mode", "invalid enum value 'never'"),
+    ("[subscriber]\nsocks_mode = 'always'\n", "[subscriber] socks_mode", "needs socks_proxy; set it"),
+    ("[subscriber]\nhost_mode='onion'\nrequired_host_mode=true", "[subscriber] host_mode", "needs socks_proxy; set it"),
+    ("[subscriber]\nsocks_proxy = 'localhost:x'\n", "[subscriber] socks_proxy", "give HOST:PORT"),
+    ("[subscriber]\nsocks_proxy = 'u:@tor'\n", "[subscriber] socks_proxy", "a user and a password go together"),
+    ("[subscriber]\nallow_servers = 'a.org'\n", "[subscriber] allow_servers", "expected `array`, got `str`"),
+    ("[subscriber]\nallow_servers = [1]\n", "[subscriber] allow_servers[0]", "expected `str`, got `int`"),
+    ("[subscriber]\nallow_servers = ['']\n", "[subscriber] allow_servers", "give hosts, domains"),
+    ("[subscriber]\nallow_servers = ['a.org:5223']\n", "[subscriber] allow_servers", "'a.org:5223' is no host"),
+    ("[subscriber]\ndeny_servers = ['8.8.8.8/24']\n", "[subscriber] deny_servers", "'8.8.8.8/24' is no host"),
+    ("[subscriber]\nown_server_domains = ['a,b']\n", "[subscriber] own_server_domains", "give domains"),
+    ("[subscriber]\nmax_subscriptions_per_token = -1", "[subscriber] max_subscriptions_per_token", "`int` >= 0"),
+    ("[subscriber]\nmax_subscriptions_per_server = 1.5", "[subscriber] max_subscriptions_per_server", "got `float`"),
+    ("[subscriber]\naudit_period = -1\n", "[subscriber] audit_period", "expected `float` >= 0.0"),
+    ("[subscriber]\naudit_period = nan\n", "[subscriber] audit_period", "expected `float`"),
+    ("[subscriber]\nconnecting = 0\n", "[subscriber] connecting", "expected `int` >= 1"),
     ("[inactive_clients]\nttl = -1\n", "[inactive_clients] ttl", "expected `float` >= 0.0"),
     ("[inactive_clients]\nttl = nan\n", "[inactive_clients] ttl", "expected `float`"),
     ("[log]\nlevel = 'verbose'\n", "[log] level", "invalid enum value 'verbose'"),
@@ -359,3 +394,45 @@ def test_secrets_are_not_shown(load: Load, identity_dir: Path) -> None:
     shown = repr(load(f"[apns]\n{APNS}"))
     secrets = [(identity_dir / "server.key").read_text(), (identity_dir / "apns.p8").read_text()]
     assert not any(line in shown for secret in secrets for line in secret.splitlines() if len(line) > 20)
+
+
+PROXY = "somebody:something@tor:9050"
+
+
+def test_how_smp_servers_are_reached(load: Load, identity_dir: Path) -> None:
+    defaults = config.smp_network(identity_dir, load().settings)
+    assert defaults == Network()
+    text = """
+        allow_private_hosts = true
+        host_mode = "onion"
+        required_host_mode = true
+        socks_mode = "always"
+        deny_servers = ["a.org", "8.8.8.8", "2a00::/16"]
+    """
+    loaded = load(f"[subscriber]\n{text}\nsocks_proxy = '{PROXY}'\n")
+    assert config.smp_network(identity_dir, loaded.settings) == Network(
+        "onion",
+        required_host_mode=True,
+        socks_proxy=SocksProxy.parse(PROXY),
+        socks_mode="always",
+        allow_private=True,
+        denied=(ip_network("8.8.8.8"), ip_network("2a00::/16")),
+    )
+
+
+def test_which_smp_servers(load: Load, identity_dir: Path) -> None:
+    assert config.server_list(identity_dir, load().settings) == ANY_SERVER
+    loaded = load(SUBSCRIBER__ALLOW_SERVERS="a.org,8.8.8.0/24", SUBSCRIBER__DENY_SERVERS="b.a.org c.a.org")
+    servers = config.server_list(identity_dir, loaded.settings)
+    assert servers == ServerList(("a.org", ip_network("8.8.8.0/24")), ("b.a.org", "c.a.org"))
+
+
+def test_the_proxys_credentials_are_not_shown(load: Load, identity_dir: Path) -> None:
+    loaded = load(SUBSCRIBER__SOCKS_PROXY=PROXY)
+    network = config.smp_network(identity_dir, loaded.settings)
+    for bad in (f"{PROXY}:x", "somebody:something@", "somebody@tor", "ftp://somebody:something@tor:1"):
+        with pytest.raises(ConfigError) as e:
+            load(SUBSCRIBER__SOCKS_PROXY=bad)
+        assert "some" not in str(e.value)
+        assert e.value.__cause__ is None
+    assert "some" not in repr(loaded) + repr(network)

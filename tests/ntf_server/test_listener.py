@@ -22,8 +22,9 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Request, ServerError
 from smp_bridge.encoding import short, word16
 from smp_bridge.handshake import IdentityMismatchError, ServerHello
+from smp_bridge.tls import client_context
 from smp_bridge.transmission import ERR_BLOCK, ERR_INTERNAL, Message, Session, Transmission
-from smp_bridge.transport import ConnectionClosedError, client_context
+from smp_bridge.transport import ConnectionClosedError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -312,6 +313,59 @@ async def test_answers_larger_than_their_commands_are_split(listen: Any, dial: A
     wire.send(*(wire.encode(ntf.SChk(), corr_id=bytes([i])) for i in range(9)))
     blocks = [await wire.receive() for _ in range(3)]
     assert [[a.corr_id[0] for a in block] for block in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+class Recording(StubCommands):
+    """Every command takes some turns of the loop; says what began and ended, and how many were under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[bytes] = []
+        self.under_way = 0
+        self.most = 0
+
+    async def handle(self, session: Session, t: Transmission) -> Message:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.log.append(t.command)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.log.append(t.command)
+        self.under_way -= 1
+        return ntf.Pong() if t.command == b"PING" else ntf.Ok()
+
+
+async def test_reads_that_came_together_are_done_together(listen: Any, dial: Any) -> None:
+    listener = await listen()
+    listener._commands = commands = Recording()
+    wire = await dial(listener)
+    sent = [b"TCHK", b"SCHK", b"TDEL", b"TCRN \x00\x14", b"TCHK", b"PING", b"SDEL"]
+    ids = [os.urandom(24) for _ in sent]
+    wire.send(*(wire.encode(c, b"e", corr_id=i) for c, i in zip(sent, ids, strict=True)))
+    answers: list[Transmission] = []
+    while len(answers) < len(sent):
+        answers += await wire.receive()
+    assert [a.corr_id for a in answers] == ids
+    assert commands.most == 2
+    reads, write, more = commands.log[:4], commands.log[4:8], commands.log[8:12]
+    assert reads == [b"TCHK", b"SCHK", b"TCHK", b"SCHK"]
+    assert write == [b"TDEL", b"TDEL", b"TCRN \x00\x14", b"TCRN \x00\x14"]
+    assert more == [b"TCHK", b"PING", b"TCHK", b"PING"]
+    assert commands.log[12:] == [b"SDEL", b"SDEL"]
+
+
+async def test_blocks_that_came_together_are_answered_together(listen: Any, dial: Any) -> None:
+    listener = await listen()
+    listener._commands = commands = Recording()
+    wire = await dial(listener)
+    ids = [os.urandom(24) for _ in range(40)]
+    for corr_id in ids:
+        wire.send(wire.encode(b"TCHK", b"e", corr_id=corr_id))
+    answers: list[Transmission] = []
+    while len(answers) < len(ids):
+        answers += await wire.receive()
+    assert [a.corr_id for a in answers] == ids
+    assert 2 <= commands.most <= 16
 
 
 async def test_an_answer_larger_than_a_block(listen: Any, dial: Any, commands: StubCommands) -> None:

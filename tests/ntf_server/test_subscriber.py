@@ -3,25 +3,23 @@
 import asyncio
 import contextlib
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import node as node_module
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from node import NOW, Node, settled
 
 from ntf_server import subscriber as module
-from ntf_server.store.base import Due, NewSubscription, NewToken, PushKind, StoreError
-from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import SqliteStore
-from ntf_server.subscriber import Subscriber
-from smp_bridge import crypto, ntf, smp
-from smp_bridge.address import ServerAddress
-from smp_bridge.agent import AgentConfig
+from ntf_server.metrics import KindCounter
+from ntf_server.store.base import Due, PushKind
+from smp_bridge import ntf, smp
 from smp_bridge.client import Client
-from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus
+from smp_bridge.ntf import Provider, SubscriptionStatus
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue, Recipient
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Err
@@ -29,106 +27,17 @@ from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Err
 pytestmark = pytest.mark.usefixtures("quiet")
 
 S = SubscriptionStatus
-NOW = 1_700_000_000
-FAST = AgentConfig(min_backoff=0.01, max_backoff=0.05, request_timeout=0.3, allow_private=True)
-
-
-class FaultyStore:
-    """A store that counts calls, and whose named methods fail while they are in `failing`."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self.store = store
-        self.failing: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    def arrival(self, count: int) -> int:
-        return self.store.arrival(count)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.store, name)
-
-        async def call(*args: Any) -> Any:
-            self.calls[name] += 1
-            if self.failing[name] > 0:
-                self.failing[name] -= 1
-                raise StoreError("disk full")
-            return await method(*args)
-
-        return call
-
-
-class Node:
-    """A subscriber, its store, and one active token."""
-
-    def __init__(self, store: FaultyStore, token: int) -> None:
-        self.store = store
-        self.token = token
-        self.due: asyncio.Queue[Due] = asyncio.Queue()
-        self.subscriber = Subscriber(store, self._on_due, FAST, clock=lambda: NOW)  # type: ignore[arg-type]
-
-    def _on_due(self, due: Iterable[Due]) -> None:
-        for item in due:
-            self.due.put_nowait(item)
-
-    async def add(self, server: ServerAddress, notifier_id: bytes, key: crypto.AuthPrivateKey) -> bytes:
-        """What SNEW does; the subscription id."""
-        der = crypto.encode_private(key)
-        new = NewSubscription(os.urandom(24), server, notifier_id, der)
-        added = await self.store.store.add_subscription(self.token, new, NOW)
-        assert added is not None
-        self.subscriber.subscribe(server, added.ref, notifier_id, der)
-        return added.subscription_id
-
-    async def add_queue(self, server: SmpServer, queue: Queue) -> bytes:
-        return await self.add(server.address, queue.notifier_id, queue.notifier_key)
-
-    async def status(self, subscription_id: bytes) -> ntf.Sub:
-        found = await self.store.store.find_subscription(subscription_id)
-        assert found is not None
-        return self.subscriber.status(found[1])
-
-    async def until(self, subscription_id: bytes, *expected: Any) -> None:
-        async with asyncio.timeout(10):
-            while await self.status(subscription_id) != ntf.Sub(*expected):
-                await asyncio.sleep(0.005)
-
-    async def notifications(self) -> list[Any]:
-        """What a push would hold."""
-        [push] = await self.store.store.load_pushes([self.token], NOW)
-        return [n.notification for n in push.notifications]
+Open = Callable[..., AbstractAsyncContextManager[Node]]
 
 
 @pytest.fixture
-async def open_node(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """Opens nodes, one after another on the same file."""
-
-    @contextlib.asynccontextmanager
-    async def open_(**failing: int) -> AsyncIterator[Node]:
-        store = await SqliteStore.open(tmp_path / "ntf.db", master_key=MasterKey(bytes(32)))
-        try:
-            device = DeviceToken(Provider.APNS_NULL, b"token")
-            code = bytes(32)
-            token = await store.register_token(
-                NewToken(os.urandom(24), device, b"verify key", b"dh", b"dh", bytes(32), code), NOW
-            )
-            assert token is not None
-            await store.verify_token(token.ref, token.code)
-            faulty = FaultyStore(store)
-            faulty.failing.update(failing)
-            node = Node(faulty, token.ref)
-            await node.subscriber.start()
-            try:
-                yield node
-            finally:
-                await node.subscriber.close()
-        finally:
-            await store.close()
-
-    yield open_
+def open_node(tmp_path: Path) -> Open:
+    """Opens nodes, one after another on the same file: `open_node(page=3)` fails the first three calls of `page`."""
+    return lambda options=None, **failing: node_module.open_node(tmp_path / "ntf.db", failing, **(options or {}))
 
 
 @pytest.fixture
-async def node(open_node: Callable[..., Any]) -> AsyncIterator[Node]:
+async def node(open_node: Open) -> AsyncIterator[Node]:
     async with open_node() as opened:
         yield opened
 
@@ -136,6 +45,11 @@ async def node(open_node: Callable[..., Any]) -> AsyncIterator[Node]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
+
+
+@pytest.fixture
+async def queues(recipient: Recipient) -> list[Queue]:
+    return [await recipient.queue() for _ in range(5)]
 
 
 @pytest.fixture
@@ -168,7 +82,7 @@ async def test_while_the_server_is_silent_it_is_pending(
     await node.until(subscription, S.ACTIVE)
 
 
-async def test_a_lost_connection_costs_one_write_for_all(
+async def test_a_lost_connection_costs_no_write_a_subscription(
     node: Node, smp_server: SmpServer, recipient: Recipient
 ) -> None:
     queues = [await recipient.queue() for _ in range(50)]
@@ -183,7 +97,44 @@ async def test_a_lost_connection_costs_one_write_for_all(
     await smp_server.start()
     for subscription in subscriptions:
         await node.until(subscription, S.ACTIVE)
-    assert (node.store.calls["new_session"], node.store.calls["confirm"]) == (1, 1)
+    assert (node.store.calls["begin_service"], node.store.calls["page"], node.store.calls["confirm"]) == (1, 2, 0)
+
+
+async def test_a_page_is_active_as_far_as_it_was_answered(
+    node: Node, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.stream.PAGE", 2)
+    ids = await node.add_active(smp_server, *queues)
+    for i in (1, 2, 4):
+        smp_server.script_nsub(queues[i].notifier_id, None, None, None)
+    smp_server.drop_all()
+    async with asyncio.timeout(10):
+        while [(await node.status(i)).status is S.ACTIVE for i in ids] != [True, False, False, True, False]:
+            await asyncio.sleep(0)
+    await node.all_active(ids)
+    assert [smp_server.nsubs(q.notifier_id) for q in queues] == [2, 5, 5, 2, 5]
+    assert node.gauge("ntf_subscriptions_active") == 5
+
+
+async def test_what_was_not_paged_yet_is_not_active(
+    node: Node, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.stream.PAGE", 2)
+    ids = await node.add_active(smp_server, *queues)
+    page, gate = node.store.store.page, asyncio.Event()
+
+    async def second_waits(*args: Any) -> Any:
+        if args[1] != (0, 0):
+            await gate.wait()
+        return await page(*args)
+
+    node.store.page = second_waits  # type: ignore[attr-defined]
+    smp_server.drop_all()
+    await node.until(ids[4], S.INACTIVE)
+    await node.all_active(ids[:2])
+    assert {(await node.status(i)).status for i in ids[2:]} == {S.INACTIVE}
+    gate.set()
+    await node.all_active(ids)
 
 
 async def test_a_server_that_comes_back_with_another_identity_stays_inactive(
@@ -229,7 +180,7 @@ async def test_a_queue_is_deleted(node: Node, smp_server: SmpServer, recipient: 
     ("error", "expected"),
     [
         (ERR_AUTH, (S.AUTH,)),
-        (Err("SERVICE"), (S.ERR, "SERVICE")),
+        (Err("SERVICE"), (S.SERVICE,)),
         (Err("CMD", "PROHIBITED"), (S.ERR, "CMD PROHIBITED")),
         (Err("BLOCKED", "reason=spam"), (S.ERR, "BLOCKED reason=spam")),
     ],
@@ -297,9 +248,7 @@ async def test_a_dead_server_holds_no_other_up(node: Node, smp_server: SmpServer
         assert await node.status(dead) == ntf.Sub(S.PENDING)
 
 
-async def test_a_restart_subscribes_again(
-    open_node: Callable[..., Any], smp_server: SmpServer, recipient: Recipient
-) -> None:
+async def test_a_restart_subscribes_again(open_node: Open, smp_server: SmpServer, recipient: Recipient) -> None:
     queues = [await recipient.queue() for _ in range(200)]
     async with open_node() as first:
         subscriptions = [await first.add_queue(smp_server, q) for q in queues]
@@ -320,7 +269,7 @@ async def test_a_restart_subscribes_again(
 async def test_more_than_a_page(
     node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PAGE", 7)
+    monkeypatch.setattr("smp_bridge.stream.PAGE", 7)
     queues = [await recipient.queue() for _ in range(30)]
     await smp_server.stop()
     subscriptions = [await node.add_queue(smp_server, q) for q in queues]
@@ -393,13 +342,59 @@ async def test_a_notification_of_a_deleted_subscription(
 # --- a store that fails for a while
 
 
-@pytest.mark.parametrize("method", ["is_wanted", "new_session", "unconfirmed", "confirm"])
+@pytest.mark.parametrize("method", ["is_wanted", "begin_service", "page", "load_wanted", "confirm"])
 async def test_subscribing_survives_a_failing_store(
-    open_node: Callable[..., Any], smp_server: SmpServer, recipient: Recipient, method: str
+    open_node: Open, smp_server: SmpServer, recipient: Recipient, method: str
 ) -> None:
     async with open_node(**{method: 3}) as node:
-        await node.until(await node.add_queue(smp_server, await recipient.queue()), S.ACTIVE)
+        for _ in range(2):  # before there is a session, and in it
+            await node.until(await node.add_queue(smp_server, await recipient.queue()), S.ACTIVE)
         assert node.store.failing[method] == 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "is_wanted",
+        "service_certificate",
+        "set_service_certificate",
+        "begin_service",
+        "page",
+        "load_wanted",
+        "confirm",
+        "service_state",
+    ],
+)
+async def test_becoming_a_service_survives_a_failing_store(
+    open_node: Open, smp_server: SmpServer, queues: list[Queue], method: str
+) -> None:
+    async with open_node({"services": True}, **{method: 3}) as node:
+        for queue in queues[:2]:  # before there is a session, and in it
+            await node.add_active(smp_server, queue)
+        await settled(node, smp_server)
+        assert node.store.failing[method] == 0
+        assert smp_server.accepted == 2
+        assert (await node.store.store.service_state(smp_server.address)).associated == 2
+
+
+@pytest.mark.parametrize("method", ["service_state", "reassociate", "set_released", "begin_service", "confirm"])
+async def test_a_fallback_survives_a_failing_store(
+    open_node: Open, smp_server: SmpServer, queues: list[Queue], method: str
+) -> None:
+    async with open_node({"services": True}) as first:
+        ids = await first.add_active(smp_server, *queues)
+        await settled(first, smp_server)
+        await first.delete(ids.pop())
+    await smp_server.until(lambda: smp_server.connections == 1)
+    smp_server.dissociate()
+    smp_server.service_count_offset = -1 if method != "set_released" else 0
+    async with open_node({"services": True}, **{method: 2}) as node:
+        await node.all_active(ids)
+        async with asyncio.timeout(10):
+            while node.store.failing[method]:
+                await asyncio.sleep(0.005)
+        assert all(smp_server.associated(q.notifier_id) for q in queues[:4])
+        assert node.counts(KindCounter.SERVICE_FALLBACK) == {"mismatch": 1}
 
 
 async def test_notifications_survive_a_failing_store(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:

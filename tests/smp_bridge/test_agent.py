@@ -1,110 +1,37 @@
 import asyncio
 import contextlib
-import gc
 import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from subscription_owner import FAST, Owner, errors, make_queues, running
 
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.agent import BATCH, Agent, AgentConfig, Backoff, Result, Subscription
+from smp_bridge.agent import Agent
 from smp_bridge.client import Event
+from smp_bridge.identity import Credentials
+from smp_bridge.network import Network
+from smp_bridge.socks import SocksProxy
+from smp_bridge.stream import PAGE, Backoff
+from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
 from smp_bridge.testing import Queue, Recipient, SmpServer
-from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, Err, Message
-
-FAST = AgentConfig(min_backoff=0.02, max_backoff=0.1, request_timeout=0.3, allow_private=True)
-
-
-class Owner:
-    """Keeps subscriptions in memory, and what the agent said of them."""
-
-    def __init__(self, page: int = 70) -> None:
-        self._page = page
-        self.kept: defaultdict[ServerAddress, dict[int, Subscription]] = defaultdict(dict)
-        self.active: defaultdict[ServerAddress, set[int]] = defaultdict(set)
-        self.ended: dict[int, Result] = {}
-        self.sessions: list[tuple[str, ServerAddress]] = []
-        self.blocks: list[Sequence[Event]] = []
-        self.asked = 0
-        self.failing: set[str] = set()  # methods that raise, once each
-        self._changed = asyncio.Event()
-
-    def add(self, server: ServerAddress, *queues: Queue) -> list[Subscription]:
-        kept = self.kept[server]
-        added = [Subscription(len(kept) + i, q.notifier_id, q.notifier_key) for i, q in enumerate(queues)]
-        kept.update({s.ref: s for s in added})
-        return added
-
-    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
-        async with asyncio.timeout(timeout):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def all_active(self, server: ServerAddress) -> None:
-        await self.until(lambda: self.active[server] == set(self.kept[server]))
-
-    def _enter(self, method: str) -> None:
-        self._changed.set()
-        if method in self.failing:
-            self.failing.discard(method)
-            raise RuntimeError(f"{method} failed")
-
-    # --- agent.Subscriptions
-
-    async def wanted(self, server: ServerAddress) -> bool:
-        self.asked += 1
-        self._enter("wanted")
-        return bool(self.kept[server])
-
-    async def pages(self, server: ServerAddress) -> AsyncIterator[Sequence[Subscription]]:
-        self._enter("pages")
-        todo = [s for ref, s in self.kept[server].items() if ref not in self.active[server]]
-        for i in range(0, len(todo), self._page):
-            yield todo[i : i + self._page]
-
-    async def connected(self, server: ServerAddress) -> None:
-        self._enter("connected")
-        self.sessions.append(("connected", server))
-
-    async def disconnected(self, server: ServerAddress) -> None:
-        self.active[server].clear()
-        self.sessions.append(("disconnected", server))
-        self._enter("disconnected")
-
-    async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
-        self._enter("results")
-        for result in results:
-            ref = result.subscription.ref
-            if result.error is None:
-                self.active[server].add(ref)
-            else:
-                self.ended[ref] = result
-                del self.kept[server][ref]
-
-    async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
-        self._enter("events")
-        self.blocks.append(events)
+from smp_bridge.tls import SslTls, server_context
+from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, ERR_SERVICE, Err, Message
+from smp_bridge.transport import serve
 
 
 @pytest.fixture
 def owner() -> Owner:
     return Owner()
-
-
-@contextlib.asynccontextmanager
-async def running(owner: Owner, config: AgentConfig = FAST) -> AsyncIterator[Agent]:
-    agent = Agent(owner, config)
-    try:
-        yield agent
-    finally:
-        await agent.close()
 
 
 @pytest.fixture
@@ -119,29 +46,16 @@ async def server() -> AsyncIterator[SmpServer]:
         yield server
 
 
-async def make_queues(server: SmpServer, count: int) -> list[Queue]:
-    async with await Recipient.connect(server.address) as recipient:
-        queues = await asyncio.gather(*(recipient.queue(credentials="NEW", secure=None) for _ in range(count)))
-    await server.until(lambda: server.connections == 0)
-    return list(queues)
-
-
 async def ended(agent: Agent) -> None:
     """Wait until the workers are at their end."""
     await asyncio.wait([worker.task for worker in agent._servers.values()], timeout=5)
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged at ERROR, futures that nobody looked at included."""
-    gc.collect()
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
 
 
 # --- subscribing
 
 
 async def test_many_subscriptions_on_one_connection(server: SmpServer, owner: Owner, agent: Agent) -> None:
-    queues = await make_queues(server, 2 * BATCH + 5)
+    queues = await make_queues(server, 2 * PAGE + 5)
     owner.add(server.address, *queues)
     before = server.accepted
     for _ in range(3):
@@ -156,13 +70,13 @@ async def test_many_subscriptions_on_one_connection(server: SmpServer, owner: Ow
     assert agent.servers == 1
 
 
-async def test_pages_larger_than_the_window(server: SmpServer) -> None:
-    owner = Owner(page=100)
-    owner.add(server.address, *await make_queues(server, 25))
-    async with running(owner, replace(FAST, window=7)) as agent:
+async def test_more_pages_than_the_window_holds(server: SmpServer) -> None:
+    owner = Owner(page=10)
+    owner.add(server.address, *await make_queues(server, 45))
+    async with running(owner, replace(FAST, window=2)) as agent:
         agent.start(server.address)
         await owner.all_active(server.address)
-        assert server.nsubs() == 25
+        assert server.nsubs() == 45
 
 
 async def test_every_kind_of_key(server: SmpServer, owner: Owner, agent: Agent) -> None:
@@ -195,8 +109,7 @@ async def test_added_while_connected(server: SmpServer, owner: Owner, agent: Age
     agent.start(server.address)
     await owner.all_active(server.address)
     accepted = server.accepted
-    [subscription] = owner.add(server.address, second)
-    agent.subscribe(server.address, subscription)
+    agent.subscribe(server.address, *owner.add(server.address, second))
     await owner.all_active(server.address)
     assert server.accepted == accepted
     assert (server.nsubs(first.notifier_id), server.nsubs(second.notifier_id)) == (1, 1)
@@ -204,8 +117,7 @@ async def test_added_while_connected(server: SmpServer, owner: Owner, agent: Age
 
 async def test_added_while_not_connected(server: SmpServer, owner: Owner, agent: Agent) -> None:
     for queue in await make_queues(server, 3):
-        [subscription] = owner.add(server.address, queue)
-        agent.subscribe(server.address, subscription)
+        agent.subscribe(server.address, *owner.add(server.address, queue))
     await owner.all_active(server.address)
     assert owner.sessions == [("connected", server.address)]
 
@@ -216,8 +128,7 @@ async def test_a_server_with_nothing_to_subscribe_is_left_alone(server: SmpServe
     await ended(agent)
     assert agent.servers == 0
     assert server.accepted == 0
-    [subscription] = owner.add(server.address, *await make_queues(server, 1))
-    agent.subscribe(server.address, subscription)
+    agent.subscribe(server.address, *owner.add(server.address, *await make_queues(server, 1)))
     await owner.all_active(server.address)
     assert agent.servers == 1
 
@@ -231,7 +142,7 @@ async def test_added_while_the_agent_learns_that_nothing_was_wanted(server: SmpS
 
     go_on = asyncio.Event()
     owner = Slow()
-    for add in (Agent.start, lambda agent, server: agent.subscribe(server, *owner.kept[server].values())):
+    for add in (Agent.start, lambda agent, server: agent.subscribe(server, *owner.kept[server])):
         go_on.clear()
         owner.kept.clear()
         queues = await make_queues(server, 1)
@@ -309,10 +220,11 @@ async def test_what_waited_for_the_subscription_comes(server: SmpServer, owner: 
 async def test_final_errors(server: SmpServer, owner: Owner, agent: Agent, answer: Message, text: str) -> None:
     refused, good = await make_queues(server, 2)
     server.script_nsub(refused.notifier_id, answer)
-    [subscription, _] = owner.add(server.address, refused, good)
+    owner.add(server.address, refused, good)
     agent.start(server.address)
     await owner.until(lambda: bool(owner.ended) and bool(owner.active[server.address]))
-    assert owner.ended == {0: Result(subscription, text, auth=text == "AUTH")}
+    auth = text == "AUTH"
+    assert owner.ended == {0: Result(0, 0, Outcome.AUTH if auth else Outcome.ERROR, "" if auth else text)}
     assert owner.active[server.address] == {1}
     server.drop_all()
     await owner.until(lambda: len(owner.sessions) == 3)
@@ -406,7 +318,7 @@ async def test_a_server_that_comes_later(owner: Owner, agent: Agent) -> None:
 async def test_disconnects_in_the_midst_of_subscribing_are_no_errors(
     server: SmpServer, owner: Owner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    queues = await make_queues(server, BATCH + 10)
+    queues = await make_queues(server, PAGE + 10)
     owner.add(server.address, *queues)
     last = queues[-1].notifier_id
     async with running(owner, replace(FAST, request_timeout=5.0)) as agent:
@@ -427,10 +339,10 @@ async def test_a_connection_that_closes_while_nsubs_are_sent(
     owner.add(server.address, queue)
     agent.start(server.address)
     await owner.all_active(server.address)
-    client = agent._servers[server.address].client
-    assert client is not None
-    client._connection.abort()  # closing, but nobody knows yet
-    agent.subscribe(server.address, *owner.kept[server.address].values())
+    stream = agent._servers[server.address].stream
+    assert stream is not None
+    stream._client._connection.abort()  # closing, but nobody knows yet
+    agent.subscribe(server.address, *owner.kept[server.address])
     await owner.until(lambda: len(owner.sessions) == 3)
     await owner.all_active(server.address)
     assert errors(caplog) == []
@@ -439,7 +351,7 @@ async def test_a_connection_that_closes_while_nsubs_are_sent(
 async def test_an_owner_that_fails_is_asked_again(
     server: SmpServer, owner: Owner, agent: Agent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    owner.failing = {"wanted", "connected", "pages", "results", "disconnected"}
+    owner.failing = {"wanted", "service", "connected", "page", "results", "disconnected"}
     owner.add(server.address, *await make_queues(server, 1))
     agent.start(server.address)
     await owner.until(lambda: not owner.failing)
@@ -506,7 +418,7 @@ async def test_private_hosts_are_never_connected_to(owner: Owner, caplog: pytest
             for hosts in (("localhost",), ("127.0.0.1",), ("::ffff:127.0.0.1",))
             for p in (port, server.address.port)
         ]
-        async with running(owner, replace(FAST, allow_private=False)) as agent:
+        async with running(owner, replace(FAST, network=Network())) as agent:
             for address in addresses:
                 owner.add(address, *queues)
                 agent.start(address)
@@ -583,5 +495,496 @@ def test_backoff_is_jittered_within_its_bounds_from_the_first_delay_on() -> None
 
 def test_secrets_are_not_in_reprs() -> None:
     subscription = Subscription(1, b"secret-id", Ed25519PrivateKey.generate())
-    assert repr(subscription) == "Subscription(ref=1)"
-    assert "secret" not in repr(Result(subscription))
+    assert repr(subscription) == "Subscription(ref=1, tag=0)"
+
+
+# --- as a service
+
+SERVICE, _ = Credentials.generate("ED25519", "service")
+
+
+@pytest.fixture
+async def service_owner(server: SmpServer) -> Owner:
+    """It is a service, and has 12 queues on the server."""
+    owner = Owner()
+    owner.credentials = SERVICE
+    owner.add(server.address, *await make_queues(server, 12))
+    return owner
+
+
+def associated(server: SmpServer, owner: Owner) -> bool:
+    return all(server.associated(s.notifier_id) for s in owner.kept[server.address].values())
+
+
+async def settled(owner: Owner, server: SmpServer, counts: int) -> None:
+    """All active, and so many NSUBS answered."""
+    await owner.until(lambda: len(owner.counts) >= counts)
+    await owner.all_active(server.address)
+    assert all(server.subscribed(s.notifier_id) for s in owner.kept[server.address].values())
+
+
+async def test_associates_once_and_then_by_one_command(server: SmpServer, service_owner: Owner) -> None:
+    owner = service_owner
+    async with running(owner) as agent:
+        agent.start(server.address)
+        await settled(owner, server, 1)
+        assert associated(server, owner)
+        assert (owner.counts, server.nsubs(), server.nsubs_commands) == ([12], 12, 1)
+        for _ in range(2):
+            counted = len(owner.counts)
+            server.drop_all()
+            await settled(owner, server, counted + 1)
+        assert server.nsubs() == 12
+        assert set(owner.counts) == {12}
+        [one] = await make_queues_beside(server, 1)
+        agent.subscribe(server.address, *owner.add(server.address, one))
+        await owner.all_active(server.address)
+        assert associated(server, owner)
+        counted = len(owner.counts)
+        server.drop_all()
+        await settled(owner, server, counted + 1)
+    assert (server.nsubs(), server.nsubs_commands) == (13, 4)  # one NSUBS in each session
+    assert owner.counts == [12, 12, 12, 13]
+    assert len(set(owner.service_ids[server.address])) == 1
+    assert owner.refused == 0
+
+
+async def make_queues_beside(server: SmpServer, count: int) -> list[Queue]:
+    """While the agent is connected."""
+    async with await Recipient.connect(server.address) as recipient:
+        return [await recipient.queue() for _ in range(count)]
+
+
+async def test_each_session_has_another_key(server: SmpServer, service_owner: Owner) -> None:
+    keys = []
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        for n in (1, 2):
+            await settled(service_owner, server, n)
+            stream = agent._servers[server.address].stream
+            assert stream is not None
+            assert stream._client.session.service is not None
+            keys.append(stream._client.session.service.key)
+            server.drop_all()
+            await service_owner.until(lambda n=n: len(service_owner.sessions) > n)  # type: ignore[misc]
+    assert keys[0] is not keys[1]
+
+
+@pytest.mark.parametrize("offset", [3, -3])
+async def test_a_count_that_is_another(server: SmpServer, service_owner: Owner, offset: int) -> None:
+    """The owner decides: here each is subscribed once more in a session, then the count is believed."""
+    server.service_count_offset = offset
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 2)
+    assert service_owner.counts == [12 + offset] * 2
+    assert server.nsubs() == 24
+
+
+@pytest.mark.parametrize("lose", [SmpServer.forget_services, SmpServer.change_service_ids, SmpServer.dissociate])
+async def test_a_server_that_lost_the_service(
+    server: SmpServer, service_owner: Owner, lose: Callable[[SmpServer], None]
+) -> None:
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        lose(server)
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        await settled(service_owner, server, 2)
+    assert associated(server, service_owner)
+    assert server.nsubs() == 24
+    assert service_owner.refused == 0
+    assert not service_owner.ended
+
+
+async def test_err_service_to_nsubs_has_all_subscribed_one_by_one(server: SmpServer, service_owner: Owner) -> None:
+    server.script_nsubs(ERR_SERVICE)
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 2)
+    assert service_owner.counts == [None, 12]
+    assert server.nsubs() == 24
+    assert service_owner.refused == 0
+
+
+async def test_err_service_to_nsubs_for_ever(server: SmpServer, service_owner: Owner) -> None:
+    """It ends in a session without service, after a bounded number of NSUBs."""
+    server.script_nsubs(*[ERR_SERVICE] * 1000)
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await service_owner.until(lambda: service_owner.refused == 1)
+        await service_owner.until(lambda: service_owner.service_ids[server.address][-1] is None)
+        await settled(service_owner, server, 1)
+    assert service_owner.counts == [None]
+    assert server.nsubs() == 36
+    assert not associated(server, service_owner)
+
+
+async def test_err_auth_to_nsubs_once_is_mended_by_another_session(server: SmpServer, service_owner: Owner) -> None:
+    server.script_nsubs(ERR_AUTH)
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        await settled(service_owner, server, 1)
+        assert None not in service_owner.service_ids[server.address]
+        assert service_owner.refused == 0
+        server.script_nsubs(ERR_AUTH)  # much later: it does not count as the second in a row
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) >= 7)
+        await settled(service_owner, server, 2)
+    assert service_owner.refused == 0
+    assert not service_owner.ended
+
+
+async def test_a_service_that_the_session_outlives(server: SmpServer, service_owner: Owner) -> None:
+    """NSUBs of this session associate with a service that the server has lost; NSUBS says so."""
+
+    def forget(answers: list[bytes]) -> list[bytes]:
+        if server.nsubs() == 12:
+            server.forget_services()
+        return answers
+
+    server.answers = forget
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        server.answers = None
+        await settled(service_owner, server, 1)
+    assert associated(server, service_owner)
+    assert service_owner.refused == 0
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[ERR_AUTH, ERR_AUTH], [ERR_PROHIBITED], [smp.Pong()], [Err("WHAT")], [Err("BLOCKED", "reason=spam")]],
+    ids=str,
+)
+async def test_nsubs_is_refused(server: SmpServer, service_owner: Owner, answers: list[Message]) -> None:
+    server.script_nsubs(*answers)
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await service_owner.until(lambda: service_owner.service_ids[server.address][-1:] == [None])
+        await service_owner.all_active(server.address)
+    assert service_owner.refused == 1
+    assert service_owner.counts == []
+    assert not service_owner.ended
+    assert len(service_owner.service_ids[server.address]) == len(answers) + 1
+
+
+@pytest.mark.parametrize("answer", [ERR_INTERNAL, ERR_QUOTA, Err("STORE", "text"), Err("EXPIRED"), None])
+async def test_nsubs_is_tried_again(server: SmpServer, service_owner: Owner, answer: Message | None) -> None:
+    server.script_nsubs(answer, answer)
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+    assert (server.nsubs_commands, server.nsubs()) == (3, 12)
+    assert service_owner.refused == 0
+    assert service_owner.sessions.count(("connected", server.address)) == 1
+
+
+async def test_nothing_is_subscribed_singly_before_nsubs_is_answered(server: SmpServer, service_owner: Owner) -> None:
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        server.script_nsubs(None)
+        pages = service_owner.pages
+        server.drop_all()
+        await server.until(lambda: server.nsubs_commands == 2)
+        assert service_owner.pages == pages
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        await settled(service_owner, server, 2)
+    assert server.nsubs() == 12
+
+
+async def test_err_service_to_an_nsub_in_a_service_session(server: SmpServer, service_owner: Owner) -> None:
+    first = service_owner.kept[server.address][0]
+    server.script_nsub(first.notifier_id, ERR_SERVICE)
+    config = replace(FAST, without_service=0.4)
+    async with running(service_owner, config) as agent:
+        agent.start(server.address)
+        await service_owner.until(lambda: service_owner.refused == 1)
+        await service_owner.until(lambda: service_owner.service_ids[server.address][-1] is None)
+        await service_owner.all_active(server.address)
+        assert not associated(server, service_owner)
+        assert not service_owner.ended
+        start = asyncio.get_running_loop().time()
+        while service_owner.service_ids[server.address][-1] is None:
+            sessions = len(service_owner.sessions)
+            await server.until(lambda: server.connections == 1)
+            server.drop_all()
+            await service_owner.until(lambda n=sessions: len(service_owner.sessions) == n + 2)  # type: ignore[misc]
+        assert asyncio.get_running_loop().time() - start < 2
+        await settled(service_owner, server, 1)
+        assert associated(server, service_owner)
+    ids = service_owner.service_ids[server.address]
+    assert len(ids) >= 3
+    assert ids == [ids[0], *[None] * (len(ids) - 2), ids[0]]
+
+
+async def test_err_service_without_a_service_is_final(server: SmpServer, owner: Owner, agent: Agent) -> None:
+    [queue] = await make_queues(server, 1)
+    server.script_nsub(queue.notifier_id, ERR_SERVICE)
+    owner.add(server.address, queue)
+    agent.start(server.address)
+    await owner.until(lambda: bool(owner.ended))
+    assert owner.ended == {0: Result(0, 0, Outcome.SERVICE)}
+    assert owner.refused == 0
+
+
+async def test_a_service_refused_in_the_handshake(server: SmpServer, service_owner: Owner) -> None:
+    server.refuse_services = True
+    # Whatever else is wrong with its other hosts, the refusal counts.
+    address = replace(server.address, hosts=("localhost", "127.0.0.2"))
+    service_owner.kept[address] = service_owner.kept[server.address]
+    async with running(service_owner) as agent:
+        agent.start(address)
+        await service_owner.all_active(address)
+        sessions = len(service_owner.sessions)
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) == sessions + 2)
+        await service_owner.all_active(address)
+    assert service_owner.refused == 1
+    assert service_owner.failures == []
+    assert set(service_owner.service_ids[address]) == {None}
+
+
+@pytest.mark.parametrize("versions", [(6, 6), (6, 15)])
+async def test_a_server_below_16(versions: tuple[int, int]) -> None:
+    owner = Owner()
+    owner.credentials = SERVICE
+    async with SmpServer(versions=versions) as server:
+        owner.add(server.address, *await make_queues_beside(server, 3))
+        async with running(owner) as agent:
+            agent.start(server.address)
+            await owner.all_active(server.address)
+        assert (server.nsubs(), server.nsubs_commands) == (3, 0)
+    assert owner.service_ids[server.address] == [None]
+    assert (owner.refused, owner.counts) == (0, [])
+
+
+async def test_no_service_any_more(server: SmpServer, service_owner: Owner) -> None:
+    """Plain NSUBs dissolve the associations."""
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        service_owner.credentials = None
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        await service_owner.all_active(server.address)
+    assert server.nsubs() == 24
+    assert not any(server.associated(s.notifier_id) for s in service_owner.kept[server.address].values())
+
+
+def ends(owner: Owner) -> int:
+    return sum(isinstance(e.message, smp.Ends) for events in owner.blocks for e in events)
+
+
+async def test_what_another_session_took_over_is_taken_back(server: SmpServer, service_owner: Owner) -> None:
+    clock = asyncio.get_running_loop().time
+    other = Owner()
+    other.credentials = SERVICE
+    config = replace(FAST, ended_backoff=0.3)
+    async with running(service_owner, config) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        took = []
+        for n in range(1, 4):  # each time the delay is twice as long
+            other.add(server.address, *await make_queues_beside(server, 1))
+            async with running(other) as rival:
+                rival.start(server.address)
+                await service_owner.until(lambda n=n: ends(service_owner) == n)  # type: ignore[misc]
+                start = clock()
+                assert not service_owner.active[server.address]
+                assert agent.is_connected(server.address)
+                await service_owner.until(lambda n=n: len(service_owner.sessions) == 2 * n + 1)  # type: ignore[misc]
+                took.append(clock() - start)
+                await service_owner.all_active(server.address)
+                await rival.close()
+        assert took[0] >= 0.29
+        assert took[1] >= 0.59
+        assert took[2] >= 1.19
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) == 9)
+        await service_owner.all_active(server.address)
+        assert agent._servers[server.address]._ends == 0  # a session without it forgives
+    assert not service_owner.ended
+
+
+async def test_two_with_the_same_service_do_not_fight_fast(server: SmpServer, service_owner: Owner) -> None:
+    other = Owner()
+    other.credentials = SERVICE
+    for s in service_owner.kept[server.address].values():
+        other.keep(server.address, s.notifier_id, s.notifier_key)
+    config = replace(FAST, ended_backoff=1000.0)
+    async with running(service_owner, config) as agent, running(other, config) as rival:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        rival.start(server.address)
+        await other.all_active(server.address)
+        await service_owner.until(lambda: ends(service_owner) == 1)
+        await settled(other, server, 1)
+        assert (len(service_owner.sessions), len(other.sessions)) == (1, 1)
+        assert server.connections == 2
+        assert ends(other) == 0
+
+
+async def test_sessions_of_the_past_do_not_end_those_of_now(server: SmpServer, service_owner: Owner) -> None:
+    async with running(service_owner, replace(FAST, ended_backoff=0.2)) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        worker = agent._servers[server.address]
+        await worker._on_events([Event(b"s" * 24, smp.Ends(12))])
+        await worker._on_events([Event(b"s" * 24, smp.Ends(12))])
+        server.drop_all()
+        await service_owner.until(lambda: len(service_owner.sessions) == 3)
+        await service_owner.all_active(server.address)
+        await asyncio.wait([worker.task], timeout=0.4)
+        assert len(service_owner.sessions) == 3
+        assert worker._ends == 1
+
+
+# --- why a server cannot be connected to
+
+
+@contextlib.asynccontextmanager
+async def tcp_server(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """Its port."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def on_connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(OSError):
+            await handle(reader, writer)
+
+    listening = await asyncio.start_server(on_connected, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield str(listening.sockets[0].getsockname()[1])
+    finally:
+        listening.close()
+        for writer in writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+
+
+async def talk_plainly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 mail.example.com ESMTP\r\n" * 10)
+    await writer.drain()
+
+
+async def say_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(bytes(16384))
+    await writer.drain()
+    await reader.read()
+
+
+async def failure_of(address: ServerAddress, network: Network, caplog: pytest.LogCaptureFixture) -> ConnectFailure:
+    owner = Owner()
+    owner.keep(address, b"n" * 24, Ed25519PrivateKey.generate())
+    async with running(owner, replace(FAST, network=network)) as agent:
+        agent.start(address)
+        await owner.until(lambda: len(owner.failures) >= 2)  # and again
+    assert owner.sessions == []
+    assert len(set(owner.failures)) == 1
+    impostor = owner.failures[0] is ConnectFailure.IDENTITY
+    assert any("impersonating" in e for e in errors(caplog)) == impostor
+    return owner.failures[0]
+
+
+ANY = Network(allow_private=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "network", "expected"),
+    [
+        ({"key_hash": bytes(32)}, ANY, ConnectFailure.IDENTITY),
+        ({"hosts": ("no-such-host.invalid",)}, ANY, ConnectFailure.RESOLVE),
+        ({"hosts": ("a" * 64,)}, ANY, ConnectFailure.RESOLVE),
+        ({}, Network(), ConnectFailure.NOT_ALLOWED),
+        ({}, replace(ANY, denied=(IPv4Network("127.0.0.0/8"), IPv6Network("::1"))), ConnectFailure.NOT_ALLOWED),
+        ({"hosts": ("a" * 56 + ".onion",)}, ANY, ConnectFailure.NOT_ALLOWED),
+        ({"hosts": ("127.0.0.2",)}, ANY, ConnectFailure.TCP),
+    ],
+)
+async def test_connect_failures(
+    server: SmpServer,
+    changes: dict[str, Any],
+    network: Network,
+    expected: ConnectFailure,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await failure_of(replace(server.address, **changes), network, caplog) is expected
+
+
+@pytest.mark.parametrize(
+    ("handle", "expected"),
+    [
+        (hang_up, ConnectFailure.HANDSHAKE),
+        (keep_silent, ConnectFailure.TIMEOUT),
+        (talk_plainly, ConnectFailure.TLS),
+    ],
+)
+async def test_connect_failures_before_tls(
+    server: SmpServer, handle: Any, expected: ConnectFailure, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with tcp_server(handle) as port:
+        network = replace(ANY, connect_timeout=0.3 if expected is ConnectFailure.TIMEOUT else 20.0)
+        assert await failure_of(replace(server.address, port=port), network, caplog) is expected
+
+
+@pytest.mark.parametrize(
+    ("handle", "expected"),
+    [
+        (hang_up, ConnectFailure.HANDSHAKE),
+        (keep_silent, ConnectFailure.TIMEOUT),
+        (say_nonsense, ConnectFailure.HANDSHAKE),
+    ],
+)
+async def test_connect_failures_after_tls(
+    handle: Any, expected: ConnectFailure, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    async with tcp_server(handle, server_context("smp", credentials)) as port:
+        address = ServerAddress("smp", ("localhost",), port, credentials.key_hash)
+        network = replace(ANY, connect_timeout=0.5 if expected is ConnectFailure.TIMEOUT else 20.0)
+        assert await failure_of(address, network, caplog) is expected
+
+
+async def test_connect_failures_of_tls_and_versions(caplog: pytest.LogCaptureFixture) -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    aes = server_context("smp", credentials)
+    aes.maximum_version = ssl.TLSVersion.TLSv1_2
+    aes.set_ciphers("ECDHE+AESGCM")
+    tls = partial(SslTls, aes, server_side=True)
+    listening = await serve("smp", credentials, lambda _: None, "127.0.0.1", 0, tls=tls)
+    port = str(listening.sockets[0].getsockname()[1])
+    address = ServerAddress("smp", ("localhost",), port, credentials.key_hash)
+    assert await failure_of(address, ANY, caplog) is ConnectFailure.TLS
+    listening.close()
+    async with SmpServer(versions=(19, 20)) as server:
+        assert await failure_of(server.address, ANY, caplog) is ConnectFailure.HANDSHAKE
+
+
+async def test_connect_failures_of_the_proxy(server: SmpServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with tcp_server(hang_up) as port:
+        proxy = SocksProxy("127.0.0.1", int(port))
+        network = replace(ANY, socks_proxy=proxy, socks_mode="always")
+        assert await failure_of(server.address, network, caplog) is ConnectFailure.PROXY
+
+
+async def test_an_impostor_is_an_alarm_whatever_the_other_hosts_are(
+    server: SmpServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = replace(server.address, hosts=("127.0.0.1", "127.0.0.2"), key_hash=bytes(32))
+    assert await failure_of(address, ANY, caplog) is ConnectFailure.IDENTITY

@@ -1,7 +1,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
@@ -11,11 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import Scheme, ServerAddress
 from smp_bridge.client import Client, Event, Request, ServerError, UnexpectedAnswerError
+from smp_bridge.encoding import ParseError
 from smp_bridge.handshake import IdentityMismatchError
 from smp_bridge.identity import Credentials
 from smp_bridge.testing import SmpServer
 from smp_bridge.transmission import (
     ERR_AUTH,
+    ERR_INTERNAL,
+    AuthKey,
     Session,
     Transmission,
     encode_blocks,
@@ -177,6 +180,138 @@ async def test_what_cannot_be_sent_leaves_nothing_behind(peers: Peers) -> None:
         peer.send((t.corr_id, b"", b"PONG"))
         assert await request == smp.Pong()
         assert not client._requests
+
+
+# --- batches
+
+
+def nsub(key: AuthKey | None = None) -> Request:
+    return Request(smp.NSub(), bytes(24), key or KEY)
+
+
+KEY = crypto.encode_private(Ed25519PrivateKey.generate())
+
+
+async def test_a_batch_is_one_full_block(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        batch = await client.send_block([nsub() for _ in range(140)])
+        assert len(batch.answers) == 134
+        transmissions = await peer.receive()
+        assert [t.corr_id for t in transmissions] == [batch.prefix + i.to_bytes(2, "big") for i in range(134)]
+        other = await client.send_block([nsub()])
+        assert len(await peer.receive()) == 1
+        assert other.prefix != batch.prefix
+
+
+async def test_answers_to_a_batch_in_any_order_the_first_counts(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        one, two = await client.send_block([nsub()] * 3), await client.send_block([nsub()] * 2)
+        a, b, c = (t.corr_id for t in await peer.receive())
+        d, e = (t.corr_id for t in await peer.receive())
+        waiting = [asyncio.create_task(batch.wait(5)) for batch in (one, two)]
+        peer.send((e, b"", b"ERR INTERNAL"), (c, b"", b"OK"), (a, b"", b"ERR AUTH"), (a, b"", b"OK"), (b, b"", b"WHAT"))
+        await waiting[0]
+        assert one.answers[0] == ERR_AUTH
+        assert isinstance(one.answers[1], UnexpectedAnswerError)
+        assert one.answers[2] == smp.Ok()
+        assert not waiting[1].done()
+        assert two.answers == [None, ERR_INTERNAL]
+        peer.send((d, b"", b"OK"))
+        await waiting[1]
+        assert two.answers == [smp.Ok(), ERR_INTERNAL]
+
+
+async def test_answers_that_are_none_of_a_batch(peers: Peers) -> None:
+    events: asyncio.Queue[Sequence[Event]] = asyncio.Queue()
+    async with peers.pair(events.put) as (client, peer):  # type: ignore[arg-type]
+        batch = await client.send_block([nsub()])
+        [t] = await peer.receive()
+        index = (1).to_bytes(2, "big")
+        peer.send((batch.prefix + index, b"", b"OK"), (batch.prefix + b"\xff\xff", b"", b"OK"), (bytes(24), b"", b"OK"))
+        peer.send((b"", b"n" * 24, b"END"))
+        assert await events.get() == [Event(b"n" * 24, smp.End())]
+        assert batch.answers == [None]
+        peer.send((t.corr_id, b"", b"OK"))
+        await batch.wait(5)
+        assert batch.answers == [smp.Ok()]
+        assert events.empty()
+
+
+async def test_a_batch_that_is_not_answered_in_time(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        batch = await client.send_block([nsub()] * 2)
+        transmissions = await peer.receive()
+        peer.send((transmissions[0].corr_id, b"", b"OK"))
+        await batch.wait(0.1)
+        assert batch.answers == [smp.Ok(), None]
+        client.forget(batch)
+        client.forget(batch)
+        assert not client._batches
+        peer.send((transmissions[1].corr_id, b"", b"OK"))
+        assert await ping(client, peer) == smp.Pong()
+        assert batch.answers == [smp.Ok(), None]
+        await asyncio.wait_for(batch.wait(1000), 5)
+
+
+async def ping(client: Client, peer: Peer) -> object:
+    request = asyncio.create_task(client.request(smp.Ping()))
+    [t] = await peer.receive()
+    peer.send((t.corr_id, b"", b"PONG"))
+    return await request
+
+
+async def test_no_answers_come_after_the_connection(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        batch = await client.send_block([nsub()] * 2)
+        [first, _] = await peer.receive()
+        peer.send((first.corr_id, b"", b"OK"))
+        await peer.connection.close()
+        await asyncio.wait_for(batch.wait(1000), 5)
+        assert batch.answers == [smp.Ok(), None]
+        assert not client._batches
+        with pytest.raises(ConnectionClosedError):
+            await client.send_block([nsub()])
+        assert not client._batches
+
+
+@pytest.mark.parametrize("close", [Client.close, lambda client: client._connection.close()])
+async def test_a_batch_whose_connection_is_closed_while_it_is_signed(
+    peers: Peers, close: Callable[[Client], Awaitable[None]]
+) -> None:
+    async with peers.pair() as (client, _):
+        sending = asyncio.create_task(client.send_block([nsub()] * 134))
+        await asyncio.sleep(0)
+        assert not sending.done()
+        await close(client)
+        with pytest.raises(ConnectionClosedError):
+            await sending
+        assert not client._batches
+
+
+async def test_others_have_the_loop_while_a_batch_is_signed(peers: Peers) -> None:
+    async with peers.pair() as (client, peer):
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await client.send_block([nsub() for _ in range(134)])
+        counting.cancel()
+        assert turns > 3
+        assert len(await peer.receive()) == 134
+
+
+@pytest.mark.parametrize("bad", [b"", b"garbage", KEY[:-1]])
+async def test_a_bad_key_sends_nothing_of_the_batch(peers: Peers, bad: bytes) -> None:
+    async with peers.pair() as (client, peer):
+        with pytest.raises(ParseError):
+            await client.send_block([nsub(), Request(smp.NSub(), bytes(24), bad), nsub()])
+        assert not client._batches
+        assert await ping(client, peer) == smp.Pong()
 
 
 async def test_ntf_answers() -> None:

@@ -206,6 +206,46 @@ def test_other_key_types():
         crypto.parse_private(crypto.encode_private(p256))
 
 
+# --- raw private keys
+
+
+@given(ws.secrets32, st.binary(max_size=300))
+def test_sign_ed25519_is_the_same_signature(seed, data):
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    assert crypto.sign_ed25519(seed, data) == key.sign(data)
+
+
+@given(ws.secrets32, ws.secrets32, ws.nonces, st.binary(max_size=300))
+def test_dh_box_is_box_under_the_secret(a, b, nonce, m):
+    private, public = X25519PrivateKey.from_private_bytes(a), X25519PrivateKey.from_private_bytes(b).public_key()
+    assert crypto.dh_box(a, public, nonce, m) == crypto.box(crypto.dh(private, public), nonce, m)
+
+
+@pytest.mark.parametrize("point", [bytes(32), b"\1" + bytes(31)])
+def test_dh_box_with_a_low_order_point(point):
+    with pytest.raises(CryptoError):
+        crypto.dh_box(b"a" * 32, X25519PublicKey.from_public_bytes(point), bytes(24), b"m")
+
+
+@given(ws.all_private_keys)
+def test_raw_keys(private):
+    der = crypto.encode_private(private)
+    raw = private.private_bytes_raw()
+    assert crypto.raw_ed25519(der) == (raw if isinstance(private, Ed25519PrivateKey) else None)
+    assert crypto.raw_x25519(der) == (raw if isinstance(private, X25519PrivateKey) else None)
+
+
+@pytest.mark.parametrize("private", [ED25519, X25519])
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"\x31" + d[1:], lambda d: b""])
+def test_raw_keys_of_other_bytes(private, change):
+    der = change(crypto.encode_private(private))
+    assert crypto.raw_ed25519(der) is None
+    assert crypto.raw_x25519(der) is None
+
+
+# --- signatures
+
+
 @given(ws.sign_private_keys, st.binary(max_size=100), st.data())
 def test_verify(key, message, data):
     signature = key.sign(message)

@@ -4,8 +4,12 @@ import datetime
 
 import pytest
 import wire_strategies as ws
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,9 +25,10 @@ from smp_bridge.handshake import (
     ServerHello,
     ServiceCredentials,
     ServiceHello,
+    ServiceRefusedError,
 )
-from smp_bridge.identity import Credentials, generate_key
-from smp_bridge.transmission import encode_blocks, encode_transmission, parse_block, verify_transmission
+from smp_bridge.identity import Credentials, generate_key, issue_ca
+from smp_bridge.transmission import Service, encode_blocks, encode_transmission, parse_block, verify_transmission
 
 SERVER, _ = Credentials.generate("ED448", "localhost", datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC))
 OTHER, _ = Credentials.generate("ED25519", "localhost", datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC))
@@ -41,8 +46,8 @@ RANGES = [("smp", 6, n) for n in range(6, 19)] + [("ntf", 1, n) for n in range(1
 PAIRS = [(scheme, (low, a), (low, b)) for scheme, low, a in RANGES for other, _, b in RANGES if scheme == other]
 
 
-def server(scheme, *, alpn=True, versions=None, signer=SERVER.key, chain=CHAIN):
-    return ServerHandshake(scheme, SESSION_ID, chain, signer, SERVER_KEY, alpn=alpn, versions=versions)
+def server(scheme, *, alpn=True, versions=None, signer=SERVER.key, chain=CHAIN, **more):
+    return ServerHandshake(scheme, SESSION_ID, chain, signer, SERVER_KEY, alpn=alpn, versions=versions, **more)
 
 
 def client(scheme, *, versions=None, session_id=SESSION_ID, chain=CHAIN, key_hash=SERVER.key_hash, service=None):
@@ -226,10 +231,146 @@ def test_no_service_below_16(version):
     assert ours.service is None
 
 
-def test_this_server_takes_no_service():
-    theirs = server("smp")
-    with pytest.raises(HandshakeError, match="no services"):
-        theirs.receive(service_client().receive(theirs.hello))
+def self_signed(algorithm, now=None):
+    key = generate_key(algorithm)
+    return Credentials((issue_ca(key, "service", now or datetime.datetime.now(datetime.UTC)),), key)
+
+
+def service_credentials(credentials):
+    return ServiceCredentials(tuple(credentials.chain_der), credentials.key, SERVICE.session_key)
+
+
+SERVICES = [
+    service_credentials(Credentials.generate("ED25519", "service")[0]),
+    service_credentials(Credentials.generate("ED448", "service")[0]),
+    service_credentials(self_signed("ED25519")),
+    service_credentials(self_signed("ED448")),
+]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("version", [16, 17, 18])
+def test_service(service, version):
+    seen = []
+
+    def services(hello):
+        seen.append(hello)
+        return b"the id"
+
+    ours = client("smp", versions=(6, version), service=service)
+    theirs = server("smp", peer_chain=list(service.chain), services=services)
+    session = theirs.receive(padded(ours.receive(padded(theirs.hello, "smp")), "smp"))
+    assert seen == [service.hello()]
+    assert theirs.answer == b"R\x06the id"
+    assert ours.session is None
+    ours.receive(padded(theirs.answer, "smp"))
+    check_sessions(ours.session, session, "smp", version)
+    identity = service.chain[-1]
+    assert session.service == Service(b"the id", crypto.key_hash(identity), service.session_key.public_key())
+    assert ours.session.service == Service(b"the id", crypto.key_hash(identity), service.session_key)
+    assert ws.hides(session)
+    (block,) = encode_blocks(
+        ours.session, [encode_transmission(ours.session, bytes(24), b"id", b"NSUB", USER_KEYS[0], as_service=True)]
+    )
+    (t,) = parse_block(session, block)
+    assert t.service_signature
+    assert verify_transmission(session, t, USER_KEYS[0].public_key())
+
+
+def refuse(_):
+    raise HandshakeError("not this one")
+
+
+def never(_):
+    raise AssertionError("a bad service was taken")
+
+
+def check_refused(theirs, hello, answer):
+    """The server raises, has this answer, and a client that gets it knows."""
+    with pytest.raises(HandshakeError):
+        theirs.receive(padded(hello, "smp"))
+    assert theirs.answer == answer
+    ours = service_client()
+    ours.receive(theirs.hello)
+    with pytest.raises(ServiceRefusedError):
+        ours.receive(padded(theirs.answer, "smp"))
+    assert ours.session is None
+
+
+def hello_with(**changes):
+    hello = dataclasses.replace(SERVICE.hello(), **changes)
+    return ClientHello(18, SERVER.key_hash, CLIENT_KEY.public_key(), hello).encode("smp")
+
+
+@pytest.mark.parametrize("services", [None, refuse])
+def test_this_server_takes_no_service(services):
+    theirs = server("smp", peer_chain=SERVICE.chain, services=services)
+    check_refused(theirs, hello_with(), b"EHANDSHAKE BAD_SERVICE")
+
+
+@pytest.mark.parametrize("role", [b"M", b"P", b"n"])
+def test_service_of_another_role(role):
+    theirs = server("smp", peer_chain=SERVICE.chain, services=never)
+    check_refused(theirs, hello_with(role=role), b"EHANDSHAKE BAD_SERVICE")
+
+
+@pytest.mark.parametrize(
+    "peer_chain", [(), SERVICE.chain[:1], SERVICE.chain[::-1], (*SERVICE.chain, CHAIN[1]), SERVICES[0].chain]
+)
+def test_service_chain_that_is_not_tls(peer_chain):
+    theirs = server("smp", peer_chain=peer_chain, services=never)
+    check_refused(theirs, hello_with(), b"EHANDSHAKE BAD_AUTH")
+
+
+NOW = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+EC_LEAF = ec.generate_private_key(ec.SECP256R1())
+LATER = Credentials.generate("ED25519", "service", NOW + datetime.timedelta(1))[0]
+
+
+def ec_certificate():
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "service")])
+    builder = x509.CertificateBuilder(name, name, EC_LEAF.public_key(), 1, NOW, NOW + datetime.timedelta(9))
+    return builder.sign(EC_LEAF, SHA256()).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize(
+    ("chain", "signer"),
+    [
+        ((), SERVICE.signer),
+        (SERVICE.chain[:1], SERVICE.signer),  # signed by another certificate
+        ((SERVICE.chain[0], CHAIN[1]), SERVICE.signer),
+        ((*SERVICE.chain, *[SERVICE.chain[1]] * 3), SERVICE.signer),  # five
+        ((b"no certificate", SERVICE.chain[1]), SERVICE.signer),
+        (tuple(LATER.chain_der), LATER.key),
+        ((ec_certificate(),), SERVICE.signer),
+    ],
+)
+def test_service_with_bad_certificates(chain, signer):
+    signed = crypto.SignedKey.sign(signer, SERVICE.session_key.public_key())
+    theirs = server("smp", peer_chain=chain, services=never, now=NOW)
+    check_refused(theirs, hello_with(chain=chain, key=signed), b"EHANDSHAKE BAD_AUTH")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        crypto.SignedKey.sign(SERVER.key, SERVICE.session_key.public_key()),
+        crypto.SignedKey.sign(SERVICE.signer, CLIENT_KEY.public_key()),
+        crypto.SignedKey.sign(SERVICE.signer, SERVER.key.public_key()),  # Ed448
+    ],
+)
+def test_service_with_a_bad_session_key(key):
+    theirs = server("smp", peer_chain=SERVICE.chain, services=never)
+    check_refused(theirs, hello_with(key=key), b"EHANDSHAKE BAD_AUTH")
+
+
+@pytest.mark.parametrize("hash_of", [SERVER, OTHER])
+def test_no_answer_without_a_service(hash_of):
+    theirs = server("smp", peer_chain=SERVICE.chain, services=never)
+    answer = client("smp", key_hash=hash_of.key_hash).receive(theirs.hello)
+    with contextlib.suppress(HandshakeError):
+        assert theirs.receive(answer).service is None
+    assert theirs.answer is None
 
 
 # --- bytes

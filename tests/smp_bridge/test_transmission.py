@@ -18,6 +18,7 @@ from smp_bridge.transmission import (
     BLOCK_SIZE,
     ERR_BLOCK,
     ERR_SESSION,
+    Block,
     Err,
     Invalid,
     Service,
@@ -26,6 +27,7 @@ from smp_bridge.transmission import (
     encode_blocks,
     encode_transmission,
     parse_block,
+    verify_service,
     verify_transmission,
 )
 
@@ -220,6 +222,74 @@ def test_service_signature(version, key_type):
     assert verify_transmission(server, t, key.public_key())
     assert not verify_transmission(dataclasses.replace(server, service=None), t, key.public_key())
     assert not verify_transmission(server, t, OTHERS[key_type].public_key())
+
+
+def service_pair():
+    """(the client's session, the server's, which has the service's public key only)"""
+    client, server = pair("smp", 18, service=SERVICE)
+    return client, dataclasses.replace(server, service=dataclasses.replace(SERVICE, key=SERVICE_KEY.public_key()))
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+@pytest.mark.parametrize("field", ["authenticator", "service_signature", "authorized"])
+@given(st.integers(0, 63), st.integers(0, 7))
+def test_verify_both_signatures(field, key_type, i, bit):
+    client, server = service_pair()
+    key = KEYS[key_type]
+    t = one(server, encode_transmission(client, CORR, ENTITY, b"NSUB", key, as_service=True))
+    assert verify_transmission(server, t, key.public_key())
+    assert verify_service(server, t)
+    data = bytearray(getattr(t, field))
+    data[i] ^= 1 << bit
+    changed = dataclasses.replace(t, **{field: bytes(data)})
+    assert not verify_transmission(server, changed, key.public_key())
+    assert verify_service(server, changed) == (field == "authenticator")
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+def test_verify_in_a_service_session(key_type):
+    client, server = service_pair()
+    key, public = KEYS[key_type], KEYS[key_type].public_key()
+    single = one(server, encode_transmission(client, CORR, ENTITY, b"PING", key))
+    double = one(server, encode_transmission(client, CORR, ENTITY, b"NSUB", key, as_service=True))
+    assert verify_transmission(server, single, public)
+    assert not verify_service(server, single)
+    for wrong in (None, *(k.public_key() for k in OTHERS.values())):
+        assert not verify_transmission(server, double, wrong)
+    without = dataclasses.replace(server, service=None)
+    assert not verify_transmission(without, double, public)
+    assert not verify_service(without, double)
+    stranger = dataclasses.replace(SERVICE, key=OTHERS["ed25519"].public_key())
+    assert not verify_transmission(dataclasses.replace(server, service=stranger), double, public)
+    other_hash = dataclasses.replace(SERVICE, certificate_hash=bytes(32))
+    assert not verify_transmission(dataclasses.replace(server, service=other_hash), double, public)
+
+
+def test_a_signature_of_the_plain_command_is_none_of_a_double_signed_one():
+    """Nor the other way round: what the entity's key covers differs."""
+    client, server = service_pair()
+    key = KEYS["ed25519"]
+    single = one(server, encode_transmission(client, CORR, ENTITY, b"NSUB", key))
+    double = one(server, encode_transmission(client, CORR, ENTITY, b"NSUB", key, as_service=True))
+    added = dataclasses.replace(single, service_signature=double.service_signature)
+    removed = dataclasses.replace(double, service_signature=None)
+    assert not verify_transmission(server, added, key.public_key())
+    assert not verify_transmission(server, removed, key.public_key())
+
+
+def test_the_same_work_for_every_failure(monkeypatch):
+    client, server = service_pair()
+    verified = []
+    verify = crypto.verify
+    monkeypatch.setattr(crypto, "verify", lambda *args: verified.append(type(args[0])) or verify(*args))
+    key = KEYS["ed25519"]
+    good = one(server, encode_transmission(client, CORR, ENTITY, b"NSUB", key, as_service=True))
+    bad = dataclasses.replace(good, service_signature=bytes(64))
+    for t in (good, bad):
+        for public in (key.public_key(), None, KEYS["x25519"].public_key(), OTHERS["ed25519"].public_key()):
+            verified.clear()
+            assert verify_transmission(server, t, public) == (t is good and public == key.public_key())
+            assert len(verified) == 2
 
 
 @pytest.mark.parametrize(
@@ -431,3 +501,71 @@ def test_large_is_what_batches_hold():
     client, _ = pair("ntf", 3)
     t = encode_transmission(client, CORR, b"", b"PING")
     assert block(client, t) == b"\x01" + large(t)
+
+
+# --- one full block
+
+
+@pytest.mark.parametrize(("scheme", "version"), BATCHED)
+@given(st.data())
+def test_full_block(scheme, version, data):
+    client, _ = pair(scheme, version)
+    room = BLOCK_SIZE[scheme] - 19
+    sizes = data.draw(st.lists(st.integers(0, 40) | st.integers(0, room - 2), min_size=1, max_size=400))
+    sent = [bytes([i % 256]) * n for i, n in enumerate(sizes)]
+    filled = Block(client)
+    count = next((i for i, t in enumerate(sent) if not filled.add(t)), len(sent))
+    assert len(filled) == count
+    assert batch_items(filled.content) == sent[:count]
+    assert 1 <= count <= 255
+    assert len(filled.content) - 1 <= room
+    if count < min(len(sent), 255):  # the next one would not have fitted
+        assert len(filled.content) - 1 + len(sent[count]) + 2 > room
+    assert filled.content == encode_blocks(client, sent)[0]
+    crypto.pad(filled.content, BLOCK_SIZE[scheme] - 16)
+
+
+def test_a_block_takes_no_more_than_255():
+    client, _ = pair("smp", 18)
+    filled = Block(client)
+    assert [filled.add(b"x") for _ in range(257)] == [True] * 255 + [False] * 2
+    assert (filled.content[0], len(filled)) == (255, 255)
+
+
+def test_a_block_of_what_fits_none():
+    client, _ = pair("smp", 18)
+    filled = Block(client)
+    with pytest.raises(ValueError, match="too large"):
+        filled.add(bytes(16384 - 20))
+    assert filled.add(bytes(16384 - 21))
+    assert not filled.add(b"")
+    assert len(filled) == 1
+
+
+# --- keys as DER
+
+
+@pytest.mark.parametrize("as_service", [False, True])
+@pytest.mark.parametrize("version", [7, 15, 16, 18])
+@given(st.sampled_from(list(KEYS)), ws.auth_private_keys, st.binary(max_size=30))
+def test_der_keys_authorize_as_key_objects_do(version, as_service, kind, other, corr_id):
+    client, server = pair("smp", version, service=SERVICE if version >= 16 else None)
+    for key in (KEYS[kind], other):
+        der = crypto.encode_private(key)
+        as_object = encode_transmission(client, corr_id, ENTITY, b"NSUB", key, as_service=as_service)
+        assert encode_transmission(client, corr_id, ENTITY, b"NSUB", der, as_service=as_service) == as_object
+        assert verify_transmission(server, one(server, as_object), key.public_key())
+
+
+@given(st.binary(max_size=80).filter(bool) | st.sampled_from([crypto.encode_private(k)[:-1] for k in KEYS.values()]))
+def test_der_that_is_no_key(der):
+    client, _ = pair("smp", 18)
+    with pytest.raises(ParseError):
+        encode_transmission(client, CORR, ENTITY, b"NSUB", der)
+
+
+@pytest.mark.parametrize("der", [b"", crypto.encode_private(KEYS["x25519"])])
+def test_der_that_cannot_be_used(der):
+    client, _ = pair("smp", 6)
+    with pytest.raises((ParseError, crypto.CryptoError)):
+        encode_transmission(client, CORR, ENTITY, b"NSUB", der)

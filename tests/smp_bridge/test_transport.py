@@ -13,19 +13,26 @@ from cryptography.x509.oid import NameOID
 
 from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
-from smp_bridge.handshake import HandshakeError, IdentityMismatchError, Versions
+from smp_bridge.handshake import (
+    HandshakeError,
+    IdentityMismatchError,
+    ServiceCredentials,
+    ServiceRefusedError,
+    Versions,
+)
 from smp_bridge.identity import Credentials, SignAlgorithm, generate_key, issue_leaf
-from smp_bridge.network import HostNotAllowedError
+from smp_bridge.network import HostNotAllowedError, Network
+from smp_bridge.testing import SmpServer
+from smp_bridge.tls import SslTls, client_context, server_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import (
     BadBlockError,
     BlockConnection,
     ConnectionClosedError,
+    Scratch,
     accept,
-    client_context,
     connect,
     serve,
-    server_context,
 )
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -140,8 +147,10 @@ async def test_a_client_without_alpn_gets_the_legacy_version(scheme: Scheme, leg
 
 async def test_only_tls_with_chacha20(listener: Listener) -> None:
     client, _ = await listener.pair()
-    assert client._tls.version() == "TLSv1.3"
-    assert not client._tls.session.has_ticket
+    assert isinstance(client._tls, SslTls)
+    assert client._tls.tls.version() == "TLSv1.3"
+    assert client._tls.tls.session is not None
+    assert not client._tls.tls.session.has_ticket
     context = client_context("smp")
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM")
@@ -150,7 +159,8 @@ async def test_only_tls_with_chacha20(listener: Listener) -> None:
     assert listener.accepted.empty()
     context.set_ciphers("ECDHE+CHACHA20")
     older, session = await connect(listener.address, context=context)
-    assert older._tls.version() == "TLSv1.2"
+    assert isinstance(older._tls, SslTls)
+    assert older._tls.tls.version() == "TLSv1.2"
     assert session.version == 18
 
 
@@ -264,7 +274,7 @@ async def test_no_host_answers(listener: Listener) -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 async def test_private_hosts_are_not_connected_to_unless_allowed(listener: Listener, host: str) -> None:
     with pytest.raises(HostNotAllowedError):
-        await connect(replace(listener.address, hosts=(host,)), allow_private=False)
+        await connect(replace(listener.address, hosts=(host,)), network=Network())
     await listener.pair()
     assert listener.accepted.empty()
     assert listener.failed.empty()
@@ -278,7 +288,7 @@ async def test_a_server_that_says_nothing(listener: Listener) -> None:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = str(server.sockets[0].getsockname()[1])
     with pytest.raises(TimeoutError):
-        await connect(replace(listener.address, port=port), timeout=0.1)
+        await connect(replace(listener.address, port=port), network=Network(allow_private=True, connect_timeout=0.1))
     server.close()
     for writer in writers:
         writer.close()
@@ -351,8 +361,8 @@ async def test_a_block_that_does_not_open(listener: Listener, wrong: str) -> Non
 async def test_a_block_with_broken_padding() -> None:
     async with listen(scheme="ntf") as listener:
         client, server = await listener.pair()
-        assert client._transport is not None
-        client._transport.write(b"\xff" * 512)
+        client._tls.write(b"\xff" * 512)
+        client._flush()
         with pytest.raises(BadBlockError):
             await server.receive()
 
@@ -360,8 +370,8 @@ async def test_a_block_with_broken_padding() -> None:
 async def test_half_a_block(listener: Listener) -> None:
     client, server = await listener.pair()
     client.send(b"whole")
-    assert client._transport is not None
-    client._transport.write(bytes(100))
+    client._tls.write(bytes(100))
+    client._flush()
     await client.close()
     assert await server.receive() == b"whole"
     with pytest.raises(ConnectionClosedError):
@@ -439,3 +449,264 @@ async def test_a_port_in_use(listener: Listener) -> None:
     credentials, _ = Credentials.generate("ED25519", "localhost")
     with pytest.raises(OSError):
         await serve("smp", credentials, lambda _: None, "127.0.0.1", listener.address.port_number)
+
+
+# --- TLS on the socket
+
+
+class Relay:
+    """A TCP relay between a client and a listener, for what TCP may do to bytes, and what may be done to TCP."""
+
+    def __init__(self, port: int, segment: int) -> None:
+        self._port = port
+        self._segment = segment
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.segments = 0
+        self.left: int | None = None  # bytes to the server before it closes
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self.writers += [writer, server_writer]
+        for args in ((reader, server_writer, True), (server_reader, writer, False)):
+            task = asyncio.create_task(self._pass_on(*args))
+            self._tasks.add(task)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to_server: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(self._segment):
+                self.segments += 1
+                if to_server and self.left is not None:
+                    data = data[: self.left]
+                    self.left -= len(data)
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(0)  # so that it is read before the next one comes
+                if self.left == 0:
+                    break
+        writer.close()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        for writer in self.writers:
+            await close(writer)
+
+
+@contextlib.asynccontextmanager
+async def relayed(listener: Listener, segment: int) -> AsyncIterator[tuple[ServerAddress, Relay]]:
+    relay = Relay(listener.address.port_number, segment)
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield replace(listener.address, port=str(server.sockets[0].getsockname()[1])), relay
+    finally:
+        server.close()
+        await relay.close()
+
+
+async def test_a_thousand_small_segments(listener: Listener) -> None:
+    async with relayed(listener, 40) as (address, relay):
+        client, _ = await connect(address)
+        server, _ = await listener.accepted.get()
+        for i in range(2):
+            client.send(bytes([i]) * 5000)
+            server.send(bytes([i]) * 6000)
+        for i in range(2):
+            assert await server.receive() == bytes([i]) * 5000
+            assert await client.receive() == bytes([i]) * 6000
+        assert relay.segments > 1000
+        client.abort()
+
+
+@pytest.mark.parametrize("left", [1, 1000, 16384, 16400])
+async def test_a_connection_that_is_cut_in_a_block(listener: Listener, left: int) -> None:
+    async with relayed(listener, 2**16) as (address, relay):
+        client, _ = await connect(address)
+        server, _ = await listener.accepted.get()
+        client.send(b"whole")
+        assert await server.receive() == b"whole"
+        relay.left = left
+        client.send(b"cut")
+        with pytest.raises(ConnectionClosedError):
+            await asyncio.wait_for(server.receive(), 5)
+        with pytest.raises(ConnectionClosedError):
+            await asyncio.wait_for(client.receive(), 5)
+
+
+async def test_connections_that_share_buffers_do_not_mix_blocks(listener: Listener) -> None:
+    """Halves of blocks of many connections come in turns; on both sides all share one Scratch."""
+    scratch = Scratch()
+    pairs = [
+        ((await connect(listener.address, scratch=scratch))[0], (await listener.accepted.get())[0]) for _ in range(6)
+    ]
+    assert len({id(c._scratch) for c, _ in pairs}) == len({id(s._scratch) for _, s in pairs}) == 1
+    for senders, receivers in (
+        ([c for c, _ in pairs], [s for _, s in pairs]),
+        ([s for _, s in pairs], [c for c, _ in pairs]),
+    ):
+        receiving = [asyncio.create_task(r.receive()) for r in receivers]
+        halves = []
+        for i, sender in enumerate(senders):
+            assert isinstance(sender._tls, SslTls)
+            flush, sender._flush = sender._flush, lambda: None  # type: ignore[method-assign]
+            sender.send(bytes([i]) * 16000)
+            sender._flush = flush  # type: ignore[method-assign]
+            sealed = sender._tls.output()
+            half = 3000 + 1500 * i
+            halves.append((sender, sealed[half:]))
+            assert sender._transport is not None
+            sender._transport.write(sealed[:half])
+        await asyncio.wait(receiving, timeout=0.05)
+        assert not any(task.done() for task in receiving)
+        for sender, rest in reversed(halves):
+            assert sender._transport is not None
+            sender._transport.write(rest)
+        assert await asyncio.gather(*receiving) == [bytes([i]) * 16000 for i in range(6)]
+    for client, server in pairs:
+        await exchange(client, server)
+
+
+async def test_records_that_end_in_the_midst_of_a_block(listener: Listener) -> None:
+    """Blocks and TLS records need not be the same."""
+    client, server = await listener.pair()
+    server.encrypt(replace((await connect(listener.address))[1], receive_chain=None))
+    blocks = b"".join(crypto.pad(bytes([i]) * 9, 16384) for i in range(5))
+    for size in (1, 5000, 16384, 20, 16384, 16384):
+        client._tls.write(blocks[:size])
+        blocks = blocks[size:]
+        client._flush()
+    while blocks:
+        client._tls.write(blocks[:10000])
+        blocks = blocks[10000:]
+    client._flush()
+    assert [await asyncio.wait_for(server.receive(), 5) for _ in range(5)] == [bytes([i]) * 9 for i in range(5)]
+
+
+async def test_idle_connections_hold_no_buffer(listener: Listener) -> None:
+    client, server = await listener.pair()
+    await exchange(client, server)
+    for connection in (client, server):
+        assert connection._partial == b""
+        assert not connection._blocks
+        assert connection._tls.output() == b""
+
+
+async def test_a_peer_that_does_not_read_holds_drain_back_until_it_does(listener: Listener) -> None:
+    client, server = await listener.pair()
+    assert server._transport is not None
+    server._transport.pause_reading()
+    sent = 0
+    draining = asyncio.create_task(client.drain())
+    while draining.done() or sent < 2:
+        client.send(sent.to_bytes(4, "big"))
+        sent += 1
+        draining = asyncio.create_task(client.drain())
+        await asyncio.sleep(0)
+    assert sent > 3
+    server._transport.resume_reading()
+    assert [await server.receive() for _ in range(sent)] == [i.to_bytes(4, "big") for i in range(sent)]
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_drain_ends_with_the_connection(listener: Listener) -> None:
+    client, server = await listener.pair()
+    assert server._transport is not None
+    server._transport.pause_reading()
+    draining = asyncio.create_task(client.drain())
+    await asyncio.sleep(0)
+    while draining.done():
+        client.send(bytes(16000))
+        draining = asyncio.create_task(client.drain())
+        await asyncio.sleep(0)
+    client.abort()
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_goodbye_is_answered_by_the_end(listener: Listener) -> None:
+    client, server = await listener.pair()
+    client._tls.close()
+    client._flush()
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(server.receive(), 5)
+    with pytest.raises(ConnectionClosedError):
+        server.send(b"late")
+    await asyncio.wait_for(client._closed.wait(), 5)
+
+
+async def test_garbage_after_the_handshake(listener: Listener) -> None:
+    client, server = await listener.pair()
+    client.send(b"good")
+    assert await server.receive() == b"good"
+    assert client._transport is not None
+    client._transport.write(os.urandom(5000))
+    with pytest.raises(ConnectionClosedError, match="TLS failed"):
+        await asyncio.wait_for(server.receive(), 5)
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(client.receive(), 5)
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x40\x00" + bytes(2**17)])
+async def test_garbage_instead_of_tls(listener: Listener, garbage: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.address.port_number)
+    writer.write(garbage)
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 5)
+    await close(writer)
+    await exchange(*await listener.pair())
+    assert listener.accepted.empty()
+    assert listener.failed.empty()
+
+
+@pytest.mark.parametrize("begin", [b"", b"\x16\x03\x01"])
+async def test_a_client_that_does_not_shake_hands_in_time(begin: bytes) -> None:
+    connected: list[BlockConnection] = []
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    server = await serve("smp", credentials, connected.append, "127.0.0.1", 0, handshake_timeout=0.2)
+    start = asyncio.get_running_loop().time()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+    writer.write(begin)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert asyncio.get_running_loop().time() - start >= 0.19
+    assert connected == []
+    await close(writer)
+    server.close()
+
+
+async def test_the_time_limit_of_the_handshake_ends_with_it() -> None:
+    connected: asyncio.Queue[BlockConnection] = asyncio.Queue()
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    server = await serve("smp", credentials, connected.put_nowait, "127.0.0.1", 0, handshake_timeout=0.3)
+    port = server.sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context("smp"))
+    connection = await asyncio.wait_for(connected.get(), 5)
+    receiving = asyncio.create_task(connection.receive())
+    await asyncio.wait([receiving], timeout=0.5)
+    assert not receiving.done()
+    receiving.cancel()
+    connection.abort()
+    await close(writer)
+    server.close()
+
+
+async def test_a_service_that_is_refused_ends_the_search(listener: Listener) -> None:
+    """As an impostor does: no other host's failure may hide it."""
+    service, _ = Credentials.generate("ED25519", "service")
+    proof = ServiceCredentials(tuple(service.chain_der), service.key, Ed25519PrivateKey.generate())
+    async with SmpServer() as server:
+        server.refuse_services = True
+        address = replace(server.address, hosts=("127.0.0.1", "127.0.0.2"))
+        with pytest.raises(ServiceRefusedError):
+            await connect(address, context=client_context("smp", service), service=proof)
+        with pytest.raises(IdentityMismatchError):
+            await connect(replace(address, key_hash=bytes(32)))
+
+
+async def test_no_timer_and_no_future_are_left_of_a_handshake(listener: Listener) -> None:
+    client, server = await listener.pair()
+    assert (client._deadline, client._secured) == (server._deadline, server._secured) == (None, None)
+    await client.secured()
+    client.abort()
+    with pytest.raises(ConnectionClosedError):
+        await client.secured()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ntf_server.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
 from ntf_server.store.base import (
@@ -111,6 +112,7 @@ class World:
         self.apns = FakeProvider()
         self.sandbox = FakeProvider()
         self.now = float(NOW)
+        self.metrics = Metrics()
 
     async def open(self) -> None:
         self.sqlite = await SqliteStore.open(self.path, master_key=MasterKey(bytes(32)))
@@ -118,7 +120,14 @@ class World:
 
     def dispatcher(self, config: DispatcherConfig = FAST, rng: Callable[[], float] = lambda: 1.0) -> Dispatcher:
         providers = {Provider.APNS: self.apns, Provider.APNS_SANDBOX: self.sandbox}
-        return Dispatcher(self.store, providers, config, clock=lambda: self.now, rng=rng)  # type: ignore[arg-type]
+        return Dispatcher(
+            self.store,
+            providers,
+            config,
+            metrics=self.metrics,
+            clock=lambda: self.now,
+            rng=rng,
+        )
 
     @contextlib.asynccontextmanager
     async def running(
@@ -148,7 +157,7 @@ class World:
         return token
 
     async def notify(self, *queues: bytes, meta: bytes = b"meta") -> list[Due]:
-        return await self.sqlite.notify(SMP, [Notification(q, NOW, bytes(24), meta) for q in queues])
+        return (await self.sqlite.notify(SMP, [Notification(q, NOW, bytes(24), meta) for q in queues])).due
 
     async def status(self, token: Token) -> TokenStatus:
         found = await self.sqlite.find_token(token.token_id)
@@ -836,3 +845,80 @@ async def test_everything_is_delivered_in_the_end(tmp_path: Path, seed: int) -> 
 @pytest.mark.parametrize("seed", range(100, 130))
 async def test_everything_is_delivered_in_the_end_many_times(tmp_path: Path, seed: int) -> None:
     await stress(tmp_path / "relay.db", seed, rounds=600, tokens=20)
+
+
+# --- metrics
+
+
+def counted(metrics: Metrics, provider: Provider) -> list[int]:
+    """Pushes delivered, failed, retried, refused."""
+    kinds = KindCounter
+    names = (kinds.PUSHES_DELIVERED, kinds.PUSHES_FAILED, kinds.PUSHES_RETRIED, kinds.PUSHES_REFUSED)
+    return [metrics.value(name, provider) for name in names]
+
+
+async def test_every_outcome_is_counted_for_its_provider(world: World) -> None:
+    await world.active()
+    answers = iter([Retry("busy"), Permanent("fault"), Retry("down", Scope.PROVIDER), Accepted(), None])
+    world.apns.answer = lambda push: next(answers) or Accepted(push.notifications)
+    async with world.running() as dispatcher:
+        dispatcher.mark(await world.notify(b"phone0"))
+        await world.nothing_due()
+        await settled(dispatcher)
+    assert counted(world.metrics, Provider.APNS) == [2, 0, 2, 1]
+    assert counted(world.metrics, Provider.APNS_SANDBOX) == [0, 0, 0, 0]
+    assert world.metrics.value(ServerCounter.DELIVERED) == 1
+    assert world.metrics.value(ServerCounter.FAILED) == 0
+
+
+async def test_notifications_are_counted_when_they_are_delivered_first(world: World) -> None:
+    world.metrics = Metrics([SMP.hosts[0]])
+    await world.active(queues=8)
+    world.apns.answer = lambda push: Accepted(push.notifications)
+    async with world.running() as dispatcher:
+        dispatcher.mark(await world.notify(*(b"phone%d" % i for i in range(8))))
+        await world.nothing_due()
+        await settled(dispatcher)
+        assert [len(metas(push)) for push in world.apns.sent] == [6, 2]
+        assert len(world.apns.sent[1].notifications) == 6  # filled up with what was sent before
+        assert world.metrics.value(ServerCounter.DELIVERED, SMP.hosts[0]) == 8
+        dispatcher.mark(await world.notify(b"phone0", meta=b"newer"))
+        await world.nothing_due()
+        await settled(dispatcher)
+    assert world.metrics.value(ServerCounter.DELIVERED, SMP.hosts[0]) == 9
+    assert world.metrics.value(ServerCounter.DELIVERED) == 0
+    assert counted(world.metrics, Provider.APNS) == [3, 0, 0, 0]
+
+
+async def test_notifications_of_a_dead_token_are_counted_as_failed(world: World) -> None:
+    await world.active(queues=3)
+    async with world.running() as dispatcher:
+        dispatcher.mark(await world.notify(b"phone0"))
+        world.apns.finish(await world.apns.next())
+        await world.nothing_due()
+        dispatcher.mark(await world.notify(b"phone1", b"phone2"))
+        push = await world.apns.next()
+        assert [n.sent for n in push.notifications].count(True) == 1
+        world.apns.finish(push, Dead(InvalidReason.UNREGISTERED))
+        await settled(dispatcher)
+    assert world.metrics.value(ServerCounter.FAILED) == 2
+    assert world.metrics.value(ServerCounter.DELIVERED) == 1
+    assert counted(world.metrics, Provider.APNS) == [1, 1, 0, 0]
+
+
+async def test_what_is_in_flight_and_due_can_be_read(world: World) -> None:
+    def gauges() -> list[str]:
+        lines = dict(line.split(" ") for line in world.metrics.render().splitlines() if not line.startswith("#"))
+        return [lines[Gauge.PUSHES_IN_FLIGHT], lines[Gauge.TOKENS_DUE]]
+
+    for i in range(3):
+        await world.register(b"%d" % i)
+    async with world.running(replace(FAST, in_flight=2)) as dispatcher:
+        pushes = await world.apns.has(2)
+        assert gauges() == ["2", "3"]
+        for push in pushes:
+            world.apns.finish(push)
+        world.apns.finish(await world.apns.next())
+        await world.nothing_due()
+        await settled(dispatcher)
+        assert gauges() == ["0", "0"]

@@ -17,13 +17,13 @@ from ntf_server.store.base import (
     ALIVE,
     MAX_ENTRIES,
     Added,
-    Confirmed,
     DeadToken,
     Delivered,
     Due,
     NewSubscription,
     NewToken,
     Notification,
+    Notified,
     Push,
     PushKind,
     StoreError,
@@ -43,7 +43,6 @@ TABLET = DeviceToken(Provider.APNS_SANDBOX, b"tablet")
 KEY, OTHER_KEY = b"verify key", b"other verify key"
 CODE = b"c" * 32
 VERIFICATION, MESSAGES, CHECK = PushKind
-ENDS = [SubscriptionStatus.END, SubscriptionStatus.DELETED]
 
 
 def new_token(device: DeviceToken = PHONE, key: bytes = KEY, dh: bytes = b"client dh", code: bytes = CODE) -> NewToken:
@@ -90,8 +89,9 @@ async def look(store: SqliteStore, token: Token) -> Token:
 
 async def subscribe(store: SqliteStore, token: Token, *queues: bytes, server: ServerAddress = SMP) -> list[Added]:
     added = [await store.add_subscription(token.ref, new_subscription(q, server), NOW) for q in queues]
-    assert all(added)
-    return [a for a in added if a]
+    made = [a for a in added if isinstance(a, Added)]
+    assert made == added
+    return made
 
 
 async def load(store: SqliteStore, token: Token, now: int = NOW) -> Push:
@@ -255,7 +255,7 @@ async def test_verification_deletes_other_registrations_of_the_device_token(stor
     assert await store.find_token(late.token_id) is None
     assert await store.find_subscription(my_queue.subscription_id) is None
     assert await nothing(store, mine)
-    assert await store.notify(SMP, [nmsg(b"mine")]) == []
+    assert await store.notify(SMP, [nmsg(b"mine")]) == Notified([], 1)
     assert await look(store, elsewhere) == elsewhere
     assert await store.find_subscription(elsewhere_queue.subscription_id) is not None
     assert await subscribe(store, thief, b"mine")  # the queue is free again
@@ -393,14 +393,14 @@ async def test_a_subscription_is_kept_as_given(store: SqliteStore) -> None:
     token = await activate(store)
     new = new_subscription(b"q", OTHER_SMP)
     added = await store.add_subscription(token.ref, new, NOW)
-    assert added is not None
+    assert isinstance(added, Added)
     assert (added.subscription_id, added.created) == (new.subscription_id, True)
     found = await store.find_subscription(new.subscription_id)
     assert found is not None
     owner, kept = found
     assert owner == token
     assert (kept.ref, kept.server, kept.notifier_id, kept.notifier_key) == (added.ref, OTHER_SMP, b"q", b"notifier key")
-    assert (kept.status, kept.error, kept.session) == (SubscriptionStatus.NEW, "", 0)
+    assert (kept.status, kept.error, kept.association) == (SubscriptionStatus.NEW, "", 0)
 
 
 async def test_subscribing_again_with_the_same_key_gives_the_same_subscription(store: SqliteStore) -> None:
@@ -428,94 +428,7 @@ async def test_a_deleted_subscription_is_gone_with_its_notification(store: Sqlit
     assert await store.find_subscription(gone.subscription_id) is None
     assert await nothing(store, token)
     assert await status(store, kept) is SubscriptionStatus.NEW
-    assert await store.notify(SMP, [nmsg(b"gone")]) == []
-
-
-# --- what is subscribed on the servers
-
-
-async def test_session_numbers_are_never_used_again(store: SqliteStore, path: Path) -> None:
-    numbers = [await store.new_session(SMP) for _ in range(3)]
-    other = await store.new_session(OTHER_SMP)
-    async with reopened(store, path) as again:
-        numbers += [await again.new_session(SMP) for _ in range(2)]
-        assert await again.new_session(OTHER_SMP) > other
-    assert numbers == sorted(set(numbers))
-    assert numbers[0] > 0  # 0: not confirmed yet
-
-
-async def test_servers_are_those_with_living_subscriptions(store: SqliteStore) -> None:
-    token = await activate(store)
-    assert await store.servers() == []
-    await subscribe(store, token, b"q")
-    [ended] = await subscribe(store, token, b"q", server=OTHER_SMP)
-    assert set(await store.servers()) == {SMP, OTHER_SMP}
-    await store.end_subscriptions(OTHER_SMP, [b"q"], SubscriptionStatus.END)
-    assert await store.servers() == [SMP]
-    assert [await store.is_wanted(s) for s in (SMP, OTHER_SMP)] == [True, False]
-    assert await status(store, ended) is SubscriptionStatus.END
-
-
-@pytest.mark.parametrize("limit", [1, 3, 7, 100])
-async def test_unconfirmed_goes_through_all_pages(store: SqliteStore, limit: int) -> None:
-    token = await activate(store)
-    names = [bytes([i]) for i in range(7)]
-    added = await subscribe(store, token, *names)
-    await subscribe(store, token, *names, server=OTHER_SMP)
-    session = await store.new_session(SMP)
-    await store.confirm(SMP, session, [Confirmed(added[4].ref, SubscriptionStatus.ACTIVE)])
-    await store.end_subscriptions(SMP, [names[5]], SubscriptionStatus.DELETED)
-    found: list[tuple[int, bytes, bytes]] = []
-    while page := await store.unconfirmed(SMP, session, found[-1][0] if found else 0, limit):
-        assert len(page) <= limit
-        found += page
-        assert len(found) <= len(names)
-    assert found == [(a.ref, n, b"notifier key") for a, n in zip(added, names, strict=True) if n not in names[4:6]]
-    [*_, last] = await store.unconfirmed(SMP, await store.new_session(SMP), added[3].ref, 100)
-    assert last[0] == added[6].ref
-
-
-async def test_confirmations_belong_to_their_session(store: SqliteStore) -> None:
-    token = await activate(store)
-    added = await subscribe(store, token, b"a", b"b", b"c")
-    session = await store.new_session(SMP)
-    outcome = [SubscriptionStatus.ACTIVE, SubscriptionStatus.AUTH, SubscriptionStatus.ERR]
-    results = [Confirmed(a.ref, s, "ERR text" * (s == "ERR")) for a, s in zip(added, outcome, strict=True)]
-    await store.confirm(SMP, session, results)
-    kept = [await store.find_subscription(a.subscription_id) for a in added]
-    assert [(k[1].status, k[1].error, k[1].session) for k in kept if k] == [
-        ("ACTIVE", "", session),
-        ("AUTH", "", session),
-        ("ERR", "ERR text", session),
-    ]
-    assert await store.unconfirmed(SMP, session, 0, 10) == []
-    later = await store.new_session(SMP)
-    assert [row[0] for row in await store.unconfirmed(SMP, later, 0, 10)] == [added[0].ref]
-
-
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("result", [SubscriptionStatus.ACTIVE, SubscriptionStatus.AUTH])
-async def test_a_confirmation_does_not_undo_an_end(
-    store: SqliteStore, end: SubscriptionStatus, result: SubscriptionStatus
-) -> None:
-    token = await activate(store)
-    [ended, other] = await subscribe(store, token, b"ended", b"other")
-    session = await store.new_session(SMP)
-    await store.end_subscriptions(SMP, [b"ended", b"unknown"], end)
-    await store.end_subscriptions(OTHER_SMP, [b"other"], end)
-    await store.confirm(SMP, session, [Confirmed(ended.ref, result), Confirmed(other.ref, result)])
-    assert await status(store, ended) is end
-    assert await status(store, other) is result
-
-
-async def test_an_answer_about_a_deleted_subscription_does_not_touch_the_next_one(store: SqliteStore) -> None:
-    token = await activate(store)
-    [gone] = await subscribe(store, token, b"gone")
-    session = await store.new_session(SMP)
-    await store.delete_subscription(gone.ref)
-    [fresh] = await subscribe(store, token, b"fresh", server=OTHER_SMP)
-    await store.confirm(SMP, session, [Confirmed(gone.ref, SubscriptionStatus.AUTH)])
-    assert await status(store, fresh) is SubscriptionStatus.NEW
+    assert await store.notify(SMP, [nmsg(b"gone")]) == Notified([], 1)
 
 
 # --- notifications
@@ -524,8 +437,8 @@ async def test_an_answer_about_a_deleted_subscription_does_not_touch_the_next_on
 async def test_the_newest_notification_of_a_queue_is_pushed(store: SqliteStore) -> None:
     token = await activate(store)
     await subscribe(store, token, b"q", b"r")
-    due = [Due(token.ref, Provider.APNS, MESSAGES)]
-    assert await store.notify(SMP, [nmsg(b"q", b"old"), nmsg(b"r", b"only"), nmsg(b"q", b"new", NOW + 1)]) == due
+    notified = await store.notify(SMP, [nmsg(b"q", b"old"), nmsg(b"r", b"only"), nmsg(b"q", b"new", NOW + 1)])
+    assert notified == Notified([Due(token.ref, Provider.APNS, MESSAGES)], 0)
     push = await load(store, token, NOW + 1)
     assert (push.kind, push.more, push.since) == (MESSAGES, False, NOW)
     assert [(n.notification.meta, n.sent, n.server) for n in push.notifications] == [
@@ -543,13 +456,15 @@ async def test_a_notification_is_kept_to_the_byte(store: SqliteStore) -> None:
     assert (kept.notification, kept.server) == (notification, OTHER_SMP)
 
 
-async def test_unknown_queues_are_ignored(store: SqliteStore) -> None:
+async def test_unknown_queues_are_counted_and_ignored(store: SqliteStore) -> None:
     token = await activate(store)
     await subscribe(store, token, b"q")
-    assert await store.notify(SMP, [nmsg(b"unknown")]) == []
-    assert await store.notify(OTHER_SMP, [nmsg(b"q")]) == []
-    assert await store.notify(SMP, []) == []
+    assert await store.notify(SMP, [nmsg(b"unknown"), nmsg(b"another"), nmsg(b"unknown")]) == Notified([], 3)
+    assert await store.notify(OTHER_SMP, [nmsg(b"q")]) == Notified([], 1)
+    assert await store.notify(SMP, []) == Notified([], 0)
     assert await nothing(store, token)
+    notified = await store.notify(SMP, [nmsg(b"unknown"), nmsg(b"q")])
+    assert notified == Notified([Due(token.ref, Provider.APNS, MESSAGES)], 1)
 
 
 async def test_a_block_for_many_tokens_gives_each_once(store: SqliteStore) -> None:
@@ -557,8 +472,8 @@ async def test_a_block_for_many_tokens_gives_each_once(store: SqliteStore) -> No
     for token in tokens:
         await subscribe(store, token, *(b"%d %d" % (token.ref, i) for i in range(3)))
     names = [b"%d %d" % (t.ref, i) for i in range(3) for t in tokens]
-    due = await store.notify(SMP, [nmsg(n) for n in names])
-    assert due == [Due(t.ref, Provider.APNS, MESSAGES) for t in tokens]
+    notified = await store.notify(SMP, [nmsg(n) for n in names])
+    assert notified == Notified([Due(t.ref, Provider.APNS, MESSAGES) for t in tokens], 0)
     pushes = await store.load_pushes([t.ref for t in reversed(tokens)], NOW)
     assert [p.token for p in pushes] == [t.ref for t in reversed(tokens)]
 
@@ -567,7 +482,7 @@ async def test_what_comes_for_a_token_that_is_not_active_waits_for_its_verificat
     token = await activate(store)
     await subscribe(store, token, b"q")
     await kill(store, token)
-    assert await store.notify(SMP, [nmsg(b"q")]) == []
+    assert await store.notify(SMP, [nmsg(b"q")]) == Notified([], 0)
     assert await nothing(store, token)
     assert await store.all_due() == []
     await register(store)
@@ -834,7 +749,8 @@ class Relay(RuleBasedStateMachine):
         for n in block:
             self.newest[n.notifier_id] = n.meta
             self.waiting = [*(q for q in self.waiting if q != n.notifier_id), n.notifier_id]
-        assert self.run(self.store.notify(SMP, block)) == [Due(self.token.ref, Provider.APNS, MESSAGES)]
+        notified = self.run(self.store.notify(SMP, block))
+        assert notified == Notified([Due(self.token.ref, Provider.APNS, MESSAGES)], 0)
 
     @rule(target=in_flight)
     def load(self) -> Push | None:

@@ -14,11 +14,9 @@ from smp_bridge import crypto, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Event, Request, ServerError
 from smp_bridge.encoding import short
-from smp_bridge.handshake import ServiceCredentials
-from smp_bridge.identity import Credentials
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Invalid, Session, encode_transmission, parse_block
-from smp_bridge.transport import BlockConnection, ConnectionClosedError, connect
+from smp_bridge.transport import BlockConnection, connect
 
 ALL_VERSIONS = range(6, 19)
 
@@ -449,7 +447,7 @@ async def test_syntax_and_credentials(server: SmpServer, recipient: Recipient) -
             (b"NSUB", queue.notifier_id, key, b"AUTH"),
             (b"NSUB", queue.recipient_id, queue.notifier_key, b"AUTH"),
             (b"SUB", queue.recipient_id, queue.notifier_key, b"AUTH"),
-            (b"NSUBS", bytes(24), key, b"CMD PROHIBITED"),
+            (b"NSUBS", bytes(24), key, b"SERVICE"),
         ]
         for command, entity_id, signer, error in cases:
             assert await raw.command(command, entity_id, signer) == b"ERR " + error, (command, error)
@@ -489,14 +487,6 @@ async def test_a_low_order_dh_key(recipient: Recipient) -> None:
     key = Ed25519PrivateKey.generate()
     zero = crypto.parse_x25519(crypto.encode_public(X25519PrivateKey.generate().public_key())[:12] + bytes(32))
     assert await refused(recipient.client.request(smp.New(key.public_key(), zero), key=key)) == "CRYPTO"
-
-
-async def test_services_are_refused(server: SmpServer) -> None:
-    credentials, _ = Credentials.generate("ED25519", "service")
-    chain = tuple(credentials.chain_der)
-    service = ServiceCredentials(chain, credentials.key, Ed25519PrivateKey.generate())
-    with pytest.raises(ConnectionClosedError):
-        await connect(server.address, service=service)
 
 
 # --- faults, and looking inside

@@ -1,0 +1,155 @@
+"""A relay's configuration, and a database as it is when the relay was at work before."""
+
+import asyncio
+import hashlib
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from smp_load import ID_SIZE, notifier_id, service_id
+
+from ntf_server import config
+from ntf_server.store.base import NewToken
+from ntf_server.store.sealing import Sealer
+from ntf_server.store.sqlite import SqliteStore
+from ntf_server.store.sqlite_keys import NOTIFIER_KEY, load_key
+from ntf_server.subscriber import new_service_certificate
+from smp_bridge import crypto, ntf
+from smp_bridge.address import ServerAddress
+from smp_bridge.identity import load_certificates
+
+KeyKind = Literal["ed25519", "x25519"]
+
+_PKCS8: Final[dict[KeyKind, bytes]] = {  # what precedes the 32 bytes of a key (RFC 8410)
+    "ed25519": bytes.fromhex("302e020100300506032b657004220420"),
+    "x25519": bytes.fromhex("302e020100300506032b656e04220420"),
+}
+_CACHE: Final = 1024 * 2**10  # KiB of the database in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the database is to hold. `first`: nothing was subscribed, nor associated with a service, yet.
+
+    `provider`: of the tokens; the default one takes everything. Subscription i is of token i modulo their number.
+    """
+
+    subscriptions: int
+    tokens: int = 1000
+    key: KeyKind = "ed25519"
+    services: bool = False
+    first: bool = False
+    provider: ntf.Provider = ntf.Provider.APNS_NULL
+
+
+async def init(directory: Path) -> None:
+    """A new identity and configuration."""
+    arguments = ("init", "--path", str(directory), "--fqdn", "localhost", "--sign-algorithm", "ED25519")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ntf_server", *arguments), stdout=asyncio.subprocess.DEVNULL, stderr=-1
+    )
+    _, error = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"ntf-server init: {error.decode()}")
+
+
+def environment(*, services: bool) -> dict[str, str]:
+    """What differs from the defaults: loopback, and whether to be a service."""
+    settings = {
+        "TRANSPORT__BIND": "127.0.0.1",
+        "TRANSPORT__PORT": "0",
+        "SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "SUBSCRIBER__USE_SERVICE_CREDENTIALS": str(services).lower(),
+    }
+    return {f"NTF_SERVER__{name}": value for name, value in settings.items()}
+
+
+async def fill(loaded: config.Config, servers: Sequence[ServerAddress], content: Content) -> list[bytes]:
+    """Fill an empty database; the certificate hashes of the services, one a server, if there are any."""
+    store = await SqliteStore.open(loaded.database, master_key=loaded.master_key)
+    try:
+        tokens = await asyncio.gather(*(_add_token(store, content.provider, i) for i in range(content.tokens)))
+        services: list[bytes] = []
+        generation = 0
+        if content.services and not content.first:
+            for server in servers:
+                certificate_hash, generation = await _add_service(store, server)
+                services.append(certificate_hash)
+    finally:
+        await store.close()
+    await asyncio.to_thread(_add_subscriptions, loaded, servers, content, tokens, generation)
+    return services
+
+
+def device_token(number: int) -> bytes:
+    """As long as Apple's: 64 hex digits."""
+    return hashlib.sha256(b"bench %d" % number).hexdigest().encode()
+
+
+async def _add_token(store: SqliteStore, provider: ntf.Provider, number: int) -> int:
+    """An active token; its ref."""
+    key, dh_key, server_dh = Ed25519PrivateKey.generate(), X25519PrivateKey.generate(), X25519PrivateKey.generate()
+    device = ntf.DeviceToken(provider, device_token(number))
+    public, raw = dh_key.public_key(), server_dh.public_key().public_bytes_raw()
+    verify_key, secret, code = crypto.encode_public(key.public_key()), crypto.dh(server_dh, public), os.urandom(32)
+    new = NewToken(os.urandom(ID_SIZE), device, verify_key, public.public_bytes_raw(), raw, secret, code)
+    token = await store.register_token(new, int(time.time()))
+    assert token is not None
+    await store.verify_token(token.ref, code)
+    return token.ref
+
+
+async def _add_service(store: SqliteStore, server: ServerAddress) -> tuple[bytes, int]:
+    """A service that the server knows: its certificate's hash, and the number that its associations have."""
+    certificate = new_service_certificate(time.time())
+    await store.set_service_certificate(server, certificate)
+    identity = load_certificates(certificate.chain)[1]
+    certificate_hash = crypto.key_hash(identity.public_bytes(Encoding.DER))
+    state = await store.begin_service(server, service_id(certificate_hash))
+    return certificate_hash, state.generation
+
+
+def _add_subscriptions(
+    loaded: config.Config,
+    servers: Sequence[ServerAddress],
+    content: Content,
+    tokens: Sequence[int],
+    generation: int,
+) -> None:
+    """In one transaction, past the store, which would take one for each. Neighbours are on different servers."""
+    now = int(time.time())
+    status = "NEW" if content.first else "ACTIVE"
+    prefix = _PKCS8[content.key]
+    with closing(sqlite3.connect(loaded.database, isolation_level=None)) as c:
+        for pragma in ("synchronous = OFF", f"cache_size = -{_CACHE}", "wal_autocheckpoint = 0"):
+            c.execute(f"PRAGMA {pragma}")
+        sealer = Sealer(load_key(c, loaded.master_key))
+        c.execute("BEGIN")
+        addresses = [server.encode() for server in servers]
+        c.executemany("INSERT OR IGNORE INTO servers (address) VALUES (?)", [(a,) for a in addresses])
+        known = dict(c.execute("SELECT address, ref FROM servers"))
+        refs = [known[a] for a in addresses]
+
+        def rows() -> Iterator[tuple[object, ...]]:
+            for i in range(content.subscriptions):
+                subscription_id = os.urandom(ID_SIZE)
+                key = sealer.seal(prefix + os.urandom(32), NOTIFIER_KEY + subscription_id)
+                token, server = tokens[i % len(tokens)], refs[i % len(refs)]
+                yield subscription_id, token, server, notifier_id(i), key, status, generation, now
+
+        c.executemany(
+            "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status, association,"
+            " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            rows(),
+        )
+        c.execute("COMMIT")
+        c.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,63 @@
+"""Which SMP servers may be subscribed on: an allow-list and a deny-list."""
+
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from smp_bridge.address import ServerAddress
+from smp_bridge.encoding import ParseError
+from smp_bridge.network import IPNetwork, contains
+
+Pattern = str | IPNetwork  # a domain in lower case, which stands for its subdomains too; or a network
+
+_DOMAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+
+
+def parse_pattern(text: str) -> Pattern:
+    """A host, a domain (also `.example.org`, `*.example.org`), an IP address or a network. Raises ParseError."""
+    try:
+        return ipaddress.ip_network(text.strip("[]"))
+    except ValueError:
+        pass
+    domain = text.lower().removeprefix("*").removeprefix(".").removesuffix(".")
+    last = domain.rpartition(".")[2]
+    if not _DOMAIN.fullmatch(domain) or last.isdigit():  # such as 203.0.113.300, or a bare port
+        raise ParseError(f"{text!r} is no host, domain or network")
+    return domain
+
+
+@dataclass(frozen=True, slots=True)
+class ServerList:
+    """Patterns; those denied win, and no pattern in `allow` allows all."""
+
+    allow: tuple[Pattern, ...] = ()
+    deny: tuple[Pattern, ...] = ()
+
+    def permits(self, server: ServerAddress) -> bool:
+        """Whether every host of the server is allowed, and none denied."""
+        return all(
+            not _matches(host, self.deny) and (not self.allow or _matches(host, self.allow)) for host in server.hosts
+        )
+
+    @property
+    def denied_networks(self) -> tuple[IPNetwork, ...]:
+        """What must not be connected to by a name either."""
+        return tuple(p for p in self.deny if not isinstance(p, str))
+
+
+ANY_SERVER: Final = ServerList()
+
+
+def _matches(host: str, patterns: tuple[Pattern, ...]) -> bool:
+    name = host.lower().rstrip(".")
+    networks = [p for p in patterns if not isinstance(p, str)]
+    try:
+        return contains(networks, name)
+    except ValueError:
+        pass
+    try:
+        return contains(networks, socket.inet_ntoa(socket.inet_aton(name)))  # 127.1, 0x7f.1, as resolvers take them
+    except OSError:
+        return any(isinstance(p, str) and (name == p or name.endswith("." + p)) for p in patterns)

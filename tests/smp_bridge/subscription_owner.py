@@ -1,0 +1,182 @@
+"""A model owner of the SMP agent, for tests: it keeps subscriptions in memory, and what the agent said of them."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from smp_bridge import smp
+from smp_bridge.address import ServerAddress
+from smp_bridge.agent import Agent
+from smp_bridge.client import Event
+from smp_bridge.identity import Credentials
+from smp_bridge.network import Network
+from smp_bridge.stream import AgentConfig
+from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
+from smp_bridge.testing import Queue, Recipient, SmpServer
+from smp_bridge.transmission import AuthKey
+
+FAST = AgentConfig(min_backoff=0.02, max_backoff=0.1, request_timeout=0.3, network=Network(allow_private=True))
+
+
+class Owner:
+    """`page`: the largest page that it gives; `recounts`: how often in a session a count is not believed."""
+
+    def __init__(self, page: int = 70, recounts: int = 1) -> None:
+        self._page = page
+        self._recounts = recounts
+        self._left: defaultdict[ServerAddress, int] = defaultdict(int)  # recounts
+        self.kept: defaultdict[ServerAddress, dict[int, Subscription]] = defaultdict(dict)
+        self.given: defaultdict[ServerAddress, set[int]] = defaultdict(set)  # in this session
+        self.active: defaultdict[ServerAddress, set[int]] = defaultdict(set)
+        self.associated: defaultdict[ServerAddress, set[int]] = defaultdict(set)
+        self.ended: dict[int, Result] = {}
+        self.sessions: list[tuple[str, ServerAddress]] = []
+        self.blocks: list[Sequence[Event]] = []
+        self.failures: list[ConnectFailure] = []
+        self.credentials: Credentials | None = None
+        self.service_ids: defaultdict[ServerAddress, list[bytes | None]] = defaultdict(list)
+        self.counts: list[int | None] = []
+        self.tags: list[int] = []
+        self.loaded: list[list[int]] = []
+        self.answered: defaultdict[ServerAddress, int] = defaultdict(int)  # blocks
+        self.refused = 0
+        self.asked = 0
+        self.pages = 0
+        self.failing: set[str] = set()  # methods that raise, once each
+        self._changed = asyncio.Event()
+
+    def add(self, server: ServerAddress, *queues: Queue) -> list[int]:
+        return [self.keep(server, q.notifier_id, q.notifier_key) for q in queues]
+
+    def keep(self, server: ServerAddress, notifier_id: bytes, key: AuthKey, tag: int = 0) -> int:
+        ref = len(self.kept[server])
+        self.kept[server][ref] = Subscription(ref, notifier_id, key, tag)
+        return ref
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def all_active(self, server: ServerAddress, timeout: float = 5.0) -> None:
+        await self.until(lambda: self.active[server] == set(self.kept[server]), timeout)
+
+    def has_session(self, server: ServerAddress) -> bool:
+        return [kind for kind, s in self.sessions if s == server][-1:] == ["connected"]
+
+    def _enter(self, method: str) -> None:
+        self._changed.set()
+        if method in self.failing:
+            self.failing.discard(method)
+            raise RuntimeError(f"{method} failed")
+
+    # --- Subscriptions
+
+    async def wanted(self, server: ServerAddress) -> bool:
+        self.asked += 1
+        self._enter("wanted")
+        return bool(self.kept[server])
+
+    async def service(self, server: ServerAddress) -> Credentials | None:
+        self._enter("service")
+        return self.credentials
+
+    async def connected(self, server: ServerAddress, service_id: bytes | None) -> bool:
+        self._enter("connected")
+        assert not self.has_session(server)
+        self.sessions.append(("connected", server))
+        if self.service_ids[server][-1:] != [service_id]:
+            self.associated[server].clear()
+        self.service_ids[server].append(service_id)
+        self.given[server].clear()
+        self._left[server] = self._recounts
+        return bool(self.associated[server])
+
+    async def service_subscribed(self, server: ServerAddress, count: int | None) -> bool:
+        self._enter("service_subscribed")
+        assert self.has_session(server)
+        self.counts.append(count)
+        if count is not None and (count == len(self.associated[server]) or not self._left[server]):
+            self.active[server] |= self.associated[server]
+            return False
+        self._left[server] -= 1
+        self.associated[server].clear()
+        self.given[server].clear()
+        return True
+
+    async def page(self, server: ServerAddress, limit: int) -> Sequence[Subscription]:
+        self._enter("page")
+        assert self.has_session(server)
+        self.pages += 1
+        given, without = self.given[server], self.associated[server]
+        page = [s for ref, s in self.kept[server].items() if ref not in given and ref not in without]
+        page = page[: min(limit, self._page)]
+        given.update(s.ref for s in page)
+        return page
+
+    async def load(self, server: ServerAddress, refs: Sequence[int]) -> Sequence[Subscription]:
+        self._enter("load")
+        assert self.has_session(server)
+        self.loaded.append(list(refs))
+        return [self.kept[server][ref] for ref in refs if ref in self.kept[server]]
+
+    async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
+        self._enter("results")
+        assert self.has_session(server)
+        self.answered[server] += 1
+        for result in results:
+            self.tags.append(result.tag)
+            if result.outcome in (Outcome.SUBSCRIBED, Outcome.ASSOCIATED):
+                self.active[server].add(result.ref)
+            else:
+                self.ended[result.ref] = result
+                self.kept[server].pop(result.ref, None)
+            if result.outcome is Outcome.ASSOCIATED:
+                self.associated[server].add(result.ref)
+
+    async def disconnected(self, server: ServerAddress) -> None:
+        self.active[server].clear()
+        self.sessions.append(("disconnected", server))
+        self._enter("disconnected")
+
+    async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
+        self._enter("events")
+        self.blocks.append(events)
+        if any(isinstance(e.message, smp.Ends) for e in events):
+            self.active[server] -= self.associated[server]
+
+    def connect_failed(self, server: ServerAddress, failure: ConnectFailure) -> None:
+        self.failures.append(failure)
+        self._changed.set()
+
+    def service_refused(self, server: ServerAddress) -> None:
+        self.refused += 1
+        self._changed.set()
+
+
+@contextlib.asynccontextmanager
+async def running(owner: Owner, config: AgentConfig = FAST) -> AsyncIterator[Agent]:
+    agent = Agent(owner, config)
+    try:
+        yield agent
+    finally:
+        await agent.close()
+
+
+async def make_queues(server: SmpServer, count: int) -> list[Queue]:
+    async with await Recipient.connect(server.address) as recipient:
+        queues = await asyncio.gather(*(recipient.queue(credentials="NEW", secure=None) for _ in range(count)))
+    await server.until(lambda: server.connections == 0)
+    return list(queues)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged at ERROR, futures that nobody looked at included."""
+    gc.collect()
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
