@@ -69,6 +69,7 @@ def environment(*, services: bool) -> dict[str, str]:
         "TRANSPORT__PORT": "0",
         "SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
         "SUBSCRIBER__USE_SERVICE_CREDENTIALS": str(services).lower(),
+        "SUBSCRIBER__AUDIT_PERIOD": "0",  # its NSUBs would be counted
     }
     return {f"NTF_SERVER__{name}": value for name, value in settings.items()}
 

@@ -7,7 +7,7 @@ import random
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PAGE: Final = 134  # NSUBs with an Ed25519 key that fill a block; of longer ones fewer do
 _TURNS: Final = 2  # blocks being loaded or signed: one holds the loop, the other the store
+_NSUBS_TRIES: Final = 3  # before the server is subscribed without a service
 _MAX_AGAIN: Final = 4 * PAGE  # so many may wait for another try before the next pages wait with them
 
 
@@ -313,20 +314,25 @@ class Stream:
         """NSUBS, until it is answered; whether the pages have more to give after that."""
         service = self._client.session.service
         assert service is not None
-        while True:
+        for _ in range(_NSUBS_TRIES):
             try:
                 count = await self._nsubs(service)
             except (ServerError, UnexpectedAnswerError) as e:
-                log.warning("SMP server %s: NSUBS is refused: %s", self._address.hosts[0], e)
-                self.lost = isinstance(e, ServerError) and e.error.code == "AUTH"
-                self.refused = not self.lost
-                self.end()
-                await asyncio.Event().wait()  # NSUBs in this session would get errors that look final
+                return await self._give_up(str(e), lost=isinstance(e, ServerError) and e.error.code == "AUTH")
             except TimeoutError:
                 await asyncio.sleep(self._backoff.delay())
             else:
                 self._backoff.reset()
                 return await self._owner.service_subscribed(self._address, count)
+        return await self._give_up("no answer", lost=False)
+
+    async def _give_up(self, why: str, *, lost: bool) -> NoReturn:
+        """End the session: NSUBs in it would get errors that look final."""
+        log.warning("SMP server %s: NSUBS is refused: %s", self._address.hosts[0], why)
+        self.lost, self.refused = lost, not lost
+        self.end()
+        await asyncio.Event().wait()
+        raise AssertionError  # `run` has cancelled this
 
     async def _nsubs(self, service: Service) -> int | None:
         """How many queues the service has; None: ERR SERVICE, the first one. Raises TimeoutError also for what is

@@ -697,6 +697,23 @@ async def test_nothing_is_subscribed_singly_before_nsubs_is_answered(server: Smp
     assert server.nsubs() == 12
 
 
+@pytest.mark.parametrize("answer", [None, ERR_INTERNAL])
+async def test_a_server_that_never_says_what_the_service_has(
+    server: SmpServer, service_owner: Owner, answer: Message | None
+) -> None:
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        server.script_nsubs(*[answer] * 3)
+        server.drop_all()
+        await service_owner.until(lambda: service_owner.refused == 1)
+        await service_owner.all_active(server.address)
+        assert not associated(server, service_owner)
+    assert server.nsubs_commands == 4
+    assert service_owner.service_ids[server.address][-1] is None
+    assert not service_owner.ended
+
+
 async def test_err_service_to_an_nsub_in_a_service_session(server: SmpServer, service_owner: Owner) -> None:
     first = service_owner.kept[server.address][0]
     server.script_nsub(first.notifier_id, ERR_SERVICE)
