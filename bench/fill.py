@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import nacl.bindings
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -119,6 +120,13 @@ async def _add_service(store: SqliteStore, server: ServerAddress) -> tuple[bytes
     return certificate_hash, state.generation
 
 
+def _private(kind: KeyKind) -> bytes:
+    """A new key as the relay keeps it (`crypto.quick_private`)."""
+    seed = os.urandom(32)
+    public = nacl.bindings.crypto_sign_seed_keypair(seed)[0] if kind == "ed25519" else b""
+    return _PKCS8[kind] + seed + public
+
+
 def _add_subscriptions(
     loaded: config.Config,
     servers: Sequence[ServerAddress],
@@ -129,7 +137,6 @@ def _add_subscriptions(
     """In one transaction, past the store, which would take one for each. Neighbours are on different servers."""
     now = int(time.time())
     status = "NEW" if content.first else "ACTIVE"
-    prefix = _PKCS8[content.key]
     with closing(sqlite3.connect(loaded.database, isolation_level=None)) as c:
         for pragma in ("synchronous = OFF", f"cache_size = -{_CACHE}", "wal_autocheckpoint = 0"):
             c.execute(f"PRAGMA {pragma}")
@@ -143,7 +150,7 @@ def _add_subscriptions(
         def rows() -> Iterator[tuple[object, ...]]:
             for i in range(content.subscriptions):
                 subscription_id = os.urandom(ID_SIZE)
-                key = sealer.seal(prefix + os.urandom(32), NOTIFIER_KEY + subscription_id)
+                key = sealer.seal(_private(content.key), NOTIFIER_KEY + subscription_id)
                 token, server = tokens[i % len(tokens)], refs[i % len(refs)]
                 yield subscription_id, token, server, notifier_id(i), key, status, generation, now
 

@@ -193,7 +193,7 @@ class Commands:
             return self._refuse_subscription("host", ERR_AUTH)
         if not self._servers.permits(command.server):
             return self._refuse_subscription("server_list", ERR_AUTH)
-        notifier_key = crypto.encode_private(command.notifier_key)
+        notifier_key = crypto.quick_private(command.notifier_key)
         new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, notifier_key)
         added = await self._store.add_subscription(token.ref, new, self._now(), self._limits)
         if added is None:

@@ -263,7 +263,8 @@ class Stream:
         usable, results = [], []
         for s in subscriptions:
             try:
-                key = crypto.parse_auth_private(s.notifier_key) if isinstance(s.notifier_key, bytes) else s.notifier_key
+                key = s.notifier_key
+                key = crypto.parse_quick_private(key) if isinstance(key, bytes) else key
             except ParseError:
                 results.append(Result(s.ref, s.tag, Outcome.ERROR, "the key is bad"))
                 continue

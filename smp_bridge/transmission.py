@@ -24,7 +24,7 @@ _ED448_SIZE: Final = 114
 _AUTHENTICATOR_SIZE: Final = 80  # SHA-512 and a Poly1305 tag
 
 
-AuthKey = crypto.AuthPrivateKey | bytes  # bytes: DER PKCS#8, which is quicker where a key is used once
+AuthKey = crypto.AuthPrivateKey | bytes  # bytes: see `crypto.quick_private`
 
 
 class UnknownTagError(ParseError):
@@ -247,7 +247,7 @@ def _authenticate(session: Session, key: AuthKey, corr_id: bytes, authorized: by
         if (private := crypto.raw_x25519(key)) and isinstance(session.server_key, X25519PublicKey):
             nonce = corr_id[:24].ljust(24, b"\0")
             return crypto.dh_box(private, session.server_key, nonce, hashlib.sha512(authorized).digest())
-        key = crypto.parse_auth_private(key)
+        key = crypto.parse_quick_private(key)
     if not isinstance(key, X25519PrivateKey):
         return key.sign(authorized)
     if not isinstance(session.server_key, X25519PublicKey):

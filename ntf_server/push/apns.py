@@ -162,7 +162,7 @@ class Apns:
         result = judge(answer, push.registered_at)
         if isinstance(answer, HttpResponse):
             log.debug("APNs answered %d, apns-id %s", answer.status, answer.headers.get("apns-id", "-"))
-            if _error(answer)[0] in _RENEW and self._token:
+            if self._token and not isinstance(result, Accepted) and _error(answer)[0] in _RENEW:
                 self._token.expire(jwt)
         on_result(push, Accepted(held) if isinstance(result, Accepted) else result)
 
@@ -186,9 +186,10 @@ def judge(answer: HttpResult, registered_at: float = 0.0) -> Result:
     """
     if isinstance(answer, HttpFailure):
         return Retry(str(answer), Scope.PROVIDER if answer.unreachable else Scope.TOKEN)
-    status, (reason, since) = answer.status, _error(answer)
+    status = answer.status
     if status == 200:
         return Accepted()
+    reason, since = _error(answer)
     what = f"{status} {reason}".rstrip()
     dead = _DEAD.get((status, reason))
     if dead is not None and (since is None or since >= registered_at):

@@ -72,7 +72,7 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class NewSubscription:
-    """What SNEW creates; `notifier_key` is DER PKCS#8."""
+    """What SNEW creates; `notifier_key` is DER PKCS#8, or that and more (`crypto.quick_private`)."""
 
     subscription_id: bytes = field(repr=False)
     server: ServerAddress
@@ -114,7 +114,7 @@ ALL_ASSOCIATIONS = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A subscription that should be active; `fresh`: it was never confirmed. `notifier_key` is DER PKCS#8."""
+    """A subscription that should be active; `fresh`: it was never confirmed."""
 
     ref: int
     association: int

@@ -211,7 +211,8 @@ class SqliteStore:
             if known is not None:
                 ref, owner, subscription_id, sealed = known
                 notifier_key = self._sealer.open(sealed, NOTIFIER_KEY + subscription_id)
-                same = owner == token and hmac.compare_digest(notifier_key, new.notifier_key)
+                # An older relay kept the key without its public half, which follows it now.
+                same = owner == token and hmac.compare_digest(notifier_key, new.notifier_key[: len(notifier_key)])
                 return Added(ref, subscription_id, created=False) if same else None
             owned = c.execute("SELECT subscriptions FROM tokens WHERE ref = ?", (token,)).fetchone()
             if owned is None:

@@ -6,8 +6,7 @@ from typing import Any, Final
 from ntf_server.store.base import MAX_ENTRIES, DeadToken, Delivered, Notification, Push, PushKind, StoredNotification
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite_keys import CODE, DEVICE_TOKEN, SECRET
-from smp_bridge.address import ServerAddress
-from smp_bridge.encoding import Reader
+from ntf_server.store.sqlite_records import server_address
 from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
 
 Held = tuple[StoredNotification, ...]
@@ -22,7 +21,7 @@ _SAME_REGISTRATION: Final = "ref = ? AND registration = ?"
 def _notification(row: tuple[Any, ...]) -> StoredNotification:
     subscription, seq, sent, address, notifier_id, received_at, nonce, meta = row
     notification = Notification(notifier_id, received_at, nonce, meta)
-    return StoredNotification(subscription, seq, bool(sent), ServerAddress.parse(Reader(address), "smp"), notification)
+    return StoredNotification(subscription, seq, bool(sent), server_address(address), notification)
 
 
 def load_push(

@@ -1,5 +1,6 @@
 """Records as the SQLite store keeps them: sealed on the way in, opened on the way out."""
 
+import functools
 import sqlite3
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ def token_record(row: Row, sealer: Sealer) -> Token:
     )
 
 
+@functools.lru_cache(maxsize=4096)  # they are few, and asked for with each notification
 def server_address(blob: bytes) -> ServerAddress:
     """A value of servers.address."""
     return ServerAddress.parse(Reader(blob), "smp")

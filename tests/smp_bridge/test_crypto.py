@@ -235,6 +235,26 @@ def test_raw_keys(private):
     assert crypto.raw_x25519(der) == (raw if isinstance(private, X25519PrivateKey) else None)
 
 
+@given(ws.auth_private_keys, st.binary(max_size=100))
+def test_quick_keys(private, data):
+    quick = crypto.quick_private(private)
+    assert quick.startswith(crypto.encode_private(private))
+    for form in (quick, crypto.encode_private(private)):
+        assert crypto.parse_quick_private(form).private_bytes_raw() == private.private_bytes_raw()
+    if isinstance(private, Ed25519PrivateKey):
+        assert crypto.sign_ed25519(crypto.raw_ed25519(quick), data) == private.sign(data)
+    else:
+        assert quick == crypto.encode_private(private)
+
+
+@given(ws.sign_private_keys, st.binary(max_size=100), st.integers(0, 130))
+def test_verify_a_signature_of_another_length(key, data, size):
+    """libsodium takes signature and data as one: what is between them must not move."""
+    signed = key.sign(data) + data
+    good = len(key.sign(data))
+    assert crypto.verify(key.public_key(), signed[:size], signed[size:]) == (size == good)
+
+
 @pytest.mark.parametrize("private", [ED25519, X25519])
 @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"\x31" + d[1:], lambda d: b""])
 def test_raw_keys_of_other_bytes(private, change):
