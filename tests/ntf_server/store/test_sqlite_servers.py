@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -38,6 +39,7 @@ from ntf_server.store.base import (
 )
 from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite import SqliteStore
+from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus
 
@@ -167,6 +169,25 @@ async def test_only_new_pending_and_active_ones_are_wanted(store: SqliteStore, s
     assert await pages(store) == expected
     assert await store.load_wanted([added.ref]) == expected
     assert await store.to_audit(0, SMALL, NOW) == [ToAudit(added.ref, SMP, silent=False)] * wanted
+
+
+# --- keys
+
+
+async def test_a_key_of_an_older_relay_is_the_same_key(store: SqliteStore) -> None:
+    """It was kept without its public half."""
+    token = await activate(store)
+    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
+    old = NewSubscription(os.urandom(24), SMP, b"q", crypto.encode_private(keys[0]))
+    added = await store.add_subscription(token.ref, old, NOW)
+    same, other = (replace(old, notifier_key=crypto.quick_private(k)) for k in keys)
+    assert isinstance(added, Added)
+    assert await store.add_subscription(token.ref, same, NOW) == replace(added, created=False)
+    assert await store.add_subscription(token.ref, other, NOW) is None
+    new = replace(same, subscription_id=os.urandom(24), notifier_id=b"r")
+    assert isinstance(await store.add_subscription(token.ref, new, NOW), Added)
+    assert await store.add_subscription(token.ref, replace(new, notifier_key=other.notifier_key), NOW) is None
+    assert [w.notifier_key for w in await pages(store)] == [old.notifier_key, new.notifier_key]
 
 
 # --- limits and counts
