@@ -70,8 +70,13 @@ topic = "chat.simplex.app"
 contact = {contact}   # for push services that want to reach you
 
 [subscriber]
-use_service_credentials = false
-allow_private_hosts = false   # SMP servers on private and loopback addresses
+use_service_credentials = false   # true: one command subscribes all queues of an SMP server that takes services
+allow_private_hosts = false       # SMP servers on private and loopback addresses
+# own_server_domains = ["smp.example.org"]   # told apart in the metrics
+# socks_proxy = "localhost:9050"             # Tor, for servers with onion hosts
+
+# [metrics]
+# port = 9100          # Prometheus and health checks, on the loopback interface
 
 [inactive_clients]
 ttl = 43200            # seconds
