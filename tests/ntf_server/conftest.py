@@ -7,11 +7,13 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from node import Node
 
 from ntf_server import config, identity_files
 from ntf_server.app import Relay
@@ -22,6 +24,7 @@ from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
 from smp_bridge.identity import Credentials, SignPrivateKey, private_key_pem
+from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
     Message,
@@ -103,6 +106,26 @@ class Wire:
 
 
 Dial = Callable[..., Awaitable[Wire]]
+
+
+@pytest.fixture
+async def recipient(smp_server: SmpServer) -> AsyncIterator[Recipient]:
+    """Who makes queues on the in-memory SMP server."""
+    async with await Recipient.connect(smp_server.address) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def queues(recipient: Recipient) -> list[Queue]:
+    """Five of them."""
+    return [await recipient.queue() for _ in range(5)]
+
+
+@pytest.fixture
+async def node(open_node: Callable[..., AbstractAsyncContextManager[Node]]) -> AsyncIterator[Node]:
+    """A node as the test's `open_node` opens it."""
+    async with open_node() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,9 @@ def open_node(tmp_path: Path) -> Open:
     return lambda options=None, **failing: node_module.open_node(tmp_path / "ntf.db", failing, **(options or {}))
 
 
-@pytest.fixture
-async def node(open_node: Open) -> AsyncIterator[Node]:
-    async with open_node() as opened:
-        yield opened
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
-
-
-@pytest.fixture
-async def queues(recipient: Recipient) -> list[Queue]:
-    return [await recipient.queue() for _ in range(5)]
-
-
-@pytest.fixture
-async def recipient(smp_server: SmpServer) -> AsyncIterator[Recipient]:
-    async with await Recipient.connect(smp_server.address) as connected:
-        yield connected
 
 
 # --- statuses

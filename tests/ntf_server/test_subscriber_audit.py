@@ -1,7 +1,7 @@
 """The audit seen from the subscriber, servers that are denied, and what is counted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,6 @@ Open = Callable[..., AbstractAsyncContextManager[Node]]
 def open_node(tmp_path: Path) -> Open:
     """Opens nodes, one after another on the same file."""
     return lambda **options: node_module.open_node(tmp_path / "ntf.db", **options)
-
-
-@pytest.fixture
-async def node(open_node: Open) -> AsyncIterator[Node]:
-    async with open_node() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def recipient(smp_server: SmpServer) -> AsyncIterator[Recipient]:
-    async with await Recipient.connect(smp_server.address) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def queues(recipient: Recipient) -> list[Queue]:
-    return [await recipient.queue() for _ in range(5)]
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,7 +1,7 @@
 """The subscriber as a service on SMP servers: associations, counts, what is lost, and certificates."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -32,26 +32,9 @@ def open_node(tmp_path: Path) -> Open:
     return lambda **options: node_module.open_node(tmp_path / "ntf.db", **{"services": True, **options})
 
 
-@pytest.fixture
-async def node(open_node: Open) -> AsyncIterator[Node]:
-    async with open_node() as opened:
-        yield opened
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
-
-
-@pytest.fixture
-async def recipient(smp_server: SmpServer) -> AsyncIterator[Recipient]:
-    async with await Recipient.connect(smp_server.address) as connected:
-        yield connected
-
-
-@pytest.fixture
-async def queues(recipient: Recipient) -> list[Queue]:
-    return [await recipient.queue() for _ in range(5)]
 
 
 class Gate:

@@ -57,18 +57,6 @@ def nmsg(queue: bytes, meta: bytes = b"meta", at: int = NOW) -> Notification:
     return Notification(queue, at, os.urandom(24), meta)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "relay.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(path, master_key=MASTER)
-    yield store
-    await store.close()
-
-
 async def register(store: SqliteStore, device: DeviceToken = PHONE, key: bytes = KEY, now: int = NOW) -> Token:
     token = await store.register_token(new_token(device, key), now)
     assert token is not None

@@ -55,18 +55,6 @@ FIRST, SECOND = b"service id", b"another service id"
 SMALL = 100
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "relay.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(path, master_key=MASTER)
-    yield store
-    await store.close()
-
-
 @contextlib.asynccontextmanager
 async def reopened(store: SqliteStore, path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
