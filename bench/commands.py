@@ -4,9 +4,7 @@ See README.md for what is printed.
 """
 
 import argparse
-import asyncio
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -16,7 +14,7 @@ from typing import Final
 import apns_options
 import devices
 import footprint
-from control import Child, ChildError, child
+from control import Child, child, run
 from devices import KeyKind
 from fill import environment, init
 from ntf_load import Connection, Run, connected
@@ -129,9 +127,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main(parse()))
-    except ChildError as e:
-        sys.exit(f"{e}, see above")
-    except TimeoutError as e:
-        sys.exit(f"not everything came in time: {e}")
+    run(main(parse()))

@@ -6,7 +6,7 @@ The first line that a process prints says that it is ready. It ends when its sta
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -88,3 +88,13 @@ async def obey(commands: Mapping[str, Command], ready: Any) -> None:
         request = json.loads(line)
         answer = commands[request.pop("command")](**request)
         print(json.dumps(answer), flush=True)
+
+
+def run(bench: Coroutine[Any, Any, None]) -> None:
+    """Run a bench to its end; what goes wrong is one line."""
+    try:
+        asyncio.run(bench)
+    except ChildError as e:
+        sys.exit(f"{e}, see above")
+    except TimeoutError as e:
+        sys.exit(f"not everything came in time: {e}")

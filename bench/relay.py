@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import apns_options
-from control import Child, ChildError, child
+from control import Child, child, run
 from devices import PATH, new_devices, register, subscribe, until_accepted, until_subscribed, verify
 from fill import Content, device_token, environment, fill, init
 from footprint import process_rss
@@ -343,9 +342,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main(parse()))
-    except ChildError as e:
-        sys.exit(f"{e}, see above")
-    except TimeoutError as e:
-        sys.exit(f"not everything came in time: {e}")
+    run(main(parse()))

@@ -6,6 +6,7 @@ import itertools
 import random
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Latencies:
     failed: int
 
 
-class _Background:
+class _Background(ABC):
     """A task that runs as long as the `async with` block."""
 
     def __init__(self) -> None:
@@ -49,8 +50,8 @@ class _Background:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task  # raises what it failed with
 
-    async def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _run(self) -> None: ...
 
 
 class Probe(_Background):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
-from ntf_server.listener import ListenError
+from ntf_server.listener import listen_errors
 from ntf_server.metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,8 @@ class Admin:
 
     async def start(self) -> None:
         """Accept connections. Raises ListenError (port in use, no such address)."""
-        try:
+        with listen_errors(self._host, self._port):
             self._server = await asyncio.start_server(self._on_connected, self._host, self._port, limit=MAX_HEAD)
-        except OSError as e:
-            raise ListenError(f"{self._host or '*'}:{self._port}: {e.strerror or e}") from e
-        except UnicodeError as e:  # an empty or too long label
-            raise ListenError(f"{self._host}:{self._port}: is not a host name") from e
 
     @property
     def port(self) -> int:

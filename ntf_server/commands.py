@@ -85,7 +85,7 @@ class Commands:
         self._allow_private_hosts = allow_private_hosts
         self._servers = servers
         self._limits = limits
-        self._metrics = metrics
+        self._metrics = metrics or Metrics()
         self._clock = clock
 
     async def handle(self, session: Session, t: Transmission) -> Message:
@@ -205,8 +205,7 @@ class Commands:
         return ntf.IdSub(added.subscription_id)
 
     def _refuse_subscription(self, why: str, error: Err) -> Err:
-        if self._metrics is not None:
-            self._metrics.count_kind(KindCounter.SNEW_REFUSED, why)
+        self._metrics.count_kind(KindCounter.SNEW_REFUSED, why)
         return error
 
     async def _on_subscription(self, session: Session, t: Transmission, command: ntf.SChk | ntf.SDel) -> Message:

@@ -1,10 +1,11 @@
 """Sessions of NTF clients: handshake, blocks in, blocks out (wire.md, sections 3 to 5)."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +36,19 @@ class ListenError(Exception):
     """The port cannot be listened on."""
 
 
+@contextlib.contextmanager
+def listen_errors(host: str | None, port: int) -> Iterator[None]:
+    """Why a port cannot be listened on, as ListenError; ssl.SSLError passes."""
+    try:
+        yield
+    except ssl.SSLError:
+        raise
+    except OSError as e:
+        raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}") from e
+    except UnicodeError as e:  # an empty or too long label
+        raise ListenError(f"{host}:{port}: is not a host name") from e
+
+
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
     """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay."""
@@ -60,7 +74,7 @@ class Listener:
     async def start(self) -> None:
         """Accept connections. Raises ListenError (port in use, no such address), ssl.SSLError."""
         host, port = self._config.host, self._config.port
-        try:
+        with listen_errors(host, port):
             self._server = await transport.serve(
                 "ntf",
                 self._credentials,
@@ -69,12 +83,6 @@ class Listener:
                 port,
                 handshake_timeout=self._config.handshake_timeout,
             )
-        except ssl.SSLError:
-            raise
-        except OSError as e:
-            raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}") from e
-        except UnicodeError as e:  # an empty or too long label
-            raise ListenError(f"{host}:{port}: is not a host name") from e
 
     @property
     def port(self) -> int:

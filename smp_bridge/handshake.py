@@ -131,6 +131,11 @@ def _chains(scheme: Scheme, version: int, session_id: bytes, secret: bytes | Non
     return crypto.sb_chain_init(session_id, secret)
 
 
+def service_hash(chain: Sequence[bytes]) -> bytes:
+    """What a service is known by: SHA-256 of its identity certificate; one alone is its own identity."""
+    return crypto.key_hash(chain[min(1, len(chain) - 1)])
+
+
 ServiceIds = Callable[[ServiceHello], bytes]
 
 _BAD_AUTH: Final = b"EHANDSHAKE BAD_AUTH"
@@ -195,8 +200,7 @@ class ServerHandshake:
         self.answer = _BAD_AUTH
         if not self._peer_chain or hello.chain != self._peer_chain:
             raise HandshakeError("the service's chain differs from TLS's")
-        identity = hello.chain[min(1, len(hello.chain) - 1)]  # alone it is its own identity
-        key_hash = crypto.key_hash(identity)
+        key_hash = service_hash(hello.chain)
         chain = hello.chain if len(hello.chain) > 1 else hello.chain * 2
         try:
             leaf = verify_chain(chain, key_hash, self._now)
@@ -298,6 +302,5 @@ class ClientHandshake:
         if not r.choice({b"R": True, b"E": False}):
             raise ServiceRefusedError("the server refused the service")
         assert self._service is not None
-        chain = self._service.chain
-        service = Service(r.short(), crypto.key_hash(chain[min(1, len(chain) - 1)]), self._service.session_key)
+        service = Service(r.short(), service_hash(self._service.chain), self._service.session_key)
         return replace(session, service=service)

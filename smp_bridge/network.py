@@ -196,19 +196,14 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """IP addresses of a host, in the resolver's order.
+async def resolve(host: str, port: int, network: Network) -> list[AddrInfoType]:
+    """Where a host may be connected to, in the resolver's order, as `socket.getaddrinfo` gives it.
 
-    Raises HostNotAllowedError if any of them is not public and `allow_private` is off, ResolveError if there is none.
+    Raises HostNotAllowedError if the network keeps away from any of its addresses, ResolveError if there is none.
     """
-    found = await _resolve(host, port, Network(allow_private=allow_private))
-    return list(dict.fromkeys(str(info[4][0]) for info in found))
-
-
-async def _resolve(host: str, port: int, network: Network) -> list[AddrInfoType]:
     loop = asyncio.get_running_loop()
     try:
-        found: list[AddrInfoType] = list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        found: list[AddrInfoType] = list(dict.fromkeys(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     except UnicodeError as e:  # an empty or too long label
         raise ResolveError("the host is not a name") from e
     except socket.gaierror as e:
@@ -221,9 +216,9 @@ async def _resolve(host: str, port: int, network: Network) -> list[AddrInfoType]
 
 async def _open_directly(host: str, port: int, network: Network) -> socket.socket:
     """Connect to what was checked: names are not resolved a second time."""
-    found = await _resolve(host, port, network)
+    found = await resolve(host, port, network)
     chosen, count = [], Counter[int]()
-    for info in dict.fromkeys(found):
+    for info in found:
         count[info[0]] += 1
         if count[info[0]] <= _MAX_PER_FAMILY:
             chosen.append(info)

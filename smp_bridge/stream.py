@@ -7,7 +7,7 @@ import random
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -319,21 +319,19 @@ class Stream:
             try:
                 count = await self._nsubs(service)
             except (ServerError, UnexpectedAnswerError) as e:
-                return await self._give_up(str(e), lost=isinstance(e, ServerError) and e.error.code == "AUTH")
+                raise self._give_up(str(e), lost=isinstance(e, ServerError) and e.error.code == "AUTH") from e
             except TimeoutError:
                 await asyncio.sleep(self._backoff.delay())
             else:
                 self._backoff.reset()
                 return await self._owner.service_subscribed(self._address, count)
-        return await self._give_up("no answer", lost=False)
+        raise self._give_up("no answer", lost=False)
 
-    async def _give_up(self, why: str, *, lost: bool) -> NoReturn:
-        """End the session: NSUBs in it would get errors that look final."""
+    def _give_up(self, why: str, *, lost: bool) -> ConnectionClosedError:
+        """What ends the session: NSUBs in it would get errors that look final."""
         log.warning("SMP server %s: NSUBS is refused: %s", self._address.hosts[0], why)
         self.lost, self.refused = lost, not lost
-        self.end()
-        await asyncio.Event().wait()
-        raise AssertionError  # `run` has cancelled this
+        return ConnectionClosedError("the service is given up")
 
     async def _nsubs(self, service: Service) -> int | None:
         """How many queues the service has; None: ERR SERVICE, the first one. Raises TimeoutError also for what is

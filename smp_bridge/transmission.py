@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Self, TypeVar
 
@@ -245,8 +245,7 @@ def _authenticate(session: Session, key: AuthKey, corr_id: bytes, authorized: by
         if seed := crypto.raw_ed25519(key):
             return crypto.sign_ed25519(seed, authorized)
         if (private := crypto.raw_x25519(key)) and isinstance(session.server_key, X25519PublicKey):
-            nonce = corr_id[:24].ljust(24, b"\0")
-            return crypto.dh_box(private, session.server_key, nonce, hashlib.sha512(authorized).digest())
+            return crypto.dh_box(private, session.server_key, *_to_box(corr_id, authorized))
         key = crypto.parse_quick_private(key)
     if not isinstance(key, X25519PrivateKey):
         return key.sign(authorized)
@@ -256,8 +255,12 @@ def _authenticate(session: Session, key: AuthKey, corr_id: bytes, authorized: by
 
 
 def _authenticator(secret: bytes, corr_id: bytes, authorized: bytes) -> bytes:
-    nonce = corr_id[:24].ljust(24, b"\0")
-    return crypto.box(secret, nonce, hashlib.sha512(authorized).digest())
+    return crypto.box(secret, *_to_box(corr_id, authorized))
+
+
+def _to_box(corr_id: bytes, authorized: bytes) -> tuple[bytes, bytes]:
+    """(nonce, plaintext) of an authenticator."""
+    return corr_id[:24].ljust(24, b"\0"), hashlib.sha512(authorized).digest()
 
 
 _DUMMY_OF_SIZE: Final[Mapping[int, crypto.AuthPublicKey]] = {
@@ -309,20 +312,12 @@ def encode_blocks(session: Session, transmissions: Iterable[bytes]) -> list[byte
     """Contents of as few blocks as hold the transmissions, in order. Raises ValueError if one is too large."""
     if not session.batch:
         return [_fitting(t, session.block_size - 2) for t in transmissions]
-    room = session.block_size - _BATCH_OVERHEAD
-    blocks: list[bytes] = []
-    batch: list[bytes] = []
-    size = 0
+    blocks: list[Block] = []
     for t in transmissions:
-        item = _fitting(large(t), room)
-        if size + len(item) > room or len(batch) == MAX_BATCH:
-            blocks.append(_batch(batch))
-            batch, size = [], 0
-        batch.append(item)
-        size += len(item)
-    if batch:
-        blocks.append(_batch(batch))
-    return blocks
+        if not blocks or not blocks[-1].add(t):
+            blocks.append(Block(session))
+            blocks[-1].add(t)
+    return [block.content for block in blocks]
 
 
 class Block:
@@ -349,17 +344,13 @@ class Block:
     @property
     def content(self) -> bytes:
         """What `parse_block` takes."""
-        return _batch(self._items)
+        return len(self).to_bytes(1, "big") + b"".join(self._items)
 
 
 def _fitting(b: bytes, room: int) -> bytes:
     if len(b) > room:
         raise ValueError("transmission too large for a block")
     return b
-
-
-def _batch(items: Sequence[bytes]) -> bytes:
-    return len(items).to_bytes(1, "big") + b"".join(items)
 
 
 def parse_block(session: Session, content: bytes) -> list[Transmission | Invalid]:

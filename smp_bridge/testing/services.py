@@ -3,8 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from smp_bridge import crypto
-from smp_bridge.handshake import ServiceHello
+from smp_bridge.handshake import ServiceHello, service_hash
 from smp_bridge.testing.queues import ID_SIZE, Notifier, ServiceRecord
 
 
@@ -16,7 +15,7 @@ class Services:
 
     def register(self, hello: ServiceHello) -> bytes:
         """The id of a service that showed itself, a new one if it is not known."""
-        certificate_hash = crypto.key_hash(hello.chain[min(1, len(hello.chain) - 1)])
+        certificate_hash = service_hash(hello.chain)
         if certificate_hash not in self._by_certificate:
             self._by_certificate[certificate_hash] = ServiceRecord(os.urandom(ID_SIZE))
         return self._by_certificate[certificate_hash].service_id

@@ -46,12 +46,6 @@ def test_duplicate_and_reverse(answers: list[bytes]) -> None:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[SmpServer]:
-    async with SmpServer() as server:
-        yield server
-
-
-@pytest.fixture
 async def queues(server: SmpServer) -> AsyncIterator[list[Queue]]:
     async with await Recipient.connect(server.address) as recipient:
         yield [await recipient.queue() for _ in range(4)]

@@ -1,4 +1,3 @@
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -7,12 +6,6 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from smp_bridge import crypto, smp
 from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
 from smp_bridge.testing import Received, Recipient, SmpServer
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SmpServer]:
-    async with SmpServer() as server:
-        yield server
 
 
 @pytest.mark.parametrize("credentials", ["NKEY", "NEW"])

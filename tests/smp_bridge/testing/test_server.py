@@ -2,7 +2,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -19,18 +19,6 @@ from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Invalid, Session, en
 from smp_bridge.transport import BlockConnection, connect
 
 ALL_VERSIONS = range(6, 19)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SmpServer]:
-    async with SmpServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def recipient(server: SmpServer) -> AsyncIterator[Recipient]:
-    async with await Recipient.connect(server.address) as recipient:
-        yield recipient
 
 
 class Notifier:

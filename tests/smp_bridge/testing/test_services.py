@@ -1,6 +1,6 @@
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,18 +20,6 @@ from smp_bridge.transport import connect
 
 CREDENTIALS, CA_KEY = Credentials.generate("ED25519", "service")
 OTHER, _ = Credentials.generate("ED448", "other service")
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SmpServer]:
-    async with SmpServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def recipient(server: SmpServer) -> AsyncIterator[Recipient]:
-    async with await Recipient.connect(server.address) as recipient:
-        yield recipient
 
 
 @pytest.fixture
