@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ntf_server.store import sqlite_servers
+from ntf_server.store import sqlite_pushes, sqlite_servers
 from ntf_server.store.base import (
     ALIVE,
     NO_LIMITS,
     Added,
     Confirmed,
-    Delivered,
     Due,
     LimitReached,
     Limits,
@@ -36,7 +35,6 @@ from ntf_server.store.database import Database
 from ntf_server.store.schema import migrations
 from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite_keys import CODE, DEVICE_TOKEN, NOTIFIER_KEY, load_key, prepare
-from ntf_server.store.sqlite_pushes import load_push, record_dead, record_delivered
 from ntf_server.store.sqlite_records import (
     SUBSCRIPTION_COLUMNS,
     TOKEN_COLUMNS,
@@ -45,7 +43,7 @@ from ntf_server.store.sqlite_records import (
     subscription_record,
     token_record,
 )
-from ntf_server.store.sqlite_servers import server_ref
+from ntf_server.store.sqlite_servers import Addresses, server_ref
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
 
@@ -62,6 +60,7 @@ class SqliteStore:
         self._message_ttl = message_ttl
         self._verification_ttl = verification_ttl
         self._seq = seq
+        self._addresses = Addresses()
 
     @classmethod
     async def open(
@@ -335,32 +334,7 @@ class SqliteStore:
         """See `Store`."""
         first = self.arrival(len(notifications)) if first is None else first
 
-        def operation(c: sqlite3.Connection) -> Notified:
-            ref = server_ref(c, server)
-            due: dict[int, Due] = {}
-            unknown = 0
-            for seq, n in enumerate(notifications, first):
-                owner = c.execute(
-                    "SELECT s.ref, t.ref, t.provider, t.status FROM subscriptions s JOIN tokens t ON t.ref = s.token"
-                    " WHERE s.server = ? AND s.notifier_id = ?",
-                    (ref, n.notifier_id),
-                ).fetchone()
-                if owner is None:
-                    unknown += 1
-                    continue
-                subscription, token, provider, status = owner
-                c.execute(
-                    "INSERT INTO notifications (subscription, token, seq, received_at, nonce, meta, sent)"
-                    " VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (subscription) DO UPDATE SET seq = excluded.seq,"
-                    " received_at = excluded.received_at, nonce = excluded.nonce, meta = excluded.meta, sent = 0"
-                    " WHERE excluded.seq > seq",
-                    (subscription, token, seq, n.received_at, n.nonce, n.meta),
-                )
-                if status == TokenStatus.ACTIVE:
-                    due[token] = Due(token, Provider(provider), PushKind.MESSAGES)
-            return Notified(list(due.values()), unknown)
-
-        return await self._database.run(operation)
+        return await self._database.run(lambda c: sqlite_pushes.notify(c, server_ref(c, server), notifications, first))
 
     async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:
         """See `Store`."""
@@ -381,24 +355,21 @@ class SqliteStore:
     async def load_pushes(self, tokens: Sequence[int], now: int) -> list[Push]:
         """See `Store`."""
 
-        def operation(c: sqlite3.Connection) -> list[Push]:
-            ttl = {"message_ttl": self._message_ttl, "verification_ttl": self._verification_ttl}
-            pushes = (load_push(c, self._sealer, ref, now, **ttl) for ref in tokens)
-            return [p for p in pushes if p is not None]
-
-        return await self._database.run(operation)
+        return await self._database.run(
+            lambda c: sqlite_pushes.load_pushes(
+                c,
+                self._sealer,
+                self._addresses,
+                tokens,
+                now,
+                message_ttl=self._message_ttl,
+                verification_ttl=self._verification_ttl,
+            )
+        )
 
     async def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-
-        def operation(c: sqlite3.Connection) -> None:
-            for outcome in outcomes:
-                if isinstance(outcome, Delivered):
-                    record_delivered(c, outcome)
-                else:
-                    record_dead(c, outcome)
-
-        await self._database.run(operation)
+        await self._database.run(lambda c: sqlite_pushes.record(c, outcomes))
 
     async def _execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> None:
         def operation(c: sqlite3.Connection) -> None:

@@ -1,7 +1,8 @@
 """SMP servers and what is subscribed on them, in the SQLite store. Run inside a transaction."""
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 from ntf_server.store.base import (
@@ -19,6 +20,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
 
 WANTED: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
+_MAX_ADDRESSES: Final = 4096  # strangers may invent any number of servers
 _COLUMNS: Final = "ref, association, status, notifier_id, notifier_key, subscription_id"
 
 
@@ -29,6 +31,25 @@ def server_ref(c: sqlite3.Connection, server: ServerAddress) -> int:
     if row is None:
         row = c.execute("INSERT INTO servers (address) VALUES (?) RETURNING ref", (address,)).fetchone()
     return int(row[0])
+
+
+class Addresses:
+    """Addresses of rows, which never change."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, ServerAddress] = {}
+
+    def __call__(self, c: sqlite3.Connection, refs: Set[int]) -> Mapping[int, ServerAddress]:
+        """Those of these rows, and others."""
+        unknown: Set[int] = refs - self._known.keys()
+        if unknown:
+            if len(self._known) > _MAX_ADDRESSES:
+                self._known.clear()
+                unknown = refs
+            query = "SELECT ref, address FROM servers WHERE ref IN (SELECT value FROM json_each(?))"
+            rows = c.execute(query, (json.dumps(list(unknown)),))
+            self._known.update((ref, server_address(address)) for ref, address in rows)
+        return self._known
 
 
 def wanted_servers(c: sqlite3.Connection) -> list[ServerAddress]:
