@@ -114,7 +114,7 @@ class Commands:
             return refusal
         key = X25519PrivateKey.generate()
         try:
-            secret = crypto.dh(key, command.dh_key)
+            secret = crypto.box_key(crypto.dh(key, command.dh_key))
         except crypto.CryptoError:
             return ERR_AUTH
         new = NewToken(

@@ -63,7 +63,12 @@ def box_key(secret: bytes) -> bytes:
 
 def box(secret: bytes, nonce: bytes, m: bytes) -> bytes:
     """XSalsa20-Poly1305 of `m` under `box_key(secret)`: 16-byte tag, then len(m) bytes."""
-    return nacl.bindings.crypto_box_afternm(m, nonce, box_key(secret))
+    return secretbox(box_key(secret), nonce, m)
+
+
+def secretbox(key: bytes, nonce: bytes, m: bytes) -> bytes:
+    """XSalsa20-Poly1305 of `m` (NaCl): what `box` is under a key that `box_key` gave."""
+    return nacl.bindings.crypto_secretbox_easy(m, nonce, key)
 
 
 def unbox(secret: bytes, nonce: bytes, c: bytes) -> bytes:

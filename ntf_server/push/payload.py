@@ -74,4 +74,4 @@ def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, 
         plain, held = entries(push.notifications)
     nonce = os.urandom(NONCE_SIZE)
     b64 = base64.urlsafe_b64encode
-    return b64(nonce), name, b64(crypto.box(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))), tuple(held)
+    return b64(nonce), name, b64(crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))), tuple(held)

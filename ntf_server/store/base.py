@@ -28,7 +28,9 @@ class StoreCorruptError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A registered device token. Keys: `verify_key` DER, the X25519 ones raw, `secret` the DH secret of pushes."""
+    """A registered device token. Keys: `verify_key` DER, the X25519 ones raw, `secret` what pushes are boxed with
+    (`crypto.box_key` of the DH secret).
+    """
 
     ref: int
     token_id: bytes = field(repr=False)

@@ -4,11 +4,12 @@ AUTOINCREMENT: a ref is never used again, since an answer to something deleted m
 """
 
 import sqlite3
+from functools import partial
 from typing import Final
 
 from ntf_server.store.database import Migration
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite_keys import add_keys
+from ntf_server.store.sqlite_keys import add_box_keys, add_keys
 
 SCHEMA_1: Final = """
     CREATE TABLE tokens (
@@ -115,6 +116,9 @@ SCHEMA_3: Final = """
     """
 
 
+# Since schema 4 tokens.secret holds what pushes are boxed with, HSalsa20 of the DH secret that it was before.
+
+
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
@@ -124,4 +128,4 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
         add_keys(c, master)
         c.execute(SCHEMA_2_END)
 
-    return SCHEMA_1, seal, SCHEMA_3
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master=master)

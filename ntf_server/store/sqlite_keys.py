@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer, SealingError
+from smp_bridge.crypto import box_key
 
 # Where a sealed value belongs: its column, then the public id of its row.
 DEVICE_TOKEN: Final = b"tokens.device_token:"
@@ -39,6 +40,20 @@ def load_key(c: sqlite3.Connection, master: MasterKey) -> bytes:
 def replace_key(c: sqlite3.Connection, key: bytes, master: MasterKey) -> None:
     """Keep `key`, wrapped by `master`; the old one is scrubbed at the next opening. Run inside a transaction."""
     c.execute("UPDATE keys SET wrapped = ?, to_scrub = 1", (master.wrap(key),))
+
+
+def add_box_keys(c: sqlite3.Connection, master: MasterKey) -> None:
+    """Replace DH secrets by what pushes are boxed with. Run inside a transaction."""
+    sealer, after = Sealer(load_key(c, master)), 0
+    while rows := c.execute(
+        "SELECT ref, token_id, secret FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?", (after, _BATCH)
+    ).fetchall():
+        contexts = [(SECRET + token_id, secret, ref) for ref, token_id, secret in rows]
+        c.executemany(
+            "UPDATE tokens SET secret = ? WHERE ref = ?",
+            [(sealer.seal(box_key(sealer.open(secret, context)), context), ref) for context, secret, ref in contexts],
+        )
+        after = rows[-1][0]
 
 
 def prepare(master: MasterKey) -> Callable[[sqlite3.Connection], None]:

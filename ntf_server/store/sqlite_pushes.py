@@ -118,7 +118,7 @@ def load_pushes(
     verification_ttl: int,
 ) -> list[Push]:
     """See `Store.load_pushes`: of each token a verification, else messages, else a check."""
-    rows = _json(c, _TOKENS, {"refs": json.dumps(refs)})
+    rows = _json(c, _TOKENS, {"refs": json.dumps(list(refs))})
     oldest = now - verification_ttl
     late = [row[0] for row in rows if row[5] is not None and row[5] <= oldest]
     if late:

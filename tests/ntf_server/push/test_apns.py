@@ -58,7 +58,7 @@ class Clock:
 
 def push(kind: PushKind = VERIFICATION, device: bytes = DEVICE, ref: int = 1, **fields: Any) -> Push:
     fields = {"code": b"c" * 32, "notifications": (NOTIFICATION,) * (kind is MESSAGES), **fields}
-    return Push(ref, 0, DeviceToken(Provider.APNS, device), SECRET, kind, NOW, **fields)
+    return Push(ref, 0, DeviceToken(Provider.APNS, device), crypto.box_key(SECRET), kind, NOW, **fields)
 
 
 class Sender:

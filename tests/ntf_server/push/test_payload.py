@@ -31,7 +31,7 @@ def stored(seq: int, *, sent: bool = False, server: ServerAddress = SERVER) -> S
 
 def push(kind: PushKind, notifications: Sequence[StoredNotification] = (), code: bytes = CODE) -> Push:
     device = DeviceToken(Provider.APNS, b"device")
-    return Push(1, 0, device, SECRET, kind, 1_800_000_000, code, tuple(notifications))
+    return Push(1, 0, device, crypto.box_key(SECRET), kind, 1_800_000_000, code, tuple(notifications))
 
 
 def opened(body: bytes, name: str) -> bytes:

@@ -78,7 +78,7 @@ def token_of(subscription: Subscription, host: str = "localhost") -> bytes:
 
 def push(device: bytes, kind: PushKind = VERIFICATION, ref: int = 1, **fields: Any) -> Push:
     fields = {"code": b"c" * 32, "notifications": (NOTIFICATION,) * (kind is MESSAGES), **fields}
-    return Push(ref, 0, DeviceToken(Provider.WEB_PUSH, device), SECRET, kind, NOW, **fields)
+    return Push(ref, 0, DeviceToken(Provider.WEB_PUSH, device), crypto.box_key(SECRET), kind, NOW, **fields)
 
 
 class Sender:

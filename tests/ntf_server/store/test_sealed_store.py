@@ -42,6 +42,7 @@ from ntf_server.store.schema import SCHEMA_1, migrations
 from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite import SqliteStore
 from ntf_server.store.sqlite_records import insert_token
+from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus
 
@@ -130,6 +131,11 @@ async def fill(store: SqliteStore, tokens: int = 4, queues: int = 3) -> list[tup
             assert await store.add_subscription(token.ref, each, NOW)
         made.append((new, subscriptions))
     return made
+
+
+def migrated(made: list[tuple[NewToken, list[NewSubscription]]]) -> list[tuple[NewToken, list[NewSubscription]]]:
+    """As it is since schema 4."""
+    return [(replace(t, secret=crypto.box_key(t.secret)), each) for t, each in made]
 
 
 def secrets_of(made: list[tuple[NewToken, list[NewSubscription]]]) -> set[bytes]:
@@ -455,7 +461,7 @@ async def test_a_file_of_schema_1_is_sealed_and_its_plaintexts_are_gone(
     assert leaks(path, deleted)
     async with opened(path) as store:
         assert leaks(path, secrets) == set()
-        await expect_all(store, made[:40])
+        await expect_all(store, migrated(made[:40]))
         assert await store.find_token(made[40][0].token_id) is None
         assert leaks(path, secrets) == set()
     assert leaks(path, secrets) == set()
@@ -481,7 +487,7 @@ async def test_a_migration_that_was_killed_before_its_end_is_finished_at_the_nex
         Database.open(path, migrations(OLD), lambda _: None, killed)
     assert leaks(path, secrets_of(made))
     async with opened(path) as store:
-        await expect_all(store, made[:40])
+        await expect_all(store, migrated(made[:40]))
         assert leaks(path, secrets_of(made)) == set()
 
 
@@ -503,7 +509,7 @@ async def test_a_failing_migration_leaves_schema_1_as_it_was(path: Path, monkeyp
             await SqliteStore.open(path, master_key=OLD)
     assert files(path) == before
     async with opened(path) as store:
-        await expect_all(store, made)
+        await expect_all(store, migrated(made))
 
 
 async def test_migration_and_reseal_go_through_all_batches(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +518,7 @@ async def test_migration_and_reseal_go_through_all_batches(path: Path, monkeypat
     schema_1(path, made, gone=1)
     assert await rekey(path, OLD, NEW, reseal=True) == Rekeyed(8, 16)
     async with opened(path, NEW) as store:
-        await expect_all(store, made[:8])
+        await expect_all(store, migrated(made[:8]))
     assert leaks(path, secrets_of(made)) == set()
 
 
@@ -553,7 +559,7 @@ async def test_a_file_of_schema_2_gets_its_counts_and_no_association(path: Path)
     tokens = [new_token() for _ in range(3)]
     schema_2(path, tokens)
     async with opened(path) as store:
-        await expect_all(store, [(t, []) for t in tokens])
+        await expect_all(store, migrated([(t, []) for t in tokens]))
         for token in (1, 2, 3):
             for n, status in enumerate([*STATUSES, SubscriptionStatus.NEW]):
                 found = await store.find_subscription(b"%d %d" % (token, n))
@@ -628,6 +634,25 @@ async def test_a_new_file_and_a_migrated_one_have_the_same_tables(path: Path, tm
     assert tables(path) == tables(tmp_path / "new.db")
 
 
+# --- a file of schema 3
+
+
+async def test_a_file_of_schema_3_gets_the_keys_of_boxes_in_place_of_dh_secrets(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_keys, "_BATCH", 2)
+    async with opened(path) as store:
+        made = await fill(store, 5, 1)
+        await store.notify(SMP, [Notification(s.notifier_id, NOW, bytes(24), b"meta") for _, [s] in made])
+    with raw(path) as c:
+        c.execute("PRAGMA user_version = 3")  # nothing else is another
+    async with opened(path) as store:
+        await expect_all(store, migrated(made))
+        pushes = await store.load_pushes(range(1, 6), NOW)
+        assert [p.secret for p in pushes] == [crypto.box_key(t.secret) for t, _ in made]
+        assert leaks(path, secrets_of(made) | secrets_of(migrated(made))) == set()
+
+
 # --- scrubbing
 
 
@@ -652,7 +677,7 @@ async def test_a_reader_puts_scrubbing_off_to_the_next_start(path: Path) -> None
         assert leaks(path, secrets_of(made))
         reader.execute("ROLLBACK")
     async with opened(path) as store:
-        await expect_all(store, made[:40])
+        await expect_all(store, migrated(made[:40]))
         assert leaks(path, secrets_of(made)) == set()
     assert not to_scrub(path)
 
