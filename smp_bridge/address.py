@@ -64,6 +64,7 @@ class ServerAddress:
     port: str
     key_hash: bytes
     password: str | None = field(default=None, repr=False)
+    _text: str = field(default="", init=False, repr=False, compare=False)  # kept: it is asked for with each push
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -98,8 +99,11 @@ class ServerAddress:
 
     def __str__(self) -> str:
         """Text form without the password."""
-        hosts = ",".join(f"[{h}]" if ":" in h else h for h in self.hosts)
-        return f"{self.scheme}://{b64url(self.key_hash)}@{hosts}" + (f":{self.port}" if self.port else "")
+        if not self._text:
+            hosts = ",".join(f"[{h}]" if ":" in h else h for h in self.hosts)
+            text = f"{self.scheme}://{b64url(self.key_hash)}@{hosts}" + (f":{self.port}" if self.port else "")
+            object.__setattr__(self, "_text", text)
+        return self._text
 
     @property
     def port_number(self) -> int:

@@ -72,9 +72,14 @@ def listing(encoded: Iterable[bytes]) -> bytes:
     return len(items).to_bytes(1, "big") + b"".join(items)
 
 
+def b64url_bytes(b: bytes) -> bytes:
+    """base64url with padding."""
+    return binascii.b2a_base64(b, newline=False).replace(b"+", b"-").replace(b"/", b"_")
+
+
 def b64url(b: bytes) -> str:
     """base64url with padding: the text form of bytes."""
-    return base64.urlsafe_b64encode(b).decode("ascii")
+    return b64url_bytes(b).decode("ascii")
 
 
 def un_b64url(text: str | bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
 from ntf_server.push.oauth import AccessToken
 from ntf_server.push.payload import notification_data
-from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope, retry_after
+from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge.ntf import InvalidReason
 
@@ -77,7 +77,7 @@ class Fcm:
     def _done(
         self, push: Push, held: tuple[StoredNotification, ...], token: str, on_result: OnResult, answer: HttpResult
     ) -> None:
-        result = judge(answer, self._clock())
+        result = judge(answer)
         if isinstance(result, Accepted):
             result = Accepted(held)
         elif isinstance(result, Retry) and isinstance(answer, HttpResponse) and answer.status == 401:
@@ -101,7 +101,7 @@ def _error(response: HttpResponse) -> tuple[str, bool]:
     return (code if known else ""), invalid
 
 
-def judge(answer: HttpResult, now: float) -> Result:
+def judge(answer: HttpResult) -> Result:
     """What an answer of FCM means."""
     if isinstance(answer, HttpFailure):
         return Retry(str(answer), Scope.PROVIDER if answer.unreachable else Scope.TOKEN)
@@ -118,5 +118,5 @@ def judge(answer: HttpResult, now: float) -> Result:
     if answer.status == 401:
         return Retry(what, Scope.PROVIDER)
     if code in _RETRIED or answer.status == 429 or answer.status >= 500:
-        return Retry(what, Scope.TOKEN, retry_after(answer, now))
+        return Retry(what, Scope.TOKEN, answer.retry_after)
     return Permanent(what)

@@ -66,17 +66,20 @@ class HttpRequest:
 
     endpoint: Endpoint
     path: str = field(repr=False)
-    headers: tuple[str, ...] = field(repr=False)
+    headers: Sequence[str] = field(repr=False)
     body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """An answer; header names are lower-case."""
+    """An answer. `retry_after`: seconds that `Retry-After` asks for (RFC 9110, section 10.2.3), None for none or 0.
+
+    There are no other headers: libcurl would call for each, and wait for Python's lock in the middle of its work.
+    """
 
     status: int
-    headers: dict[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ _UNREACHABLE: Final = frozenset(
 )
 
 HttpResult = HttpResponse | HttpFailure
+_OK: Final = HttpResponse(200)
 Done = Callable[[HttpResult], None]
 
 
@@ -166,21 +170,22 @@ class _Transfer:
         self.curl = pycurl.Curl()
         self.done: Done | None = None
         self.generation: _Generation | None = None
-        self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._endpoint: Endpoint | None = None
 
     def prepare(self, request: HttpRequest, done: Done) -> None:
         """Set what differs from the last request."""
         self.done = done
-        self._headers = {}
-        self._body.clear()
+        if self._body:
+            self._body = bytearray()
         c = self.curl
         if request.endpoint is not self._endpoint and request.endpoint != self._endpoint:
             self._aim(request.endpoint)
         c.setopt(pycurl.URL, request.endpoint.url + request.path)
-        c.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave those of the last request
-        c.setopt(pycurl.HTTPHEADER, list(request.headers))
+        if request.headers:
+            c.setopt(pycurl.HTTPHEADER, request.headers)
+        else:  # an empty list would leave those of the last request
+            c.unsetopt(pycurl.HTTPHEADER)
         c.setopt(pycurl.POSTFIELDS, request.body)
 
     def _aim(self, e: Endpoint) -> None:
@@ -195,7 +200,6 @@ class _Transfer:
         c.setopt(pycurl.SSLVERSION, pycurl.SSLVERSION_TLSv1_2)
         c.setopt(pycurl.TCP_KEEPALIVE, 1)
         c.setopt(pycurl.WRITEFUNCTION, self._on_body)
-        c.setopt(pycurl.HEADERFUNCTION, self._on_header)
         version = pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE if e.http2_only else pycurl.CURL_HTTP_VERSION_2TLS
         c.setopt(pycurl.HTTP_VERSION, version)
         c.setopt(pycurl.CAINFO, e.ca_file)
@@ -211,11 +215,6 @@ class _Transfer:
         if e.public_only and not e.proxy:
             c.setopt(pycurl.OPENSOCKETFUNCTION, _open_public)
 
-    def _on_header(self, line: bytes) -> None:
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            self._headers[name.lower()] = value.strip()
-
     def _on_body(self, data: bytes) -> int | None:
         self._body += data
         return None if len(self._body) <= _MAX_RESPONSE else -1
@@ -229,7 +228,10 @@ class _Transfer:
             c = self.curl
             connecting = timeout and c.getinfo(pycurl.NUM_CONNECTS) > 0 and c.getinfo(pycurl.APPCONNECT_TIME) == 0
             return HttpFailure(code, timeout, connected=not connecting)
-        return HttpResponse(self.curl.getinfo(pycurl.RESPONSE_CODE), self._headers, bytes(self._body))
+        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
+        if status == _OK.status and not self._body:
+            return _OK
+        return HttpResponse(status, bytes(self._body), float(self.curl.getinfo(pycurl.RETRY_AFTER)) or None)
 
 
 class _Generation:

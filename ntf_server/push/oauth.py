@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ntf_server.push import jose
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResult
-from ntf_server.push.provider import Permanent, Result, Retry, Scope, retry_after
+from ntf_server.push.provider import Permanent, Result, Retry, Scope
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class AccessToken:
         if isinstance(answer, HttpFailure):
             return Retry(f"OAuth: {answer}", Scope.PROVIDER)
         if answer.status == 429 or answer.status >= 500:
-            return Retry(f"OAuth: {answer.status}", Scope.PROVIDER, retry_after(answer, self._clock()))
+            return Retry(f"OAuth: {answer.status}", Scope.PROVIDER, answer.retry_after)
         if answer.status != 200:
             return Permanent(f"OAuth: {answer.status}: the service account is refused")
         try:

@@ -1,13 +1,12 @@
 """What reaches the device (wire.md, section 8): encrypted, of one size per kind, within the provider's limit."""
 
-import base64
 import os
 from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge import crypto
-from smp_bridge.encoding import NONCE_SIZE
+from smp_bridge.encoding import NONCE_SIZE, b64url_bytes
 from smp_bridge.ntf import Entry
 
 APNS_LIMIT: Final = 4096  # bytes of a body
@@ -73,5 +72,5 @@ def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, 
         name = b"message"
         plain, held = entries(push.notifications)
     nonce = os.urandom(NONCE_SIZE)
-    b64 = base64.urlsafe_b64encode
-    return b64(nonce), name, b64(crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))), tuple(held)
+    sealed = crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))
+    return b64url_bytes(nonce), name, b64url_bytes(sealed), tuple(held)

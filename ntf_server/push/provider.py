@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Protocol
 
-from ntf_server.push.http import HttpResponse
 from ntf_server.store.base import Push, StoredNotification
 from smp_bridge.ntf import InvalidReason
 
@@ -59,18 +56,6 @@ class PushProvider(Protocol):
     def send(self, pushes: Sequence[Push], on_result: OnResult) -> None:
         """Start these pushes; `on_result` is called in the loop, once for each, soon or at once. Never raises."""
         ...
-
-
-def retry_after(response: HttpResponse, now: float) -> float | None:
-    """Seconds that `Retry-After` asks for (RFC 9110, section 10.2.3: seconds or a date), None without a usable one."""
-    value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit() and len(value) < 8:
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)  # asctime's has no zone
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 class NullProvider:

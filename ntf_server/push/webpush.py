@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ntf_server.push import jose
 from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResult
 from ntf_server.push.payload import notification_data
-from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, retry_after
+from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError, Reader
@@ -174,11 +174,11 @@ class WebPush:
         return request, held
 
     def _done(self, push: Push, held: tuple[StoredNotification, ...], on_result: OnResult, answer: HttpResult) -> None:
-        result = judge(answer, self._clock())
+        result = judge(answer)
         on_result(push, Accepted(held) if isinstance(result, Accepted) else result)
 
 
-def judge(answer: HttpResult, now: float) -> Result:
+def judge(answer: HttpResult) -> Result:
     """What an answer of a push service means (RFC 8030, sections 5 and 8.4). Redirects are not followed."""
     if isinstance(answer, HttpFailure):
         return Retry(str(answer))  # another endpoint is another service: never the whole provider's fault
@@ -188,5 +188,5 @@ def judge(answer: HttpResult, now: float) -> Result:
     if answer.status in {404, 410}:
         return Dead(InvalidReason.UNREGISTERED)
     if answer.status == 429 or answer.status >= 500:
-        return Retry(what, after=retry_after(answer, now))
+        return Retry(what, after=answer.retry_after)
     return Permanent(what)

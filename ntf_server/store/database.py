@@ -15,9 +15,12 @@ from ntf_server.store.sealing import SealingError, WrongMasterKeyError
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
+_Item = tuple[Operation[Any], "asyncio.Future[Any]"]
 Migration = str | Callable[[sqlite3.Connection], None]  # a script, or what runs in a transaction that is begun for it
 
 APPLICATION_ID: Final = 0x4E544652  # "NTFR"
+LINGER: Final = 0.005  # seconds
+_ENOUGH: Final = 32  # operations that do not wait for others any more
 _MAX_GROUP: Final = 512
 _CHECK_BELOW: Final = 64 * 2**20  # bytes of a file that is checked whole at start
 _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -44,8 +47,12 @@ class Database:
         self._on_corrupt = on_corrupt
         self._connection = connection
         self._lock = lock
-        self._queue: queue.SimpleQueue[tuple[Operation[Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._asked: list[_Item] = []  # and not given to the thread yet
+        self._timer: asyncio.Handle | None = None
+        self._urgent = False
+        self._given_at = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
         self._thread.start()
@@ -72,44 +79,60 @@ class Database:
             lock.close()
             raise
 
-    async def run(self, operation: Operation[T]) -> T:
+    async def run(self, operation: Operation[T], *, patient: bool = False) -> T:
         """Do it in a transaction; what it wrote is durable when this returns. Operations keep their order.
 
+        `patient`: under load it may wait up to LINGER seconds for others, to share their commit.
         Raises StoreError, StoreCorruptError.
         """
         if self._closed:
             raise StoreError("the store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((operation, future))
+        self._asked.append((operation, future))
+        wait = self._given_at + LINGER - self._loop.time() if patient and len(self._asked) < _ENOUGH else 0.0
+        if self._timer is None:
+            self._schedule(wait)
+        elif wait <= 0 and not self._urgent:
+            self._timer.cancel()
+            self._schedule(wait)
         return await future
+
+    def _schedule(self, wait: float) -> None:
+        """Give the thread what was asked for: soon, with what this turn of the loop still asks for, or later."""
+        self._urgent = wait <= 0
+        self._timer = self._loop.call_soon(self._give) if self._urgent else self._loop.call_later(wait, self._give)
+
+    def _give(self) -> None:
+        self._timer = None
+        self._given_at = self._loop.time()
+        asked, self._asked = self._asked, []
+        self._queue.put(asked)
 
     async def close(self) -> None:
         """Finish what was asked and close the file."""
         if self._closed:
             return
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._give()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._connection.close()
         self._lock.close()
 
     def _work(self) -> None:
-        more = True
-        while more:
-            group = [self._queue.get()]
-            while len(group) < _MAX_GROUP:
-                try:
-                    group.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            more = None not in group
-            items = [item for item in group if item is not None]
-            results = self._commit(items)
+        more, waiting = True, list[_Item]()
+        while more or waiting:
+            while more and (not waiting or not self._queue.empty()):
+                asked = self._queue.get()
+                more = asked is not None
+                waiting += asked or []
+            group, waiting = waiting[:_MAX_GROUP], waiting[_MAX_GROUP:]
+            results = self._commit(group)
             self._loop.call_soon_threadsafe(_resolve, results)
 
-    def _commit(
-        self, items: Sequence[tuple[Operation[Any], asyncio.Future[Any]]]
-    ) -> list[tuple[asyncio.Future[Any], Any, Exception | None]]:
+    def _commit(self, items: Sequence[_Item]) -> list[tuple[asyncio.Future[Any], Any, Exception | None]]:
         try:
             values = self._transaction([operation for operation, _ in items])
             return [(future, value, None) for (_, future), value in zip(items, values, strict=True)]

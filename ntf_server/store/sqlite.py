@@ -334,7 +334,9 @@ class SqliteStore:
         """See `Store`."""
         first = self.arrival(len(notifications)) if first is None else first
 
-        return await self._database.run(lambda c: sqlite_pushes.notify(c, server_ref(c, server), notifications, first))
+        return await self._database.run(
+            lambda c: sqlite_pushes.notify(c, server_ref(c, server), notifications, first), patient=True
+        )
 
     async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:
         """See `Store`."""
@@ -369,7 +371,7 @@ class SqliteStore:
 
     async def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        await self._database.run(lambda c: sqlite_pushes.record(c, outcomes))
+        await self._database.run(lambda c: sqlite_pushes.record(c, outcomes), patient=True)
 
     async def _execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> None:
         def operation(c: sqlite3.Connection) -> None:
