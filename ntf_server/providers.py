@@ -34,7 +34,7 @@ class Providers:
         self._clock = clock
         self._settings = config.settings
         streams = config.settings.delivery.in_flight
-        self._engine = HttpEngine(streams=streams)
+        self._engine = HttpEngine(connections=4, streams=1000)
         self._engines = [self._engine]
         self._apns_token: ProviderToken | None = None
         self.table: dict[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
@@ -43,7 +43,7 @@ class Providers:
             self._add_fcm()
         if self._settings.web_push.key_file:
             # Endpoints of strangers: one that goes silent must not cost the others their connections.
-            engine = HttpEngine(streams=streams)
+            engine = HttpEngine(connections=4, streams=1000)
             self._engines.append(engine)
             self._add_web_push(engine)
 

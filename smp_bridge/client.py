@@ -62,7 +62,7 @@ class Request:
     as_service: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: that would take three times as long
 class Event:
     """What the server sent unasked."""
 
@@ -254,13 +254,16 @@ class Client:
 
     async def _take(self, content: bytes) -> None:
         self._received_at = asyncio.get_running_loop().time()
-        events: list[Event] = []
-        for t in parse_block(self.session, content):
-            event = self._answer(t)
-            if event is not None:
-                events.append(event)
+        events = self._events(content)
         if events:
             await self._on_events(events)
+
+    def _events(self, content: bytes) -> list[Event]:
+        """The events of a block; its answers go to who waits for them."""
+        if self.session.scheme == "smp" and (notifications := smp.parse_notifications(self.session, content)):
+            return [Event(*n) for n in notifications]
+        answered = (self._answer(t) for t in parse_block(self.session, content))
+        return [event for event in answered if event is not None]
 
     def _answer(self, t: Transmission | Invalid) -> Event | None:
         if isinstance(t, Invalid):

@@ -7,8 +7,9 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +27,7 @@ from ntf_server.store.base import (
     StoredNotification,
     StoreError,
 )
+from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,14 @@ _LOAD: Final = 100  # pushes read from the store at once
 _MAX_PAUSE: Final = 30.0  # seconds after which a provider out of reach is tried again
 _MAX_RETRY_AFTER: Final = 3600.0  # seconds; what asks for more is asked again
 _REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
+
+
+_KINDS: Final[Mapping[type[Result], KindCounter]] = {
+    Accepted: KindCounter.PUSHES_DELIVERED,
+    Dead: KindCounter.PUSHES_FAILED,
+    Retry: KindCounter.PUSHES_RETRIED,
+    Permanent: KindCounter.PUSHES_REFUSED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,7 @@ class Dispatcher:
             log.error("pushes wait for providers that are not configured: %s", ", ".join(off))
         for lane in self._lanes.values():
             await self._refill(lane)
-        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in self._lanes.values()]
+        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in self._lanes.values() for _ in range(2)]
 
     def mark(self, due: Iterable[Due]) -> None:
         """These tokens have something due in the store."""
@@ -296,8 +306,8 @@ class Dispatcher:
                 except StoreError as e:
                     self._loudly(f"cannot record what was pushed: {e}")
                     await asyncio.sleep(self._config.store_backoff)
+            self._count(results)
             for push, result in results:
-                self._count(push, result)
                 self._settle(self._due[push.token], push, result)
         self._idle.set()
 
@@ -308,24 +318,19 @@ class Dispatcher:
             return DeadToken(push, result.reason)
         return None
 
-    def _count(self, push: Push, result: Result) -> None:
-        match result:
-            case Accepted(held):
-                kind = KindCounter.PUSHES_DELIVERED
-                self._count_unsent(ServerCounter.DELIVERED, held)
-            case Dead():
-                kind = KindCounter.PUSHES_FAILED
-                self._count_unsent(ServerCounter.FAILED, push.notifications)
-            case Retry():
-                kind = KindCounter.PUSHES_RETRIED
-            case Permanent():
-                kind = KindCounter.PUSHES_REFUSED
-        self._metrics.count_kind(kind, push.device.provider)
-
-    def _count_unsent(self, name: ServerCounter, notifications: Iterable[StoredNotification]) -> None:
-        for n in notifications:
-            if not n.sent:
-                self._metrics.count_server(name, n.server)
+    def _count(self, results: Sequence[tuple[Push, Result]]) -> None:
+        kinds = Tally[tuple[KindCounter, Provider]]()
+        servers = Tally[tuple[ServerCounter, ServerAddress]]()
+        for push, result in results:
+            kinds[_KINDS[type(result)], push.device.provider] += 1
+            if isinstance(result, Accepted):
+                servers.update((ServerCounter.DELIVERED, n.server) for n in result.notifications if not n.sent)
+            elif isinstance(result, Dead):
+                servers.update((ServerCounter.FAILED, n.server) for n in push.notifications if not n.sent)
+        for (kind, provider), count in kinds.items():
+            self._metrics.count_kind(kind, provider, count)
+        for (name, server), count in servers.items():
+            self._metrics.count_server(name, server, count)
 
     def _settle(self, due: _Due, push: Push, result: Result) -> None:
         lane = due.lane
@@ -335,8 +340,7 @@ class Dispatcher:
         match result:
             case Accepted(held):
                 due.attempts = 0
-                left = sum(not n.sent for n in push.notifications) > sum(not n.sent for n in held)
-                due.again |= push.more or left
+                due.again |= push.more or (held is not push.notifications and _unsent(push.notifications) > _unsent(held))
                 self._release(due)
             case Dead(reason):
                 log.info("a token of %s is invalid: %s", lane.name, reason)
@@ -404,3 +408,7 @@ class Dispatcher:
         if now >= self._logged.get(message, 0.0):
             self._logged[message] = now + _REPEAT_LOG
             log.error("%s", message)
+
+
+def _unsent(notifications: Iterable[StoredNotification]) -> int:
+    return sum(not n.sent for n in notifications)

@@ -60,7 +60,7 @@ class Endpoint:
     client_key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as quick to make as can be: see store.base
 class HttpRequest:
     """A POST; `path` is appended to the endpoint's URL, and is secret, since it may hold a device token."""
 
@@ -300,7 +300,7 @@ class HttpEngine:
     def __init__(self, *, connections: int = 2, streams: int = 1000) -> None:
         self._limits = connections, streams
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[tuple[HttpRequest, Done]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Sequence[tuple[HttpRequest, Done]]] = queue.SimpleQueue()
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
@@ -318,8 +318,7 @@ class HttpEngine:
         """
         if self._closing:  # the descriptor may be another's by now
             return
-        for item in requests:
-            self._queue.put(item)
+        self._queue.put(requests)
         os.eventfd_write(self._wake_fd, 1)
 
     async def close(self) -> None:
@@ -384,25 +383,27 @@ class HttpEngine:
     def _start_queued(self) -> list[tuple[Done, HttpResult]]:
         """Gives those that libcurl refused at once."""
         refused: list[tuple[Done, HttpResult]] = []
+        while not self._queue.empty():
+            for request, done in self._queue.get():
+                failure = self._start(request, done)
+                if failure is not None:
+                    refused.append((done, failure))
+        return refused
+
+    def _start(self, request: HttpRequest, done: Done) -> HttpFailure | None:
         generation = self._generations[-1]
-        while True:
-            try:
-                request, done = self._queue.get_nowait()
-            except queue.Empty:
-                return refused
-            transfer = self._idle.pop() if self._idle else _Transfer()
-            try:
-                transfer.prepare(request, done)
-                generation.multi.add_handle(transfer.curl)
-            except pycurl.error as e:
-                refused.append((done, HttpFailure(int(e.args[0]), timeout=False)))
-                continue
-            except ValueError:  # not ASCII, or a null byte
-                refused.append((done, HttpFailure(pycurl.E_URL_MALFORMAT, timeout=False)))
-                continue
-            transfer.generation = generation
-            self._busy[transfer.curl] = transfer
-            generation.running += 1
+        transfer = self._idle.pop() if self._idle else _Transfer()
+        try:
+            transfer.prepare(request, done)
+            generation.multi.add_handle(transfer.curl)
+        except pycurl.error as e:
+            return HttpFailure(int(e.args[0]), timeout=False)
+        except ValueError:  # not ASCII, or a null byte
+            return HttpFailure(pycurl.E_URL_MALFORMAT, timeout=False)
+        transfer.generation = generation
+        self._busy[transfer.curl] = transfer
+        generation.running += 1
+        return None
 
     def _collect(self, generation: _Generation) -> list[tuple[Done, HttpResult]]:
         results: list[tuple[Done, HttpResult]] = []

@@ -1,7 +1,6 @@
 """What reaches the device (wire.md, section 8): encrypted, of one size per kind, within the provider's limit."""
 
 import os
-from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.base import Push, PushKind, StoredNotification
@@ -30,15 +29,21 @@ def _largest_padded(limit: int) -> int:
 PADDED_SIZE: Final = _largest_padded(APNS_LIMIT)  # the one size of all plaintexts
 
 
-def entries(stored: Sequence[StoredNotification], size: int = PADDED_SIZE) -> tuple[bytes, list[StoredNotification]]:
+def entries(
+    stored: tuple[StoredNotification, ...], size: int = PADDED_SIZE
+) -> tuple[bytes, tuple[StoredNotification, ...]]:
     """(the plaintext of a messages push, what it holds), oldest first, at most `size` - 2 bytes.
 
     What does not fit is left out: first what was sent before, then the newest, which go out in the next push.
     """
-    kept = [(n, _entry(n)) for n in stored]
+    encoded = [_entry(n) for n in stored]
+    plain = b";".join(encoded)
+    if len(plain) <= size - 2:
+        return plain, stored
+    kept = list(zip(stored, encoded, strict=True))
     while len(kept) > 1 and sum(len(entry) + 1 for _, entry in kept) - 1 > size - 2:
         kept.remove(next((item for item in kept if item[0].sent), kept[-1]))
-    return b";".join(entry for _, entry in kept), [n for n, _ in kept]
+    return b";".join(entry for _, entry in kept), tuple(n for n, _ in kept)
 
 
 def _entry(stored: StoredNotification) -> bytes:
@@ -65,7 +70,7 @@ def notification_data(push: Push) -> tuple[dict[str, str], tuple[StoredNotificat
 
 def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, ...]]:
     """(nonce as base64url, name of the box, box as base64url, notifications in it)."""
-    held: list[StoredNotification] = []
+    held: tuple[StoredNotification, ...] = ()
     if push.kind is PushKind.VERIFICATION:
         name, plain = b"verification", push.code
     else:
@@ -73,4 +78,4 @@ def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, 
         plain, held = entries(push.notifications)
     nonce = os.urandom(NONCE_SIZE)
     sealed = crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))
-    return b64url_bytes(nonce), name, b64url_bytes(sealed), tuple(held)
+    return b64url_bytes(nonce), name, b64url_bytes(sealed), held

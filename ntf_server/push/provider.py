@@ -16,7 +16,7 @@ class Scope(StrEnum):
     PROVIDER = "provider"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # as quick to make as can be: see store.base
 class Accepted:
     """Delivered: the provider took the push, which held these notifications."""
 

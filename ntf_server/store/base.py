@@ -1,6 +1,7 @@
 """What is kept and how it is asked for: records, and the protocol that every engine implements.
 
-Times are Unix seconds. A `ref` is the engine's own small key of a record, never sent to anyone.
+Times are Unix seconds. A `ref` is the engine's own small key of a record, never sent to anyone. No record is changed
+once it is made; those that are made for every push are not frozen, since that takes three times as long.
 """
 
 from collections.abc import Sequence
@@ -157,7 +158,7 @@ class ToAudit:
     silent: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Notified:
     """What NMSGs came to: the tokens that have to be pushed to, and how many were for no subscription."""
 
@@ -165,7 +166,7 @@ class Notified:
     unknown: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Notification:
     """An NMSG as it arrived."""
 
@@ -183,7 +184,7 @@ class PushKind(IntEnum):
     CHECK = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Due:
     """A token that has something to be pushed, and where."""
 
@@ -192,7 +193,7 @@ class Due:
     kind: PushKind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class StoredNotification:
     """The newest notification of a queue; `seq` grows with every arrival, so that a newer one is told apart."""
 
@@ -203,7 +204,7 @@ class StoredNotification:
     notification: Notification
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Push:
     """What is to be pushed to a token now.
 
@@ -223,7 +224,7 @@ class Push:
     registered_at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Delivered:
     """The provider took the push. `notifications` are those that it held."""
 
