@@ -102,7 +102,8 @@ async def _add_token(store: SqliteStore, provider: ntf.Provider, number: int) ->
     key, dh_key, server_dh = Ed25519PrivateKey.generate(), X25519PrivateKey.generate(), X25519PrivateKey.generate()
     device = ntf.DeviceToken(provider, device_token(number))
     public, raw = dh_key.public_key(), server_dh.public_key().public_bytes_raw()
-    verify_key, secret, code = crypto.encode_public(key.public_key()), crypto.box_key(crypto.dh(server_dh, public)), os.urandom(32)
+    verify_key, secret = crypto.encode_public(key.public_key()), crypto.box_key(crypto.dh(server_dh, public))
+    code = os.urandom(32)
     new = NewToken(os.urandom(ID_SIZE), device, verify_key, public.public_bytes_raw(), raw, secret, code)
     token = await store.register_token(new, int(time.time()))
     assert token is not None

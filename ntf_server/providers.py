@@ -23,6 +23,7 @@ APNS_SECTIONS: Final = {
     "sandbox": Provider.APNS_SANDBOX,
     "test": Provider.APNS_TEST,
 }
+_STREAMS: Final = 1000  # that providers allow on a connection
 _CHECK_TTL: Final = 3600  # seconds that a provider keeps a periodic push
 
 
@@ -34,7 +35,8 @@ class Providers:
         self._clock = clock
         self._settings = config.settings
         streams = config.settings.delivery.in_flight
-        self._engine = HttpEngine(connections=4, streams=1000)
+        connections = max(2, -(-streams // _STREAMS))
+        self._engine = HttpEngine(connections=connections, streams=streams)
         self._engines = [self._engine]
         self._apns_token: ProviderToken | None = None
         self.table: dict[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
@@ -43,7 +45,7 @@ class Providers:
             self._add_fcm()
         if self._settings.web_push.key_file:
             # Endpoints of strangers: one that goes silent must not cost the others their connections.
-            engine = HttpEngine(connections=4, streams=1000)
+            engine = HttpEngine(connections=connections, streams=streams)
             self._engines.append(engine)
             self._add_web_push(engine)
 

@@ -97,7 +97,7 @@ class Delivery(_Section, frozen=True):
 
     message_ttl: _Ttl = 24 * 3600
     verification_ttl: _Ttl = 600
-    in_flight: _InFlight = 1000
+    in_flight: _InFlight = 4000
     timeout: _Seconds = 30.0
     min_backoff: _Seconds = 1.0
     max_backoff: _Seconds = 300.0

@@ -98,9 +98,9 @@ def judge(provider: str, answer: HttpResult) -> Result:
         case "APNs":
             return apns.judge(answer, REGISTERED_AT)
         case "FCM":
-            return fcm.judge(answer, REGISTERED_AT)
+            return fcm.judge(answer)
         case "Web Push":
-            return webpush.judge(answer, REGISTERED_AT)
+            return webpush.judge(answer)
     assert provider == "OAuth"
     return oauth_judge(answer)
 
@@ -126,7 +126,7 @@ def answer_of(row: Row) -> HttpResult:
         body = {"error": {"status": row.code, "details": details}}
     elif row.provider == "OAuth" and row.condition != "without a usable token":
         body = {"access_token": "t", "expires_in": 3600}
-    return HttpResponse(int(row.status), {"retry-after": "7"}, json.dumps(body).encode())
+    return HttpResponse(int(row.status), json.dumps(body).encode(), 7.0)
 
 
 def words(result: Result) -> str:

@@ -33,6 +33,7 @@ from smp_bridge.ntf import Provider
 log = logging.getLogger(__name__)
 
 _LOAD: Final = 100  # pushes read from the store at once
+_LOADERS: Final = 2  # of a lane: one waits for the store while the other sends
 _MAX_PAUSE: Final = 30.0  # seconds after which a provider out of reach is tried again
 _MAX_RETRY_AFTER: Final = 3600.0  # seconds; what asks for more is asked again
 _REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
@@ -52,7 +53,7 @@ class DispatcherConfig:
     `max_due`: tokens kept in memory for each.
     """
 
-    in_flight: int = 1000
+    in_flight: int = 4000
     in_flight_of: Mapping[Provider, int] = field(default_factory=dict)
     max_due: int = 100_000
     min_backoff: float = 1.0
@@ -94,6 +95,7 @@ class _Lane:
         self.known = 0  # tokens in memory
         self.overflow = False  # more are due, but only the store knows which
         self.wake = asyncio.Event()
+        self.turn = asyncio.Lock()
 
     def push_back(self, due: _Due) -> None:
         """Queue it; verifications go first. It may stand in a queue already: `take` takes it once."""
@@ -152,7 +154,8 @@ class Dispatcher:
             log.error("pushes wait for providers that are not configured: %s", ", ".join(off))
         for lane in self._lanes.values():
             await self._refill(lane)
-        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in self._lanes.values() for _ in range(2)]
+        lanes = [lane for lane in self._lanes.values() for _ in range(_LOADERS)]
+        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in lanes]
 
     def mark(self, due: Iterable[Due]) -> None:
         """These tokens have something due in the store."""
@@ -226,14 +229,8 @@ class Dispatcher:
 
     async def _run(self, lane: _Lane) -> None:
         while True:
-            if lane.overflow and lane.known <= self._config.max_due // 2:
-                await self._refill_again(lane)
-            batch = [] if lane.paused else lane.take(self._room(lane))
-            if not batch:
-                lane.wake.clear()
-                await lane.wake.wait()
-                continue
-            lane.in_flight += len(batch)
+            async with lane.turn:
+                batch = await self._next(lane)
             try:
                 pushes = await self._store.load_pushes([d.token for d in batch], int(self._clock()))
             except StoreError as e:
@@ -250,6 +247,17 @@ class Dispatcher:
                 self._unreadable(lane, batch)
                 continue
             self._send(lane, batch, pushes)
+
+    async def _next(self, lane: _Lane) -> list[_Due]:
+        """What is to be loaded next, once there is anything and room for it; it counts as in flight."""
+        while True:
+            if lane.overflow and lane.known <= self._config.max_due // 2:
+                await self._refill_again(lane)
+            if batch := [] if lane.paused else lane.take(self._room(lane)):
+                lane.in_flight += len(batch)
+                return batch
+            lane.wake.clear()
+            await lane.wake.wait()
 
     async def _refill_again(self, lane: _Lane) -> None:
         try:
@@ -340,7 +348,8 @@ class Dispatcher:
         match result:
             case Accepted(held):
                 due.attempts = 0
-                due.again |= push.more or (held is not push.notifications and _unsent(push.notifications) > _unsent(held))
+                left_out = held is not push.notifications and _unsent(push.notifications) > _unsent(held)
+                due.again |= push.more or left_out
                 self._release(due)
             case Dead(reason):
                 log.info("a token of %s is invalid: %s", lane.name, reason)

@@ -484,7 +484,7 @@ async def test_the_backoff_begins_anew_after_a_delivery_also_when_more_came_mean
         world.apns.finish(push)
         world.apns.finish(await world.apns.next(), Retry("busy"))
         await world.apns.next()
-    assert delays[:4] == [2.0, 4.0, 8.0, 2.0]
+    assert [d for d in delays if d >= 2.0][:4] == [2.0, 4.0, 8.0, 2.0]
 
 
 async def test_the_backoff_begins_anew_after_a_delivery(world: World, delays: list[float]) -> None:

@@ -268,7 +268,9 @@ def test_an_error_does_not_show_the_rows_id() -> None:
     assert repr(row)[2:-1] not in str(caught.value)
 
 
-@given(st.tuples(st.sampled_from(["AP", "AD", "A"]), st.binary(max_size=40)), st.tuples(st.text(max_size=60), st.binary()))
+@given(
+    st.tuples(st.sampled_from(["AP", "AD", "A"]), st.binary(max_size=40)), st.tuples(st.text(max_size=60), st.binary())
+)
 def test_a_lookup_is_of_its_provider_device_token_and_key(one: tuple[str, bytes], other: tuple[str, bytes]) -> None:
     sealer = Sealer(DATABASE_KEY)
     assert sealer.lookup(*one) == Sealer(DATABASE_KEY).lookup(*one)
