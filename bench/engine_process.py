@@ -108,7 +108,7 @@ class Load:
 
     def bodies(self) -> list[bytes]:
         """What our relay would send to APNs, made before."""
-        return [apns_body(push)[0] for push in self.pushes(Provider.APNS_TEST)[:_BODIES]]
+        return [apns_body(push, os.urandom(24))[0] for push in self.pushes(Provider.APNS_TEST)[:_BODIES]]
 
 
 @dataclass(frozen=True, slots=True)

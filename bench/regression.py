@@ -162,7 +162,7 @@ def body() -> Workload:
     device = ntf.DeviceToken(ntf.Provider.APNS, os.urandom(32).hex().encode())
     held = (StoredNotification(1, 1, False, _SERVER, notification),)
     push = Push(1, 1, device, os.urandom(32), PushKind.MESSAGES, notification.received_at, notifications=held)
-    return plain("body of an APNs push", lambda: apns_body(push))
+    return plain("body of an APNs push", lambda: apns_body(push, os.urandom(24)))
 
 
 def sign() -> Workload:

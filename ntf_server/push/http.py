@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from smp_bridge.network import is_public_ip
 log = logging.getLogger(__name__)
 
 _MAX_RESPONSE: Final = 64 * 1024
+_STARTS: Final = 128  # requests begun before answers are looked at again: their handles are warm, and used at once
 _CA_FILES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -301,6 +303,7 @@ class HttpEngine:
         self._limits = connections, streams
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Sequence[tuple[HttpRequest, Done]]] = queue.SimpleQueue()
+        self._waiting: deque[tuple[HttpRequest, Done]] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, None)
@@ -377,6 +380,8 @@ class HttpEngine:
         self._deliver(results)
 
     def _wait(self) -> float | None:
+        if self._waiting:
+            return 0.0
         deadlines = [g.deadline for g in self._generations if g.deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
@@ -384,10 +389,12 @@ class HttpEngine:
         """Gives those that libcurl refused at once."""
         refused: list[tuple[Done, HttpResult]] = []
         while not self._queue.empty():
-            for request, done in self._queue.get():
-                failure = self._start(request, done)
-                if failure is not None:
-                    refused.append((done, failure))
+            self._waiting += self._queue.get()
+        for _ in range(min(_STARTS, len(self._waiting))):
+            request, done = self._waiting.popleft()
+            failure = self._start(request, done)
+            if failure is not None:
+                refused.append((done, failure))
         return refused
 
     def _start(self, request: HttpRequest, done: Done) -> HttpFailure | None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge import crypto
-from smp_bridge.encoding import NONCE_SIZE, b64url_bytes
+from smp_bridge.encoding import NONCE_SIZE, b64url, b64url_bytes
 from smp_bridge.ntf import Entry
 
 APNS_LIMIT: Final = 4096  # bytes of a body
@@ -51,31 +51,34 @@ def _entry(stored: StoredNotification) -> bytes:
     return Entry(str(stored.server), n.notifier_id, n.received_at, n.nonce, n.meta).encode()
 
 
-def apns_body(push: Push) -> tuple[bytes, tuple[StoredNotification, ...]]:
-    """(JSON body, notifications that it holds). Raises ValueError if a single notification does not fit."""
+def apns_body(push: Push, nonce: bytes) -> tuple[bytes, tuple[StoredNotification, ...]]:
+    """(JSON body, notifications that it holds). Raises ValueError if a single notification does not fit.
+
+    `nonce`: 24 random bytes, never used before.
+    """
     if push.kind is PushKind.CHECK:
         return _CHECK, ()
     head = _ALERT if push.kind is PushKind.MESSAGES else _BACKGROUND
-    nonce, name, sealed, held = _sealed(push)
-    return head + _NONCE + nonce + b'","' + name + b'":"' + sealed + b'"}}', held
+    name, sealed, held = _sealed(push, nonce)
+    return head + _NONCE + b64url_bytes(nonce) + b'","' + name + b'":"' + sealed + b'"}}', held
 
 
 def notification_data(push: Push) -> tuple[dict[str, str], tuple[StoredNotification, ...]]:
     """(what APNs has as `notificationData`, all values strings, notifications that it holds). Raises ValueError."""
     if push.kind is PushKind.CHECK:
         return {"checkMessages": "true"}, ()
-    nonce, name, sealed, held = _sealed(push)
-    return {"nonce": nonce.decode(), name.decode(): sealed.decode()}, held
+    nonce = os.urandom(NONCE_SIZE)
+    name, sealed, held = _sealed(push, nonce)
+    return {"nonce": b64url(nonce), name.decode(): sealed.decode()}, held
 
 
-def _sealed(push: Push) -> tuple[bytes, bytes, bytes, tuple[StoredNotification, ...]]:
-    """(nonce as base64url, name of the box, box as base64url, notifications in it)."""
+def _sealed(push: Push, nonce: bytes) -> tuple[bytes, bytes, tuple[StoredNotification, ...]]:
+    """(name of the box, box as base64url, notifications in it)."""
     held: tuple[StoredNotification, ...] = ()
     if push.kind is PushKind.VERIFICATION:
         name, plain = b"verification", push.code
     else:
         name = b"message"
         plain, held = entries(push.notifications)
-    nonce = os.urandom(NONCE_SIZE)
     sealed = crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))
-    return b64url_bytes(nonce), name, b64url_bytes(sealed), held
+    return name, b64url_bytes(sealed), held

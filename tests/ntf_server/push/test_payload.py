@@ -1,12 +1,14 @@
 import base64
 import json
+import os
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntf_server.push.payload import APNS_LIMIT, PADDED_SIZE, apns_body, entries
+from ntf_server.push import payload
+from ntf_server.push.payload import APNS_LIMIT, PADDED_SIZE, entries
 from ntf_server.store.base import MAX_ENTRIES, Notification, Push, PushKind, StoredNotification
 from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
@@ -32,6 +34,10 @@ def stored(seq: int, *, sent: bool = False, server: ServerAddress = SERVER) -> S
 def push(kind: PushKind, notifications: Sequence[StoredNotification] = (), code: bytes = CODE) -> Push:
     device = DeviceToken(Provider.APNS, b"device")
     return Push(1, 0, device, crypto.box_key(SECRET), kind, 1_800_000_000, code, tuple(notifications))
+
+
+def apns_body(push: Push) -> tuple[bytes, tuple[StoredNotification, ...]]:
+    return payload.apns_body(push, os.urandom(24))
 
 
 def opened(body: bytes, name: str) -> bytes:
@@ -89,9 +95,11 @@ def test_an_entry_is_text_that_the_apps_read() -> None:
     assert (seconds, nonce, meta) == ("1800000007", b64(b"\7" * 24).decode(), b64(b"\7" * 144).decode())
 
 
-def test_every_body_has_its_own_nonce() -> None:
-    bodies = [apns_body(push(PushKind.MESSAGES, [stored(1)]))[0] for _ in range(50)]
-    assert len({json.loads(body)["notificationData"]["nonce"] for body in bodies}) == 50
+def test_a_body_has_the_given_nonce() -> None:
+    nonce = bytes(range(24))
+    for kind, notifications in ((PushKind.VERIFICATION, []), (PushKind.MESSAGES, [stored(1)])):
+        body, _ = payload.apns_body(push(kind, notifications), nonce)
+        assert base64.urlsafe_b64decode(json.loads(body)["notificationData"]["nonce"]) == nonce
 
 
 def test_no_body_opens_with_another_secret() -> None:
