@@ -43,7 +43,9 @@ from smp_bridge.transmission import (
     verify_transmission,
 )
 
-READS: Final = frozenset(t.tag for t in (ntf.TChk, ntf.SChk, ntf.Ping))  # commands that change nothing
+# Commands of one client that need not wait for each other: they change nothing, or nothing that another of these looks
+# at in more than one step (the store does its steps in the order in which they are asked for).
+TOGETHER: Final = frozenset(t.tag for t in (ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew))
 _NO_ENTITY: Final = (ntf.TNew, ntf.SNew)
 
 

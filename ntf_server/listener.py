@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ntf_server.commands import READS, Commands
+from ntf_server.commands import TOGETHER, Commands
 from ntf_server.store.base import StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
@@ -149,10 +149,10 @@ class Listener:
         return await self._answers(session, asked)
 
     async def _answers(self, session: Session, asked: Sequence[Transmission | Invalid]) -> list[bytes]:
-        """In order. What only reads is done at once, so that a store that is busy is waited for once."""
+        """In order. What may be done together is, so that a store that is busy is waited for once."""
         answers: list[bytes] = []
-        for reads, group in itertools.groupby(asked, _only_reads):
-            if reads:
+        for together, group in itertools.groupby(asked, _together):
+            if together:
                 answers += await asyncio.gather(*(self._answer(session, t) for t in group))
             else:
                 answers += [await self._answer(session, t) for t in group]
@@ -178,8 +178,8 @@ async def _receive(connection: BlockConnection, session: Session) -> list[Transm
         return [Invalid(ERR_BLOCK)]
 
 
-def _only_reads(t: Transmission | Invalid) -> bool:
-    return isinstance(t, Invalid) or t.command in READS
+def _together(t: Transmission | Invalid) -> bool:
+    return isinstance(t, Invalid) or t.command.partition(b" ")[0] in TOGETHER
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:

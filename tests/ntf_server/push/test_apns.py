@@ -231,7 +231,6 @@ async def test_many_at_once_each_get_their_own_result() -> None:
         dead = Dead(InvalidReason.UNREGISTERED)
         assert results == [dead if i % 3 == 0 else Accepted() for i in range(60)]
         assert len({p.headers["apns-id"] for p in mock.pushes}) == 40
-        assert len({json.loads(p.body)["notificationData"]["nonce"] for p in mock.pushes}) == 40
 
 
 @pytest.mark.parametrize(
