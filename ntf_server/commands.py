@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from ntf_server.metrics import KindCounter, Metrics
 from ntf_server.push.dispatcher import Dispatcher
@@ -43,9 +43,11 @@ from smp_bridge.transmission import (
     verify_transmission,
 )
 
-# Commands of one client that need not wait for each other: they change nothing, or nothing that another of these looks
-# at in more than one step (the store does its steps in the order in which they are asked for).
-TOGETHER: Final = frozenset(t.tag for t in (ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew))
+# Groups of commands of one client that need not wait for each other: they change nothing, or nothing that another one of
+# the group looks at in more than one step (the store does its steps in the order in which they are asked for).
+TOGETHER: Final = tuple(
+    frozenset(t.tag for t in group) for group in ((ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew), (ntf.TVfy,))
+)
 _NO_ENTITY: Final = (ntf.TNew, ntf.SNew)
 
 
@@ -114,9 +116,9 @@ class Commands:
         refusal = self._refusal(command.token)
         if refusal is not None:
             return refusal
-        key = X25519PrivateKey.generate()
+        private, public = crypto.x25519_keypair()
         try:
-            secret = crypto.box_key(crypto.dh(key, command.dh_key))
+            secret = crypto.dh_box_key(private, command.dh_key)
         except crypto.CryptoError:
             return ERR_AUTH
         new = NewToken(
@@ -124,7 +126,7 @@ class Commands:
             command.token,
             crypto.encode_public(command.verify_key),
             command.dh_key.public_bytes_raw(),
-            key.public_key().public_bytes_raw(),
+            public,
             secret,
             os.urandom(ntf.CODE_SIZE),
         )
@@ -195,8 +197,8 @@ class Commands:
             return self._refuse_subscription("host", ERR_AUTH)
         if not self._servers.permits(command.server):
             return self._refuse_subscription("server_list", ERR_AUTH)
-        notifier_key = crypto.quick_private(command.notifier_key)
-        new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, notifier_key)
+        assert isinstance(command.notifier_key, bytes)
+        new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, command.notifier_key)
         added = await self._store.add_subscription(token.ref, new, self._now(), self._limits)
         if added is None:
             return ERR_AUTH

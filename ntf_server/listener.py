@@ -151,11 +151,8 @@ class Listener:
     async def _answers(self, session: Session, asked: Sequence[Transmission | Invalid]) -> list[bytes]:
         """In order. What may be done together is, so that a store that is busy is waited for once."""
         answers: list[bytes] = []
-        for together, group in itertools.groupby(asked, _together):
-            if together:
-                answers += await asyncio.gather(*(self._answer(session, t) for t in group))
-            else:
-                answers += [await self._answer(session, t) for t in group]
+        for _, group in itertools.groupby(asked, _company):
+            answers += await asyncio.gather(*(self._answer(session, t) for t in group))
         return answers
 
     async def _answer(self, session: Session, t: Transmission | Invalid) -> bytes:
@@ -178,8 +175,12 @@ async def _receive(connection: BlockConnection, session: Session) -> list[Transm
         return [Invalid(ERR_BLOCK)]
 
 
-def _together(t: Transmission | Invalid) -> bool:
-    return isinstance(t, Invalid) or t.command.partition(b" ")[0] in TOGETHER
+def _company(t: Transmission | Invalid) -> object:
+    """Equal for those that may be done together."""
+    if isinstance(t, Invalid):
+        return TOGETHER[0]
+    tag = t.command.partition(b" ")[0]
+    return next((group for group in TOGETHER if tag in group), object())
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:

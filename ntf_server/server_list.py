@@ -37,6 +37,8 @@ class ServerList:
 
     def permits(self, server: ServerAddress) -> bool:
         """Whether every host of the server is allowed, and none denied."""
+        if not self.allow and not self.deny:
+            return True
         return all(
             not _matches(host, self.deny) and (not self.allow or _matches(host, self.allow)) for host in server.hosts
         )

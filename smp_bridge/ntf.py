@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import ParseError, Reader, b64url, short, un_b64url, word16
-from smp_bridge.transmission import Err, Message, parse_message, tags
+from smp_bridge.transmission import AuthKey, Err, Message, parse_message, tags
 
 VERSIONS: Final = (1, 3)
 LEGACY_VERSIONS: Final = (1, 1)  # for a client without ALPN
@@ -190,26 +190,27 @@ class TCrn(Message):
 
 @dataclass(frozen=True, slots=True)
 class SNew(Message):
-    """Subscribe a queue for a token."""
+    """Subscribe a queue for a token. Parsing gives `notifier_key` as bytes (see `crypto.quick_private`)."""
 
     tag = b"SNEW"
     bare = False
     token_id: bytes = field(repr=False)
     server: ServerAddress
     notifier_id: bytes = field(repr=False)
-    notifier_key: crypto.AuthPrivateKey = field(repr=False)
+    notifier_key: AuthKey = field(repr=False)
 
     def params(self, version: int) -> bytes:
         """`S`, `short` token id, server, `short` notifier id, `short` private key."""
-        key = short(crypto.encode_private(self.notifier_key))
-        return b"S" + short(self.token_id) + self.server.encode() + short(self.notifier_id) + key
+        key = self.notifier_key
+        der = crypto.quick_private_der(key) if isinstance(key, bytes) else crypto.encode_private(key)
+        return b"S" + short(self.token_id) + self.server.encode() + short(self.notifier_id) + short(der)
 
     @classmethod
     def parse_params(cls, r: Reader, version: int) -> Self:
         """Raises ParseError."""
         r.literal(b"S")
         token_id, server, notifier_id = r.short(), ServerAddress.parse(r, "smp"), r.short()
-        return cls(token_id, server, notifier_id, crypto.parse_auth_private(r.short()))
+        return cls(token_id, server, notifier_id, crypto.to_quick_private(r.short()))
 
 
 class SChk(Message):

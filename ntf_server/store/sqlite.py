@@ -3,6 +3,7 @@
 import hmac
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -103,21 +104,17 @@ class SqliteStore:
                 (self._lookup(new.device), new.verify_key),
             ).fetchone()
             if known is None:
-                ref = insert_token(c, self._sealer, new, now)
-            else:
-                token = token_record(known, self._sealer)
-                if token.client_dh != new.client_dh:
-                    return None
-                ref = token.ref
-                status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
-                c.execute(
-                    "UPDATE tokens SET status = ?, reason = NULL, registration = registration + 1,"
-                    " verification_due = ?, registered_at = ? WHERE ref = ?",
-                    (status, now, now, ref),
-                )
-            return token_record(
-                c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE ref = ?", (ref,)).fetchone(), self._sealer
+                return insert_token(c, self._sealer, new, now)
+            token = token_record(known, self._sealer)
+            if token.client_dh != new.client_dh:
+                return None
+            status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
+            c.execute(
+                "UPDATE tokens SET status = ?, reason = NULL, registration = registration + 1,"
+                " verification_due = ?, registered_at = ? WHERE ref = ?",
+                (status, now, now, token.ref),
             )
+            return replace(token, status=status, reason=None)
 
         return await self._database.run(operation)
 
@@ -134,15 +131,18 @@ class SqliteStore:
         """See `Store`."""
 
         def operation(c: sqlite3.Connection) -> list[Due] | None:
-            row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE ref = ?", (ref,)).fetchone()
-            token = token_record(row, self._sealer) if row else None
-            if token is None or token.status not in ALIVE or not hmac.compare_digest(token.code, code):
+            row = c.execute(
+                "SELECT token_id, provider, device_lookup, code, status FROM tokens WHERE ref = ?", (ref,)
+            ).fetchone()
+            if row is None:
                 return None
-            device = token.device
+            token_id, provider, device_lookup, sealed, status = row
+            if status not in ALIVE or not hmac.compare_digest(self._sealer.open(sealed, CODE + token_id), code):
+                return None
             c.execute("UPDATE tokens SET status = 'ACTIVE', verification_due = NULL WHERE ref = ?", (ref,))
-            c.execute("DELETE FROM tokens WHERE device_lookup = ? AND ref <> ?", (self._lookup(device), ref))
+            c.execute("DELETE FROM tokens WHERE device_lookup = ? AND ref <> ?", (device_lookup, ref))
             unsent = c.execute("SELECT 1 FROM notifications WHERE token = ? AND sent = 0 LIMIT 1", (ref,)).fetchone()
-            return [Due(ref, device.provider, PushKind.MESSAGES)] if unsent else []
+            return [Due(ref, Provider(provider), PushKind.MESSAGES)] if unsent else []
 
         return await self._database.run(operation)
 

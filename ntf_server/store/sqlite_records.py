@@ -62,8 +62,8 @@ def subscription_record(row: Row, sealer: Sealer) -> Subscription:
     )
 
 
-def insert_token(c: sqlite3.Connection, sealer: Sealer, new: NewToken, now: int) -> int:
-    """Gives its ref."""
+def insert_token(c: sqlite3.Connection, sealer: Sealer, new: NewToken, now: int) -> Token:
+    """Make it."""
     seal, token_id = sealer.seal, new.token_id
     columns = {
         "token_id": token_id,
@@ -82,4 +82,5 @@ def insert_token(c: sqlite3.Connection, sealer: Sealer, new: NewToken, now: int)
     }
     cursor = c.execute(f"INSERT INTO tokens ({', '.join(columns)}) VALUES (:{', :'.join(columns)})", columns)
     assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    given = new.token_id, new.device, new.verify_key, new.client_dh, new.server_dh, new.secret, new.code
+    return Token(cursor.lastrowid, *given, TokenStatus.REGISTERED, None, 0)

@@ -339,7 +339,8 @@ async def test_what_may_be_done_together_is_if_it_came_together(listen: Any, dia
     listener = await listen()
     listener._commands = commands = Recording()
     wire = await dial(listener)
-    sent = [b"TCHK", b"SCHK", b"TDEL", b"TCRN \x00\x14", b"TNEW x", b"SNEW x", b"TVFY x", b"SDEL", b"TNEWS x"]
+    alone = [b"TDEL", b"TCRN \x00\x14", b"TRPL x", b"SDEL", b"TNEWS x", b"SDEL"]
+    sent = [b"TCHK", b"SCHK", *alone, b"TNEW x", b"SNEW x", b"TVFY x", b"TVFY y"]
     ids = [os.urandom(24) for _ in sent]
     wire.send(*(wire.encode(c, b"e", corr_id=i) for c, i in zip(sent, ids, strict=True)))
     answers: list[Transmission] = []
@@ -347,9 +348,9 @@ async def test_what_may_be_done_together_is_if_it_came_together(listen: Any, dia
         answers += await wire.receive()
     assert [a.corr_id for a in answers] == ids
     assert commands.most == 2
-    together = [b"TCHK", b"SCHK"] * 2, [b"TNEW x", b"SNEW x"] * 2
-    assert commands.log[:8] == [*together[0], b"TDEL", b"TDEL", b"TCRN \x00\x14", b"TCRN \x00\x14"]
-    assert commands.log[8:] == [*together[1], *(c for c in (b"TVFY x", b"SDEL", b"TNEWS x") for _ in range(2))]
+    assert commands.log[:4] == [b"TCHK", b"SCHK"] * 2
+    assert commands.log[4:16] == [c for c in alone for _ in range(2)]
+    assert commands.log[16:] == [b"TNEW x", b"SNEW x"] * 2 + [b"TVFY x", b"TVFY y"] * 2
 
 
 async def test_blocks_that_came_together_are_answered_together(listen: Any, dial: Any) -> None:

@@ -21,6 +21,9 @@ def private_keys(*types):
     return st.one_of(st.binary(min_size=KEY_SIZES[t], max_size=KEY_SIZES[t]).map(t.from_private_bytes) for t in types)
 
 
+quick_private_keys = private_keys(*(t for t in KEY_SIZES if t is not X448PrivateKey)).map(crypto.quick_private)
+
+
 def _public(keys):
     return keys.map(lambda k: k.public_key())
 
@@ -142,7 +145,7 @@ def ntf_messages(cls, version):
         ntf.TVfy: lambda: st.builds(ntf.TVfy, shorts),
         ntf.TRpl: lambda: st.builds(ntf.TRpl, device_tokens),
         ntf.TCrn: lambda: st.builds(ntf.TCrn, st.integers(0, 65535)),
-        ntf.SNew: lambda: st.builds(ntf.SNew, shorts, smp_addresses, shorts, auth_private_keys),
+        ntf.SNew: lambda: st.builds(ntf.SNew, shorts, smp_addresses, shorts, quick_private_keys),
         ntf.IdTkn: lambda: st.builds(ntf.IdTkn, shorts, x25519_keys),
         ntf.IdSub: lambda: st.builds(ntf.IdSub, shorts),
         ntf.Tkn: lambda: st.one_of(

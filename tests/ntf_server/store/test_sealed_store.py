@@ -543,7 +543,7 @@ def schema_2(path: Path, tokens: list[NewToken]) -> None:
             "INSERT INTO servers (address, session) VALUES (?, ?)", [(a.encode(), n) for a, n in SESSIONS.items()]
         )
         for t in tokens:
-            ref = insert_token(c, sealer, t, NOW)
+            ref = insert_token(c, sealer, t, NOW).ref
             for n, (server, status) in enumerate([*((1, s) for s in STATUSES), (2, "NEW")]):
                 id_ = b"%d %d" % (ref, n)
                 key = sealer.seal(b"key of " + id_, sqlite_keys.NOTIFIER_KEY + id_)
