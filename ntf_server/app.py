@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import resource
 import signal
@@ -18,6 +17,7 @@ from ntf_server.admin import Admin
 from ntf_server.commands import Commands
 from ntf_server.config import CONFIG_FILE, Config, ConfigError, server_list, smp_network
 from ntf_server.listener import Listener, ListenerConfig, ListenError
+from ntf_server.memory import settle
 from ntf_server.metrics import Gauge, Metrics
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
@@ -29,7 +29,6 @@ from smp_bridge.stream import AgentConfig
 log = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL: Final = 0.0005  # seconds: with Python's 5 ms the store's thread waits ten times as long for the GIL
-_GC_THRESHOLD: Final = 20_000  # objects: a burst makes many that wait, none of them in a cycle
 _RESOLVERS: Final = 64  # names looked up at once: strangers choose them, and a dead one takes its thread for seconds
 GRACE: Final = 10.0  # seconds that what is in flight gets at a stop
 
@@ -202,9 +201,7 @@ async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
         loop.add_signal_handler(number, stopped.set)
     async with Relay(config) as relay:
         loop.add_signal_handler(signal.SIGHUP, relay.reload)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD, 20, 50)
+        settle()
         on_ready(relay)
         waiting = asyncio.create_task(stopped.wait())
         ends: list[asyncio.Future[Any]] = [waiting, relay.failed]

@@ -43,8 +43,8 @@ from smp_bridge.transmission import (
     verify_transmission,
 )
 
-# Groups of commands of one client that need not wait for each other: they change nothing, or nothing that another one of
-# the group looks at in more than one step (the store does its steps in the order in which they are asked for).
+# Groups of commands of one client that need not wait for each other: they change nothing, or nothing that others of the
+# group look at in more than one step (the store does its steps in the order in which they are asked for).
 TOGETHER: Final = tuple(
     frozenset(t.tag for t in group) for group in ((ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew), (ntf.TVfy,))
 )

@@ -1,12 +1,14 @@
 """Keys, boxes, padding and signatures (wire.md, sections 2 and 4)."""
 
+import ctypes
+import ctypes.util
 import hashlib
-import struct
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import nacl.bindings
 import nacl.exceptions
-from Crypto.Cipher import Salsa20
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey, Ed448PublicKey
@@ -26,8 +28,6 @@ PrivateKey = AuthPrivateKey | X448PrivateKey
 
 TAG_SIZE = 16  # Poly1305
 _PAD = b"#"
-_WORDS = struct.Struct("<16I")
-_SIGMA = struct.unpack("<4I", b"expand 32-byte k")
 _ED25519_PKCS8 = bytes.fromhex("302e020100300506032b657004220420")  # RFC 8410: what precedes the 32 bytes of a key
 _X25519_PKCS8 = bytes.fromhex("302e020100300506032b656e04220420")
 
@@ -51,14 +51,31 @@ def unpad(p: bytes) -> bytes:
     return p[2 : 2 + n]
 
 
-def box_key(secret: bytes) -> bytes:
-    """HSalsa20(secret, 16 zero bytes): the XSalsa20 key for a 32-byte DH secret or chain key.
+def _find_hsalsa20() -> Callable[..., int]:
+    """libsodium's crypto_core_hsalsa20. PyNaCl does not bind it, but has the library in it or is linked with it."""
+    spec = importlib.util.find_spec("nacl._sodium")
+    library = ctypes.PyDLL(spec.origin if spec else None)
+    if not hasattr(library, "crypto_core_hsalsa20"):
+        library = ctypes.PyDLL(ctypes.util.find_library("sodium"))
+    if not hasattr(library, "crypto_core_hsalsa20"):
+        raise ImportError("PyNaCl hides crypto_core_hsalsa20 of its libsodium: install libsodium itself")
+    library.crypto_core_hsalsa20.argtypes = [ctypes.c_char_p] * 4  # output, input, key, constants
+    return library.crypto_core_hsalsa20
 
-    PyNaCl has it only inside crypto_box_beforenm, so it is taken from a Salsa20 keystream block (wire.md, section 2).
+
+_hsalsa20 = _find_hsalsa20()
+
+
+def box_key(secret: bytes) -> bytes:
+    """HSalsa20(secret, 16 zero bytes): the XSalsa20 key for a 32-byte DH secret or chain key (wire.md, section 2).
+
+    Raises ValueError if it is of another size.
     """
-    w = _WORDS.unpack(Salsa20.new(secret, nonce=bytes(8)).encrypt(bytes(64)))
-    diagonal = [(w[i] - s) & 0xFFFFFFFF for i, s in zip((0, 5, 10, 15), _SIGMA, strict=True)]
-    return struct.pack("<8I", *diagonal, *w[6:10])
+    if len(secret) != 32:
+        raise ValueError("a secret has 32 bytes")
+    out = ctypes.create_string_buffer(32)
+    _hsalsa20(out, bytes(16), secret, None)
+    return out.raw
 
 
 def box(secret: bytes, nonce: bytes, m: bytes) -> bytes:

@@ -4,11 +4,9 @@ TLS runs inside the protocol, on the blocks themselves: asyncio's own TLS layer 
 """
 
 import asyncio
-import contextlib
 import datetime
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -55,6 +53,29 @@ class Scratch:
 class BlockConnection(asyncio.BufferedProtocol):
     """A TLS connection that carries blocks. Both ends use it; see `connect` and `serve`."""
 
+    # There are many that do nothing: what is small, and what is made only when it is needed.
+    __slots__ = (
+        "_blocks",
+        "_deadline",
+        "_finished",
+        "_is_closed",
+        "_lost",
+        "_on_connected",
+        "_partial",
+        "_paused",
+        "_receive_chain",
+        "_resumed",
+        "_scratch",
+        "_secured",
+        "_send_chain",
+        "_size",
+        "_tls",
+        "_transport",
+        "_waiter",
+        "scheme",
+        "started_at",
+    )
+
     def __init__(
         self,
         scheme: Scheme,
@@ -70,16 +91,16 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._size = BLOCK_SIZE[scheme]
         self._scratch = scratch or Scratch()
         self._partial = b""  # of the next block
-        self._blocks: deque[bytes] = deque()
+        self._blocks: list[bytes] = []
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._resumed: asyncio.Future[None] | None = None  # while the peer reads too slowly
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
         self._send_chain: bytes | None = None
         self._receive_chain: bytes | None = None
-        self._closed = asyncio.Event()
+        self._is_closed = False
+        self._finished: asyncio.Future[None] | None = None  # while somebody waits for the end
         loop = asyncio.get_running_loop()
         self._secured: asyncio.Future[None] | None = loop.create_future()
         self._deadline: asyncio.TimerHandle | None = loop.call_later(handshake_timeout, self.abort)
@@ -112,17 +133,20 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Waiters get ConnectionClosedError, after the blocks that came before."""
         self._lose(ConnectionClosedError("the connection was closed"))
         self._end_handshake()
-        self._writable.set()
-        self._closed.set()
+        self.resume_writing()
+        self._is_closed = True
+        _resolve(self._finished)
         self._wake()
 
     def pause_writing(self) -> None:
         """The peer reads too slowly."""
-        self._writable.clear()
+        if self._resumed is None:
+            self._resumed = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
         """The peer reads again."""
-        self._writable.set()
+        _resolve(self._resumed)
+        self._resumed = None
 
     # --- TLS
 
@@ -152,8 +176,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         if self._deadline:
             self._deadline.cancel()
             self._deadline = None
-        if secured is not None and not secured.done():
-            secured.set_result(None)
+        _resolve(secured)
 
     def _read(self) -> None:
         """Take whole blocks out of TLS."""
@@ -173,7 +196,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         data = self._tls.output()
-        if data and self._transport and not self._closed.is_set():
+        if data and self._transport and not self._is_closed:
             self._transport.write(data)
 
     # --- what the rest uses
@@ -227,7 +250,8 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     async def drain(self) -> None:
         """Wait until the peer has taken enough of what was sent."""
-        await self._writable.wait()
+        while self._resumed is not None:
+            await asyncio.wait([self._resumed])  # which leaves it to others when this is cancelled
 
     async def receive(self) -> bytes:
         """Content of the next block. Raises ConnectionClosedError, also for a block that does not open."""
@@ -239,7 +263,7 @@ class BlockConnection(asyncio.BufferedProtocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        block = self._blocks.popleft()
+        block = self._blocks.pop(0)  # of a few
         if self._paused and not self._blocks and self._transport and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -259,8 +283,7 @@ class BlockConnection(asyncio.BufferedProtocol):
             raise BadBlockError(str(e)) from e
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        _resolve(self._waiter)
 
     def _lose(self, reason: Exception) -> None:
         """The connection is lost; the first reason counts."""
@@ -275,20 +298,26 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Close at once; what was not sent is lost."""
         self._lose(ConnectionClosedError("the connection was closed"))
         self._end_handshake()
-        if self._transport is not None and not self._closed.is_set():  # Python 3.11.2 fails on a closed one
+        if self._transport is not None and not self._is_closed:  # Python 3.11.2 fails on a closed one
             self._transport.abort()
 
     async def close(self) -> None:
         """Send what is queued, close, and wait for it, 2 s at most."""
-        if self._transport is None or self._closed.is_set():
+        if self._transport is None or self._is_closed:
             return
         self._lose(ConnectionClosedError("the connection was closed"))
         self._tls.close()
         self._flush()
         self._transport.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), _SHUTDOWN_TIMEOUT)
+        if self._finished is None:
+            self._finished = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._finished], timeout=_SHUTDOWN_TIMEOUT)
         self.abort()
+
+
+def _resolve(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 async def connect(

@@ -412,7 +412,7 @@ async def unread(listener: Listener, dial: Any, commands: StubCommands) -> Any:
     wire = await dial(listener)
     wire.connection._transport.pause_reading()
     for _ in range(10_000):
-        if not wire.connection._writable.is_set():
+        if wire.connection._resumed is not None:
             return wire
         wire.send(*(wire.encode(ntf.SChk(), corr_id=b"") for _ in range(50)))
         await asyncio.sleep(0)
