@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WRITES: Final = 16  # blocks of events that may wait for the store, over all servers
+_EVENTS: Final = 1024  # that may wait for the store, over all servers, before no more are read
 _STORE_BACKOFF: Final = 1.0
 _CLOSE_TIMEOUT: Final = 10.0  # seconds that a failing store may hold up a stop
 _MAX_ERROR: Final = 128  # bytes kept of a server's error text: SCHK's answer has to fit a block
@@ -90,6 +90,30 @@ class _Session:
         self.service_active = True
 
 
+class _Inbox:
+    """Events of a server that are not with the store yet, and the task that takes them there."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew; what was in it is another's."""
+        self.count = 0
+        self.notifications: list[Notification] = []
+        self.ended: list[Event] = []
+
+    def take(self, events: Sequence[Event], now: int) -> None:
+        """Put them in."""
+        self.count += len(events)
+        for e in events:
+            message = e.message
+            if isinstance(message, smp.NMsg):
+                self.notifications.append(Notification(e.entity_id, now, message.nonce, message.meta))
+            else:
+                self.ended.append(e)
+
+
 class Subscriber:
     """Owner of the SMP agent. `start` it in a running loop; `close` it."""
 
@@ -115,8 +139,9 @@ class Subscriber:
         self._clock = clock
         self._agent = agent.Agent(self, config)
         self._sessions: dict[ServerAddress, _Session] = {}
-        self._writes = asyncio.Semaphore(_WRITES)
-        self._writing: set[asyncio.Task[None]] = set()
+        self._inboxes: dict[ServerAddress, _Inbox] = {}
+        self._waiting = 0  # events in them
+        self._room = asyncio.Event()
         self._metrics.server_gauge(ServerGauge.SESSIONS, self._count_sessions)
         self._metrics.server_gauge(ServerGauge.SUBSCRIPTIONS, self._count_subscriptions)
 
@@ -130,12 +155,13 @@ class Subscriber:
     async def close(self) -> None:
         """Disconnect; events that were read are stored first."""
         await self._agent.close()
-        if self._writing:
-            _, late = await asyncio.wait(self._writing, timeout=_CLOSE_TIMEOUT)
-            for task in late:
-                task.cancel()
+        writing = [inbox.task for inbox in self._inboxes.values() if inbox.task]
+        if writing:
+            _, late = await asyncio.wait(writing, timeout=_CLOSE_TIMEOUT)
             if late:
-                log.error("%d blocks of events could not be stored before the stop", len(late))
+                log.error("%d events could not be stored before the stop", self._waiting)
+                for task in late:
+                    task.cancel()
                 await asyncio.wait(late)
 
     def subscribe(self, server: ServerAddress, ref: int) -> None:
@@ -301,32 +327,42 @@ class Subscriber:
         self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "refused")
 
     async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
-        """Store the events of a block; waits only when many blocks wait for the store already."""
+        """Store the events of a block, with those that come before the store is ready; waits when many wait already."""
         session = self._sessions.get(server)
         ends = [e.message for e in events if isinstance(e.message, smp.Ends)]
         if session is not None and ends:
             session.service_active, session.ended = False, True
             session.confirmed = max(0, session.confirmed - sum(e.count for e in ends))
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "ended")
-        await self._writes.acquire()
-        task = asyncio.create_task(self._store_events(server, events, int(self._clock())))
-        self._writing.add(task)
-        task.add_done_callback(self._written)
+        while self._waiting >= _EVENTS:
+            self._room.clear()
+            await self._room.wait()
+        inbox = self._inboxes.setdefault(server, _Inbox())
+        inbox.take(events, int(self._clock()))
+        self._waiting += len(events)
+        if inbox.task is None:
+            inbox.task = asyncio.create_task(self._write(server, inbox), name="smp events")
 
-    def _written(self, task: "asyncio.Task[None]") -> None:
-        self._writing.discard(task)
-        self._writes.release()
-        if not task.cancelled() and task.exception() is not None:
-            log.error("events could not be stored: %s", task.exception())
+    async def _write(self, server: ServerAddress, inbox: "_Inbox") -> None:
+        """Store what is in a server's inbox, until it is empty."""
+        try:
+            while inbox.count:
+                count, notifications, ended = inbox.count, inbox.notifications, inbox.ended
+                inbox.clear()
+                try:
+                    await self._store_events(server, notifications, ended)
+                except Exception as e:
+                    log.error("events could not be stored: %s", e)
+                self._waiting -= count
+                self._room.set()
+        finally:
+            del self._inboxes[server]
 
-    async def _store_events(self, server: ServerAddress, events: Sequence[Event], now: int) -> None:
-        notifications = [
-            Notification(e.entity_id, now, e.message.nonce, e.message.meta)
-            for e in events
-            if isinstance(e.message, smp.NMsg)
-        ]
+    async def _store_events(
+        self, server: ServerAddress, notifications: Sequence[Notification], ended: Sequence[Event]
+    ) -> None:
         if notifications:
-            # Numbered before the first try: a block that is tried again must not replace what came after it.
+            # Numbered before the first try: what is tried again must not replace what came after it.
             first = self._store.arrival(len(notifications))
             notified = await _insist(lambda: self._store.notify(server, notifications, first))
             self._on_due(notified.due)
@@ -334,9 +370,9 @@ class Subscriber:
             if notified.unknown:
                 self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, server, notified.unknown)
         for kind, status in ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus.DELETED)):
-            ended = [e.entity_id for e in events if isinstance(e.message, kind)]
-            if ended:
-                await self._ended(server, ended, status)
+            ids = [e.entity_id for e in ended if isinstance(e.message, kind)]
+            if ids:
+                await self._ended(server, ids, status)
 
     async def _ended(self, server: ServerAddress, ended: Sequence[bytes], status: SubscriptionStatus) -> None:
         known = await _insist(lambda: self._store.end_subscriptions(server, ended, status))

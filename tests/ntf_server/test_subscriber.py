@@ -404,7 +404,7 @@ async def test_a_block_that_is_tried_again_does_not_replace_a_later_one(
         await queue.send(text)
         ids.append((await queue.receive()).message_id)
     async with asyncio.timeout(10):
-        while node.store.calls["notify"] < 3 or node.subscriber._writing:
+        while node.store.calls["notify"] < 3 or node.subscriber._inboxes:
             await asyncio.sleep(0.005)
     [newest] = await node.notifications()
     assert queue.open_notification(newest.nonce, newest.meta).message_id == ids[1]
@@ -426,15 +426,18 @@ async def test_ends_survive_a_failing_store(
         await node.until(subscription, S.END if event == "END" else S.DELETED)
 
 
-async def test_reading_stops_while_the_store_fails(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+async def test_reading_stops_while_the_store_fails(
+    node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue = await recipient.queue()
     await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    monkeypatch.setattr(module, "_EVENTS", 10)
     node.store.failing["notify"] = 10**9
     for _ in range(100):
         smp_server.notify(queue.notifier_id)
         await asyncio.sleep(0)
     await asyncio.sleep(0.2)
-    assert len(node.subscriber._writing) <= module._WRITES
+    assert node.subscriber._waiting <= 10
     node.store.failing.clear()
     await asyncio.wait_for(node.due.get(), 10)
 
@@ -448,10 +451,10 @@ async def test_a_failing_store_does_not_hold_up_a_stop_for_ever(
     node.store.failing["notify"] = 10**9
     await queue.send("hello")
     async with asyncio.timeout(10):
-        while not node.subscriber._writing:
+        while not node.subscriber._inboxes:
             await asyncio.sleep(0.005)
         await node.subscriber.close()
-    assert "1 blocks of events could not be stored before the stop" in [r.getMessage() for r in logged]
+    assert "1 events could not be stored before the stop" in [r.getMessage() for r in logged]
 
 
 async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
@@ -460,7 +463,7 @@ async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, re
     node.store.failing["notify"] = 5
     await queue.send("hello")
     async with asyncio.timeout(10):
-        while not node.subscriber._writing:
+        while not node.subscriber._inboxes:
             await asyncio.sleep(0.005)
         await node.subscriber.close()
     assert [n.notifier_id for n in await node.notifications()] == [queue.notifier_id]
