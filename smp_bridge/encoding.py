@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import pybase64
+
 T = TypeVar("T")
 
 _WORD16 = struct.Struct(">H")
@@ -74,7 +76,7 @@ def listing(encoded: Iterable[bytes]) -> bytes:
 
 def b64url_bytes(b: bytes) -> bytes:
     """base64url with padding."""
-    return binascii.b2a_base64(b, newline=False).replace(b"+", b"-").replace(b"/", b"_")
+    return pybase64.b64encode(b, b"-_")
 
 
 def b64url(b: bytes) -> str:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
-from smp_bridge.encoding import ParseError, Reader, b64url, short, un_b64url, word16
+from smp_bridge.encoding import ParseError, Reader, b64url_bytes, short, un_b64url, word16
 from smp_bridge.transmission import AuthKey, Err, Message, parse_message, tags
 
 VERSIONS: Final = (1, 3)
@@ -348,6 +348,12 @@ def parse_answer(data: bytes, version: int) -> Message:
     return parse_message(ANSWERS, data, version)
 
 
+def encode_entry(server: bytes, notifier_id: bytes, timestamp: int, nonce: bytes, meta: bytes) -> bytes:
+    """`SERVER/b64url(notifier id) SECONDS b64url(nonce) b64url(metadata)`; see `Entry`."""
+    b64 = b64url_bytes
+    return b"%b/%b %d %b %b" % (server, b64(notifier_id), timestamp, b64(nonce), b64(meta))
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One notification inside a push: which queue, when the relay got it (Unix seconds), nonce and sealed metadata.
@@ -362,9 +368,8 @@ class Entry:
     meta: bytes = field(repr=False)
 
     def encode(self) -> bytes:
-        """`SERVER/b64url(notifier id) SECONDS b64url(nonce) b64url(metadata)`."""
-        queue = f"{self.server}/{b64url(self.notifier_id)}"
-        return f"{queue} {self.timestamp} {b64url(self.nonce)} {b64url(self.meta)}".encode()
+        """See `encode_entry`."""
+        return encode_entry(self.server.encode(), self.notifier_id, self.timestamp, self.nonce, self.meta)
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

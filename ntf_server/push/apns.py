@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from ntf_server.push import jose
-from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push.http import OK, Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
 from ntf_server.push.payload import apns_body
 from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
 from ntf_server.store.base import Push, PushKind, StoredNotification
@@ -163,6 +163,9 @@ class Apns:
         on_result: OnResult,
         answer: HttpResult,
     ) -> None:
+        if answer is OK:
+            on_result(push, Accepted(held))
+            return
         result = judge(answer, push.registered_at)
         if isinstance(result, Accepted):
             result = Accepted(held)

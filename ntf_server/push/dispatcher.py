@@ -27,7 +27,6 @@ from ntf_server.store.base import (
     StoredNotification,
     StoreError,
 )
-from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
@@ -306,7 +305,7 @@ class Dispatcher:
     async def _record(self) -> None:
         while self._results:
             results, self._results = self._results, []
-            outcomes = [o for o in (self._outcome(p, r) for p, r in results) if o is not None]
+            outcomes = self._outcomes(results)
             while outcomes:
                 try:
                     await self._store.record(outcomes)
@@ -319,26 +318,25 @@ class Dispatcher:
                 self._settle(self._due[push.token], push, result)
         self._idle.set()
 
-    def _outcome(self, push: Push, result: Result) -> Outcome | None:
-        if isinstance(result, Accepted):
-            return Delivered(push, int(self._clock()), result.notifications)
-        if isinstance(result, Dead):
-            return DeadToken(push, result.reason)
-        return None
+    def _outcomes(self, results: Iterable[tuple[Push, Result]]) -> list[Outcome]:
+        now = int(self._clock())
+        out: list[Outcome] = []
+        for push, result in results:
+            if isinstance(result, Accepted):
+                out.append(Delivered(push, now, result.notifications))
+            elif isinstance(result, Dead):
+                out.append(DeadToken(push, result.reason))
+        return out
 
     def _count(self, results: Sequence[tuple[Push, Result]]) -> None:
-        kinds = Tally[tuple[KindCounter, Provider]]()
-        servers = Tally[tuple[ServerCounter, ServerAddress]]()
-        for push, result in results:
-            kinds[_KINDS[type(result)], push.device.provider] += 1
-            if isinstance(result, Accepted):
-                servers.update((ServerCounter.DELIVERED, n.server) for n in result.notifications if not n.sent)
-            elif isinstance(result, Dead):
-                servers.update((ServerCounter.FAILED, n.server) for n in push.notifications if not n.sent)
+        kinds = Tally((type(result), push.device.provider) for push, result in results)
         for (kind, provider), count in kinds.items():
-            self._metrics.count_kind(kind, provider, count)
-        for (name, server), count in servers.items():
-            self._metrics.count_server(name, server, count)
+            self._metrics.count_kind(_KINDS[kind], provider, count)
+        delivered = [n.server for _, r in results if isinstance(r, Accepted) for n in r.notifications if not n.sent]
+        failed = [n.server for p, r in results if isinstance(r, Dead) for n in p.notifications if not n.sent]
+        for name, servers in ((ServerCounter.DELIVERED, delivered), (ServerCounter.FAILED, failed)):
+            for server, count in Tally(servers).items():
+                self._metrics.count_server(name, server, count)
 
     def _settle(self, due: _Due, push: Push, result: Result) -> None:
         lane = due.lane

@@ -139,7 +139,7 @@ _UNREACHABLE: Final = frozenset(
 )
 
 HttpResult = HttpResponse | HttpFailure
-_OK: Final = HttpResponse(200)
+OK: Final = HttpResponse(200)  # the one answer of this content, so that it is told by `is`
 Done = Callable[[HttpResult], None]
 
 
@@ -231,8 +231,8 @@ class _Transfer:
             connecting = timeout and c.getinfo(pycurl.NUM_CONNECTS) > 0 and c.getinfo(pycurl.APPCONNECT_TIME) == 0
             return HttpFailure(code, timeout, connected=not connecting)
         status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        if status == _OK.status and not self._body:
-            return _OK
+        if status == OK.status and not self._body:
+            return OK
         return HttpResponse(status, bytes(self._body), float(self.curl.getinfo(pycurl.RETRY_AFTER)) or None)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge import crypto
 from smp_bridge.encoding import NONCE_SIZE, b64url, b64url_bytes
-from smp_bridge.ntf import Entry
+from smp_bridge.ntf import encode_entry
 
 APNS_LIMIT: Final = 4096  # bytes of a body
 
@@ -48,7 +48,7 @@ def entries(
 
 def _entry(stored: StoredNotification) -> bytes:
     n = stored.notification
-    return Entry(str(stored.server), n.notifier_id, n.received_at, n.nonce, n.meta).encode()
+    return encode_entry(str(stored.server).encode(), n.notifier_id, n.received_at, n.nonce, n.meta)
 
 
 def apns_body(push: Push, nonce: bytes) -> tuple[bytes, tuple[StoredNotification, ...]]:
