@@ -49,9 +49,9 @@ class Database:
         self._lock = lock
         self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._asked: list[_Item] = []  # and not given to the thread yet
-        self._timer: asyncio.Handle | None = None
-        self._urgent = False
+        self._urgent: list[_Item] = []  # asked for, and not given to the thread yet
+        self._patient: list[_Item] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._given_at = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
@@ -80,32 +80,40 @@ class Database:
             raise
 
     async def run(self, operation: Operation[T], *, patient: bool = False) -> T:
-        """Do it in a transaction; what it wrote is durable when this returns. Operations keep their order.
+        """Do it in a transaction; what it wrote is durable when this returns.
 
-        `patient`: under load it may wait up to LINGER seconds for others, to share their commit.
-        Raises StoreError, StoreCorruptError.
+        `patient`: under load it waits up to LINGER seconds for others that are, to share their commit. Operations keep
+        their order, the patient ones among themselves. Raises StoreError, StoreCorruptError.
         """
         if self._closed:
             raise StoreError("the store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._asked.append((operation, future))
-        wait = self._given_at + LINGER - self._loop.time() if patient and len(self._asked) < _ENOUGH else 0.0
-        if self._timer is None:
-            self._schedule(wait)
-        elif wait <= 0 and not self._urgent:
-            self._timer.cancel()
-            self._schedule(wait)
+        if patient:
+            self._patient.append((operation, future))
+            self._schedule()
+        else:
+            self._urgent.append((operation, future))
+            if len(self._urgent) == 1:  # with what this turn of the loop still asks for
+                self._loop.call_soon(self._give_urgent)
         return await future
 
-    def _schedule(self, wait: float) -> None:
-        """Give the thread what was asked for: soon, with what this turn of the loop still asks for, or later."""
-        self._urgent = wait <= 0
-        self._timer = self._loop.call_soon(self._give) if self._urgent else self._loop.call_later(wait, self._give)
+    def _schedule(self) -> None:
+        wait = 0.0 if len(self._patient) >= _ENOUGH else self._given_at + LINGER - self._loop.time()
+        if self._timer is not None and wait <= 0:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(max(0.0, wait), self._give_patient)
 
-    def _give(self) -> None:
+    def _give_urgent(self) -> None:
+        if self._urgent:
+            asked, self._urgent = self._urgent, []
+            self._queue.put(asked)
+
+    def _give_patient(self) -> None:
         self._timer = None
         self._given_at = self._loop.time()
-        asked, self._asked = self._asked, []
+        asked, self._patient = self._patient, []
         self._queue.put(asked)
 
     async def close(self) -> None:
@@ -115,7 +123,8 @@ class Database:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._give()
+        self._give_patient()
+        self._give_urgent()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._connection.close()
