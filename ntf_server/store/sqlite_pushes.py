@@ -39,7 +39,9 @@ _QUEUE: Final = (
 )
 _NOTIFY: Final = (
     f"{_EACH} INSERT INTO notifications (subscription, token, seq, received_at, nonce, meta, sent)"
-    " SELECT s.ref, s.token, :first + n, :received_at, substr(:nonces, n * :nonce_size + 1, :nonce_size),"
+    # substr gives NULL for a part of nothing
+    " SELECT s.ref, s.token, :first + n, :received_at,"
+    " coalesce(substr(:nonces, n * :nonce_size + 1, :nonce_size), x''),"
     f" coalesce(substr(:metas, n * :meta_size + 1, :meta_size), x''), 0 FROM {_QUEUE} WHERE true"
     " ON CONFLICT (subscription) DO UPDATE SET seq = excluded.seq, received_at = excluded.received_at,"
     " nonce = excluded.nonce, meta = excluded.meta, sent = 0 WHERE excluded.seq > seq"

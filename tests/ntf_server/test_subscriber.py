@@ -442,6 +442,23 @@ async def test_reading_stops_while_the_store_fails(
     await asyncio.wait_for(node.due.get(), 10)
 
 
+async def test_what_comes_while_the_store_is_busy_is_stored_together(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queues = [await recipient.queue() for _ in range(5)]
+    for queue in queues:
+        await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 1
+    for queue in queues:
+        smp_server.notify(queue.notifier_id)  # a block each
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while len(await node.notifications()) < 5:
+            await asyncio.sleep(0.005)
+    assert node.store.calls["notify"] <= 4
+    assert node.subscriber._waiting == 0
+
+
 async def test_a_failing_store_does_not_hold_up_a_stop_for_ever(
     node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:

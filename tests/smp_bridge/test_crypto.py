@@ -1,6 +1,10 @@
+import ctypes.util
 import hashlib
 import hmac
+import importlib.util
+from types import SimpleNamespace
 
+import nacl._sodium
 import nacl.bindings
 import pytest
 import wire_strategies as ws
@@ -40,6 +44,22 @@ def test_box_key_is_nacl_beforenm(a, b):
     public = nacl.bindings.crypto_scalarmult_base(b)
     secret = nacl.bindings.crypto_scalarmult(a, public)
     assert crypto.box_key(secret) == nacl.bindings.crypto_box_beforenm(public, a)
+
+
+@pytest.mark.parametrize("size", [0, 16, 31, 33, 64])
+def test_box_key_of_a_secret_of_another_size(size):
+    with pytest.raises(ValueError, match="32 bytes"):
+        crypto.box_key(bytes(size))
+
+
+def test_libsodium_is_looked_for_where_pynacl_hides_its_own(monkeypatch):
+    hiding = ctypes.util.find_library("c")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=hiding))
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: hiding)
+    with pytest.raises(ImportError, match="install libsodium"):
+        crypto._find_hsalsa20()
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: nacl._sodium.__file__)
+    assert crypto._find_hsalsa20()
 
 
 def test_box_key_vector():
@@ -245,6 +265,43 @@ def test_quick_keys(private, data):
         assert crypto.sign_ed25519(crypto.raw_ed25519(quick), data) == private.sign(data)
     else:
         assert quick == crypto.encode_private(private)
+
+
+@given(ws.auth_private_keys)
+def test_to_quick_keys(private):
+    der = crypto.encode_private(private)
+    quick = crypto.to_quick_private(der)
+    assert quick == crypto.quick_private(private)
+    assert crypto.quick_private_der(quick) == crypto.quick_private_der(der) == der
+
+
+@given(ws.broken(ws.all_private_keys.map(crypto.encode_private)))
+def test_what_is_no_key_is_refused_in_whatever_way_it_is_parsed(der):
+    try:
+        expected = crypto.quick_private(crypto.parse_auth_private(der))
+    except ParseError:
+        with pytest.raises(ParseError):
+            crypto.to_quick_private(der)
+    else:
+        assert crypto.to_quick_private(der) == expected
+
+
+def test_a_new_x25519_key():
+    private, public = crypto.x25519_keypair()
+    assert X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw() == public
+    assert len({crypto.x25519_keypair()[0] for _ in range(20)}) == 20
+
+
+@given(ws.secrets32, ws.secrets32)
+def test_the_key_of_boxes_in_one_step(a, b):
+    private, public = X25519PrivateKey.from_private_bytes(a), X25519PrivateKey.from_private_bytes(b).public_key()
+    assert crypto.dh_box_key(a, public) == crypto.box_key(crypto.dh(private, public))
+
+
+@pytest.mark.parametrize("low", [bytes(32), (1).to_bytes(32, "little")])
+def test_the_key_of_boxes_with_a_public_key_of_low_order(low):
+    with pytest.raises(CryptoError):
+        crypto.dh_box_key(bytes(range(32)), X25519PublicKey.from_public_bytes(low))
 
 
 @given(ws.sign_private_keys, st.binary(max_size=100), st.integers(0, 130))

@@ -165,6 +165,20 @@ async def test_no_retry_after_is_an_error_or_negative(value: str) -> None:
         assert answer.retry_after is None or answer.retry_after > 0
 
 
+async def test_more_requests_than_are_begun_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_STARTS", 2)
+    async with serving() as (server, client):
+        bad = HttpRequest(client.endpoint, "/\0", (), BODY)
+        failed: asyncio.Future[HttpResult] = asyncio.get_running_loop().create_future()
+        requests = [client.start(f"/{i}") for i in range(7)]
+        client.engine.send(
+            [(bad, failed.set_result), *((HttpRequest(client.endpoint, "/n", (), BODY), lambda _: None),) * 4]
+        )
+        assert statuses(await asyncio.wait_for(asyncio.gather(*requests), 10)) == {200: 7}
+        assert isinstance(await failed, HttpFailure)
+        await until_requests(server, 11)
+
+
 async def test_nothing_of_a_request_is_left_in_the_next() -> None:
     async with serving() as (server, client):
         server.script.add(Answer(500, body=b"first", headers=(("x-first", "1"),)))

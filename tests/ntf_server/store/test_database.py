@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ntf_server.store import database as module
 from ntf_server.store.base import StoreCorruptError, StoreError
 from ntf_server.store.database import APPLICATION_ID, Database
 
@@ -115,6 +116,61 @@ async def test_a_huge_queue_is_committed_in_bounded_groups(database: Database) -
     assert await grouped(database, *map(insert, wanted)) == [2] * 1100
     assert await database.run(values) == wanted
     assert statements.count("COMMIT") == 5  # the gate's, three of at most 512 operations, and the look at them
+
+
+async def asked(database: Database, count: int) -> list[asyncio.Task[int]]:
+    """Patient operations while others were done just now; they wait."""
+    database._given_at = asyncio.get_running_loop().time() + 1000
+    tasks = [asyncio.create_task(database.run(insert(b"%d" % i), patient=True)) for i in range(count)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_patient_operation_waits_for_others_and_shares_their_commit(database: Database) -> None:
+    statements = traced(database)
+    tasks = await asked(database, 20)
+    await asyncio.sleep(0.05)
+    assert not any(t.done() for t in tasks)
+    assert statements == []
+    assert database._timer is not None
+    database._timer.cancel()
+    database._give_patient()  # as the timer does
+    assert await asyncio.gather(*tasks) == [1] * 10 + [2] * 10
+    assert statements.count("COMMIT") == 1
+    assert await database.run(values) == [b"%d" % i for i in range(20)]
+
+
+async def test_others_overtake_a_patient_operation_and_leave_it_waiting(database: Database) -> None:
+    [patient] = await asked(database, 1)
+    await database.run(insert(b"urgent"))
+    assert await database.run(values) == [b"urgent"]
+    assert not patient.done()
+
+
+async def test_many_patient_operations_wait_no_more(database: Database) -> None:
+    tasks = await asked(database, module._ENOUGH)
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+
+async def test_a_patient_operation_after_a_pause_is_not_held_up(database: Database) -> None:
+    """Whatever LINGER is."""
+    await database.run(insert(b"1"), patient=True)
+    database._given_at -= 1000
+    before = asyncio.get_running_loop().time()
+    task = asyncio.create_task(database.run(insert(b"2"), patient=True))
+    await asyncio.sleep(0)
+    assert database._timer is not None
+    assert database._timer.when() <= asyncio.get_running_loop().time()
+    assert database._timer.when() >= before
+    assert await task == 1
+
+
+async def test_closing_waits_for_patient_operations(path: Path) -> None:
+    async with opened(path) as database:
+        tasks = await asked(database, 3)
+    assert await asyncio.gather(*tasks) == [1, 1, 1]
+    async with opened(path) as database:
+        assert await database.run(values) == [b"0", b"1", b"2"]
 
 
 @pytest.mark.parametrize("where", [0, 3, 6])
