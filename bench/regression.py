@@ -142,9 +142,8 @@ def block() -> Workload:
     full = _full_block(session)
     content = full.content
 
-    def act() -> list[object]:
-        parsed = parse_block(session, content)
-        return [smp.parse_answer(t.command, session.version) for t in parsed if isinstance(t, Transmission)]
+    def act() -> list[tuple[bytes, smp.NMsg]]:
+        return smp.parse_notifications(session, content) or []
 
     assert len(act()) == len(full)
     return plain(f"parse an SMP block of {len(full)} NMSGs", act)
