@@ -1,7 +1,9 @@
 """Batches of notifications, pushes and outcomes: what test_sqlite.py sees one by one."""
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from ntf_server.store.base import (
     PushKind,
     Token,
 )
+from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import SqliteStore
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
@@ -176,11 +179,6 @@ blocks = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(blocks)
 async def test_a_push_holds_the_newest_of_each_queue_by_arrival(sent: Sequence[Sequence[tuple[int, bytes]]]) -> None:
-    import tempfile
-    from pathlib import Path
-
-    from ntf_server.store.sealing import MasterKey
-
     with tempfile.TemporaryDirectory() as folder:
         store = await SqliteStore.open(Path(folder, "relay.db"), master_key=MasterKey(bytes(range(32))))
         try:
