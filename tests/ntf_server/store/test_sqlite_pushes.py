@@ -1,6 +1,7 @@
 """Batches of notifications, pushes and outcomes: what test_sqlite.py sees one by one."""
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ntf_server.store import sqlite_pushes
 from ntf_server.store.base import (
     DeadToken,
     Delivered,
@@ -195,3 +197,20 @@ async def test_a_push_holds_the_newest_of_each_queue_by_arrival(sent: Sequence[S
             assert await held(store, token) == [[nmsg(b"%d" % queue, meta) for queue, meta in newest.items()]]
         finally:
             await store.close()
+
+
+# --- how
+
+
+STATEMENTS = "NOTIFY OWNERS TOKENS UNSENT SENT_BEFORE SENT VERIFIED CHECKED DEAD"
+
+
+@pytest.mark.parametrize("name", STATEMENTS.split())
+async def test_no_statement_goes_through_a_whole_table(store: SqliteStore, name: str) -> None:
+    sql = getattr(sqlite_pushes, f"_{name}")
+    parameters = dict.fromkeys(re.findall(r":(\w+)", sql), 1) if ":" in sql else ("[]",)
+    plan = await store._database.run(lambda c: c.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall())
+    steps = [step for *_, step in plan]
+    tables = [s for s in steps if re.match(r"SCAN (n|s|t|o|notifications|subscriptions|tokens)\b(?! VIRTUAL)", s)]
+    assert steps
+    assert tables == []
