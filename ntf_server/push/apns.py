@@ -1,7 +1,6 @@
 """APNs over HTTP/2 with token authentication (wire.md, section 8; Apple, "Sending notification requests to APNs")."""
 
 import json
-import logging
 import os
 import time
 import urllib.parse
@@ -19,8 +18,6 @@ from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result
 from ntf_server.store.base import Push, PushKind, StoredNotification
 from smp_bridge.encoding import NONCE_SIZE
 from smp_bridge.ntf import InvalidReason
-
-log = logging.getLogger(__name__)
 
 RENEW_AFTER: Final = 40 * 60  # seconds; Apple takes a token's renewal between 20 and 60 minutes
 
