@@ -32,10 +32,10 @@ print(before, after, gc.get_freeze_count(), *gc.get_threshold())
 
 def test_what_the_start_needed_is_given_back_and_comes_back_when_it_is_used() -> None:
     run = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True)
-    before, after, frozen, *thresholds = map(int, run.stdout.split())
+    before, after, frozen, threshold, *_ = map(int, run.stdout.split())
     assert after < before - 4 * 2**20
     assert frozen > 10_000
-    assert thresholds == [20_000, 20, 50]
+    assert threshold == 20_000  # of the others 3.14 makes no use
 
 
 def test_the_mappings_of_code_are_found() -> None:
