@@ -184,4 +184,4 @@ async def test_what_does_not_hold_is_a_failure(
 async def test_an_unknown_provider(start: Start) -> None:
     code, out, err = await finish(await start("--provider", "pigeon"))
     assert (code, out) == (2, "")
-    assert "'apns', 'fcm', 'webpush'" in err
+    assert "apns, fcm, webpush" in err.replace("'", "")  # some versions of Python quote them
