@@ -9,7 +9,7 @@ from typing import Final
 
 _THRESHOLDS: Final = 20_000, 20, 50  # a burst makes many objects that wait, none of them in a cycle
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp [0-9a-f]+ \S+ [1-9]\d* .*\n(?:(?![0-9a-f]+-).*\n)*")
-_CLEAN: Final = re.compile(r"\nPrivate_Dirty: +0 kB\n")
+_OF_THE_FILE: Final = re.compile(r"\nAnonymous: +0 kB\n")  # no page is a copy that this process has changed
 _MADV_DONTNEED: Final = 4  # Linux: the same in all of its architectures
 
 
@@ -32,6 +32,6 @@ def _give_back_code(libc: ctypes.CDLL) -> None:
     """
     libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for mapping in _MAPPING.finditer(Path("/proc/self/smaps").read_text()):
-        if _CLEAN.search(mapping[0]):  # or the file would not bring back what was there
+        if _OF_THE_FILE.search(mapping[0]):  # or the file would not bring back what was there
             start, end = int(mapping[1], 16), int(mapping[2], 16)
             libc.madvise(start, end - start, _MADV_DONTNEED)

@@ -45,11 +45,11 @@ def test_the_mappings_of_code_are_found() -> None:
     found = list(memory._MAPPING.finditer(smaps))
     assert [m[0].splitlines()[0] for m in found] == listed
     assert any("libc" in line or "musl" in line for line in listed)
-    assert all(m[0].count("Private_Dirty:") == 1 for m in found)
+    assert all(m[0].count("\nAnonymous:") == 1 for m in found)
 
 
-def test_only_clean_code_is_given_back() -> None:
-    text = "5-6 r-xp 0 fd:00 1 /lib\nRss: 4 kB\nPrivate_Dirty: %9d kB\nSwap: 0 kB\n"
-    assert memory._CLEAN.search(text % 0)
-    assert not memory._CLEAN.search(text % 4)
-    assert not memory._CLEAN.search(text % 10)
+def test_only_what_the_file_has_is_given_back() -> None:
+    text = "5-6 r-xp 0 fd:00 1 /lib\nRss: 4 kB\nPrivate_Dirty: 4 kB\nAnonymous: %9d kB\nSwap: 0 kB\n"
+    assert memory._OF_THE_FILE.search(text % 0)
+    assert not memory._OF_THE_FILE.search(text % 4)
+    assert not memory._OF_THE_FILE.search(text % 10)
