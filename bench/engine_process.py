@@ -32,13 +32,13 @@ import pyfcm  # type: ignore[import-untyped]
 from aioapns.connection import APNsProductionClientProtocol
 from fill import device_token
 
-from ntf_server.push.apns import TTL, Apns, ProviderToken, generate_key, key_pem
-from ntf_server.push.fcm import Fcm
+from ntf_server.push.apns.request import TTL, Apns, ProviderToken, generate_key, key_pem
+from ntf_server.push.fcm.oauth import AccessToken, ServiceAccount
+from ntf_server.push.fcm.request import Fcm
 from ntf_server.push.http import Endpoint, HttpEngine, HttpRequest, HttpResponse, HttpResult
-from ntf_server.push.oauth import AccessToken, ServiceAccount
 from ntf_server.push.payload import apns_body, notification_data
 from ntf_server.push.provider import Accepted, Permanent, PushProvider, Result, Retry
-from ntf_server.store.base import Notification, Push, PushKind, StoredNotification
+from ntf_server.store.records import Notification, Push, PushKind, StoredNotification
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE
 from smp_bridge.ntf import DeviceToken, Provider

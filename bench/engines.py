@@ -19,7 +19,7 @@ from engine_process import PROJECT
 from report import Row, show
 from subscriptions import say
 
-from ntf_server.push.oauth import SCOPE
+from ntf_server.push.fcm.oauth import SCOPE
 from ntf_server.testing.google import ServiceAccount
 from ntf_server.testing.tls import throwaway_tls
 

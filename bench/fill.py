@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from smp_load import ID_SIZE, notifier_id, service_id
 
-from ntf_server import config
-from ntf_server.store.base import NewToken
+from ntf_server.config import files as config
+from ntf_server.smp.subscriber import new_service_certificate
+from ntf_server.store.records import NewToken
 from ntf_server.store.sealing import Sealer
-from ntf_server.store.sqlite import SqliteStore
-from ntf_server.store.sqlite_keys import NOTIFIER_KEY, load_key
-from ntf_server.subscriber import new_service_certificate
+from ntf_server.store.sqlite.engine import SqliteStore
+from ntf_server.store.sqlite.keys import NOTIFIER_KEY, load_key
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.identity import load_certificates

@@ -19,7 +19,7 @@ from fill import Content, environment, fill, init
 from report import Row, show
 from subscriptions import MIB, say
 
-from ntf_server import config
+from ntf_server.config import files as config
 from smp_bridge.address import ServerAddress
 
 # Goals of the issue.

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from report import Row, show
 
 from ntf_server.push.payload import apns_body
-from ntf_server.store.base import (
+from ntf_server.store.records import (
     Delivered,
     NewSubscription,
     NewToken,
@@ -37,7 +37,7 @@ from ntf_server.store.base import (
     StoredNotification,
 )
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import SqliteStore
+from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE

@@ -27,7 +27,7 @@ from percentiles import percentile
 from report import Row, show
 from subscriptions import MIB, say
 
-from ntf_server import config
+from ntf_server.config import files as config
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 

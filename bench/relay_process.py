@@ -20,7 +20,8 @@ from typing import Any, Final
 from control import obey
 from percentiles import percentile
 
-from ntf_server import app, config
+from ntf_server import app
+from ntf_server.config import files as config
 
 INTERVAL: Final = 0.005
 _TICK: Final = os.sysconf("SC_CLK_TCK")

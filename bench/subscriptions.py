@@ -25,7 +25,7 @@ from report import Row, show
 from storm import Probe, Pushes
 
 from ntf_client import NtfClient
-from ntf_server import config
+from ntf_server.config import files as config
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 

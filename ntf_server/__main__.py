@@ -1,5 +1,5 @@
 """`python -m ntf_server` is `ntf-server`."""
 
-from ntf_server.cli import main
+from ntf_server.cli.main import main
 
 main()

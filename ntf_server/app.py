@@ -12,19 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
-from ntf_server import audit, periodic
-from ntf_server.admin import Admin
+from ntf_server import periodic
+from ntf_server.admin.health import Admin
 from ntf_server.commands import Commands
-from ntf_server.config import CONFIG_FILE, Config, ConfigError, server_list, smp_network
+from ntf_server.config.files import CONFIG_FILE, Config, ConfigError, server_list, smp_network
 from ntf_server.listener import Listener, ListenerConfig, ListenError
 from ntf_server.memory import settle
-from ntf_server.metrics import Gauge, Metrics
+from ntf_server.observe.metrics import Gauge, Metrics
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
-from ntf_server.store.base import Limits, StoreCorruptError
-from ntf_server.store.sqlite import SqliteStore
-from ntf_server.subscriber import Subscriber
-from smp_bridge.stream import AgentConfig
+from ntf_server.smp import audit
+from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.records import Limits, StoreCorruptError
+from ntf_server.store.sqlite.engine import SqliteStore
+from smp_bridge.queue_session import AgentConfig
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from ntf_server.metrics import KindCounter, Metrics
+from ntf_server.config.server_list import ANY_SERVER, ServerList
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.push.dispatcher import Dispatcher
-from ntf_server.push.webpush import WebPushSubscription
-from ntf_server.server_list import ANY_SERVER, ServerList
-from ntf_server.store.base import (
+from ntf_server.push.webpush.request import WebPushSubscription
+from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.records import (
     NO_LIMITS,
     SUBSCRIBABLE,
     Due,
@@ -23,7 +24,6 @@ from ntf_server.store.base import (
     Store,
     Token,
 )
-from ntf_server.subscriber import Subscriber
 from smp_bridge import crypto, ntf
 from smp_bridge.encoding import ParseError
 from smp_bridge.network import is_public_host

@@ -16,8 +16,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ntf_server.identity_files import VAPID_KEY, write_file
-from ntf_server.push.apns import generate_key, key_pem, load_key
+from ntf_server.config.identity_files import VAPID_KEY, write_file
+from ntf_server.push.apns.request import generate_key, key_pem, load_key
 from ntf_server.testing import MockApns, MockFcm, MockWebPush, Subscription
 
 _KEY_ID: Final = "DEMO123456"

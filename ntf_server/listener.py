@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ntf_server.commands import TOGETHER, Commands
-from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.store.records import StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
 from smp_bridge.identity import Credentials

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ntf_server.push.dispatcher import Dispatcher
-from ntf_server.store.base import Store, StoreError
+from ntf_server.store.records import Store, StoreError
 
 log = logging.getLogger(__name__)
 

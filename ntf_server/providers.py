@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ntf_server import config as configuration
-from ntf_server.config import Config, ConfigError
-from ntf_server.push.apns import Apns, ProviderToken, generate_key
-from ntf_server.push.fcm import Fcm
+from ntf_server.config import files as configuration
+from ntf_server.config.files import Config, ConfigError
+from ntf_server.push.apns.request import Apns, ProviderToken, generate_key
+from ntf_server.push.fcm.oauth import AccessToken
+from ntf_server.push.fcm.request import Fcm
 from ntf_server.push.http import Endpoint, HttpEngine
-from ntf_server.push.oauth import AccessToken
 from ntf_server.push.provider import NullProvider, PushProvider
-from ntf_server.push.webpush import Vapid, WebPush
-from ntf_server.store.base import PushKind
+from ntf_server.push.webpush.request import Vapid, WebPush
+from ntf_server.store.records import PushKind
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Event
 from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceCredentials, ServiceRefusedError
 from smp_bridge.network import HostNotAllowedError, NoHostError, ProxyError, ResolveError
-from smp_bridge.stream import AgentConfig, Backoff, Share, Stream
+from smp_bridge.queue_session import AgentConfig, Backoff, Share, Stream
 from smp_bridge.subscriptions import ConnectFailure, Subscriptions
 from smp_bridge.tls import client_context
 from smp_bridge.transport import ConnectionClosedError

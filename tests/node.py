@@ -11,11 +11,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ntf_server.metrics import KindCounter, Metrics
-from ntf_server.store.base import Added, Due, NewSubscription, NewToken, StoreError, Subscription
+from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.records import Added, Due, NewSubscription, NewToken, StoreError, Subscription
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import SqliteStore
-from ntf_server.subscriber import Subscriber
+from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
@@ -23,7 +23,7 @@ from smp_bridge.handshake import ServiceCredentials
 from smp_bridge.identity import Credentials, load_certificates
 from smp_bridge.network import Network
 from smp_bridge.ntf import DeviceToken, Provider
-from smp_bridge.stream import AgentConfig
+from smp_bridge.queue_session import AgentConfig
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue
 from smp_bridge.tls import client_context

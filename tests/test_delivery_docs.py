@@ -11,10 +11,13 @@ import pycurl
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from ntf_server.push import apns, fcm, http, webpush
+from ntf_server.push import http
+from ntf_server.push.apns import request as apns
+from ntf_server.push.fcm import request as fcm
+from ntf_server.push.fcm.oauth import AccessToken, ServiceAccount
 from ntf_server.push.http import Endpoint, HttpFailure, HttpResponse, HttpResult
-from ntf_server.push.oauth import AccessToken, ServiceAccount
 from ntf_server.push.provider import Accepted, Dead, Permanent, Result, Retry, Scope
+from ntf_server.push.webpush import request as webpush
 
 PAGE = Path(__file__).parents[1] / "docs/reference/delivery.md"
 REGISTERED_AT = 1_700_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ntf_server.settings import Settings
+from ntf_server.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]

@@ -14,7 +14,7 @@ from fault_matrix import PROVIDERS, Matrix
 from world import NOWHERE, SIDES, ApnsSide, Device, FcmSide, Side, WebPushSide, World, open_world, until
 
 from ntf_server import app
-from ntf_server.push.apns import generate_key, key_pem
+from ntf_server.push.apns.request import generate_key, key_pem
 from ntf_server.push.dispatcher import DispatcherConfig
 from ntf_server.testing import Answer, CutTls, Fault, GoAway, RstStream, Silence, grant_error
 from smp_bridge.ntf import TokenStatus

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from node import connect_service, service_credentials, take_over
 from world import ApnsSide, Device, World, open_world, until
 
-from ntf_server import config
-from ntf_server.store.sqlite import SqliteStore
+from ntf_server.config import files as config
+from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge import ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Event, ServerError

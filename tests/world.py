@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from ntf_server import config, identity_files
 from ntf_server.app import Relay
-from ntf_server.push.apns import generate_key, key_pem
+from ntf_server.config import files as config
+from ntf_server.config import identity_files
+from ntf_server.push.apns.request import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import Answer, MockApns, MockFcm, MockWebPush, Subscription, fcm_error
 from smp_bridge import crypto, ntf

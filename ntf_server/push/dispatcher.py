@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ntf_server.metrics import Gauge, KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
-from ntf_server.store.base import (
+from ntf_server.store.records import (
     DeadToken,
     Delivered,
     Due,

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from ntf_server.store.base import Push, PushKind, StoredNotification
+from ntf_server.store.records import Push, PushKind, StoredNotification
 from smp_bridge import crypto
 from smp_bridge.encoding import NONCE_SIZE, b64url, b64url_bytes
 from smp_bridge.ntf import encode_entry

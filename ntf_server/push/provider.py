@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from ntf_server.store.base import Push, StoredNotification
+from ntf_server.store.records import Push, StoredNotification
 from smp_bridge.ntf import InvalidReason
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ntf_server import config, identity_files
 from ntf_server.app import Relay
-from ntf_server.push.apns import generate_key, key_pem
+from ntf_server.config import files as config
+from ntf_server.config import identity_files
+from ntf_server.push.apns.request import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing.apns import MockApns
 from ntf_server.testing.fcm import MockFcm

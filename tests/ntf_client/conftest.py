@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ntf_client import Device, VerificationCode
-from ntf_server import identity_files
 from ntf_server.app import Relay
-from ntf_server.config import Config
-from ntf_server.settings import Apns, ApnsHost, Settings, Subscriber, Transport
+from ntf_server.config import identity_files
+from ntf_server.config.files import Config
+from ntf_server.config.settings import Apns, ApnsHost, Settings, Subscriber, Transport
 from ntf_server.store.sealing import MasterKey
 from ntf_server.testing import MockApns
 from smp_bridge import ntf

@@ -15,9 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from node import Node
 
-from ntf_server import config, identity_files
 from ntf_server.app import Relay
-from ntf_server.config import Config
+from ntf_server.config import files as config
+from ntf_server.config import identity_files
+from ntf_server.config.files import Config
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import MockApns
 from smp_bridge import crypto, ntf

@@ -11,13 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from harness import Phone
 
-from ntf_server import settings as sections
 from ntf_server.app import Relay, run
-from ntf_server.config import Config
-from ntf_server.identity_files import create_identity, load_credentials
+from ntf_server.config import settings as sections
+from ntf_server.config.files import Config
+from ntf_server.config.identity_files import create_identity, load_credentials
 from ntf_server.listener import ListenError
-from ntf_server.push.apns import generate_key
-from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.push.apns.request import generate_key
+from ntf_server.store.records import StoreCorruptError, StoreError
 from ntf_server.store.sealing import MasterKey
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from harness import Phone
 
 from ntf_server.app import Relay
-from ntf_server.config import Config
-from ntf_server.metrics import KindCounter, Metrics
+from ntf_server.config.files import Config
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.testing import Answer, Delay, MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress

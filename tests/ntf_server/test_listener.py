@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ntf_server.app import Relay
 from ntf_server.commands import Commands
 from ntf_server.listener import Listener, ListenerConfig, ListenError
-from ntf_server.store.base import StoreCorruptError, StoreError
+from ntf_server.store.records import StoreCorruptError, StoreError
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Request, ServerError

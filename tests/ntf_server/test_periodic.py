@@ -11,8 +11,8 @@ from harness import Phone
 
 from ntf_server import periodic
 from ntf_server.app import Relay
-from ntf_server.config import Config
-from ntf_server.store.base import Due, PushKind, StoreError
+from ntf_server.config.files import Config
+from ntf_server.store.records import Due, PushKind, StoreError
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress

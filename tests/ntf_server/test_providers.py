@@ -24,8 +24,8 @@ from proxies import Proxy
 
 from ntf_server import commands
 from ntf_server.app import Relay, run
-from ntf_server.config import Config
-from ntf_server.push.apns import generate_key, key_pem
+from ntf_server.config.files import Config
+from ntf_server.push.apns.request import generate_key, key_pem
 from ntf_server.testing import MockApns, MockFcm, MockWebPush
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress

@@ -15,7 +15,7 @@ from smp_bridge.agent import Agent
 from smp_bridge.client import Event
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
-from smp_bridge.stream import AgentConfig
+from smp_bridge.queue_session import AgentConfig
 from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import AuthKey

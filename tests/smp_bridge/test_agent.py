@@ -20,8 +20,8 @@ from smp_bridge.agent import Agent
 from smp_bridge.client import Event
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
+from smp_bridge.queue_session import PAGE, Backoff
 from smp_bridge.socks import SocksProxy
-from smp_bridge.stream import PAGE, Backoff
 from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.tls import SslTls, server_context

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ntf_server.metrics import Gauge, KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.provider import Accepted, Dead, OnResult, Permanent, Result, Retry, Scope
-from ntf_server.store.base import (
+from ntf_server.store.records import (
     Due,
     NewSubscription,
     NewToken,
@@ -26,7 +26,7 @@ from ntf_server.store.base import (
     Token,
 )
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import SqliteStore
+from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
 

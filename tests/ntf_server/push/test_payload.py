@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ntf_server.push import payload
 from ntf_server.push.payload import APNS_LIMIT, PADDED_SIZE, entries
-from ntf_server.store.base import MAX_ENTRIES, Notification, Push, PushKind, StoredNotification
+from ntf_server.store.records import MAX_ENTRIES, Notification, Push, PushKind, StoredNotification
 from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Entry, Provider

@@ -1,7 +1,7 @@
 import pytest
 
 from ntf_server.push.provider import Accepted, NullProvider, Result
-from ntf_server.store.base import Notification, Push, PushKind, StoredNotification
+from ntf_server.store.records import Notification, Push, PushKind, StoredNotification
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, Provider
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import SqliteStore
+from ntf_server.store.sqlite.engine import SqliteStore
 
 
 @pytest.fixture

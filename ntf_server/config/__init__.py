@@ -1,0 +1,1 @@
+"""Settings, keys and lists: read from files once, into objects."""

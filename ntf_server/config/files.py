@@ -1,0 +1,287 @@
+"""Settings: `ntf-server.toml`, overridden by environment variables `NTF_SERVER__SECTION__KEY`."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ntf_server.config.identity_files import IdentityFileError, load_credentials
+from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
+from ntf_server.config.settings import ApnsHost, Settings
+from ntf_server.push.apns.request import KeyFileError, load_key
+from ntf_server.push.fcm.oauth import ServiceAccount, ServiceAccountError
+from ntf_server.push.http import default_ca_file
+from ntf_server.store.sealing import MasterKey, SealingError
+from smp_bridge.address import parse_host
+from smp_bridge.encoding import ParseError
+from smp_bridge.identity import Credentials
+from smp_bridge.network import Network
+from smp_bridge.socks import SocksProxy
+
+T = TypeVar("T")
+
+CONFIG_FILE: Final = "ntf-server.toml"
+DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
+_PREFIX: Final = "NTF_SERVER__"
+_LISTS: Final = ("own_server_domains", "allow_servers", "deny_servers")
+_REFERENCE: Final = "see docs/reference/configuration.md"
+
+
+class ConfigError(Exception):
+    """One line: where, which key, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings that were checked, and what the files that they name hold."""
+
+    directory: Path
+    settings: Settings
+    credentials: Credentials
+    database: Path
+    master_key: MasterKey = field(repr=False)
+
+
+def config_dir(path: str | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """`--path`, else $NTF_SERVER_CFG_PATH, else the reference's directory."""
+    return Path(path or environ.get("NTF_SERVER_CFG_PATH") or DEFAULT_DIR)
+
+
+def load(directory: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read and check everything. Raises ConfigError."""
+    settings = load_settings(directory, environ)
+    try:
+        credentials = load_credentials(directory)
+    except IdentityFileError as e:
+        raise ConfigError(str(e)) from e
+    _check(directory, settings)
+    database = _database(directory, settings)
+    return Config(directory, settings, credentials, database, load_master_key(directory, settings))
+
+
+def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings alone. Raises ConfigError."""
+    file = directory / CONFIG_FILE
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: not found; run `ntf-server init --path {directory}`, or give --path") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise ConfigError(f"{file}: cannot be read: {e}") from e
+    source = str(file)
+    for name, value in sorted(environ.items()):
+        if name.startswith(_PREFIX):
+            source = f"{file} with {_PREFIX}… variables"
+            _override(values, name, value)
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{source}: {_explain(str(e))}") from None
+
+
+def load_database_path(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the database is. Raises ConfigError."""
+    return _database(directory, load_settings(directory, environ))
+
+
+def _override(values: dict[str, Any], name: str, value: str) -> None:
+    *sections, key = name.removeprefix(_PREFIX).lower().split("__")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name}: {section} is not a section; {_REFERENCE}")
+    if not sections or not all([*sections, key]):
+        raise ConfigError(f"{name}: should be {_PREFIX}SECTION__KEY, as in {_PREFIX}TRANSPORT__PORT")
+    values[key] = value.replace(",", " ").split() if key in _LISTS else value
+
+
+def _explain(error: str) -> str:
+    """`[section] key: what is wrong` from msgspec's `what is wrong - at `$.section.key``."""
+    what, _, where = error.partition(" - at `$")
+    path = where.rstrip("`").lstrip(".").split(".") if where else []
+    for kind in ("unknown", "missing required"):
+        if f"{kind} field `" in what:
+            path.append(what.rpartition("field `")[2].rstrip("`"))
+            what = "unknown key; remove it or mend its name" if kind == "unknown" else "is missing; set it"
+    if not what.startswith(("unknown", "is missing")):
+        what = f"{what}; {_REFERENCE}"
+    path = [p for p in path if p]
+    section = ".".join(path[:-1])
+    key = path[-1] if path else "the file"
+    return (f"[{section}] " if section else "") + f"{key}: {what[:1].lower()}{what[1:]}"
+
+
+def _check(directory: Path, settings: Settings) -> None:
+    file = directory / CONFIG_FILE
+    apns, delivery = settings.apns, settings.delivery
+    _host(file, "transport", settings.transport.host or "localhost")
+    for key in ("topic", "key_id", "team_id"):
+        value = getattr(apns, key)
+        if (apns.key_file and not value) or not re.fullmatch(r"[!-~]*", value):
+            raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
+    if apns.key_file and apns.certificate_file:
+        raise ConfigError(f"{file}: [apns] certificate_file: goes without key_file; remove one of them")
+    if apns.key_file:
+        apns_key(directory, settings)
+    for key in ("certificate_file", "certificate_key_file"):
+        if apns.certificate_file or apns.certificate_key_file:
+            read(directory, "apns", key, getattr(apns, key), bytes)
+    for name, host in apns_hosts(settings).items():
+        _host(file, f"apns.{name}", host.host)
+        ca_file(directory, f"apns.{name}", host.ca_file)
+    if settings.fcm.service_account_file:
+        service_account(directory, settings)
+        _host(file, "fcm", settings.fcm.host)
+        ca_file(directory, "fcm", settings.fcm.ca_file)
+    if settings.web_push.key_file:
+        vapid_key(directory, settings)
+        ca_file(directory, "web_push", settings.web_push.ca_file)
+        if not re.fullmatch(r"(mailto:[!-~]+@[!-~]+|https://[!-~]+)", settings.web_push.contact):
+            raise ConfigError(f"{file}: [web_push] contact: give a mailto: or https: URL for push services (RFC 8292)")
+    for section in ("apns", "fcm", "web_push"):
+        proxy = getattr(settings, section).proxy
+        if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
+            raise ConfigError(f"{file}: [{section}] proxy: must be http://, https://, socks5:// or socks5h://HOST:PORT")
+    _check_subscriber(directory, settings)
+    if delivery.min_backoff > delivery.max_backoff:
+        raise ConfigError(f"{file}: [delivery] min_backoff: is more than max_backoff; set it to less")
+
+
+def _check_subscriber(directory: Path, settings: Settings) -> None:
+    file, subscriber = directory / CONFIG_FILE, settings.subscriber
+    smp_network(directory, settings)
+    server_list(directory, settings)
+    for domain in subscriber.own_server_domains:
+        if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", domain):
+            raise ConfigError(f"{file}: [subscriber] own_server_domains: {domain!r} is none; give domains")
+    if not subscriber.socks_proxy:
+        if subscriber.socks_mode == "always":
+            raise ConfigError(f"{file}: [subscriber] socks_mode: always needs socks_proxy; set it")
+        if subscriber.host_mode == "onion" and subscriber.required_host_mode:
+            raise ConfigError(f"{file}: [subscriber] host_mode: onion, if required, needs socks_proxy; set it")
+
+
+def _host(file: Path, section: str, host: str) -> None:
+    try:
+        parse_host(host)
+    except ParseError as e:
+        raise ConfigError(f"{file}: [{section}] host: {e}; give a host name or an IP address") from e
+
+
+def server_list(directory: Path, settings: Settings) -> ServerList:
+    """The SMP servers that may be subscribed on. Raises ConfigError."""
+    lists: dict[str, tuple[Pattern, ...]] = {}
+    for key in ("allow_servers", "deny_servers"):
+        try:
+            lists[key] = tuple(map(parse_pattern, getattr(settings.subscriber, key)))
+        except ParseError as e:
+            mend = "give hosts, domains, IP addresses or networks"
+            raise ConfigError(f"{directory / CONFIG_FILE}: [subscriber] {key}: {e}; {mend}") from e
+    return ServerList(lists["allow_servers"], lists["deny_servers"])
+
+
+def smp_network(directory: Path, settings: Settings) -> Network:
+    """How SMP servers are reached. Raises ConfigError."""
+    subscriber, proxy = settings.subscriber, None
+    if subscriber.socks_proxy:
+        try:
+            proxy = SocksProxy.parse(subscriber.socks_proxy)
+        except ParseError as e:  # which holds no password
+            mend = "give HOST:PORT, as in localhost:9050"
+            raise ConfigError(f"{directory / CONFIG_FILE}: [subscriber] socks_proxy: {e}; {mend}") from None
+    return Network(
+        host_mode=subscriber.host_mode,
+        required_host_mode=subscriber.required_host_mode,
+        socks_proxy=proxy,
+        socks_mode=subscriber.socks_mode,
+        allow_private=subscriber.allow_private_hosts,
+        denied=server_list(directory, settings).denied_networks,
+    )
+
+
+def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:
+    """The APNs hosts that are in use, by section name."""
+    apns = settings.apns
+    real = apns.key_file or apns.certificate_file
+    hosts = {"production": apns.production, "sandbox": apns.sandbox} if real else {}
+    return {**hosts, "test": apns.test} if apns.test else hosts
+
+
+def apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
+    """The private key of `[apns] key_file`. Raises ConfigError."""
+    return read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
+
+
+def vapid_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
+    """The private key of `[web_push] key_file`. Raises ConfigError."""
+    mend = "give the vapid.key that `ntf-server init` made"
+    return read(directory, "web_push", "key_file", settings.web_push.key_file, load_key, mend=mend)
+
+
+def service_account(directory: Path, settings: Settings) -> ServiceAccount:
+    """What `[fcm] service_account_file` holds. Raises ConfigError."""
+    name, mend = settings.fcm.service_account_file, "give the JSON key of a service account from Google"
+    return read(directory, "fcm", "service_account_file", name, ServiceAccount.parse, mend=mend)
+
+
+def read(
+    directory: Path, section: str, key: str, name: str, parse: Callable[[bytes], T], *, mend: str = "give a file"
+) -> T:
+    """A file that a setting names, parsed. Raises ConfigError."""
+    path = directory / name
+    try:
+        return parse(path.read_bytes())
+    except (OSError, KeyFileError, ServiceAccountError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise ConfigError(f"{directory / CONFIG_FILE}: [{section}] {key}: {path}: {reason}; {mend}") from e
+
+
+def ca_file(directory: Path, section: str, name: str) -> str:
+    """The CA bundle to check a push provider with. Raises ConfigError."""
+    file = directory / CONFIG_FILE
+    path = str(directory / name) if name else default_ca_file()
+    if path is None:
+        raise ConfigError(
+            f"{file}: [{section}] ca_file: the system has no CA bundle; install ca-certificates or set it"
+        )
+    if not Path(path).is_file():
+        raise ConfigError(f"{file}: [{section}] ca_file: {path}: no such file; give a PEM bundle")
+    return path
+
+
+def load_master_key(directory: Path, settings: Settings) -> MasterKey:
+    """The key that the database is sealed with. Raises ConfigError."""
+    store, file = settings.store, directory / CONFIG_FILE
+    try:
+        if store.master_key:
+            return MasterKey.from_text(store.master_key)
+        if store.master_key_command:
+            return MasterKey.from_command(store.master_key_command)
+        return MasterKey.from_file(directory / store.master_key_file)
+    except SealingError as e:
+        keys = "master_key, master_key_command, master_key_file"
+        raise ConfigError(f"{file}: [store] {keys}: {e}; `openssl rand -base64 32` makes a key") from e
+
+
+def _database(directory: Path, settings: Settings) -> Path:
+    url = settings.store.url
+    file = directory / CONFIG_FILE
+    if not url:
+        return directory / "ntf-server.db"
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path:
+        raise ConfigError(
+            f"{file}: [store] url: {url.split(':')[0]}: must be sqlite:///PATH (sqlite:////PATH if absolute)"
+        )
+    full = directory / path
+    if not full.parent.is_dir():
+        raise ConfigError(f"{file}: [store] url: {full.parent}: no such folder; create it")
+    if full.is_dir():
+        raise ConfigError(f"{file}: [store] url: {full}: is a folder; give a file")
+    return full

@@ -1,0 +1,1 @@
+"""APNs (wire.md, section 8)."""

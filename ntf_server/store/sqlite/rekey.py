@@ -1,0 +1,61 @@
+"""Key rotation, while the server is stopped: `ntf-server rekey`."""
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from ntf_server.store.records import StoreCorruptError, StoreError
+from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer
+from ntf_server.store.sqlite.database import Database
+from ntf_server.store.sqlite.keys import load_key, prepare, replace_key, seal_rows
+from ntf_server.store.sqlite.schema import migrations
+from ntf_server.store.sqlite.sessions import reseal_certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Rekeyed:
+    """How many tokens and subscriptions were sealed anew; none without `reseal`."""
+
+    tokens: int
+    subscriptions: int
+
+
+async def rekey(path: Path, old: MasterKey, new: MasterKey, *, reseal: bool) -> Rekeyed:
+    """Wrap the database key by `new` instead of `old`; `reseal`: make a new one and seal every value with it.
+
+    One transaction: after a crash the file is all old or all new. The values that were replaced are then removed from
+    its unused parts, at the next start if not here. Raises StoreError (a server runs, wrong master key, no such file),
+    StoreCorruptError.
+    """
+
+    def operation(c: sqlite3.Connection) -> Rekeyed:
+        key = load_key(c, old)
+        if not reseal:
+            replace_key(c, key, new)
+            return Rekeyed(0, 0)
+        fresh = os.urandom(KEY_SIZE)
+        replace_key(c, fresh, new)
+        reseal_certificates(c, Sealer(key), Sealer(fresh))
+        return Rekeyed(*seal_rows(c, Sealer(key), Sealer(fresh)))
+
+    database = _open(path, old)
+    try:
+        rekeyed = await database.run(operation)
+    finally:
+        await database.close()
+    try:
+        await _open(path, new).close()  # scrubs, and proves that the new key opens it
+    except StoreError as e:
+        raise StoreError(f"{e}: the new master key is in force, but what it replaced is not removed yet") from e
+    return rekeyed
+
+
+def _open(path: Path, master: MasterKey) -> Database:
+    if not path.exists():
+        raise StoreError(f"{path}: there is no database; give the path of an existing one")
+    return Database.open(path, migrations(master), _ignore, prepare(master))
+
+
+def _ignore(_: StoreCorruptError) -> None:
+    """The operation raises it too."""

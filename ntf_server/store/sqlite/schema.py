@@ -1,0 +1,131 @@
+"""The SQLite schema, as the migrations that make it: append, never change what was released.
+
+AUTOINCREMENT: a ref is never used again, since an answer to something deleted may still be under way.
+"""
+
+import sqlite3
+from functools import partial
+from typing import Final
+
+from ntf_server.store.sealing import MasterKey
+from ntf_server.store.sqlite.database import Migration
+from ntf_server.store.sqlite.keys import add_box_keys, add_keys
+
+SCHEMA_1: Final = """
+    CREATE TABLE tokens (
+        ref INTEGER PRIMARY KEY AUTOINCREMENT,
+        token_id BLOB NOT NULL UNIQUE,
+        provider TEXT NOT NULL,
+        device_token BLOB NOT NULL,
+        verify_key BLOB NOT NULL,
+        client_dh BLOB NOT NULL,
+        server_dh BLOB NOT NULL,
+        secret BLOB NOT NULL,
+        code BLOB NOT NULL,
+        status TEXT NOT NULL,
+        reason TEXT,
+        period INTEGER NOT NULL DEFAULT 0,    -- minutes, of TCRN
+        period_at INTEGER NOT NULL DEFAULT 0, -- when the running period began
+        registration INTEGER NOT NULL DEFAULT 0, -- grows with each TNEW and TRPL
+        verification_due INTEGER,             -- since when a push of the code is due
+        check_due INTEGER,                    -- since when a periodic push is due
+        created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX tokens_device ON tokens (provider, device_token);
+    CREATE INDEX tokens_due ON tokens (ref) WHERE verification_due IS NOT NULL OR check_due IS NOT NULL;
+    CREATE INDEX tokens_period ON tokens (period_at) WHERE period > 0;
+
+    CREATE TABLE servers (
+        ref INTEGER PRIMARY KEY,
+        address BLOB NOT NULL UNIQUE,         -- binary form of wire.md, section 1
+        session INTEGER NOT NULL DEFAULT 0    -- number of the newest session
+    ) STRICT;
+
+    CREATE TABLE subscriptions (
+        ref INTEGER PRIMARY KEY AUTOINCREMENT,
+        subscription_id BLOB NOT NULL UNIQUE,
+        token INTEGER NOT NULL REFERENCES tokens ON DELETE CASCADE,
+        server INTEGER NOT NULL REFERENCES servers,
+        notifier_id BLOB NOT NULL,
+        notifier_key BLOB NOT NULL,
+        status TEXT NOT NULL,
+        error TEXT NOT NULL DEFAULT '',
+        session INTEGER NOT NULL DEFAULT 0,   -- in which it was confirmed
+        created_at INTEGER NOT NULL,
+        UNIQUE (server, notifier_id)
+    ) STRICT;
+    CREATE INDEX subscriptions_token ON subscriptions (token);
+    CREATE INDEX subscriptions_server ON subscriptions (server, ref) WHERE status IN ('NEW', 'PENDING', 'ACTIVE');
+
+    CREATE TABLE notifications (              -- the newest of each queue
+        subscription INTEGER PRIMARY KEY REFERENCES subscriptions ON DELETE CASCADE,
+        token INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        received_at INTEGER NOT NULL,
+        nonce BLOB NOT NULL,
+        meta BLOB NOT NULL,
+        sent INTEGER NOT NULL                 -- 1: a provider took it, or its time to live is over
+    ) STRICT;
+    CREATE INDEX notifications_token ON notifications (token, seq);
+    CREATE INDEX notifications_unsent ON notifications (token, seq) WHERE sent = 0;
+    """
+
+# Since schema 2 these hold sealed values (sealing.py): tokens.device_token, client_dh, server_dh, secret, code;
+# subscriptions.notifier_key.
+SCHEMA_2: Final = (
+    """CREATE TABLE keys (
+        ref INTEGER PRIMARY KEY CHECK (ref = 1),
+        wrapped BLOB NOT NULL,                -- the database key, under the master key
+        to_scrub INTEGER NOT NULL             -- 1: what was replaced may still be in unused parts of the file
+    ) STRICT""",
+    "ALTER TABLE tokens ADD COLUMN device_lookup BLOB NOT NULL DEFAULT x''",  # HMAC of provider and device token
+    "ALTER TABLE tokens ADD COLUMN registered_at INTEGER NOT NULL DEFAULT 0",  # of the last TNEW or TRPL
+    "UPDATE tokens SET registered_at = coalesce(verification_due, created_at)",
+    "DROP INDEX tokens_device",
+)
+SCHEMA_2_END: Final = "CREATE INDEX tokens_device ON tokens (device_lookup)"
+
+# `session` was written for every subscription in every session; now the relay knows it without the database.
+SCHEMA_3: Final = """
+    DROP INDEX subscriptions_server;
+    ALTER TABLE subscriptions DROP COLUMN session;
+    ALTER TABLE subscriptions ADD COLUMN association INTEGER NOT NULL DEFAULT 0; -- with the server's generation: holds
+    CREATE INDEX subscriptions_server ON subscriptions (server, association)
+        WHERE status IN ('NEW', 'PENDING', 'ACTIVE');
+
+    ALTER TABLE servers RENAME COLUMN session TO generation; -- of associations: a number that grows, as it was
+    ALTER TABLE servers ADD COLUMN subscriptions INTEGER NOT NULL DEFAULT 0;  -- how many rows, kept by triggers
+    ALTER TABLE servers ADD COLUMN certificate BLOB;                          -- PEM chain of our service
+    ALTER TABLE servers ADD COLUMN certificate_key BLOB;                      -- its private key, sealed
+    ALTER TABLE servers ADD COLUMN service_id BLOB;
+    ALTER TABLE servers ADD COLUMN released INTEGER NOT NULL DEFAULT 0;       -- deleted here, associated there
+    ALTER TABLE tokens ADD COLUMN subscriptions INTEGER NOT NULL DEFAULT 0;
+
+    UPDATE servers SET subscriptions = (SELECT count(*) FROM subscriptions s WHERE s.server = servers.ref);
+    UPDATE tokens SET subscriptions = (SELECT count(*) FROM subscriptions s WHERE s.token = tokens.ref);
+    CREATE TRIGGER subscription_added AFTER INSERT ON subscriptions BEGIN
+        UPDATE servers SET subscriptions = subscriptions + 1 WHERE ref = NEW.server;
+        UPDATE tokens SET subscriptions = subscriptions + 1 WHERE ref = NEW.token;
+    END;
+    CREATE TRIGGER subscription_removed AFTER DELETE ON subscriptions BEGIN
+        UPDATE servers SET subscriptions = subscriptions - 1, released = released
+            + (OLD.association > 0 AND OLD.association = generation AND OLD.status IN ('NEW', 'PENDING', 'ACTIVE'))
+            WHERE ref = OLD.server;
+        UPDATE tokens SET subscriptions = subscriptions - 1 WHERE ref = OLD.token;
+    END;
+    """
+
+
+# Since schema 4 tokens.secret holds what pushes are boxed with, HSalsa20 of the DH secret that it was before.
+
+
+def migrations(master: MasterKey) -> tuple[Migration, ...]:
+    """All of them; a new database key is wrapped by `master`."""
+
+    def seal(c: sqlite3.Connection) -> None:
+        for statement in SCHEMA_2:
+            c.execute(statement)
+        add_keys(c, master)
+        c.execute(SCHEMA_2_END)
+
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master=master)

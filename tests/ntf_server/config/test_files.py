@@ -1,0 +1,440 @@
+"""Settings by file and by environment, and one line for each mistake that says where it is and how to mend it."""
+
+import base64
+import json
+import os
+import re
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from ntf_server.cli import main as cli
+from ntf_server.config import files as config
+from ntf_server.config import identity_files
+from ntf_server.config.files import Config, ConfigError
+from ntf_server.config.server_list import ANY_SERVER, ServerList
+from ntf_server.config.settings import ApnsHost, Settings
+from ntf_server.store.sealing import generate_key_text
+from smp_bridge.network import Network
+from smp_bridge.socks import SocksProxy
+
+Load = Callable[..., Config]
+
+
+def pem(key: Any) -> bytes:
+    out: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return out
+
+
+@pytest.fixture(scope="module")
+def identity_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an identity and what settings may name, but without a configuration."""
+    directory = tmp_path_factory.mktemp("relay")
+    identity_files.create_identity(directory, "ED25519", "localhost")
+    (directory / "apns.p8").write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    (directory / "p384.p8").write_bytes(pem(ec.generate_private_key(ec.SECP384R1())))
+    (directory / "ed25519.p8").write_bytes(pem(Ed25519PrivateKey.generate()))
+    (directory / "rubbish.p8").write_bytes(b"\x00\xff rubbish")
+    (directory / "master.key").write_text(generate_key_text())
+    (directory / "ca.pem").write_bytes((directory / "ca.crt").read_bytes())
+    return directory
+
+
+@pytest.fixture
+def load(identity_dir: Path) -> Load:
+    """Loads this text, with these variables."""
+
+    def load_text(text: str | bytes = "", **environ: str) -> Config:
+        file = identity_dir / config.CONFIG_FILE
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return config.load(identity_dir, {f"NTF_SERVER__{k}": v for k, v in environ.items()})
+
+    return load_text
+
+
+def look_up(settings: Settings, path: str) -> Any:
+    value: Any = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+APNS = 'key_file = "apns.p8"\nkey_id = "K"\nteam_id = "T"\n'
+TEST_HOST = '[apns.test]\nhost = "localhost"\nca_file = "ca.pem"\n'
+KEY = base64.b64encode(bytes(range(32))).decode()
+SETTINGS = [  # section, key, as TOML, as a variable, value
+    ("transport", "host", '"ntf.example.org"', "ntf.example.org", "ntf.example.org"),
+    ("transport", "port", "5443", "5443", 5443),
+    ("transport", "port", "0", "0", 0),
+    ("transport", "bind", '"127.0.0.1"', "127.0.0.1", "127.0.0.1"),
+    ("store", "url", '"sqlite:///other.db"', "sqlite:///other.db", "sqlite:///other.db"),
+    ("store", "master_key", f'"{KEY}"', KEY, KEY),
+    ("store", "master_key_command", f'"echo {KEY}"', f"echo {KEY}", f"echo {KEY}"),
+    ("apns", "proxy", '"socks5h://localhost:9050"', "socks5h://localhost:9050", "socks5h://localhost:9050"),
+    ("apns", "in_flight", "10", "10", 10),
+    ("fcm", "in_flight", "10", "10", 10),
+    ("web_push", "in_flight", "10", "10", 10),
+    ("fcm", "host", '"localhost"', "localhost", "localhost"),
+    ("fcm", "port", "8443", "8443", 8443),
+    ("fcm", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
+    ("fcm", "proxy", '"http://u:p@localhost:3128"', "http://u:p@localhost:3128", "http://u:p@localhost:3128"),
+    ("web_push", "contact", '"mailto:a@example.org"', "mailto:a@example.org", "mailto:a@example.org"),
+    ("web_push", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
+    ("web_push", "proxy", '"https://localhost:3128"', "https://localhost:3128", "https://localhost:3128"),
+    ("apns", "key_id", '"ABC123DEFG"', "ABC123DEFG", "ABC123DEFG"),
+    ("apns", "team_id", '"5NN7GUYB6T"', "5NN7GUYB6T", "5NN7GUYB6T"),
+    ("apns", "topic", '"org.example.app"', "org.example.app", "org.example.app"),
+    ("apns.production", "host", '"localhost"', "localhost", "localhost"),
+    ("apns.sandbox", "host", '"::1"', "::1", "::1"),
+    ("apns.test", "host", '"localhost"', "localhost", "localhost"),
+    ("delivery", "message_ttl", "3600", "3600", 3600),
+    ("delivery", "verification_ttl", "60", "60", 60),
+    ("delivery", "in_flight", "10", "10", 10),
+    ("delivery", "timeout", "5", "5", 5.0),
+    ("delivery", "timeout", "0.5", "0.5", 0.5),
+    ("delivery", "min_backoff", "0.1", "0.1", 0.1),
+    ("delivery", "max_backoff", "60", "60", 60.0),
+    ("subscriber", "use_service_credentials", "true", "true", True),
+    ("subscriber", "host_mode", '"onion"', "onion", "onion"),
+    ("subscriber", "required_host_mode", "true", "true", True),
+    ("subscriber", "socks_proxy", '"u:p@localhost:9050"', "u:p@localhost:9050", "u:p@localhost:9050"),
+    ("subscriber", "socks_mode", '"onion"', "onion", "onion"),
+    ("subscriber", "own_server_domains", '["a.org", ".b.org"]', "a.org, .b.org", ("a.org", ".b.org")),
+    ("subscriber", "own_server_domains", "[]", "", ()),
+    ("subscriber", "allow_servers", '["a.org", "8.8.8.0/24"]', "a.org 8.8.8.0/24", ("a.org", "8.8.8.0/24")),
+    ("subscriber", "deny_servers", '["a.org"]', "a.org", ("a.org",)),
+    ("subscriber", "max_subscriptions_per_token", "0", "0", 0),
+    ("subscriber", "max_subscriptions_per_server", "100000", "100000", 100_000),
+    ("subscriber", "audit_period", "0.5", "0.5", 0.5),
+    ("subscriber", "audit_period", "0", "0", 0.0),
+    ("subscriber", "connecting", "8", "8", 8),
+    ("subscriber", "allow_private_hosts", "true", "true", True),
+    ("inactive_clients", "ttl", "60", "60", 60.0),
+    ("inactive_clients", "ttl", "0", "0", 0.0),
+    ("metrics", "port", "9100", "9100", 9100),
+    ("metrics", "bind", '"::1"', "::1", "::1"),
+    ("log", "level", '"debug"', "debug", "debug"),
+    ("log", "format", '"json"', "json", "json"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "toml", "variable", "value"), SETTINGS, ids=lambda v: str(v)[:20])
+def test_every_key(*, load: Load, section: str, key: str, toml: str, variable: str, value: Any) -> None:
+    path = f"{section}.{key}"
+    by_file = look_up(load(f"[{section}]\n{key} = {toml}\n").settings, path)
+    by_variable = look_up(load(**{path.upper().replace(".", "__"): variable}).settings, path)
+    assert by_file == by_variable == value
+    assert type(by_file) is type(by_variable) is type(value)
+
+
+def test_every_key_is_in_this_test() -> None:
+    defaults = Settings()
+    keys = {f"{s}.{k}" for s in defaults.__struct_fields__ for k in getattr(defaults, s).__struct_fields__}
+    elsewhere = {"apns.key_file", "apns.production", "apns.sandbox", "apns.test", "apns.certificate_file"}
+    elsewhere |= {"apns.certificate_key_file", "fcm.service_account_file", "web_push.key_file", "store.master_key_file"}
+    assert keys - elsewhere <= {f"{section}.{key}" for section, key, *_ in SETTINGS}
+
+
+@pytest.mark.parametrize("section", ["production", "sandbox", "test"])
+def test_apns_hosts(load: Load, section: str) -> None:
+    text = f"[apns]\n{APNS}[apns.{section}]\nhost = 'localhost'\nport = 2197\nca_file = 'ca.pem'\n"
+    host = look_up(load(text).settings, f"apns.{section}")
+    variable = f"APNS__{section.upper()}__"
+    values = {f"{variable}HOST": "localhost", f"{variable}PORT": "2197", f"{variable}CA_FILE": "ca.pem"}
+    assert host == look_up(load(f"[apns]\n{APNS}", **values).settings, f"apns.{section}")
+    assert (host.host, host.port, host.ca_file) == ("localhost", 2197, "ca.pem")
+
+
+def test_variables_win(load: Load) -> None:
+    loaded = load("[transport]\nport = 1\nhost = 'a'\n", TRANSPORT__PORT="2")
+    assert (loaded.settings.transport.port, loaded.settings.transport.host) == (2, "a")
+
+
+def test_other_variables_are_nobodys_business(identity_dir: Path, load: Load) -> None:
+    load()
+    environ = {"NTF_SERVER_CFG_PATH": "x", "NTF_SERVER": "x", "PATH": "x", "ntf_server__x__y": "x"}
+    assert config.load(identity_dir, environ).settings == Settings()
+
+
+def test_an_empty_file_gives_the_defaults(load: Load, identity_dir: Path) -> None:
+    loaded = load()
+    assert loaded.settings == Settings()
+    assert loaded.database == identity_dir / "ntf-server.db"
+    assert config.apns_hosts(loaded.settings) == {}
+
+
+def test_which_hosts_are_in_use(load: Load) -> None:
+    assert set(config.apns_hosts(load(TEST_HOST).settings)) == {"test"}
+    ca = "".join(f"[apns.{s}]\nhost='localhost'\nca_file = 'ca.pem'\n" for s in ("production", "sandbox"))
+    assert set(config.apns_hosts(load(f"[apns]\n{APNS}{ca}").settings)) == {"production", "sandbox"}
+    assert set(config.apns_hosts(load(f"[apns]\n{APNS}{ca}{TEST_HOST}").settings)) == {"production", "sandbox", "test"}
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("", "ntf-server.db"), ("sqlite:///a.db", "a.db"), ("sqlite:////tmp/a.db", "/tmp/a.db")],
+)
+def test_where_the_database_is(load: Load, identity_dir: Path, url: str, path: str) -> None:
+    assert load(STORE__URL=url).database == identity_dir / path
+
+
+MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is said
+    ("[transport]\nprot = 1\n", "[transport] prot", "unknown key; remove it or mend its name"),
+    ("[transprot]\nport = 1\n", "transprot", "unknown key; remove it or mend its name"),
+    ("port = 1\n", "port", "unknown key; remove it or mend its name"),
+    ("[apns.staging]\nhost = 'a'\n", "[apns] staging", "unknown key; remove it or mend its name"),
+    ("[apns.test]\nport = 1\n", "[apns.test] host", "is missing; set it"),
+    ("transport = 1\n", "transport", "expected `object`, got `int`"),
+    ("[transport]\nport = 'x'\n", "[transport] port", "expected `int`, got `str`"),
+    ("[transport]\nport = true\n", "[transport] port", "expected `int`, got `bool`"),
+    ("[transport]\nport = 1.5\n", "[transport] port", "expected `int`, got `float`"),
+    ("[transport]\nhost = 1\n", "[transport] host", "expected `str`, got `int`"),
+    ("[transport]\nhost = []\n", "[transport] host", "expected `str`, got `array`"),
+    ("[transport]\nport = 65536\n", "[transport] port", "expected `int` <= 65535"),
+    ("[transport]\nport = -1\n", "[transport] port", "expected `int` >= 0"),
+    ("[transport]\nhost = 'a b'\n", "[transport] host", "bad host name; give a host name or an IP address"),
+    ("[transport]\nhost = 'a,b'\n", "[transport] host", "bad host name; give a host name or an IP address"),
+    ("[transport]\nhost = 'a:1'\n", "[transport] host", "bad IPv6 address; give a host name or an IP address"),
+    ("[store]\nurl = 'redis://localhost'\n", "[store] url", "redis: must be sqlite:///PATH"),
+    ("[store]\nurl = 'ntf.db'\n", "[store] url", "must be sqlite:///PATH"),
+    ("[store]\nurl = 'sqlite:///'\n", "[store] url", "must be sqlite:///PATH"),
+    ("[store]\nurl = 'sqlite:////'\n", "[store] url", "is a folder; give a file"),
+    ("[store]\nurl = 'sqlite:///.'\n", "[store] url", "is a folder; give a file"),
+    ("[store]\nurl = 'sqlite:///missing/ntf.db'\n", "[store] url", "no such folder; create it"),
+    ("[apns]\nkey_file = 'missing.p8'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "No such file or directory"),
+    ("[apns]\nkey_file = '.'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "Is a directory"),
+    ("[apns]\nkey_file = 'rubbish.p8'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "PEM private key"),
+    ("[apns]\nkey_file = 'ca.crt'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "PEM private key"),
+    ("[apns]\nkey_file = 'p384.p8'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "not a P-256 key"),
+    ("[apns]\nkey_file = 'ed25519.p8'\nkey_id='K'\nteam_id='T'\n", "[apns] key_file", "not a P-256 key"),
+    ("[apns]\nkey_file = 'apns.p8'\nteam_id='T'\n", "[apns] key_id", "goes with key_file; set it"),
+    ("[apns]\nkey_file = 'apns.p8'\nkey_id='K'\n", "[apns] team_id", "goes with key_file; set it"),
+    (f"[apns]\n{APNS}topic = ''\n", "[apns] topic", "set it"),
+    (f"[apns]\n{APNS}topic = 'a b'\n", "[apns] topic", "set it"),
+    (f'[apns]\ntopic = "a\\nb: c"\n{TEST_HOST}', "[apns] topic", "set it"),
+    ("[apns.test]\nhost = ''\nca_file='ca.pem'\n", "[apns.test] host", "bad host name"),
+    ("[apns.test]\nhost = 'a/b'\nca_file='ca.pem'\n", "[apns.test] host", "bad host name"),
+    ("[apns.test]\nhost = 'a'\nport = 0\n", "[apns.test] port", "expected `int` >= 1"),
+    ("[apns.test]\nhost = 'a'\nport = 99999\n", "[apns.test] port", "expected `int` <= 65535"),
+    ("[apns.test]\nhost = 'a'\nca_file='missing.pem'\n", "[apns.test] ca_file", "no such file; give a PEM bundle"),
+    ("[apns.test]\nhost = 'a'\nca_file='.'\n", "[apns.test] ca_file", "no such file; give a PEM bundle"),
+    ("[delivery]\nmessage_ttl = 0\n", "[delivery] message_ttl", "expected `int` >= 1"),
+    ("[delivery]\nmessage_ttl = 99999999999999999999\n", "[delivery] message_ttl", "expected `int` <= 31536000"),
+    ("[delivery]\nverification_ttl = -1\n", "[delivery] verification_ttl", "expected `int` >= 1"),
+    ("[delivery]\nin_flight = 0\n", "[delivery] in_flight", "expected `int` >= 1"),
+    ("[delivery]\nin_flight = 1000000\n", "[delivery] in_flight", "expected `int` <= 100000"),
+    ("[delivery]\ntimeout = 0\n", "[delivery] timeout", "expected `float` >= 0.001"),
+    ("[delivery]\ntimeout = 0.0001\n", "[delivery] timeout", "expected `float` >= 0.001"),
+    ("[delivery]\ntimeout = nan\n", "[delivery] timeout", "expected `float`"),
+    ("[delivery]\ntimeout = inf\n", "[delivery] timeout", "expected `float` <= 86400.0"),
+    ("[delivery]\nmin_backoff = -1\n", "[delivery] min_backoff", "expected `float` >= 0.001"),
+    ("[delivery]\nmax_backoff = 'x'\n", "[delivery] max_backoff", "expected `float`, got `str`"),
+    ("[delivery]\nmin_backoff = 9\nmax_backoff = 8\n", "[delivery] min_backoff", "is more than max_backoff"),
+    ("[subscriber]\nallow_private_hosts = 'perhaps'\n", "[subscriber] allow_private_hosts", "expected `bool`"),
+    ("[subscriber]\nhost_mode = 'tor'\n", "[subscriber] host_mode", "invalid enum value 'tor'"),
+    ("[subscriber]\nsocks_mode = 'never'\n", "[subscriber] socks_mode", "invalid enum value 'never'"),
+    ("[subscriber]\nsocks_mode = 'always'\n", "[subscriber] socks_mode", "needs socks_proxy; set it"),
+    ("[subscriber]\nhost_mode='onion'\nrequired_host_mode=true", "[subscriber] host_mode", "needs socks_proxy; set it"),
+    ("[subscriber]\nsocks_proxy = 'localhost:x'\n", "[subscriber] socks_proxy", "give HOST:PORT"),
+    ("[subscriber]\nsocks_proxy = 'u:@tor'\n", "[subscriber] socks_proxy", "a user and a password go together"),
+    ("[subscriber]\nallow_servers = 'a.org'\n", "[subscriber] allow_servers", "expected `array`, got `str`"),
+    ("[subscriber]\nallow_servers = [1]\n", "[subscriber] allow_servers[0]", "expected `str`, got `int`"),
+    ("[subscriber]\nallow_servers = ['']\n", "[subscriber] allow_servers", "give hosts, domains"),
+    ("[subscriber]\nallow_servers = ['a.org:5223']\n", "[subscriber] allow_servers", "'a.org:5223' is no host"),
+    ("[subscriber]\ndeny_servers = ['8.8.8.8/24']\n", "[subscriber] deny_servers", "'8.8.8.8/24' is no host"),
+    ("[subscriber]\nown_server_domains = ['a,b']\n", "[subscriber] own_server_domains", "give domains"),
+    ("[subscriber]\nmax_subscriptions_per_token = -1", "[subscriber] max_subscriptions_per_token", "`int` >= 0"),
+    ("[subscriber]\nmax_subscriptions_per_server = 1.5", "[subscriber] max_subscriptions_per_server", "got `float`"),
+    ("[subscriber]\naudit_period = -1\n", "[subscriber] audit_period", "expected `float` >= 0.0"),
+    ("[subscriber]\naudit_period = nan\n", "[subscriber] audit_period", "expected `float`"),
+    ("[subscriber]\nconnecting = 0\n", "[subscriber] connecting", "expected `int` >= 1"),
+    ("[inactive_clients]\nttl = -1\n", "[inactive_clients] ttl", "expected `float` >= 0.0"),
+    ("[inactive_clients]\nttl = nan\n", "[inactive_clients] ttl", "expected `float`"),
+    ("[log]\nlevel = 'verbose'\n", "[log] level", "invalid enum value 'verbose'"),
+    ("[log]\nformat = 'xml'\n", "[log] format", "invalid enum value 'xml'"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "what"), MISTAKES, ids=[m[1] + str(i) for i, m in enumerate(MISTAKES)])
+def test_a_mistake_is_one_line_with_file_key_and_mend(
+    *, load: Load, identity_dir: Path, text: str, key: str, what: str
+) -> None:
+    with pytest.raises(ConfigError) as e:
+        load(text)
+    line = str(e.value)
+    assert line.startswith(f"{identity_dir / config.CONFIG_FILE}: {key}: "), line
+    assert what in line
+    assert "\n" not in line
+    assert re.search(r"; (see|set|give|create|remove)|must be", line), line
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"[transport\n", "Expected ']'"),
+        (b"port == 1\n", "Invalid value"),
+        (b"port = 1\nport = 2\n", "Cannot overwrite a value"),
+        (b"\xff\xfe", "can't decode byte"),
+        (b"\x00", "Invalid statement"),
+    ],
+)
+def test_what_is_not_toml(load: Load, identity_dir: Path, text: bytes, what: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        load(text)
+    assert str(e.value).startswith(f"{identity_dir / config.CONFIG_FILE}: cannot be read: ")
+    assert what in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("TRANSPORT__PORT", "many", "[transport] port: expected `int`, got `str`"),
+        ("TRANSPORT__PROT", "1", "[transport] prot: unknown key"),
+        ("TRANSPROT__PORT", "1", "transprot: unknown key"),
+        ("APNS__TEST__PORT", "1", "[apns.test] host: is missing"),
+        ("SUBSCRIBER__ALLOW_PRIVATE_HOSTS", "maybe", "[subscriber] allow_private_hosts: expected `bool`"),
+        ("DELIVERY__TIMEOUT", "nan", "[delivery] timeout: expected `float`"),
+    ],
+)
+def test_a_mistake_in_a_variable(load: Load, name: str, value: str, what: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        load(**{name: value})
+    assert f"with NTF_SERVER__… variables: {what}" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["TRANSPORT", "TRANSPORT__", "__PORT", "", "TRANSPORT____PORT"])
+def test_a_variable_that_names_no_key(load: Load, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^NTF_SERVER__{name}: should be NTF_SERVER__SECTION__KEY"):
+        load(**{name: "1"})
+
+
+@pytest.mark.parametrize("text", ["[transport]\nport = 443\n", "transport = 1\n"])
+def test_a_variable_below_what_is_no_section(load: Load, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^NTF_SERVER__TRANSPORT__PORT__X: (port|transport) is not a section; see"):
+        load(text, TRANSPORT__PORT__X="1")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ntf-server\.toml: not found; run `ntf-server init --path"):
+        config.load(tmp_path, {})
+
+
+def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / config.CONFIG_FILE).mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        config.load(tmp_path, {})
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / config.CONFIG_FILE
+    file.touch(mode=0)
+    if os.access(file, os.R_OK):  # root may read everything
+
+        def refuse(*_: Any) -> str:
+            raise PermissionError(13, "Permission denied", str(file))
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"ntf-server\.toml: cannot be read: .*Permission denied"):
+        config.load(tmp_path, {})
+
+
+def test_no_identity(tmp_path: Path) -> None:
+    (tmp_path / config.CONFIG_FILE).touch()
+    with pytest.raises(ConfigError, match=r"server\.crt: No such file or directory; restore it, or run"):
+        config.load(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "environ", "expected"),
+    [
+        ("given", {"NTF_SERVER_CFG_PATH": "from-environment"}, "given"),
+        (None, {"NTF_SERVER_CFG_PATH": "from-environment"}, "from-environment"),
+        ("", {"NTF_SERVER_CFG_PATH": ""}, config.DEFAULT_DIR),
+        (None, {}, config.DEFAULT_DIR),
+    ],
+)
+def test_which_folder(path: str | None, environ: dict[str, str], expected: str) -> None:
+    assert config.config_dir(path, environ) == Path(expected)
+
+
+def template(host: str = "ntf.example.org") -> str:
+    return cli.config_text(host, 5443, web_push=False)
+
+
+def test_the_template_loads(load: Load) -> None:
+    settings = load(template()).settings
+    assert (settings.transport.host, settings.transport.port) == ("ntf.example.org", 5443)
+    defaults = Settings()
+    for section in ("apns", "delivery", "subscriber", "inactive_clients", "log"):
+        assert getattr(settings, section) == getattr(defaults, section)
+
+
+def test_what_the_template_has_commented_out_loads_too(load: Load, identity_dir: Path) -> None:
+    text = re.sub(r"^# (\[?[a-z_.]+(\]| =).*)$", r"\1", template(), flags=re.MULTILINE)
+    assert "[apns.test]\n" in re.sub(r" +#.*", "", text)
+    text = text.replace("AuthKey_ABC123DEFG.p8", "apns.p8").replace("mock-apns-ca.crt", "ca.pem")
+    text = text.replace("vapid.key", "apns.p8")
+    account = {
+        "project_id": "p",
+        "client_email": "a@b",
+        "private_key": pem(rsa.generate_private_key(65537, 2048)).decode(),
+    }
+    (identity_dir / "service-account.json").write_text(json.dumps(account))
+    settings = load(text).settings
+    assert settings.apns.test == ApnsHost(host="localhost", port=2197, ca_file="ca.pem")
+    assert settings.apns.key_id == "ABC123DEFG"
+
+
+def test_secrets_are_not_shown(load: Load, identity_dir: Path) -> None:
+    shown = repr(load(f"[apns]\n{APNS}"))
+    secrets = [(identity_dir / "server.key").read_text(), (identity_dir / "apns.p8").read_text()]
+    assert not any(line in shown for secret in secrets for line in secret.splitlines() if len(line) > 20)
+
+
+PROXY = "somebody:something@tor:9050"
+
+
+def test_how_smp_servers_are_reached(load: Load, identity_dir: Path) -> None:
+    defaults = config.smp_network(identity_dir, load().settings)
+    assert defaults == Network()
+    text = """
+        allow_private_hosts = true
+        host_mode = "onion"
+        required_host_mode = true
+        socks_mode = "always"
+        deny_servers = ["a.org", "8.8.8.8", "2a00::/16"]
+    """
+    loaded = load(f"[subscriber]\n{text}\nsocks_proxy = '{PROXY}'\n")
+    assert config.smp_network(identity_dir, loaded.settings) == Network(
+        "onion",
+        required_host_mode=True,
+        socks_proxy=SocksProxy.parse(PROXY),
+        socks_mode="always",
+        allow_private=True,
+        denied=(ip_network("8.8.8.8"), ip_network("2a00::/16")),
+    )
+
+
+def test_which_smp_servers(load: Load, identity_dir: Path) -> None:
+    assert config.server_list(identity_dir, load().settings) == ANY_SERVER
+    loaded = load(SUBSCRIBER__ALLOW_SERVERS="a.org,8.8.8.0/24", SUBSCRIBER__DENY_SERVERS="b.a.org c.a.org")
+    servers = config.server_list(identity_dir, loaded.settings)
+    assert servers == ServerList(("a.org", ip_network("8.8.8.0/24")), ("b.a.org", "c.a.org"))
+
+
+def test_the_proxys_credentials_are_not_shown(load: Load, identity_dir: Path) -> None:
+    loaded = load(SUBSCRIBER__SOCKS_PROXY=PROXY)
+    network = config.smp_network(identity_dir, loaded.settings)
+    for bad in (f"{PROXY}:x", "somebody:something@", "somebody@tor", "ftp://somebody:something@tor:1"):
+        with pytest.raises(ConfigError) as e:
+            load(SUBSCRIBER__SOCKS_PROXY=bad)
+        assert "some" not in str(e.value)
+        assert e.value.__cause__ is None
+    assert "some" not in repr(loaded) + repr(network)

@@ -1,0 +1,501 @@
+"""The subscriber with a real store, the SMP agent and SMP servers: statuses, events, and a store that fails."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import node as node_module
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from node import NOW, Node, settled
+
+from ntf_server.observe.metrics import KindCounter
+from ntf_server.smp import subscriber as module
+from ntf_server.store.records import Due, PushKind
+from smp_bridge import ntf, smp
+from smp_bridge.client import Client
+from smp_bridge.ntf import Provider, SubscriptionStatus
+from smp_bridge.testing import SmpServer
+from smp_bridge.testing.recipient import Queue, Recipient
+from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Err
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+S = SubscriptionStatus
+Open = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@pytest.fixture
+def open_node(tmp_path: Path) -> Open:
+    """Opens nodes, one after another on the same file: `open_node(page=3)` fails the first three calls of `page`."""
+    return lambda options=None, **failing: node_module.open_node(tmp_path / "ntf.db", failing, **(options or {}))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
+
+
+# --- statuses
+
+
+@pytest.mark.parametrize("key_type", [Ed25519PrivateKey, X25519PrivateKey])
+async def test_a_subscription_becomes_active(
+    node: Node, smp_server: SmpServer, recipient: Recipient, key_type: Any
+) -> None:
+    queue = await recipient.queue(notifier_key=key_type.generate())
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    assert smp_server.subscribed(queue.notifier_id)
+    assert smp_server.connections == 2
+
+
+async def test_while_the_server_is_silent_it_is_pending(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    smp_server.silent = True
+    subscription = await node.add_queue(smp_server, queue)
+    assert await node.status(subscription) == ntf.Sub(S.PENDING)
+    smp_server.silent = False
+    await node.until(subscription, S.ACTIVE)
+
+
+async def test_a_lost_connection_costs_no_write_a_subscription(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queues = [await recipient.queue() for _ in range(50)]
+    subscriptions = [await node.add_queue(smp_server, q) for q in queues]
+    for subscription in subscriptions:
+        await node.until(subscription, S.ACTIVE)
+    node.store.calls.clear()
+    await smp_server.stop()
+    for subscription in subscriptions:
+        await node.until(subscription, S.INACTIVE)
+    assert not set(node.store.calls) - {"is_wanted"}
+    await smp_server.start()
+    for subscription in subscriptions:
+        await node.until(subscription, S.ACTIVE)
+    assert (node.store.calls["begin_service"], node.store.calls["page"], node.store.calls["confirm"]) == (1, 2, 0)
+
+
+async def test_a_page_is_active_as_far_as_it_was_answered(
+    node: Node, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.queue_session.PAGE", 2)
+    ids = await node.add_active(smp_server, *queues)
+    for i in (1, 2, 4):
+        smp_server.script_nsub(queues[i].notifier_id, None, None, None)
+    smp_server.drop_all()
+    async with asyncio.timeout(10):
+        while [(await node.status(i)).status is S.ACTIVE for i in ids] != [True, False, False, True, False]:
+            await asyncio.sleep(0)
+    await node.all_active(ids)
+    assert [smp_server.nsubs(q.notifier_id) for q in queues] == [2, 5, 5, 2, 5]
+    assert node.gauge("ntf_subscriptions_active") == 5
+
+
+async def test_what_was_not_paged_yet_is_not_active(
+    node: Node, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.queue_session.PAGE", 2)
+    ids = await node.add_active(smp_server, *queues)
+    page, gate = node.store.store.page, asyncio.Event()
+
+    async def second_waits(*args: Any) -> Any:
+        if args[1] != (0, 0):
+            await gate.wait()
+        return await page(*args)
+
+    node.store.page = second_waits  # type: ignore[attr-defined]
+    smp_server.drop_all()
+    await node.until(ids[4], S.INACTIVE)
+    await node.all_active(ids[:2])
+    assert {(await node.status(i)).status for i in ids[2:]} == {S.INACTIVE}
+    gate.set()
+    await node.all_active(ids)
+
+
+async def test_a_server_that_comes_back_with_another_identity_stays_inactive(
+    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
+) -> None:
+    queue = await recipient.queue()
+    subscription = await node.add_queue(smp_server, queue)
+    await node.until(subscription, S.ACTIVE)
+    port = smp_server.address.port_number
+    await smp_server.stop()
+    async with SmpServer(port=port), asyncio.timeout(10):
+        while not any("impersonating" in r.getMessage() for r in logged):
+            await asyncio.sleep(0.01)
+    assert await node.status(subscription) == ntf.Sub(S.INACTIVE)
+
+
+async def test_another_subscriber_ends_it_for_good(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    subscription = await node.add_queue(smp_server, queue)
+    await node.until(subscription, S.ACTIVE)
+    async with await Client.connect(smp_server.address) as other:
+        await other.request(smp.NSub(), queue.notifier_id, queue.notifier_key)
+        await node.until(subscription, S.END)
+        second = await node.add_queue(smp_server, await recipient.queue())
+        await node.until(second, S.ACTIVE)
+        nsubs = smp_server.nsubs(queue.notifier_id)
+        smp_server.drop_all()
+        await node.until(second, S.INACTIVE)
+        await node.until(second, S.ACTIVE)
+        assert await node.status(subscription) == ntf.Sub(S.END)
+        assert smp_server.nsubs(queue.notifier_id) == nsubs
+
+
+async def test_a_queue_is_deleted(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    subscription = await node.add_queue(smp_server, queue)
+    await node.until(subscription, S.ACTIVE)
+    await queue.delete()
+    await node.until(subscription, S.DELETED)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ERR_AUTH, (S.AUTH,)),
+        (Err("SERVICE"), (S.SERVICE,)),
+        (Err("CMD", "PROHIBITED"), (S.ERR, "CMD PROHIBITED")),
+        (Err("BLOCKED", "reason=spam"), (S.ERR, "BLOCKED reason=spam")),
+    ],
+)
+async def test_a_final_refusal(
+    *, node: Node, smp_server: SmpServer, recipient: Recipient, error: Err, expected: tuple[Any, ...]
+) -> None:
+    queue = await recipient.queue()
+    smp_server.script_nsub(queue.notifier_id, error)
+    subscription = await node.add_queue(smp_server, queue)
+    await node.until(subscription, *expected)
+    smp_server.drop_all()
+    other = await node.add(smp_server.address, os.urandom(24), queue.notifier_key)
+    await node.until(other, S.AUTH)
+    assert await node.status(subscription) == ntf.Sub(*expected)
+    assert smp_server.nsubs(queue.notifier_id) == 1
+
+
+@pytest.mark.parametrize("text", ["x" * 16000, "\N{SNOWMAN}" * 4000, "\N{PILE OF POO}" * 3000])
+async def test_a_long_refusal_fits_the_answer_to_schk(
+    *, node: Node, smp_server: SmpServer, recipient: Recipient, text: str
+) -> None:
+    queue = await recipient.queue()
+    smp_server.script_nsub(queue.notifier_id, Err("BLOCKED", text))
+    subscription = await node.add_queue(smp_server, queue)
+    async with asyncio.timeout(10):
+        while (answer := await node.status(subscription)).status is not S.ERR:
+            await asyncio.sleep(0.005)
+    assert answer.error.startswith("BLOCKED " + text[:20])
+    assert len(answer.encode(3)) <= 200
+
+
+@pytest.mark.parametrize("answer", [ERR_INTERNAL, Err("QUOTA"), Err("STORE", "db"), None])
+async def test_a_passing_refusal_is_tried_again(
+    node: Node, smp_server: SmpServer, recipient: Recipient, answer: Err | None
+) -> None:
+    queue = await recipient.queue()
+    smp_server.script_nsub(queue.notifier_id, answer, answer)
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    assert smp_server.nsubs(queue.notifier_id) == 3
+
+
+async def test_a_server_that_is_too_old_for_the_key(node: Node) -> None:
+    async with SmpServer(versions=(6, 6)) as old, await Recipient.connect(old.address) as recipient:
+        good = await node.add_queue(old, await recipient.queue())
+        bad = await node.add(old.address, os.urandom(24), X25519PrivateKey.generate())
+        await node.until(good, S.ACTIVE)
+        await node.until(bad, S.ERR, "the server is too old for this key")
+
+
+async def test_a_server_that_is_down_at_first(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    await smp_server.stop()
+    subscription = await node.add_queue(smp_server, queue)
+    assert await node.status(subscription) == ntf.Sub(S.PENDING)
+    await smp_server.start()
+    await node.until(subscription, S.ACTIVE)
+
+
+async def test_a_dead_server_holds_no_other_up(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    async with SmpServer() as silent:
+        silent.silent = True
+        dead = await node.add(silent.address, os.urandom(24), Ed25519PrivateKey.generate())
+        await node.until(await node.add_queue(smp_server, await recipient.queue()), S.ACTIVE)
+        assert await node.status(dead) == ntf.Sub(S.PENDING)
+
+
+async def test_a_restart_subscribes_again(open_node: Open, smp_server: SmpServer, recipient: Recipient) -> None:
+    queues = [await recipient.queue() for _ in range(200)]
+    async with open_node() as first:
+        subscriptions = [await first.add_queue(smp_server, q) for q in queues]
+        gone = await first.add(smp_server.address, os.urandom(24), queues[0].notifier_key)
+        for subscription in subscriptions:
+            await first.until(subscription, S.ACTIVE)
+        await first.until(gone, S.AUTH)
+    await smp_server.until(lambda: not any(smp_server.subscribed(q.notifier_id) for q in queues))
+    await smp_server.stop()
+    async with open_node() as second:
+        assert await second.status(subscriptions[0]) == ntf.Sub(S.INACTIVE)
+        await smp_server.start()
+        for subscription in subscriptions:
+            await second.until(subscription, S.ACTIVE)
+        assert await second.status(gone) == ntf.Sub(S.AUTH)
+
+
+async def test_more_than_a_page(
+    node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.queue_session.PAGE", 7)
+    queues = [await recipient.queue() for _ in range(30)]
+    await smp_server.stop()
+    subscriptions = [await node.add_queue(smp_server, q) for q in queues]
+    await smp_server.start()
+    for subscription in subscriptions:
+        await node.until(subscription, S.ACTIVE)
+    assert smp_server.nsubs() == len(queues)
+
+
+# --- events
+
+
+async def test_a_notification_is_stored(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    await queue.send("hello")
+    assert await node.due.get() == Due(node.token, Provider.APNS_NULL, PushKind.MESSAGES)
+    [notification] = await node.notifications()
+    assert (notification.notifier_id, notification.received_at) == (queue.notifier_id, NOW)
+    meta = queue.open_notification(notification.nonce, notification.meta)
+    assert meta.message_id == (await queue.receive()).message_id
+
+
+async def test_the_newest_notification_of_each_queue_is_kept(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queues = [await recipient.queue() for _ in range(3)]
+    for queue in queues:
+        await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    for i in range(30):
+        await queues[i % 3].send(f"message {i}")
+    newest = {q.notifier_id: [await q.receive() for _ in range(10)][-1].message_id for q in queues}
+    async with asyncio.timeout(10):
+        while newest != {
+            n.notifier_id: q.open_notification(n.nonce, n.meta).message_id
+            for n in await node.notifications()
+            for q in queues
+            if q.notifier_id == n.notifier_id
+        }:
+            await asyncio.sleep(0.005)
+
+
+async def test_what_waited_on_the_server_comes_with_the_subscription(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    await queue.send("early")
+    await node.add_queue(smp_server, queue)
+    await asyncio.wait_for(node.due.get(), 10)
+    assert [n.notifier_id for n in await node.notifications()] == [queue.notifier_id]
+
+
+async def test_a_notification_of_a_deleted_subscription(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    kept, gone = await recipient.queue(), await recipient.queue()
+    for queue in (gone, kept):
+        subscription = await node.add_queue(smp_server, queue)
+        await node.until(subscription, S.ACTIVE)
+        if queue is gone:
+            found = await node.store.store.find_subscription(subscription)
+            assert found is not None
+            await node.store.store.delete_subscription(found[1].ref)
+    await gone.send("nobody wants it")
+    await kept.send("hello")
+    await asyncio.wait_for(node.due.get(), 10)
+    assert [n.notifier_id for n in await node.notifications()] == [kept.notifier_id]
+
+
+# --- a store that fails for a while
+
+
+@pytest.mark.parametrize("method", ["is_wanted", "begin_service", "page", "load_wanted", "confirm"])
+async def test_subscribing_survives_a_failing_store(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient, method: str
+) -> None:
+    async with open_node(**{method: 3}) as node:
+        for _ in range(2):  # before there is a session, and in it
+            await node.until(await node.add_queue(smp_server, await recipient.queue()), S.ACTIVE)
+        assert node.store.failing[method] == 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "is_wanted",
+        "service_certificate",
+        "set_service_certificate",
+        "begin_service",
+        "page",
+        "load_wanted",
+        "confirm",
+        "service_state",
+    ],
+)
+async def test_becoming_a_service_survives_a_failing_store(
+    open_node: Open, smp_server: SmpServer, queues: list[Queue], method: str
+) -> None:
+    async with open_node({"services": True}, **{method: 3}) as node:
+        for queue in queues[:2]:  # before there is a session, and in it
+            await node.add_active(smp_server, queue)
+        await settled(node, smp_server)
+        assert node.store.failing[method] == 0
+        assert smp_server.accepted == 2
+        assert (await node.store.store.service_state(smp_server.address)).associated == 2
+
+
+@pytest.mark.parametrize("method", ["service_state", "reassociate", "set_released", "begin_service", "confirm"])
+async def test_a_fallback_survives_a_failing_store(
+    open_node: Open, smp_server: SmpServer, queues: list[Queue], method: str
+) -> None:
+    async with open_node({"services": True}) as first:
+        ids = await first.add_active(smp_server, *queues)
+        await settled(first, smp_server)
+        await first.delete(ids.pop())
+    await smp_server.until(lambda: smp_server.connections == 1)
+    smp_server.dissociate()
+    smp_server.service_count_offset = -1 if method != "set_released" else 0
+    async with open_node({"services": True}, **{method: 2}) as node:
+        await node.all_active(ids)
+        async with asyncio.timeout(10):
+            while node.store.failing[method]:
+                await asyncio.sleep(0.005)
+        assert all(smp_server.associated(q.notifier_id) for q in queues[:4])
+        assert node.counts(KindCounter.SERVICE_FALLBACK) == {"mismatch": 1}
+
+
+async def test_notifications_survive_a_failing_store(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queues = [await recipient.queue() for _ in range(5)]
+    for queue in queues:
+        await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 20
+    for queue in queues:
+        await queue.send("hello")
+    async with asyncio.timeout(10):
+        while len(await node.store.store.load_pushes([node.token], NOW)) == 0 or len(await node.notifications()) < 5:
+            await asyncio.sleep(0.005)
+    assert {n.notifier_id for n in await node.notifications()} == {q.notifier_id for q in queues}
+
+
+async def test_a_block_that_is_tried_again_does_not_replace_a_later_one(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 1
+    ids = []
+    for text in ("first", "second"):
+        await queue.send(text)
+        ids.append((await queue.receive()).message_id)
+    async with asyncio.timeout(10):
+        while node.store.calls["notify"] < 3 or node.subscriber._inboxes:
+            await asyncio.sleep(0.005)
+    [newest] = await node.notifications()
+    assert queue.open_notification(newest.nonce, newest.meta).message_id == ids[1]
+
+
+@pytest.mark.parametrize("event", ["END", "DELD"])
+async def test_ends_survive_a_failing_store(
+    node: Node, smp_server: SmpServer, recipient: Recipient, event: str
+) -> None:
+    queue = await recipient.queue()
+    subscription = await node.add_queue(smp_server, queue)
+    await node.until(subscription, S.ACTIVE)
+    node.store.failing["end_subscriptions"] = 5
+    async with await Client.connect(smp_server.address) as other:
+        if event == "END":
+            await other.request(smp.NSub(), queue.notifier_id, queue.notifier_key)
+        else:
+            await queue.delete()
+        await node.until(subscription, S.END if event == "END" else S.DELETED)
+
+
+async def test_reading_stops_while_the_store_fails(
+    node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    monkeypatch.setattr(module, "_EVENTS", 10)
+    node.store.failing["notify"] = 10**9
+    for _ in range(100):
+        smp_server.notify(queue.notifier_id)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.2)
+    assert node.subscriber._waiting <= 10
+    node.store.failing.clear()
+    await asyncio.wait_for(node.due.get(), 10)
+
+
+async def test_what_comes_while_the_store_is_busy_is_stored_together(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queues = [await recipient.queue() for _ in range(5)]
+    for queue in queues:
+        await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 1
+    for queue in queues:
+        smp_server.notify(queue.notifier_id)  # a block each
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while len(await node.notifications()) < 5:
+            await asyncio.sleep(0.005)
+    assert node.store.calls["notify"] <= 4
+    assert node.subscriber._waiting == 0
+
+
+async def test_a_failing_store_does_not_hold_up_a_stop_for_ever(
+    node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.1)
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 10**9
+    await queue.send("hello")
+    async with asyncio.timeout(10):
+        while not node.subscriber._inboxes:
+            await asyncio.sleep(0.005)
+        await node.subscriber.close()
+    assert "1 events could not be stored before the stop" in [r.getMessage() for r in logged]
+
+
+async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing["notify"] = 5
+    await queue.send("hello")
+    async with asyncio.timeout(10):
+        while not node.subscriber._inboxes:
+            await asyncio.sleep(0.005)
+        await node.subscriber.close()
+    assert [n.notifier_id for n in await node.notifications()] == [queue.notifier_id]
+
+
+async def test_many_servers(node: Node) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(SmpServer()) for _ in range(12)]
+        subscriptions = []
+        for server in servers:
+            recipient = await stack.enter_async_context(await Recipient.connect(server.address))
+            subscriptions.append(await node.add_queue(server, await recipient.queue()))
+        for subscription in subscriptions:
+            await node.until(subscription, S.ACTIVE)
+        servers[0].drop_all()
+        await node.until(subscriptions[0], S.INACTIVE)
+        statuses = [(await node.status(s)).status for s in subscriptions[1:]]
+        assert statuses == [S.ACTIVE] * 11
