@@ -7,6 +7,8 @@ asks. `ntf_server.testing.apns` is the mock that checks what the real one checks
 Controlled as `control` says:
 
     set latency=0.05 error_rate=0.01 status=503     what holds for requests from now on; seconds
+    first_streams count=1                           streams that new connections have until their first answer; 0: all
+    drop                                            close all connections (GOAWAY); how many
     keep on=true                                    keep bodies from now on
     reset                                           forget what was counted and kept
     stats                                           see `Mock.stats`
@@ -31,9 +33,10 @@ HOST: Final = "127.0.0.1"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME: Final = struct.Struct(">HBBBL")  # length in 16 and 8 bits, type, flags, stream
 _FRAME_HEADER: Final = 9
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 1, 1, 4, 8, 0x20
 _MAX_CONCURRENT_STREAMS: Final = 3
+_REFUSED_STREAM: Final = struct.pack(">L", 7)
 _STATUS_200: Final = b"\x88"  # the static table has it
 _PATH_NAMES: Final = (4, 5)  # of the static table
 _MAX_WINDOW: Final = 2**31 - 1
@@ -107,6 +110,8 @@ class Mock:
 
     def __init__(self, streams: int, seed: int) -> None:
         self.streams = streams
+        self.streams_at_first = 0
+        self.open: set[Connection] = set()
         self.latency = 0.0
         self.keeping = False
         self.connections = 0
@@ -116,7 +121,7 @@ class Mock:
         self._clear()
 
     def _clear(self) -> None:
-        self.accepted = self._refused = self.received = 0
+        self.accepted = self._refused = self.received = self.refused_streams = 0
         self._first_at = self._last_at = 0
         self._times: dict[bytes, array[int]] = {}
         self._bodies: list[tuple[bytes, bytes]] = []
@@ -129,6 +134,17 @@ class Mock:
         # `:status` as a literal without indexing
         self._error = b"\x08\x03" + str(status).encode(), json.dumps({"reason": _REASONS.get(status, "")}).encode()
 
+    def first_streams(self, count: int) -> None:
+        """See the module's docstring. APNs does so with 1; what is sent above that is refused (REFUSED_STREAM)."""
+        self.streams_at_first = count
+
+    def drop(self) -> int:
+        """See the module's docstring."""
+        connections = list(self.open)
+        for connection in connections:
+            connection.leave()
+        return len(connections)
+
     def keep(self, on: bool) -> None:
         """See the module's docstring."""
         self.keeping = on
@@ -140,12 +156,14 @@ class Mock:
     def stats(self) -> dict[str, Any]:
         """Requests answered with 200 and with an error; when the first and the last came; CPU seconds of this process.
 
-        `pushes`: requests that came; `received`: bytes of bodies; `connections`: made since the start.
+        `pushes`: requests that came; `received`: bytes of bodies; `connections`: made since the start;
+        `refused_streams`: requests above what a connection was allowed at first.
         """
         return {
             "pushes": sum(map(len, self._times.values())),
             "accepted": self.accepted,
             "refused": self._refused,
+            "refused_streams": self.refused_streams,
             "received": self.received,
             "connections": self.connections,
             "first_at": self._first_at,
@@ -196,6 +214,8 @@ class Connection(asyncio.BufferedProtocol):
         self._paths: dict[int, bytes] = {}  # of requests whose body is under way
         self._bodies: dict[int, bytearray] = {}
         self._consumed = 0
+        self._left: int | None = None  # streams until the first answer
+        self._last = 0
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -203,13 +223,22 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._mock.connections += 1
-        settings = struct.pack(">HL", _MAX_CONCURRENT_STREAMS, self._mock.streams)
+        self._mock.open.add(self)
+        self._left = self._mock.streams_at_first or None
         window = struct.pack(">L", _MAX_WINDOW - 65535)
-        transport.write(frame(_SETTINGS, 0, 0, settings) + frame(_WINDOW_UPDATE, 0, 0, window))
+        transport.write(_streams(self._left or self._mock.streams) + frame(_WINDOW_UPDATE, 0, 0, window))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left."""
         self._transport = None
+        self._mock.open.discard(self)
+
+    def leave(self) -> None:
+        """Say GOAWAY (RFC 9113, section 6.8) and close."""
+        self._mock.open.discard(self)
+        if self._transport is not None:
+            self._transport.write(frame(_GOAWAY, 0, 0, struct.pack(">LL", self._last, 0)))
+            self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Room for what comes."""
@@ -248,6 +277,13 @@ class Connection(asyncio.BufferedProtocol):
                 if self._mock.keeping:
                     self._bodies.setdefault(stream, bytearray()).extend(buffer[start:stop])
             elif kind == _HEADERS:
+                self._last = max(self._last, stream)
+                if self._left is not None:
+                    if not self._left:
+                        self._mock.refused_streams += 1
+                        out.append(frame(_RST_STREAM, 0, stream, _REFUSED_STREAM))
+                        continue
+                    self._left -= 1
                 self._paths[stream] = raw_path(_unpadded(bytes(buffer[start:stop]), flags))
             else:
                 out.append(self._other(kind, flags, stream, bytes(buffer[start:stop])))
@@ -266,12 +302,19 @@ class Connection(asyncio.BufferedProtocol):
         if ended and self._mock.latency:
             asyncio.get_running_loop().call_later(self._mock.latency, self._answer_now, ended)
         else:
-            out += map(self._mock.answer, ended)
+            out += self._answers(ended)
         if out:
             self._write(b"".join(out))
 
     def _answer_now(self, ended: list[int]) -> None:
-        self._write(b"".join(map(self._mock.answer, ended)))
+        self._write(b"".join(self._answers(ended)))
+
+    def _answers(self, ended: list[int]) -> list[bytes]:
+        out = list(map(self._mock.answer, ended))
+        if ended and self._left is not None:
+            self._left = None
+            out.append(_streams(self._mock.streams))
+        return out
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and data:
@@ -285,6 +328,11 @@ class Connection(asyncio.BufferedProtocol):
         elif kind in {_SETTINGS, _PING} and not flags & _ACK:
             return frame(kind, _ACK, 0, payload if kind == _PING else b"")
         return b""
+
+
+def _streams(count: int) -> bytes:
+    """SETTINGS: how many streams the client may have at once."""
+    return frame(_SETTINGS, 0, 0, struct.pack(">HL", _MAX_CONCURRENT_STREAMS, count))
 
 
 def _unpadded(payload: bytes, flags: int) -> bytes:
@@ -310,6 +358,8 @@ async def _main(arguments: argparse.Namespace) -> None:
     )
     commands: dict[str, Command] = {
         "set": mock.set,
+        "first_streams": mock.first_streams,
+        "drop": mock.drop,
         "keep": mock.keep,
         "reset": mock.reset,
         "stats": mock.stats,

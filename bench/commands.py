@@ -18,8 +18,7 @@ from control import Child, child, run
 from devices import KeyKind
 from fill import environment, init
 from ntf_load import Connection, Run, connected
-from report import Row, show
-from subscriptions import say
+from report import Row, say, show
 
 from smp_bridge.address import ServerAddress
 
@@ -54,7 +53,7 @@ async def commands(
         registered, pushed = await devices.register(connections, new, mock, window=window, timeout=arguments.timeout)
         verified = await devices.verify(connections, new, window=window)
         queues = range(place * count * arguments.queues, (place + 1) * count * arguments.queues)
-        subscribed, ids = await devices.subscribe(connections, new, server, queues, window=window)
+        subscribed, ids = await devices.subscribe(connections, new, [server], queues, window=window)
         checked = await devices.check(connections, new, ids, window=window)
         both = count / (pushed + verified.seconds)
         rows = [

@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from control import Child
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ntf_load import Command, Connection, Run, run
 from smp_load import notifier_id
 
-from ntf_client.push import VerificationCode, open_push
+from ntf_client.push import PushContent, VerificationCode, open_push
+from ntf_client.webpush import subscription_token
+from ntf_server.testing.ece import decrypt, public_point
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
+from smp_bridge.encoding import b64url
 
 KeyKind = Literal["ed25519", "ed448", "x25519"]
 
@@ -32,20 +36,48 @@ _POLL: Final = 0.02
 
 @dataclass(slots=True)
 class Device:
-    """A device; `token_id`, `secret` and `code` as soon as they are known."""
+    """A device, and the `:path` of its pushes; `token_id`, `secret` and `code` as soon as they are known.
 
-    token: bytes = field(repr=False)
+    `browser`: how what comes by Web Push is opened first: a key and the secret of 16 bytes.
+    """
+
+    token: ntf.DeviceToken = field(repr=False)
+    path: str = field(repr=False)
     key: crypto.AuthPrivateKey = field(repr=False)
     dh_key: X25519PrivateKey = field(repr=False)
     token_id: bytes = field(default=b"", repr=False)
     secret: bytes = field(default=b"", repr=False)
     code: bytes = field(default=b"", repr=False)
+    browser: tuple[ec.EllipticCurvePrivateKey, bytes] | None = field(default=None, repr=False)
+
+    def content(self, body: str) -> PushContent:
+        """Of a push whose body the mock kept (a byte is a character)."""
+        data = body.encode("latin-1")
+        return open_push(decrypt(data, *self.browser) if self.browser else data, self.secret)
 
 
 def new_devices(count: int, kind: KeyKind) -> list[Device]:
     """Devices that nobody knows, with tokens as long as Apple's."""
     generate = _GENERATE[kind]
-    return [Device(os.urandom(32).hex().encode(), generate(), X25519PrivateKey.generate()) for _ in range(count)]
+
+    def new() -> Device:
+        token = os.urandom(32).hex()
+        device = ntf.DeviceToken(ntf.Provider.APNS_TEST, token.encode())
+        return Device(device, PATH + token, generate(), X25519PrivateKey.generate())
+
+    return [new() for _ in range(count)]
+
+
+def new_browsers(count: int, origin: str) -> list[Device]:
+    """Devices with subscriptions of one push service, `https://host:port`."""
+
+    def new() -> Device:
+        key, auth, path = ec.generate_private_key(ec.SECP256R1()), os.urandom(16), f"/push/{os.urandom(32).hex()}"
+        keys = {"p256dh": b64url(public_point(key.public_key())), "auth": b64url(auth)}
+        device = subscription_token({"endpoint": origin + path, "keys": keys})
+        return Device(device, path, Ed25519PrivateKey.generate(), X25519PrivateKey.generate(), browser=(key, auth))
+
+    return [new() for _ in range(count)]
 
 
 async def register(
@@ -55,10 +87,9 @@ async def register(
     version = connections[0][1].version
     await mock.call("reset")
     await mock.call("keep", on=True)
-    tokens = [ntf.DeviceToken(ntf.Provider.APNS_TEST, d.token) for d in devices]
     commands = [
-        Command(ntf.TNew(token, d.key.public_key(), d.dh_key.public_key()).encode(version), b"", d.key)
-        for token, d in zip(tokens, devices, strict=True)
+        Command(ntf.TNew(d.token, d.key.public_key(), d.dh_key.public_key()).encode(version), b"", d.key)
+        for d in devices
     ]
     out = await run(connections, commands, window=window)
     out.check(b"IDTKN")
@@ -95,12 +126,12 @@ async def _open(mock: Child, devices: Iterable[Device], answers: Sequence[bytes]
         registered = ntf.parse_answer(answer, version)
         assert isinstance(registered, ntf.IdTkn)
         d.token_id, d.secret = registered.token_id, crypto.dh(d.dh_key, registered.dh_key)
-        by_path[PATH + d.token.decode()] = d
+        by_path[d.path] = d
     await mock.call("keep", on=False)
     while bodies := await mock.call("bodies", limit=_PAGE):
         for path, body in bodies:
             if (device := by_path.get(path)) is not None:
-                content = open_push(body, device.secret)
+                content = device.content(body)
                 assert isinstance(content, VerificationCode)
                 device.code = content.code
 
@@ -117,17 +148,20 @@ async def verify(connections: Sequence[Connection], devices: Sequence[Device], *
 async def subscribe(
     connections: Sequence[Connection],
     devices: Sequence[Device],
-    server: ServerAddress,
+    servers: Sequence[ServerAddress],
     queues: Sequence[int],
     *,
     window: int,
 ) -> tuple[Run, list[bytes]]:
-    """SNEW of these queues of `smp_load`, queue i for device i modulo their number; the subscriptions' ids too."""
+    """SNEW of these queues of `smp_load`; the subscriptions' ids too.
+
+    Queue i is of device i modulo their number, and on server i modulo theirs.
+    """
     version = connections[0][1].version
     commands = []
     for i in queues:
         d = devices[i % len(devices)]
-        new = ntf.SNew(d.token_id, server, notifier_id(i), Ed25519PrivateKey.generate())
+        new = ntf.SNew(d.token_id, servers[i % len(servers)], notifier_id(i), Ed25519PrivateKey.generate())
         commands.append(Command(new.encode(version), b"", d.key))
     out = await run(connections, commands, window=window)
     out.check(b"IDSUB")

@@ -32,13 +32,18 @@ import pyfcm  # type: ignore[import-untyped]
 from aioapns.connection import APNsProductionClientProtocol
 from fill import device_token
 
-from ntf_server.push.apns.request import TTL, Apns, ProviderToken, generate_key, key_pem
-from ntf_server.push.fcm.oauth import AccessToken, ServiceAccount
-from ntf_server.push.fcm.request import Fcm
-from ntf_server.push.http import Endpoint, HttpEngine, HttpRequest, HttpResponse, HttpResult
+from ntf_server.config.service_account import parse_service_account
+from ntf_server.push.apns.open import OpenApns
+from ntf_server.push.apns.provider_token import ProviderToken
+from ntf_server.push.apns.settings import ApnsSettings, SigningKey
+from ntf_server.push.exchange import Endpoint, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push.fcm.open import OpenFcm
+from ntf_server.push.fcm.settings import FcmSettings
+from ntf_server.push.http import HttpEngine
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.push.payload import apns_body, notification_data
-from ntf_server.push.provider import Accepted, Permanent, PushProvider, Result, Retry
-from ntf_server.store.records import Notification, Push, PushKind, StoredNotification
+from ntf_server.push.verdict import Again, Delivered, Ours, PushProvider, Verdict
+from ntf_server.store.records import Claim, Entry, Lane, PushKind
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE
 from smp_bridge.ntf import DeviceToken, Provider
@@ -51,6 +56,7 @@ _KEY_ID, _TEAM_ID = "BENCHKEY00", "BENCHTEAM0"
 _BODIES: Final = 256  # that ready-made requests share
 _GRACE: Final = 15  # seconds for what is not the run itself
 
+_TTL: Final = dict.fromkeys(PushKind, 24 * 3600)  # seconds
 _SERVER: Final = ServerAddress("smp", ("smp1.example.org",), "", bytes(32))
 
 Done = Callable[[str], None]  # told once a request what went wrong, or the empty string
@@ -91,16 +97,20 @@ class Load:
         """Of the mock."""
         return f"https://127.0.0.1:{self.port}"
 
-    def pushes(self, provider: Provider) -> list[Push]:
+    def claims(self, provider: Provider) -> list[Claim]:
         """One notification each."""
         now, secret = int(time.time()), os.urandom(32)
         out = []
         for i in range(self.count):
-            notification = Notification(os.urandom(24), now, os.urandom(NONCE_SIZE), os.urandom(144))
-            held = (StoredNotification(i, i, False, _SERVER, notification),)
+            entry = Entry(i, i, False, _SERVER, os.urandom(24), now, os.urandom(NONCE_SIZE), os.urandom(144))
             device = DeviceToken(provider, device_token(i))
-            out.append(Push(i, 1, device, secret, PushKind.MESSAGES, now, notifications=held))
+            push_id = os.urandom(16)
+            out.append(Claim(i, 1, Lane(provider), device, secret, PushKind.MESSAGES, now, push_id, entries=(entry,)))
         return out
+
+    def endpoint(self, url: str, *, http2_only: bool = True) -> Endpoint:
+        """With as many connections as the relay has."""
+        return Endpoint(url, self.ca_file, timeout=self.timeout, http2_only=http2_only, connections=CONNECTIONS)
 
     def paths(self) -> list[str]:
         """Of the requests to APNs."""
@@ -108,7 +118,7 @@ class Load:
 
     def bodies(self) -> list[bytes]:
         """What our relay would send to APNs, made before."""
-        return [apns_body(push, os.urandom(24))[0] for push in self.pushes(Provider.APNS_TEST)[:_BODIES]]
+        return [apns_body(claim, os.urandom(24))[0] for claim in self.claims(Provider.APNS_TEST)[:_BODIES]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,32 +191,33 @@ async def in_batches(
 # --- ours
 
 
-def _send_pushes(provider: PushProvider, pushes: Sequence[Push], numbers: Sequence[int], done: Done) -> None:
-    def on_result(_: Push, result: Result) -> None:
-        done("" if isinstance(result, Accepted) else _reason(result))
+def _send_claims(provider: PushProvider, claims: Sequence[Claim], numbers: Sequence[int], done: Done) -> None:
+    def on_verdict(_: Claim, verdict: Verdict) -> None:
+        done("" if isinstance(verdict, Delivered) else _reason(verdict))
 
-    provider.send([pushes[i] for i in numbers], on_result)
+    provider.send([claims[i] for i in numbers], on_verdict)
 
 
-def _reason(result: Result) -> str:
-    return result.reason if isinstance(result, Retry | Permanent) else str(result)
+def _reason(verdict: Verdict) -> str:
+    return verdict.reason if isinstance(verdict, Again | Ours) else str(verdict)
 
 
 @asynccontextmanager
 async def our_apns(load: Load) -> AsyncIterator[Start]:
     """The provider that the relay uses: it also makes the bodies, with their boxes."""
-    engine = HttpEngine(connections=CONNECTIONS)
-    token = ProviderToken(generate_key(), _KEY_ID, _TEAM_ID)
-    provider = Apns(engine, Endpoint(load.url, load.ca_file, timeout=load.timeout), token, _TOPIC)
-    yield partial(in_batches, partial(_send_pushes, provider, load.pushes(Provider.APNS_TEST)), load.concurrency)
+    engine = HttpEngine(streams=load.concurrency)
+    signing = SigningKey(generate_key(), _KEY_ID, _TEAM_ID)
+    settings = ApnsSettings({Provider.APNS_TEST: load.endpoint(load.url)}, _TOPIC, signing, _TTL)
+    provider = OpenApns(settings, engine).providers[Provider.APNS_TEST]
+    yield partial(in_batches, partial(_send_claims, provider, load.claims(Provider.APNS_TEST)), load.concurrency)
     await engine.close()
 
 
 @asynccontextmanager
 async def our_engine(load: Load) -> AsyncIterator[Start]:
     """The HTTP engine alone, with requests that are ready."""
-    engine = HttpEngine(connections=CONNECTIONS)
-    endpoint = Endpoint(load.url, load.ca_file, timeout=load.timeout)
+    engine = HttpEngine(streams=load.concurrency)
+    endpoint = load.endpoint(load.url)
     lines = [tuple(f"{name}: {value}" for name, value in fields) for fields in headers(load)]
     requests = [
         HttpRequest(endpoint, path, fields, body)
@@ -229,12 +240,12 @@ def _answered(done: Done, answer: HttpResult) -> None:
 
 def headers(load: Load) -> list[list[tuple[str, str]]]:
     """Those of our requests to APNs."""
-    expiration = str(int(time.time()) + TTL[PushKind.MESSAGES])
+    expiration = str(int(time.time()) + _TTL[PushKind.MESSAGES])
     shared = [
         ("apns-topic", _TOPIC),
         ("apns-expiration", expiration),
         ("content-type", "application/json"),
-        ("authorization", f"bearer {ProviderToken(generate_key(), _KEY_ID, _TEAM_ID).get()}"),
+        ("authorization", f"bearer {ProviderToken(SigningKey(generate_key(), _KEY_ID, _TEAM_ID)).get()}"),
         ("apns-push-type", "alert"),
         ("apns-priority", "10"),
     ]
@@ -244,15 +255,11 @@ def headers(load: Load) -> list[list[tuple[str, str]]]:
 @asynccontextmanager
 async def our_fcm(load: Load) -> AsyncIterator[Start]:
     """The provider that the relay uses."""
-    engine = HttpEngine(connections=CONNECTIONS)
-    account = ServiceAccount.parse(await asyncio.to_thread(Path(load.account).read_bytes))
-
-    def endpoint(url: str) -> Endpoint:
-        return Endpoint(url, load.ca_file, timeout=load.timeout, http2_only=False)
-
-    token = AccessToken(engine, endpoint(account.token_uri), account)
-    provider = Fcm(engine, endpoint(load.url), token, PROJECT, ttl=TTL)
-    yield partial(in_batches, partial(_send_pushes, provider, load.pushes(Provider.FCM)), load.concurrency)
+    engine = HttpEngine(streams=load.concurrency)
+    account = parse_service_account(await asyncio.to_thread(Path(load.account).read_bytes))
+    push_to, grants = (load.endpoint(url, http2_only=False) for url in (load.url, account.token_uri))
+    provider = OpenFcm(FcmSettings(account, push_to, grants, _TTL), engine).providers[Provider.FCM]
+    yield partial(in_batches, partial(_send_claims, provider, load.claims(Provider.FCM)), load.concurrency)
     await engine.close()
 
 
@@ -283,7 +290,7 @@ async def with_aioapns(load: Load) -> AsyncIterator[Start]:
             path.removeprefix(_PATH),
             message,
             notification_id=path,  # what the mock answers with
-            time_to_live=TTL[PushKind.MESSAGES],
+            time_to_live=_TTL[PushKind.MESSAGES],
             priority=10,
             push_type=aioapns.PushType.ALERT,
         )
@@ -326,12 +333,12 @@ async def with_pyfcm(load: Load) -> AsyncIterator[Start]:
     """Its call for many devices, with so many of them; a loop of its own, so it needs a thread without one."""
     pyfcm.FCMNotification.FCM_END_POINT_BASE = f"{load.url}/v1/projects"
     client = pyfcm.FCMNotification(service_account_file=load.account, project_id=PROJECT)
-    android = {"priority": "HIGH", "ttl": f"{TTL[PushKind.MESSAGES]}s"}
-    pushes = load.pushes(Provider.FCM)
-    data = [notification_data(push)[0] for push in pushes[:_BODIES]]
+    android = {"priority": "HIGH", "ttl": f"{_TTL[PushKind.MESSAGES]}s"}
+    claims = load.claims(Provider.FCM)
+    data = [notification_data(claim)[0] for claim in claims[:_BODIES]]
     messages: list[dict[str, Any]] = [
-        {"fcm_token": push.device.token.decode(), "data_payload": payload, "android_config": android}
-        for push, payload in zip(pushes, itertools.cycle(data), strict=False)
+        {"fcm_token": claim.device.token.decode(), "data_payload": payload, "android_config": android}
+        for claim, payload in zip(claims, itertools.cycle(data), strict=False)
     ]
 
     async def start(numbers: range, tally: Tally) -> None:

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from control import Child, ChildError, child, run
 from engine_process import PROJECT
-from report import Row, show
-from subscriptions import say
+from report import Row, say, show
 
 from ntf_server.push.fcm.oauth import SCOPE
 from ntf_server.testing.google import ServiceAccount

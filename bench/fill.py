@@ -20,10 +20,12 @@ from smp_load import ID_SIZE, notifier_id, service_id
 
 from ntf_server.config import files as config
 from ntf_server.smp.subscriber import new_service_certificate
-from ntf_server.store.records import NewToken
+from ntf_server.store.contract import Store
+from ntf_server.store.records import NewToken, Ref
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, load_key
+from ntf_server.store.sqlite.rows import ids_hash
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.identity import load_certificates
@@ -81,14 +83,11 @@ async def fill(loaded: config.Config, servers: Sequence[ServerAddress], content:
     try:
         tokens = await asyncio.gather(*(_add_token(store, content.provider, i) for i in range(content.tokens)))
         services: list[bytes] = []
-        generation = 0
         if content.services and not content.first:
-            for server in servers:
-                certificate_hash, generation = await _add_service(store, server)
-                services.append(certificate_hash)
+            services = [await _add_service(store, server) for server in servers]
     finally:
         await store.close()
-    await asyncio.to_thread(_add_subscriptions, loaded, servers, content, tokens, generation)
+    await asyncio.to_thread(_add_subscriptions, loaded, servers, content, tokens)
     return services
 
 
@@ -97,28 +96,30 @@ def device_token(number: int) -> bytes:
     return hashlib.sha256(b"bench %d" % number).hexdigest().encode()
 
 
-async def _add_token(store: SqliteStore, provider: ntf.Provider, number: int) -> int:
-    """An active token; its ref."""
+async def _add_token(store: Store, provider: ntf.Provider, number: int) -> Ref:
+    """An active token."""
     key, dh_key, server_dh = Ed25519PrivateKey.generate(), X25519PrivateKey.generate(), X25519PrivateKey.generate()
     device = ntf.DeviceToken(provider, device_token(number))
     public, raw = dh_key.public_key(), server_dh.public_key().public_bytes_raw()
     verify_key, secret = crypto.encode_public(key.public_key()), crypto.box_key(crypto.dh(server_dh, public))
     code = os.urandom(32)
     new = NewToken(os.urandom(ID_SIZE), device, verify_key, public.public_bytes_raw(), raw, secret, code)
-    token = await store.register_token(new, int(time.time()))
+    token = await store.register(new)
     assert token is not None
-    await store.verify_token(token.ref, code)
+    await store.verify(token.ref, code)
     return token.ref
 
 
-async def _add_service(store: SqliteStore, server: ServerAddress) -> tuple[bytes, int]:
-    """A service that the server knows: its certificate's hash, and the number that its associations have."""
-    certificate = new_service_certificate(time.time())
-    await store.set_service_certificate(server, certificate)
+async def _add_service(store: Store, server: ServerAddress) -> bytes:
+    """A service that the server knows: its certificate's hash."""
+    certificate = await store.service_certificate(server, lambda: new_service_certificate(time.time()))
     identity = load_certificates(certificate.chain)[1]
     certificate_hash = crypto.key_hash(identity.public_bytes(Encoding.DER))
-    state = await store.begin_service(server, service_id(certificate_hash))
-    return certificate_hash, state.generation
+    session = await store.acquire(server)
+    assert session is not None
+    await store.begin(session, service_id(certificate_hash))
+    await store.release(session)
+    return certificate_hash
 
 
 def _private(kind: KeyKind) -> bytes:
@@ -129,11 +130,7 @@ def _private(kind: KeyKind) -> bytes:
 
 
 def _add_subscriptions(
-    loaded: config.Config,
-    servers: Sequence[ServerAddress],
-    content: Content,
-    tokens: Sequence[int],
-    generation: int,
+    loaded: config.Config, servers: Sequence[ServerAddress], content: Content, tokens: Sequence[Ref]
 ) -> None:
     """In one transaction, past the store, which would take one for each. Neighbours are on different servers."""
     now = int(time.time())
@@ -145,20 +142,36 @@ def _add_subscriptions(
         c.execute("BEGIN")
         addresses = [server.encode() for server in servers]
         c.executemany("INSERT OR IGNORE INTO servers (address) VALUES (?)", [(a,) for a in addresses])
-        known = dict(c.execute("SELECT address, ref FROM servers"))
-        refs = [known[a] for a in addresses]
+        known = {
+            a: (ref, generation) for a, ref, generation in c.execute("SELECT address, ref, generation FROM servers")
+        }
+        rows_of_servers = [known[a] for a in addresses]  # generation 0: nothing is associated there
 
         def rows() -> Iterator[tuple[object, ...]]:
             for i in range(content.subscriptions):
                 subscription_id = os.urandom(ID_SIZE)
                 key = sealer.seal(_private(content.key), NOTIFIER_KEY + subscription_id)
-                token, server = tokens[i % len(tokens)], refs[i % len(refs)]
-                yield subscription_id, token, server, notifier_id(i), key, status, generation, now
+                server, generation = rows_of_servers[i % len(rows_of_servers)]
+                yield subscription_id, tokens[i % len(tokens)], server, notifier_id(i), key, status, generation, now
 
+        [trigger] = c.execute("SELECT sql FROM sqlite_master WHERE name = 'subscription_added'").fetchone()
+        c.execute("DROP TRIGGER subscription_added")  # which counts one by one
         c.executemany(
             "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status, association,"
             " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             rows(),
         )
+        c.execute(trigger)
+        for table, column in (("servers", "server"), ("tokens", "token")):
+            c.execute(
+                f"UPDATE {table} SET subscriptions = n FROM (SELECT {column} AS ref, count(*) AS n FROM subscriptions"
+                f" GROUP BY {column}) AS s WHERE s.ref = {table}.ref"
+            )
+        for number, (server, generation) in enumerate(rows_of_servers):
+            ids = [notifier_id(i) for i in range(number, content.subscriptions, len(servers)) if generation]
+            c.execute(
+                "UPDATE servers SET assoc_count = ?, assoc_xor = ?, proven = ? WHERE ref = ?",
+                (len(ids), ids_hash(ids), 0 if content.first else now, server),
+            )
         c.execute("COMMIT")
         c.execute("PRAGMA wal_checkpoint(TRUNCATE)")

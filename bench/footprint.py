@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bursts import process_rss
 from control import Child, child
 from devices import until_subscribed
 from fill import Content, environment, fill, init
-from report import Row, show
-from subscriptions import MIB, say
+from report import MIB, Row, say, show
 
 from ntf_server.config import files as config
 from smp_bridge.address import ServerAddress
@@ -84,12 +84,6 @@ class _Running:
         """Bytes, when all is quiet."""
         await asyncio.sleep(_SETTLE)
         return process_rss(self.pid)
-
-
-def process_rss(pid: int) -> int:
-    """Bytes of any process."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 @asynccontextmanager

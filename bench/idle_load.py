@@ -11,8 +11,9 @@ from typing import Final
 from control import obey
 
 from smp_bridge.address import ServerAddress
+from smp_bridge.connecting import connect
 from smp_bridge.tls import client_context
-from smp_bridge.transport import BlockConnection, Scratch, connect
+from smp_bridge.transport import BlockConnection, Scratch
 
 _AT_ONCE: Final = 16
 

@@ -15,6 +15,7 @@ from typing import Final
 from percentiles import percentile
 
 from smp_bridge.address import ServerAddress
+from smp_bridge.connecting import connect
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
     AuthKey,
@@ -24,7 +25,7 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BlockConnection, Scratch, connect
+from smp_bridge.transport import BlockConnection, Scratch
 
 _INDEX_SIZE: Final = 8
 
@@ -80,7 +81,7 @@ class Run:
 
 @asynccontextmanager
 async def connected(address: ServerAddress, count: int) -> AsyncIterator[list[Connection]]:
-    """So many connections. Raises what `transport.connect` raises."""
+    """So many connections. Raises what `connecting.connect` raises."""
     scratch = Scratch()
     out: list[Connection] = []
     try:

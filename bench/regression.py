@@ -27,20 +27,27 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from report import Row, show
 
 from ntf_server.push.payload import apns_body
+from ntf_server.store import records
 from ntf_server.store.records import (
-    Delivered,
+    Claim,
+    Ended,
+    Entry,
+    Lane,
     NewSubscription,
     NewToken,
     Notification,
-    Push,
+    Outcome,
     PushKind,
-    StoredNotification,
+    Ref,
+    Taken,
 )
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
+from ntf_server.store.sqlite.memory import Times
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE
+from smp_bridge.notifications import parse_notifications
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
     Block,
@@ -122,11 +129,6 @@ def _smp_session() -> Session:
     return Session("smp", smp.VERSIONS[1], os.urandom(32), server_key)
 
 
-def _notifications(ids: Iterable[bytes]) -> list[Notification]:
-    now = int(time.time())
-    return [Notification(i, now, os.urandom(NONCE_SIZE), os.urandom(_META_SIZE)) for i in ids]
-
-
 def _full_block(session: Session) -> Block:
     """Of NMSGs."""
     full = Block(session)
@@ -143,7 +145,7 @@ def block() -> Workload:
     content = full.content
 
     def act() -> list[tuple[bytes, smp.NMsg]]:
-        return smp.parse_notifications(session, content) or []
+        return parse_notifications(session, content) or []
 
     assert len(act()) == len(full)
     return plain(f"parse an SMP block of {len(full)} NMSGs", act)
@@ -157,11 +159,12 @@ def box() -> Workload:
 
 def body() -> Workload:
     """Of a push of one notification."""
-    [notification] = _notifications([os.urandom(_ID_SIZE)])
-    device = ntf.DeviceToken(ntf.Provider.APNS, os.urandom(32).hex().encode())
-    held = (StoredNotification(1, 1, False, _SERVER, notification),)
-    push = Push(1, 1, device, os.urandom(32), PushKind.MESSAGES, notification.received_at, notifications=held)
-    return plain("body of an APNs push", lambda: apns_body(push, os.urandom(24)))
+    now, device = int(time.time()), ntf.DeviceToken(ntf.Provider.APNS, os.urandom(32).hex().encode())
+    ids = os.urandom(_ID_SIZE), os.urandom(NONCE_SIZE), os.urandom(_META_SIZE)
+    entry = Entry(1, 1, False, _SERVER, ids[0], now, *ids[1:])
+    lane, push_id = Lane(ntf.Provider.APNS), os.urandom(16)
+    claim = Claim(1, 1, lane, device, os.urandom(32), PushKind.MESSAGES, now, push_id, entries=(entry,))
+    return plain("body of an APNs push", lambda: apns_body(claim, os.urandom(24)))
 
 
 def sign() -> Workload:
@@ -200,46 +203,78 @@ def snew() -> Workload:
     return plain("parse an SNEW", lambda: ntf.parse_command(command, ntf.VERSIONS[1]))
 
 
-@dataclass(frozen=True, slots=True)
+class Plenty:
+    """Room for all. Implements `Places`."""
+
+    total = _TOKENS
+
+    def room(self, _origin: bytes) -> int:
+        """See `Places`."""
+        return self.total
+
+
+@dataclass(slots=True)
 class Filled:
-    """A store with some active tokens, each with a queue; `ids` are the notifiers'."""
+    """A store with some active tokens, each with a queue; `ids` are the notifiers'; `claims` were taken last."""
 
     store: SqliteStore
-    tokens: list[int]
+    session: records.Session
     ids: list[bytes]
+    claims: list[Claim]
+
+    def notifications(self, count: int) -> list[Notification]:
+        """That arrived now."""
+        first, now = self.store.arrive(self.session, count)
+        sealed = [(os.urandom(NONCE_SIZE), os.urandom(_META_SIZE)) for _ in range(count)]
+        return [Notification(i, first + n, now, *sealed[n]) for n, i in enumerate(self.ids[:count])]
 
     async def arrive(self) -> None:
-        """A notification for each."""
-        await self.store.notify(_SERVER, _notifications(self.ids))
+        """A notification for each token; nobody has a claim."""
+        await self.store.record([Outcome(claim, Ended.UNTRIED) for claim in self.claims])
+        self.claims = []
+        await self.store.notify(self.session, self.notifications(_TOKENS), {})
 
-    async def pushes(self) -> list[Push]:
-        """After new notifications."""
+    async def take(self) -> Taken:
+        """Of all tokens."""
+        taken = await self.store.take(ntf.Provider.APNS, Plenty())
+        self.claims = taken.claims
+        return taken
+
+    async def delivered(self) -> list[Outcome]:
+        """Of all tokens, after new notifications."""
         await self.arrive()
-        return await self.store.load_pushes(self.tokens, int(time.time()))
+        taken = await self.take()
+        assert len(taken.claims) == _TOKENS
+        return [Outcome(claim, Ended.DELIVERED, held=claim.entries) for claim in taken.claims]
 
 
 @asynccontextmanager
 async def _filled() -> AsyncIterator[Filled]:
     with tempfile.TemporaryDirectory(prefix="ntf-bench-") as folder:
-        store = await SqliteStore.open(Path(folder, "bench.db"), master_key=MasterKey(os.urandom(32)))
+        store = await SqliteStore.open(
+            Path(folder, "bench.db"), master_key=MasterKey(os.urandom(32)), times=Times(spacing=0.0)
+        )
         try:
             ids = [os.urandom(_ID_SIZE) for _ in range(_TOKENS)]
-            yield Filled(store, list(await asyncio.gather(*(_add(store, i) for i in ids))), ids)
+            await asyncio.gather(*(_add(store, i) for i in ids))
+            session = await store.acquire(_SERVER)
+            assert session is not None
+            yield Filled(store, session, ids, [])
         finally:
             await store.close()
 
 
-async def _add(store: SqliteStore, notifier_id: bytes) -> int:
+async def _add(store: SqliteStore, notifier_id: bytes) -> Ref:
     """An active token with a queue."""
-    now, code = int(time.time()), os.urandom(32)
+    code = os.urandom(32)
     device = ntf.DeviceToken(ntf.Provider.APNS, os.urandom(32).hex().encode())
     verify_key = crypto.encode_public(Ed25519PrivateKey.generate().public_key())
     keys = (os.urandom(32), os.urandom(32), os.urandom(32))
-    token = await store.register_token(NewToken(os.urandom(_ID_SIZE), device, verify_key, *keys, code), now)
+    token = await store.register(NewToken(os.urandom(_ID_SIZE), device, verify_key, *keys, code))
     assert token is not None
-    await store.verify_token(token.ref, code)
+    await store.verify(token.ref, code)
     key = crypto.quick_private(Ed25519PrivateKey.generate())
-    await store.add_subscription(token.ref, NewSubscription(os.urandom(_ID_SIZE), _SERVER, notifier_id, key), now)
+    await store.subscribe(token.ref, NewSubscription(os.urandom(_ID_SIZE), _SERVER, notifier_id, key))
     return token.ref
 
 
@@ -248,28 +283,19 @@ def notify(filled: Filled) -> Workload:
     count = len(_full_block(_smp_session()))
 
     async def prepare() -> list[Notification]:
-        return _notifications(filled.ids[:count])
+        return filled.notifications(count)
 
-    return stored(f"store {count} NMSGs", lambda n: filled.store.notify(_SERVER, n), prepare)
+    return stored(f"store {count} NMSGs", lambda n: filled.store.notify(filled.session, n, {}), prepare)
 
 
-def load(filled: Filled) -> Workload:
+def take(filled: Filled) -> Workload:
     """Of all tokens."""
-    now = int(time.time())
-
-    async def act(_: None) -> list[Push]:
-        return await filled.store.load_pushes(filled.tokens, now)
-
-    return stored(f"load the pushes of {_TOKENS} tokens", act, filled.arrive)
+    return stored(f"claims of {_TOKENS} tokens", lambda _: filled.take(), filled.arrive)
 
 
 def record(filled: Filled) -> Workload:
     """Of all tokens, delivered."""
-
-    async def prepare() -> list[Delivered]:
-        return [Delivered(push, push.since, push.notifications) for push in await filled.pushes()]
-
-    return stored(f"record {_TOKENS} delivered pushes", filled.store.record, prepare)
+    return stored(f"record {_TOKENS} delivered pushes", filled.store.record, filled.delivered)
 
 
 PLAIN: Final[dict[str, Callable[[], Workload]]] = {
@@ -281,7 +307,7 @@ PLAIN: Final[dict[str, Callable[[], Workload]]] = {
     "tnew": tnew,
     "snew": snew,
 }
-STORED: Final[dict[str, Callable[[Filled], Workload]]] = {"notify": notify, "load": load, "record": record}
+STORED: Final[dict[str, Callable[[Filled], Workload]]] = {"notify": notify, "take": take, "record": record}
 
 
 @asynccontextmanager

@@ -4,28 +4,22 @@ See README.md for what is printed.
 """
 
 import argparse
-import asyncio
-import contextlib
 import os
-import sqlite3
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apns_options
+from bursts import Bursts, Measured, Target
 from control import Child, child, run
-from devices import PATH, new_devices, register, subscribe, until_accepted, until_subscribed, verify
+from devices import PATH, new_devices, register, subscribe, until_subscribed, verify
 from fill import Content, device_token, environment, fill, init
-from footprint import process_rss
 from ntf_load import connected
 from percentiles import percentile
-from report import Row, show
-from subscriptions import MIB, say
+from report import MIB, Row, say, show
 
 from ntf_server.config import files as config
 from smp_bridge import ntf
@@ -35,155 +29,6 @@ from smp_bridge.address import ServerAddress
 RATE: Final = {0: 15_000, 50: 10_000, 200: 10_000}  # pushes a second, by the latency of APNs in milliseconds
 CPU: Final = 0.1  # milliseconds a push
 P99: Final = 25  # milliseconds, when 2,000 a second are offered
-
-_SETTLE: Final = 0.3
-_QUIET: Final = 0.5
-_POLL: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A server under test; device i has token `tokens[i]`, and the queues i, i + number of devices, ..."""
-
-    name: str
-    tokens: Sequence[str] = field(repr=False)
-    relay: Child | None = None  # ours has instruments
-    database: Path | None = None
-    pid: int | None = None  # of another server, on this machine
-
-    async def reset(self) -> dict[str, Any]:
-        """Count from now."""
-        if self.relay is not None:
-            await self.relay.call("reset")
-        return {} if self.pid is None else _process(self.pid)
-
-    async def figures(self, before: dict[str, Any]) -> dict[str, Any]:
-        """`cpu` by thread since `reset`, which gave `before`; `rss`; of ours `stalls`. Empty if nothing is known."""
-        if self.relay is not None:
-            figures: dict[str, Any] = await self.relay.call("figures")
-            return figures
-        if self.pid is None:
-            return {}
-        now = _process(self.pid)
-        return {"rss": now["rss"], "cpu": {name: s - before["cpu"].get(name, 0.0) for name, s in now["cpu"].items()}}
-
-    def unsent(self) -> int:
-        """Notifications that the store holds and that no provider took; -1 if it cannot be looked into."""
-        if self.database is None:
-            return -1
-        with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as c:
-            return int(c.execute("SELECT count(*) FROM notifications WHERE sent = 0").fetchone()[0])
-
-
-def _process(pid: int) -> dict[str, Any]:
-    """CPU seconds by thread, and RSS, of any process."""
-    tick, cpu = os.sysconf("SC_CLK_TCK"), defaultdict[str, float](float)
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        head, _, tail = (task / "stat").read_text().rpartition(")")
-        fields = tail.split()
-        cpu[head.partition("(")[2]] += (int(fields[11]) + int(fields[12])) / tick
-    return {"cpu": dict(cpu), "rss": process_rss(pid)}
-
-
-@dataclass(slots=True)
-class Measured:
-    """Sums over the bursts of a mode; `latencies` in seconds from NMSG to request, where they can be told."""
-
-    notified: int = 0
-    pushes: int = 0
-    refused: int = 0
-    received: int = 0
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    unmatched: int = 0
-    cpu: dict[str, float] = field(default_factory=dict)
-    stalls: dict[str, float] = field(default_factory=dict)
-    rss: int = 0
-    mock_cpu: float = 0.0
-    generator_cpu: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What all parts of a run share."""
-
-    arguments: argparse.Namespace
-    load: Child
-    mock: Child
-    server: ServerAddress
-
-    async def burst(self, target: Target, queues: Sequence[int], out: Measured, *, rate: float = 0.0) -> None:
-        """Notify these queues, once each unless they are repeated; add what was measured to `out`."""
-        each = max(1, round(rate * self.arguments.tick / 1000)) if rate else 0
-        prepared = await self.load.call("prepare", queues=queues, each=each)
-        if prepared != len(queues):
-            raise RuntimeError("the server under test is not connected to the SMP server")
-        await self.mock.call("reset")
-        mock_before, load_before = await self.mock.call("stats"), await self.load.call("stats")
-        before = await target.reset()
-        await self.load.call("burst", rate=rate)
-        coalesced = not rate and len(queues) > len(target.tokens)
-        stats = await (self._quiet() if coalesced else self._accepted(len(queues)))
-        stalls = (await target.figures(before)).get("stalls", {})
-        written = await self.load.call("written")
-        load_after = await self.load.call("stats")
-        await asyncio.sleep(_SETTLE)  # outcomes are still being recorded, and cost something
-        figures = await target.figures(before)
-        arrivals = await self.mock.call("arrivals")
-        out.notified += len(queues)
-        out.pushes += stats["pushes"]
-        out.refused += stats["refused"]
-        out.received += stats["received"]
-        out.seconds += (stats["last_at"] - written[0]) / 1e9
-        out.mock_cpu += stats["cpu"] - mock_before["cpu"]
-        out.generator_cpu += load_after["cpu"] - load_before["cpu"]
-        for name, seconds in figures.get("cpu", {}).items():
-            out.cpu[name] = out.cpu.get(name, 0.0) + seconds
-        for name, seconds in stalls.items():
-            out.stalls[name] = max(out.stalls.get(name, 0.0), seconds)
-        out.rss = figures.get("rss", 0)
-        if not coalesced:
-            self._match(target, queues, written, arrivals, out)
-
-    def _match(
-        self,
-        target: Target,
-        queues: Sequence[int],
-        written: Sequence[int],
-        arrivals: dict[str, list[int]],
-        out: Measured,
-    ) -> None:
-        """The n-th NMSG of a device led to its n-th push, if it got as many: else some were retried or coalesced."""
-        sent: defaultdict[int, list[int]] = defaultdict(list)
-        for queue, at in zip(queues, written, strict=True):
-            sent[queue % len(target.tokens)].append(at)
-        for device, times in sent.items():
-            came = arrivals.get(PATH + target.tokens[device], [])
-            if len(came) == len(times):
-                out.latencies += [(b - a) / 1e9 for a, b in zip(times, came, strict=True)]
-            else:
-                out.unmatched += 1
-
-    async def _accepted(self, count: int) -> dict[str, Any]:
-        """The mock's figures when it took so many pushes and the generator is done. Raises TimeoutError."""
-        stats = await until_accepted(self.mock, count, self.arguments.timeout)
-        while True:
-            if await self.load.call("written") is not None:
-                return stats
-            await asyncio.sleep(_POLL)
-
-    async def _quiet(self) -> dict[str, Any]:
-        """The mock's figures when nothing comes any more: how many pushes there are is not known before."""
-        deadline = time.monotonic() + self.arguments.timeout
-        while time.monotonic() < deadline:
-            await asyncio.sleep(_POLL)
-            stats: dict[str, Any] = await self.mock.call("stats")
-            quiet = time.monotonic() - stats["last_at"] / 1e9
-            if quiet < _QUIET + 2 * self.arguments.offered_latency / 1000 or not stats["pushes"]:
-                continue
-            if await self.load.call("written") is not None:
-                return stats
-        raise TimeoutError("pushes did not end")
 
 
 def rows(m: Measured, goals: Sequence[Row]) -> list[Row]:
@@ -207,16 +52,30 @@ def rows(m: Measured, goals: Sequence[Row]) -> list[Row]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all parts of a run share."""
+
+    arguments: argparse.Namespace
+    bursts: Bursts
+    server: ServerAddress
+
+    @property
+    def mock(self) -> Child:
+        """APNs."""
+        return self.bursts.mock
+
+
 async def measure(bench: Bench, target: Target) -> None:
     """All modes, on one server."""
-    arguments, devices = bench.arguments, len(target.tokens)
+    arguments, devices = bench.arguments, len(target.paths)
     await bench.mock.call("set")
-    await bench.burst(target, range_list(devices), Measured())  # connections are made, code is warm
+    await bench.bursts.burst(target, range(devices), Measured())  # connections are made, code is warm
     for latency in arguments.latency:
         await set_mock(bench, latency)
         m = Measured()
         for _ in range(arguments.bursts):
-            await bench.burst(target, range_list(devices), m)
+            await bench.bursts.burst(target, range(devices), m)
         rate = Row("pushes a second", m.notified / m.seconds, "/s", RATE.get(latency), True)
         title = f"{target.name}: {arguments.bursts} bursts to {devices:,} devices, APNs takes {latency} ms"
         show(title, rows(m, [rate, Row("pushes", m.pushes, "")]))
@@ -229,9 +88,9 @@ async def measure(bench: Bench, target: Target) -> None:
 
 async def offered(bench: Bench, target: Target) -> None:
     """A steady rate."""
-    arguments, devices, m = bench.arguments, len(target.tokens), Measured()
+    arguments, devices, m = bench.arguments, len(target.paths), Measured()
     queues = [i % devices for i in range(round(arguments.rate * arguments.seconds))]
-    await bench.burst(target, queues, m, rate=arguments.rate)
+    await bench.bursts.burst(target, queues, m, rate=arguments.rate)
     p99 = percentile(sorted(m.latencies), 99) * 1000
     table = rows(m, [Row("pushes", m.pushes, "")])[:-1]
     table.append(Row("NMSG to push p99", p99, "ms", P99))
@@ -241,28 +100,23 @@ async def offered(bench: Bench, target: Target) -> None:
 async def many_queues(bench: Bench, target: Target) -> None:
     """All queues of every device at once: their notifications share pushes."""
     arguments, m = bench.arguments, Measured()
-    queues = range_list(len(target.tokens) * arguments.queues)
-    await bench.burst(target, queues, m)
+    queues = range(len(target.paths) * arguments.queues)
+    await bench.bursts.burst(target, queues, m, latency=arguments.offered_latency / 1000)
     first = [
         Row("NMSGs a second", m.notified / m.seconds, "/s"),
         Row("pushes a second", m.pushes / m.seconds, "/s"),
-        Row("pushes a device", m.pushes / len(target.tokens), ""),
+        Row("pushes a device", m.pushes / len(target.paths), ""),
     ]
     if (unsent := target.unsent()) >= 0:
         first.append(Row("notifications not pushed", unsent, "", 0))
     table = [row for row in rows(m, first) if not row.name.startswith("devices whose")]
-    show(f"{target.name}: {arguments.queues} queues for each of {len(target.tokens):,} devices", table)
+    show(f"{target.name}: {arguments.queues} queues for each of {len(target.paths):,} devices", table)
 
 
 async def set_mock(bench: Bench, latency: int) -> None:
     """`latency` in milliseconds."""
     a = bench.arguments
     await bench.mock.call("set", latency=latency / 1000, error_rate=a.error_rate, status=a.error_status)
-
-
-def range_list(count: int) -> list[int]:
-    """What JSON takes."""
-    return list(range(count))
 
 
 @asynccontextmanager
@@ -278,11 +132,11 @@ async def ours(bench: Bench, directory: Path, apns: dict[str, str]) -> AsyncIter
     content = Content(count, arguments.devices, provider=ntf.Provider.APNS_TEST)
     say(f"filling the database with {arguments.devices:,} devices and {count:,} queues")
     await fill(loaded, [bench.server], content)
-    tokens = [device_token(i).decode() for i in range(arguments.devices)]
+    paths = [PATH + device_token(i).decode() for i in range(arguments.devices)]
     async with child("relay_process.py", str(directory), environment=os.environ | settings) as relay:
         say(f"the relay has process id {relay.pid}")
-        await until_subscribed(bench.load, count, arguments.timeout)
-        yield Target("ntf-relay", tokens, relay, loaded.database)
+        await until_subscribed(bench.bursts.load, count, arguments.timeout)
+        yield Target("ntf-relay", paths, relay, loaded.database)
 
 
 async def against(bench: Bench, address: ServerAddress) -> Target:
@@ -290,13 +144,13 @@ async def against(bench: Bench, address: ServerAddress) -> Target:
     arguments = bench.arguments
     say(f"registering {arguments.devices:,} devices at {address.hosts[0]}:{address.port_number}")
     devices = new_devices(arguments.devices, "ed25519")
-    queues = range_list(arguments.devices * arguments.queues)
+    queues = range(arguments.devices * arguments.queues)
     async with connected(address, arguments.connections) as connections:
         await register(connections, devices, bench.mock, window=arguments.window, timeout=arguments.timeout)
         await verify(connections, devices, window=arguments.window)
-        await subscribe(connections, devices, bench.server, queues, window=arguments.window)
-    await until_subscribed(bench.load, len(queues), arguments.timeout)
-    return Target(str(address.hosts[0]), [d.token.decode() for d in devices], pid=arguments.against_pid)
+        await subscribe(connections, devices, [bench.server], queues, window=arguments.window)
+    await until_subscribed(bench.bursts.load, len(queues), arguments.timeout)
+    return Target(str(address.hosts[0]), [d.path for d in devices], pid=arguments.against_pid)
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -307,7 +161,8 @@ async def main(arguments: argparse.Namespace) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ntf-bench-")))
         mock, apns = await stack.enter_async_context(apns_options.mock_apns(arguments))
         load = await stack.enter_async_context(child("smp_load.py", *counts))
-        bench = Bench(arguments, load, mock, ServerAddress.from_text(load.ready["servers"][0]))
+        bursts = Bursts(load, mock, arguments.timeout, arguments.tick)
+        bench = Bench(arguments, bursts, ServerAddress.from_text(load.ready["servers"][0]))
         if not arguments.only_against:
             async with ours(bench, directory, apns) as target:
                 await measure(bench, target)

@@ -1,7 +1,11 @@
 """What a bench prints."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +45,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
     print(f"\n{title}\n")
     for name, figure, goal, verdict in cells:
         print(f"  {name:<{names}}  {figure:>{figures}}  {goal:<{goals}}  {verdict}".rstrip())
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(f"==> {text}", file=sys.stderr, flush=True)

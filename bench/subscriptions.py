@@ -21,7 +21,7 @@ from control import Child, ChildError, child
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fill import Content, environment, fill, init
-from report import Row, show
+from report import MIB, Row, say, show
 from storm import Probe, Pushes
 
 from ntf_client import NtfClient
@@ -29,7 +29,6 @@ from ntf_server.config import files as config
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 
-MIB: Final = 2**20
 # Goals of the issue, for 1,000,000 subscriptions.
 RATE: Final = 10_000
 SERVICE_SECONDS: Final = 5
@@ -195,11 +194,6 @@ def cpu_rows(figures: dict[str, Any], generator: float) -> list[Row]:
     threads = sorted(figures["cpu"].items(), key=lambda item: -item[1])
     rows = [Row(f"CPU of the relay's thread {name}", seconds, "s") for name, seconds in threads if seconds >= 0.01]
     return [*rows, Row("CPU of the generator, of one core", generator * 100, "%", 90)]
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(f"==> {text}", file=sys.stderr, flush=True)
 
 
 async def main(arguments: argparse.Namespace) -> None:

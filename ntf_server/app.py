@@ -3,52 +3,71 @@
 import asyncio
 import contextlib
 import logging
+import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
-from ntf_server import periodic
+from ntf_server import periodic, systemd
 from ntf_server.admin.health import Admin
+from ntf_server.admin.socket import AdminError, AdminSocket
 from ntf_server.commands import Commands
-from ntf_server.config.files import CONFIG_FILE, Config, ConfigError, server_list, smp_network
+from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
+from ntf_server.config.reload import Part, Reloader, Report, Swap
 from ntf_server.listener import Listener, ListenerConfig, ListenError
 from ntf_server.memory import settle
+from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Gauge, Metrics
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
+from ntf_server.push.schedule import ScheduleConfig
+from ntf_server.signals import Signals
 from ntf_server.smp import audit
 from ntf_server.smp.subscriber import Subscriber
-from ntf_server.store.records import Limits, StoreCorruptError
-from ntf_server.store.sqlite.engine import SqliteStore
+from ntf_server.store.clock import Clock, since_boot
+from ntf_server.store.contract import Store
+from ntf_server.store.open import open_store
+from ntf_server.store.sqlite.memory import Times
+from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
+from ntf_server.version import version
+from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
 
 log = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL: Final = 0.0005  # seconds: with Python's 5 ms the store's thread waits ten times as long for the GIL
 _RESOLVERS: Final = 64  # names looked up at once: strangers choose them, and a dead one takes its thread for seconds
-GRACE: Final = 10.0  # seconds that what is in flight gets at a stop
+GRACE: Final = 10.0  # seconds that pushes in flight, and commands in progress, get of the time for a stop
 
 
 class Relay:
     """A running relay: `async with Relay(config) as relay`.
 
-    Raises ListenError, StoreError, StoreCorruptError, ConfigError (the metrics' port cannot be listened on).
+    Raises ListenError, StoreError, StoreCorruptError. `failed`: what ended it, if something did. `clock` and `steady`
+    are those of `store.clock.Clock`.
     """
 
-    def __init__(self, config: Config, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: Config, *, clock: Callable[[], float] = time.time, steady: Callable[[], float] = since_boot
+    ) -> None:
         self._config = config
         self._clock = clock
-        self._stack = AsyncExitStack()
+        self._steady = steady
+        self._started = clock()
+        self._metrics = Metrics(config.settings.subscriber.own_server_domains)
+        self._supervisor = Supervisor(self._metrics.count_part)
         self._listener: Listener | None = None
         self._providers: Providers | None = None
         self._dispatcher: Dispatcher | None = None
-        self._stop_at = 0.0
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reloader: Reloader | None = None
+
+    @property
+    def failed(self) -> "asyncio.Future[None]":
+        """Gets the error of what cannot go on without."""
+        return self._supervisor.failed
 
     @property
     def port(self) -> int:
@@ -58,130 +77,194 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         try:
-            async with AsyncExitStack() as stack:
-                await self._start(stack)
-                self._stack = stack.pop_all()
+            await self._start()
         except BaseException:
-            self._forget_failure()
+            await self._supervisor.stop(0.0)
             raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._stop_at = asyncio.get_running_loop().time() + GRACE
-        try:
-            await self._stack.aclose()
-        finally:
-            self._forget_failure()
+        await self._supervisor.stop(STOP_DEADLINE)
 
-    def _forget_failure(self) -> None:
-        if not self.failed.cancel() and not self.failed.cancelled():
-            self.failed.exception()  # or asyncio complains that nobody looked
-
-    async def _start(self, stack: AsyncExitStack) -> None:
-        """From the store outwards; what is pushed first on the stack is closed last."""
-        settings = self._config.settings
-        metrics = Metrics(settings.subscriber.own_server_domains)
-        started = self._clock()
-        metrics.gauge(Gauge.START_TIME, lambda: started)
-        delivery = settings.delivery
-        store = await SqliteStore.open(
-            self._config.database,
-            master_key=self._config.master_key,
-            message_ttl=delivery.message_ttl,
-            verification_ttl=delivery.verification_ttl,
-            on_corrupt=self._on_corrupt,
-        )
-        stack.push_async_callback(store.close)
-        self._providers = providers = Providers(self._config, self._clock)
-        stack.push_async_callback(providers.close)
-        self._dispatcher = dispatcher = Dispatcher(
-            store,
-            providers.table,
-            DispatcherConfig(
-                in_flight=delivery.in_flight,
-                in_flight_of=providers.in_flight,
-                min_backoff=delivery.min_backoff,
-                max_backoff=delivery.max_backoff,
-            ),
-            metrics=metrics,
-            clock=self._clock,
-        )
-        stack.push_async_callback(self._gracefully, dispatcher.close)
-        await dispatcher.start()
-        servers = server_list(self._config.directory, settings)
-        network = smp_network(self._config.directory, settings)
+    async def _start(self) -> None:
+        """From the store outwards."""
+        config, settings, supervisor = self._config, self._config.settings, self._supervisor
+        self._metrics.gauge(Gauge.START_TIME, lambda: self._started)
+        if config.client_certificate and (warning := config.client_certificate.warning()):
+            log.warning("%s", warning)
+        store = await self._open_store()
+        supervisor.on_stop(Stage.CLOSE, "store", lambda _: store.close())
+        self._providers = providers = Providers(config, self._clock, self._steady)
+        supervisor.on_stop(Stage.PUSH, "providers", lambda _: providers.close())
+        for engine in providers.failed:
+            engine.add_done_callback(self._on_engine_failed)
+        self._dispatcher = dispatcher = self._make_dispatcher(store, providers)
+        supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(min(left, GRACE)))
+        await dispatcher.warn_of_unserved()
+        for name, run in dispatcher.parts():
+            supervisor.part(name, run, stage=Stage.CLOSE)
         subscriber = Subscriber(
             store,
-            dispatcher.mark,
-            AgentConfig(network=network, slow=settings.subscriber.connecting),
-            servers=servers,
+            dispatcher,
+            lambda coro, name: supervisor.spawn(coro, name, stage=Stage.PUSH),
+            AgentConfig(network=config.network, slow=settings.subscriber.connecting),
+            servers=config.servers,
             services=settings.subscriber.use_service_credentials,
-            metrics=metrics,
+            metrics=self._metrics,
             clock=self._clock,
         )
-        stack.push_async_callback(subscriber.close)
+        supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(min(left, GRACE)))
+        for name, run in subscriber.parts():
+            supervisor.part(name, run)
         commands = Commands(
             store,
-            dispatcher,
             subscriber,
+            providers.fronts,
             allow_private_hosts=settings.subscriber.allow_private_hosts,
-            servers=servers,
-            limits=Limits(
-                settings.subscriber.max_subscriptions_per_token, settings.subscriber.max_subscriptions_per_server
-            ),
-            metrics=metrics,
-            clock=self._clock,
+            servers=config.servers,
+            limits=config.limits,
+            metrics=self._metrics,
         )
-        self._listener = Listener(
-            ListenerConfig(
-                settings.transport.bind or None,
-                settings.transport.port,
-                inactive_ttl=settings.inactive_clients.ttl,
+        self._listener = listener = self._make_listener(commands)
+        supervisor.on_stop(Stage.ACCEPT, "listener", lambda left: listener.close(min(left, GRACE)))
+        with self._listening("[transport] bind, port"):
+            await listener.start()
+        await subscriber.start()
+        supervisor.part("periodic checks", lambda: periodic.check(store))
+        supervisor.part("upkeep of the store", lambda: periodic.tend(store))
+        supervisor.part("tokens due", periodic.Backlog(store, providers.table, self._metrics).run)
+        if hours := settings.subscriber.audit_period:
+            rounds = audit.AuditConfig(period=hours * 3600)
+            supervisor.part("audit", lambda: audit.run(store, rounds))
+        self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber))
+        await self._start_admin()
+
+    async def _open_store(self) -> Store:
+        """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
+        delivery = self._config.settings.delivery
+        opening = asyncio.create_task(
+            open_store(
+                f"sqlite:///{self._config.database}",
+                directory=self._config.directory,
+                master_key=self._config.master_key,
+                times=Times(delivery.message_ttl, delivery.verification_ttl),
+                metrics=self._metrics,
+                on_corrupt=self._supervisor.fail,
+                clock=Clock(self._clock, self._steady),
             ),
+            name="open store",
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await opening.result().close()
+            raise
+
+    def _on_engine_failed(self, engine: "asyncio.Future[None]") -> None:
+        if not engine.cancelled() and (error := engine.exception()) is not None:
+            self._supervisor.fail(error)
+
+    def _make_dispatcher(self, store: Store, providers: Providers) -> Dispatcher:
+        delivery = self._config.settings.delivery
+        schedules = {
+            provider: ScheduleConfig(
+                places=places,
+                by_origin=provider is Provider.WEB_PUSH,
+                min_backoff=delivery.min_backoff,
+                max_backoff=delivery.max_backoff,
+            )
+            for provider, places in providers.in_flight.items()
+        }
+        config = DispatcherConfig(schedules=schedules)
+        return Dispatcher(store, providers.table, config, service=providers.service, metrics=self._metrics)
+
+    def _make_listener(self, commands: Commands) -> Listener:
+        transport = self._config.settings.transport
+        inactive_ttl = self._config.settings.inactive_clients.ttl
+        return Listener(
+            ListenerConfig(transport.bind or None, transport.port, inactive_ttl=inactive_ttl),
             self._config.credentials,
             commands,
         )
-        stack.push_async_callback(self._gracefully, self._listener.close)
-        await self._listener.start()
-        await subscriber.start()
-        checks = asyncio.create_task(periodic.run(store, dispatcher, clock=self._clock), name="periodic")
-        stack.push_async_callback(_cancel, checks)
-        if hours := settings.subscriber.audit_period:
-            rounds = audit.run(store, subscriber, audit.AuditConfig(period=hours * 3600), clock=self._clock)
-            stack.push_async_callback(_cancel, asyncio.create_task(rounds, name="audit"))
-        if settings.metrics.port:  # last: healthy is who has started, and not begun to stop
-            stack.push_async_callback(await self._start_admin(metrics))
 
-    async def _start_admin(self, metrics: Metrics) -> Callable[[], Awaitable[None]]:
-        """Start the endpoint; gives what closes it."""
+    @staticmethod
+    def _swaps(
+        providers: Providers, listener: Listener, commands: Commands, subscriber: Subscriber
+    ) -> Mapping[Part, Swap]:
+        """Who takes what of a new configuration. First what may refuse it."""
+
+        def swap_lists(config: Config) -> None:
+            commands.use(config.servers, config.limits)
+            subscriber.use(config.servers)
+
+        return {
+            Part.LISTENER: lambda config: listener.use(config.credentials),
+            Part.APNS: providers.use,
+            Part.FCM: providers.use,
+            Part.WEB_PUSH: providers.use,
+            Part.SUBSCRIBER: swap_lists,
+            Part.LOG: lambda config: set_up_logging(config.settings.log.level, config.settings.log.format),
+        }
+
+    async def _start_admin(self) -> None:
+        """Last: healthy is who has started, and not begun to stop."""
+        if error := socket_path_error(self._config.admin_socket):
+            log.warning("no admin socket: %s", error)
+        else:
+            operators = AdminSocket(self._config.admin_socket, {"status": self._on_status, "reload": self._on_reload})
+            self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())
+            await operators.start()
         settings = self._config.settings.metrics
-        admin = Admin(settings.bind or None, settings.port, metrics.render)
-        try:
+        if not settings.port:
+            return
+        admin = Admin(settings.bind or None, settings.port, self._metrics.render)
+        self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: admin.close())
+        with self._listening("[metrics] bind, port"):
             await admin.start()
+
+    @contextlib.contextmanager
+    def _listening(self, keys: str) -> Iterator[None]:
+        """Says which setting a ListenError is about."""
+        try:
+            yield
         except ListenError as e:
-            where = f"{self._config.directory / CONFIG_FILE}: [metrics] bind, port"
-            raise ConfigError(f"{where}: {e}; choose another one, or stop what uses it") from e
-        return admin.close
+            where = f"{self._config.directory / CONFIG_FILE}: {keys}"
+            text = f"{where}: {e}; choose another one, or stop what uses it"
+            raise ListenError(text, may_pass=e.may_pass) from e
 
-    async def _gracefully(self, close: Callable[[float], Awaitable[None]]) -> None:
-        """Close a part within what is left of the grace that all share."""
-        await close(max(0.0, self._stop_at - asyncio.get_running_loop().time()))
-
-    def reload(self) -> None:
-        """Read key files again, and push what waits for that."""
-        if self._providers is not None:
-            self._providers.reload()
-        if self._dispatcher is not None:
+    async def reload(self) -> Report:
+        """Load the configuration anew and swap what can be; what waits for that is pushed. Never raises."""
+        assert self._reloader is not None
+        assert self._dispatcher is not None
+        systemd.reloading()
+        try:
+            return await self._reloader.reload()
+        finally:
             self._dispatcher.mended()
+            systemd.ready()
 
-    def _on_corrupt(self, error: StoreCorruptError) -> None:
-        if not self.failed.done():
-            self.failed.set_exception(error)
+    def ask_for_reload(self) -> None:
+        """What SIGHUP does."""
+        self._supervisor.spawn(self.reload(), "reload")
 
+    async def _on_reload(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        report = await self.reload()
+        if report.error:
+            raise AdminError(str(report))
+        return {"swapped": report.swapped, "needs_restart": report.needs_restart}
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task])
+    async def _on_status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert self._providers is not None
+        return {
+            "version": version(),
+            "pid": os.getpid(),
+            "started": self._started,
+            "port": self.port,
+            "providers": sorted(provider.value for provider in self._providers.table),
+            "waiting": sorted(self._supervisor.waiting),
+        }
 
 
 def _allow_many_files() -> None:
@@ -191,23 +274,65 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def run(config: Config, on_ready: Callable[[Relay], None]) -> None:
-    """Run until SIGTERM or SIGINT, or until the store turns out corrupt (StoreCorruptError)."""
+async def run(config: Config, on_ready: Callable[[Relay], None], signals: Signals | None = None) -> None:
+    """Run until SIGTERM or SIGINT, or until something fails that the relay cannot go on without (which is raised).
+
+    `signals`: that are installed already; else they are from now to the end.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     _allow_many_files()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_RESOLVERS, "resolver"))
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    async with Relay(config) as relay:
-        loop.add_signal_handler(signal.SIGHUP, relay.reload)
-        settle()
-        on_ready(relay)
-        waiting = asyncio.create_task(stopped.wait())
-        ends: list[asyncio.Future[Any]] = [waiting, relay.failed]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+    own = signals is None
+    signals = signals or Signals()
+    if own:
+        signals.install()
+    try:
+        await _run(config, on_ready, signals)
+    finally:
+        if own:
+            signals.restore()
+
+
+async def _run(config: Config, on_ready: Callable[[Relay], None], signals: Signals) -> None:
+    stopped = asyncio.get_running_loop().create_future()
+    ready = asyncio.Event()
+    asked: list[None] = []
+    relay = Relay(config)
+
+    def on_reload() -> None:
+        if ready.is_set():
+            relay.ask_for_reload()
+        else:
+            asked.append(None)
+
+    def on_end() -> None:
+        if not stopped.done():
+            stopped.set_result(None)
+
+    signals.attach(asyncio.get_running_loop(), on_end, on_reload)
+    starting = asyncio.create_task(relay.__aenter__(), name="start")
+    await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait([starting])
+    if starting.cancelled():
+        return
+    starting.result()
+    try:
+        if not stopped.done():
+            settle()
+            on_ready(relay)
+            systemd.ready()
+            ready.set()
+            if asked:
+                relay.ask_for_reload()
+        await asyncio.wait([stopped, relay.failed], return_when=asyncio.FIRST_COMPLETED)
+        signals.detach()
+        systemd.stopping()
         log.info("stopping")
-        if relay.failed.done():
-            relay.failed.result()
+        error = relay.failed.exception() if relay.failed.done() else None
+    finally:
+        await relay.__aexit__(None, None, None)
+    if error is not None:
+        raise error

@@ -1,27 +1,24 @@
-"""What each NTF command means (wire.md, section 6)."""
+"""What each NTF command means (wire.md, section 6). A command is parsed once, by `parse`."""
 
 import os
-import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import KindCounter, Metrics
-from ntf_server.push.dispatcher import Dispatcher
-from ntf_server.push.webpush.request import WebPushSubscription
+from ntf_server.push.front import Front, Refusal
 from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.contract import DamagedRecordError, Store
 from ntf_server.store.records import (
     NO_LIMITS,
     SUBSCRIBABLE,
-    Due,
     LimitReached,
     Limits,
     NewSubscription,
     NewToken,
-    PushKind,
-    Store,
+    Replacement,
     Token,
 )
 from smp_bridge import crypto, ntf
@@ -43,12 +40,16 @@ from smp_bridge.transmission import (
     verify_transmission,
 )
 
+Kinds: TypeAlias = tuple[type[Message], ...]
+
 # Groups of commands of one client that need not wait for each other: they change nothing, or nothing that others of the
 # group look at in more than one step (the store does its steps in the order in which they are asked for).
-TOGETHER: Final = tuple(
-    frozenset(t.tag for t in group) for group in ((ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew), (ntf.TVfy,))
+_TOGETHER: Final[tuple[Kinds, ...]] = (
+    (ntf.TChk, ntf.SChk, ntf.Ping, ntf.TNew, ntf.SNew, Err),
+    (ntf.TVfy,),
 )
 _NO_ENTITY: Final = (ntf.TNew, ntf.SNew)
+_REFUSALS: Final = {Refusal.SYNTAX: ERR_SYNTAX, Refusal.HOST: ERR_AUTH}
 
 
 def parse(session: Session, t: Transmission) -> Message:
@@ -68,44 +69,60 @@ def parse(session: Session, t: Transmission) -> Message:
     return command if t.authenticator and t.entity_id else ERR_NO_AUTH
 
 
+def company(command: Message) -> object:
+    """Equal for commands that may be done together."""
+    return next((kinds for kinds in _TOGETHER if isinstance(command, kinds)), object())
+
+
 class Commands:
     """Carries out commands; each answer is a Message."""
 
     def __init__(
         self,
         store: Store,
-        dispatcher: Dispatcher,
         subscriber: Subscriber,
+        fronts: Mapping[ntf.Provider, Front],
         *,
         allow_private_hosts: bool = False,
         servers: ServerList = ANY_SERVER,
         limits: Limits = NO_LIMITS,
         metrics: Metrics | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._dispatcher = dispatcher
         self._subscriber = subscriber
+        self._fronts = fronts
         self._allow_private_hosts = allow_private_hosts
         self._servers = servers
         self._limits = limits
         self._metrics = metrics or Metrics()
-        self._clock = clock
 
-    async def handle(self, session: Session, t: Transmission) -> Message:
-        """Parse, authorize and do one command. Raises StoreError, StoreCorruptError."""
-        match parse(session, t):
+    def use(self, servers: ServerList, limits: Limits) -> None:
+        """From the next command on."""
+        self._servers, self._limits = servers, limits
+
+    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
+        """Authorize and do one command, which `parse` gave. Raises StoreError, StoreCorruptError.
+
+        A damaged record is as good as none: the device that is told so registers anew, which mends it.
+        """
+        try:
+            return await self._handle(session, t, command)
+        except DamagedRecordError:
+            return _refuse(session, t)
+
+    async def _handle(self, session: Session, t: Transmission, command: Message) -> Message:
+        match command:
             case ntf.Ping():
                 return ntf.Pong()
-            case ntf.TNew() as command:
+            case ntf.TNew():
                 return await self._register(session, t, command)
-            case ntf.SNew() as command:
+            case ntf.SNew():
                 return await self._subscribe(session, t, command)
-            case ntf.SChk() | ntf.SDel() as command:
+            case ntf.SChk() | ntf.SDel():
                 return await self._on_subscription(session, t, command)
-            case Err() as error:
-                return error
-            case command:
+            case Err():
+                return command
+            case _:
                 return await self._on_token(session, t, command)
 
     # --- tokens
@@ -113,44 +130,32 @@ class Commands:
     async def _register(self, session: Session, t: Transmission, command: ntf.TNew) -> Message:
         if not verify_transmission(session, t, command.verify_key):
             return ERR_AUTH
-        refusal = self._refusal(command.token)
-        if refusal is not None:
-            return refusal
+        front = self._fronts.get(command.token.provider)
+        if front is None:
+            return ERR_PROHIBITED
+        if refusal := front.refusal(command.token):
+            return _REFUSALS[refusal]
         private, public = crypto.x25519_keypair()
         try:
             secret = crypto.dh_box_key(private, command.dh_key)
         except crypto.CryptoError:
             return ERR_AUTH
-        new = NewToken(
-            os.urandom(ntf.ENTITY_ID_SIZE),
-            command.token,
-            crypto.encode_public(command.verify_key),
-            command.dh_key.public_bytes_raw(),
-            public,
-            secret,
-            os.urandom(ntf.CODE_SIZE),
+        token = await self._store.register(
+            NewToken(
+                os.urandom(ntf.ENTITY_ID_SIZE),
+                command.token,
+                crypto.encode_public(command.verify_key),
+                command.dh_key.public_bytes_raw(),
+                public,
+                secret,
+                os.urandom(ntf.CODE_SIZE),
+                front.origin(command.token),
+                vapid_key=front.key_id,
+            )
         )
-        token = await self._store.register_token(new, self._now())
         if token is None:
             return ERR_AUTH
-        self._verification_due(token.ref, command.token)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
-
-    def _refusal(self, device: ntf.DeviceToken) -> Err | None:
-        """Why a device token is not taken: nobody pushes to it, or it leads where strangers must not send us."""
-        if device.provider not in self._dispatcher.providers:
-            return ERR_PROHIBITED
-        if device.provider is ntf.Provider.WEB_PUSH:
-            try:
-                host = WebPushSubscription.parse(device.token).host
-            except ParseError:
-                return ERR_SYNTAX
-            if not self._allow_private_hosts and not is_public_host(host):
-                return ERR_AUTH
-        return None
-
-    def _verification_due(self, ref: int, device: ntf.DeviceToken) -> None:
-        self._dispatcher.mark([Due(ref, device.provider, PushKind.VERIFICATION)])
 
     async def _on_token(self, session: Session, t: Transmission, command: Message) -> Message:
         token = await self._store.find_token(t.entity_id)
@@ -160,10 +165,8 @@ class Commands:
             case ntf.TChk():
                 return ntf.Tkn(token.status, token.reason)
             case ntf.TVfy(code):
-                due = await self._store.verify_token(token.ref, code)
-                if due is None:
+                if not await self._store.verify(token.ref, code):
                     return ERR_AUTH
-                self._dispatcher.mark(due)
             case ntf.TRpl(device):
                 return await self._replace(token, device)
             case ntf.TDel():
@@ -171,19 +174,19 @@ class Commands:
             case ntf.TCrn(minutes):
                 if 0 < minutes < ntf.MIN_PERIOD:
                     return ERR_QUOTA
-                await self._store.set_period(token.ref, minutes, self._now())
+                await self._store.set_period(token.ref, minutes)
             case _:
                 return ERR_PROHIBITED
         return ntf.Ok()
 
     async def _replace(self, token: Token, device: ntf.DeviceToken) -> Message:
-        refusal = self._refusal(device)
-        if refusal is not None:
-            return refusal
-        if not await self._store.replace_token(token.ref, device, os.urandom(ntf.CODE_SIZE), self._now()):
-            return ERR_AUTH
-        self._verification_due(token.ref, device)
-        return ntf.Ok()
+        front = self._fronts.get(device.provider)
+        if front is None:
+            return ERR_PROHIBITED
+        if refusal := front.refusal(device):
+            return _REFUSALS[refusal]
+        new = Replacement(device, os.urandom(ntf.CODE_SIZE), front.origin(device), vapid_key=front.key_id)
+        return ntf.Ok() if await self._store.replace(token.ref, new) else ERR_AUTH
 
     # --- subscriptions
 
@@ -199,13 +202,11 @@ class Commands:
             return self._refuse_subscription("server_list", ERR_AUTH)
         assert isinstance(command.notifier_key, bytes)
         new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, command.notifier_key)
-        added = await self._store.add_subscription(token.ref, new, self._now(), self._limits)
+        added = await self._store.subscribe(token.ref, new, self._limits)
         if added is None:
             return ERR_AUTH
         if isinstance(added, LimitReached):
             return self._refuse_subscription(f"{added.value}_limit", ERR_QUOTA)
-        if added.created:
-            self._subscriber.subscribe(command.server, added.ref)
         return ntf.IdSub(added.subscription_id)
 
     def _refuse_subscription(self, why: str, error: Err) -> Err:
@@ -221,11 +222,8 @@ class Commands:
             return ERR_AUTH
         if isinstance(command, ntf.SChk):
             return self._subscriber.status(subscription)
-        await self._store.delete_subscription(subscription.ref)
+        await self._store.unsubscribe(subscription.ref)
         return ntf.Ok()
-
-    def _now(self) -> int:
-        return int(self._clock())
 
 
 def _authorized(session: Session, t: Transmission, token: Token) -> bool:

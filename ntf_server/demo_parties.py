@@ -17,7 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ntf_server.config.identity_files import VAPID_KEY, write_file
-from ntf_server.push.apns.request import generate_key, key_pem, load_key
+from ntf_server.push.jose import generate_key, key_pem, load_key
 from ntf_server.testing import MockApns, MockFcm, MockWebPush, Subscription
 
 _KEY_ID: Final = "DEMO123456"
@@ -219,7 +219,7 @@ class WebPushService(PushService):
         self._subscription = self._web_push.subscribe(key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
         return {
             "NTF_SERVER__WEB_PUSH__KEY_FILE": VAPID_KEY,
-            "NTF_SERVER__WEB_PUSH__CONTACT": "mailto:operator@localhost",
+            "NTF_SERVER__WEB_PUSH__CONTACT": "mailto:operator@relay.example",
             "NTF_SERVER__WEB_PUSH__CA_FILE": str(self.server.ca_file),
         }
 

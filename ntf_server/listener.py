@@ -2,21 +2,26 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from ntf_server.commands import TOGETHER, Commands
-from ntf_server.store.records import StoreCorruptError, StoreError
+from ntf_server.commands import Commands, company, parse
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
 from smp_bridge.identity import Credentials
+from smp_bridge.tls import SslTls, server_context
 from smp_bridge.transmission import (
     ERR_BLOCK,
     ERR_INTERNAL,
+    Err,
     Invalid,
     Message,
     Session,
@@ -25,15 +30,22 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClosedError
+from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClosedError, Scratch
 
 log = logging.getLogger(__name__)
 
+ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
+_BACKLOG: Final = 1024
 _MAX_BLOCKS: Final = 16  # that are answered together
+_REPEAT_LOG: Final = 60.0  # seconds
 
 
 class ListenError(Exception):
-    """The port cannot be listened on."""
+    """The port cannot be listened on. `may_pass`: perhaps later, as when it is in use, or the address not there yet."""
+
+    def __init__(self, text: str, *, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 @contextlib.contextmanager
@@ -44,7 +56,9 @@ def listen_errors(host: str | None, port: int) -> Iterator[None]:
     except ssl.SSLError:
         raise
     except OSError as e:
-        raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}") from e
+        # asyncio tells an address that is not there without a number, if it is the only one.
+        passing = e.errno in (None, errno.EADDRINUSE, errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
+        raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}", may_pass=passing) from e
     except UnicodeError as e:  # an empty or too long label
         raise ListenError(f"{host}:{port}: is not a host name") from e
 
@@ -65,24 +79,36 @@ class Listener:
     def __init__(self, config: ListenerConfig, credentials: Credentials, commands: Commands) -> None:
         self._config = config
         self._credentials = credentials
+        self._context: ssl.SSLContext | None = None
+        self._scratch = Scratch()
         self._commands = commands
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._said_at: float | None = None
 
     async def start(self) -> None:
         """Accept connections. Raises ListenError (port in use, no such address), ssl.SSLError."""
         host, port = self._config.host, self._config.port
+        self._context = server_context("ntf", self._credentials)
         with listen_errors(host, port):
-            self._server = await transport.serve(
-                "ntf",
-                self._credentials,
-                self._on_connected,
-                host,
-                port,
-                handshake_timeout=self._config.handshake_timeout,
+            self._server = await asyncio.get_running_loop().create_server(
+                self._connection, host, port, backlog=_BACKLOG, reuse_address=True
             )
+
+    def use(self, credentials: Credentials) -> None:
+        """Show this certificate from now on; sessions that are there stay. Raises ssl.SSLError, changing nothing."""
+        self._context = server_context("ntf", credentials)
+        self._credentials = credentials
+
+    def _connection(self) -> BlockConnection:
+        """TLS and the handshake in it show the same certificate, also when another one comes between the two."""
+        assert self._context is not None
+        tls = SslTls(self._context, server_side=True)
+        credentials = self._credentials
+        on_connected = partial(self._on_connected, credentials)
+        return BlockConnection("ntf", tls, on_connected, self._config.handshake_timeout, self._scratch)
 
     @property
     def port(self) -> int:
@@ -103,17 +129,17 @@ class Listener:
         if self._sessions:
             await asyncio.wait(list(self._sessions))
 
-    def _on_connected(self, connection: BlockConnection) -> None:
+    def _on_connected(self, credentials: Credentials, connection: BlockConnection) -> None:
         if self._closing:
             connection.abort()
             return
-        task = asyncio.create_task(self._run(connection), name="ntf session")
+        task = asyncio.create_task(self._run(credentials, connection), name="ntf session")
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
 
-    async def _run(self, connection: BlockConnection) -> None:
+    async def _run(self, credentials: Credentials, connection: BlockConnection) -> None:
         try:
-            session = await transport.accept(connection, self._credentials, timeout=self._config.handshake_timeout)
+            session = await transport.accept(connection, credentials, timeout=self._config.handshake_timeout)
             await self._serve(connection, session)
         except (TimeoutError, HandshakeError, ConnectionClosedError) as e:
             log.debug("a client was disconnected: %s", e or type(e).__name__)
@@ -150,22 +176,31 @@ class Listener:
 
     async def _answers(self, session: Session, asked: Sequence[Transmission | Invalid]) -> list[bytes]:
         """In order. What may be done together is, so that a store that is busy is waited for once."""
+        commands = [(t, t.error if isinstance(t, Invalid) else parse(session, t)) for t in asked]
         answers: list[bytes] = []
-        for _, group in itertools.groupby(asked, _company):
-            answers += await asyncio.gather(*(self._answer(session, t) for t in group))
+        for _, group in itertools.groupby(commands, lambda c: company(c[1])):
+            answers += await asyncio.gather(*(self._answer(session, t, command) for t, command in group))
         return answers
 
-    async def _answer(self, session: Session, t: Transmission | Invalid) -> bytes:
+    async def _answer(self, session: Session, t: Transmission | Invalid, command: Message) -> bytes:
         if isinstance(t, Invalid):
-            return _encode(session, t.corr_id, t.entity_id, t.error)
+            return _encode(session, t.corr_id, t.entity_id, command)
         try:
-            answer = await self._commands.handle(session, t)
-        except StoreError as e:
+            answer = await self._commands.handle(session, t, command)
+        except StoreConflictError as e:
             log.error("a command failed: %s", e)
             answer = ERR_INTERNAL
-        except StoreCorruptError:
-            answer = ERR_INTERNAL
+        except (StoreError, StoreCorruptError) as e:
+            self._say(e)
+            answer = ERR_STORE
         return _encode(session, t.corr_id, t.entity_id, answer)
+
+    def _say(self, error: Exception) -> None:
+        """Once a minute: while a store fails, every command does."""
+        now = asyncio.get_running_loop().time()
+        if self._said_at is None or now - self._said_at >= _REPEAT_LOG:
+            self._said_at = now
+            log.error("commands fail: %s", error)
 
 
 async def _receive(connection: BlockConnection, session: Session) -> list[Transmission | Invalid]:
@@ -173,14 +208,6 @@ async def _receive(connection: BlockConnection, session: Session) -> list[Transm
         return parse_block(session, await connection.receive())
     except BadBlockError:
         return [Invalid(ERR_BLOCK)]
-
-
-def _company(t: Transmission | Invalid) -> object:
-    """Equal for those that may be done together."""
-    if isinstance(t, Invalid):
-        return TOGETHER[0]
-    tag = t.command.partition(b" ")[0]
-    return next((group for group in TOGETHER if tag in group), object())
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:

@@ -1,138 +1,209 @@
 """The push providers that the configuration turns on, and the engines that they push with."""
 
-import logging
+import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ntf_server.config import files as configuration
-from ntf_server.config.files import Config, ConfigError
-from ntf_server.push.apns.request import Apns, ProviderToken, generate_key
-from ntf_server.push.fcm.oauth import AccessToken
-from ntf_server.push.fcm.request import Fcm
-from ntf_server.push.http import Endpoint, HttpEngine
-from ntf_server.push.provider import NullProvider, PushProvider
-from ntf_server.push.webpush.request import Vapid, WebPush
-from ntf_server.store.records import PushKind
+from ntf_server.config.files import Config
+from ntf_server.config.settings import Settings
+from ntf_server.push import jose
+from ntf_server.push.apns import settings as apns
+from ntf_server.push.apns.open import OpenApns
+from ntf_server.push.apns.settings import ApnsSettings, SigningKey
+from ntf_server.push.exchange import Endpoint
+from ntf_server.push.fcm import settings as fcm
+from ntf_server.push.fcm.open import OpenFcm
+from ntf_server.push.fcm.settings import FcmSettings
+from ntf_server.push.front import Front, OneProvider
+from ntf_server.push.http import HttpEngine
+from ntf_server.push.verdict import NullProvider, PushProvider
+from ntf_server.push.webpush import settings as web_push
+from ntf_server.push.webpush.open import OpenWebPush
+from ntf_server.push.webpush.settings import WebPushSettings
+from ntf_server.store.clock import since_boot
+from ntf_server.store.records import Claim, PushKind
 from smp_bridge.ntf import Provider
 
-log = logging.getLogger(__name__)
-
-APNS_SECTIONS: Final = {
-    "production": Provider.APNS,
-    "sandbox": Provider.APNS_SANDBOX,
-    "test": Provider.APNS_TEST,
-}
-_STREAMS: Final = 1000  # that providers allow on a connection
 _CHECK_TTL: Final = 3600  # seconds that a provider keeps a periodic push
+_MAX_CONNECTIONS: Final = 32  # to one host
+_MIN_CONNECTIONS: Final = 2
+
+
+class Opened(Protocol):
+    """A provider's folder, opened. Each has in `open.py` a class of this shape, made of its settings and an engine.
+
+    `use(settings)` takes up another key, account or certificate.
+    """
+
+    @property
+    def providers(self) -> Mapping[Provider, PushProvider]:
+        """The ways to devices that it gives, by the provider of their device tokens."""
+        ...
+
+    @property
+    def front(self) -> Front:
+        """What is asked of it before a device token is taken."""
+        ...
+
+
+class _OpenNull:
+    """APNs null. Implements `Opened`."""
+
+    def __init__(self) -> None:
+        self.providers: Mapping[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
+        self.front: Front = OneProvider()
 
 
 class Providers:
-    """Made in a running loop; must be closed. `table` is what the dispatcher takes; APNs null is always in it."""
+    """Made in a running loop; must be closed. APNs null is always there.
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
-        self._config = config
-        self._clock = clock
+    `table`: what the dispatcher takes; `fronts`: what `commands` asks about device tokens; both by provider. Web Push
+    has an engine of its own: endpoints of strangers share nothing with the others.
+    """
+
+    def __init__(
+        self, config: Config, clock: Callable[[], float] = time.time, steady: Callable[[], float] = since_boot
+    ) -> None:
         self._settings = config.settings
-        streams = config.settings.delivery.in_flight
-        connections = max(2, -(-streams // _STREAMS))
-        self._engine = HttpEngine(connections=connections, streams=streams)
-        self._engines = [self._engine]
-        self._apns_token: ProviderToken | None = None
-        self.table: dict[Provider, PushProvider] = {Provider.APNS_NULL: NullProvider()}
-        self._add_apns()
-        if self._settings.fcm.service_account_file:
-            self._add_fcm()
-        if self._settings.web_push.key_file:
-            # Endpoints of strangers: one that goes silent must not cost the others their connections.
-            engine = HttpEngine(connections=connections, streams=streams)
-            self._engines.append(engine)
-            self._add_web_push(engine)
+        self._any_key = jose.generate_key()
+        self._engines = [HttpEngine(streams=self._streams(Provider.APNS, Provider.FCM))]
+        opened: list[Opened] = [_OpenNull()]
+        self._apns: OpenApns | None = None
+        self._fcm: OpenFcm | None = None
+        self._web_push: OpenWebPush | None = None
+        if (of_apns := apns_settings(config, self._any_key)) is not None:
+            self._apns = OpenApns(of_apns, self._engines[0], clock, steady)
+            opened.append(self._apns)
+        if (of_fcm := fcm_settings(config)) is not None:
+            self._fcm = OpenFcm(of_fcm, self._engines[0], clock)
+            opened.append(self._fcm)
+        if (of_web_push := web_push_settings(config)) is not None:
+            self._engines.append(HttpEngine(streams=self._streams(Provider.WEB_PUSH)))
+            self._web_push = OpenWebPush(of_web_push, self._engines[1], clock)
+            opened.append(self._web_push)
+        self.fronts: Mapping[Provider, Front] = {p: each.front for each in opened for p in each.providers}
+        self.table: Mapping[Provider, PushProvider] = {p: way for o in opened for p, way in o.providers.items()}
+
+    def _streams(self, *providers: Provider) -> int:
+        """How many requests an engine may have under way: as many as the largest of its lanes."""
+        return max(in_flight(self._settings, p) for p in providers)
 
     @property
     def in_flight(self) -> dict[Provider, int]:
-        """Where a section says how many pushes may be under way."""
-        s = self._settings
-        limits = dict.fromkeys(APNS_SECTIONS.values(), s.apns.in_flight)
-        limits |= {Provider.FCM: s.fcm.in_flight, Provider.WEB_PUSH: s.web_push.in_flight}
-        return {provider: limit for provider, limit in limits.items() if limit is not None}
+        """How many pushes each provider may have under way."""
+        return {provider: in_flight(self._settings, provider) for provider in self.table}
+
+    @property
+    def failed(self) -> list[asyncio.Future[None]]:
+        """One for each engine: done, with the error, if it ended by itself."""
+        return [engine.failed for engine in self._engines]
+
+    def use(self, config: Config) -> None:
+        """Take up keys, accounts and certificates of a new configuration; what was off or on stays so."""
+        if self._apns is not None and (of_apns := apns_settings(config, self._any_key)) is not None:
+            self._apns.use(of_apns)
+        if self._fcm is not None and (of_fcm := fcm_settings(config)) is not None:
+            self._fcm.use(of_fcm)
+        if self._web_push is not None and (of_web_push := web_push_settings(config)) is not None:
+            self._web_push.use(of_web_push)
+
+    def service(self, claim: Claim) -> str:
+        """The push service of a claim, in words, where a provider has many; else empty."""
+        return self.fronts[claim.device.provider].origin(claim.device)
 
     async def close(self) -> None:
         """Give up what is in flight."""
         for engine in self._engines:
             await engine.close()
 
-    def reload(self) -> None:
-        """Read the APNs key file again (SIGHUP); a bad one is logged, and the old key stays."""
-        if self._apns_token is None or not self._settings.apns.key_file:
-            return
-        try:
-            self._apns_token.use(configuration.apns_key(self._config.directory, self._settings))
-            log.info("the APNs key was read again")
-        except ConfigError as e:
-            log.error("the APNs key was not replaced: %s", e)
 
-    def _ttl(self) -> Mapping[PushKind, int]:
-        delivery = self._settings.delivery
-        return {
-            PushKind.VERIFICATION: delivery.verification_ttl,
-            PushKind.MESSAGES: delivery.message_ttl,
-            PushKind.CHECK: _CHECK_TTL,
-        }
+def in_flight(settings: Settings, provider: Provider) -> int:
+    """How many pushes a provider may have under way."""
+    sections = {Provider.FCM: settings.fcm.in_flight, Provider.WEB_PUSH: settings.web_push.in_flight}
+    own = sections.get(provider, settings.apns.in_flight)
+    return settings.delivery.in_flight if own is None else own
 
-    def _add_apns(self) -> None:
-        apns, directory = self._settings.apns, self._config.directory
-        hosts = configuration.apns_hosts(self._settings)
-        if not hosts:
-            return
-        if not apns.certificate_file:
-            # Without a key file only the test host is on: a mock that checks no signatures is content with any.
-            key = configuration.apns_key(directory, self._settings) if apns.key_file else generate_key()
-            self._apns_token = ProviderToken(key, apns.key_id or "test", apns.team_id or "test", self._clock)
-        for section, host in hosts.items():
-            endpoint = Endpoint(
-                _url(host.host, host.port),
-                configuration.ca_file(directory, f"apns.{section}", host.ca_file),
-                timeout=self._settings.delivery.timeout,
-                proxy=apns.proxy,
-                client_cert=str(directory / apns.certificate_file) if apns.certificate_file else "",
-                client_key=str(directory / apns.certificate_key_file) if apns.certificate_file else "",
-            )
-            provider = Apns(self._engine, endpoint, self._apns_token, apns.topic, self._ttl())
-            self.table[APNS_SECTIONS[section]] = provider
 
-    def _add_fcm(self) -> None:
-        fcm, directory = self._settings.fcm, self._config.directory
-        account = configuration.service_account(directory, self._settings)
-        ca_file = configuration.ca_file(directory, "fcm", fcm.ca_file)
+def _connections(settings: Settings, provider: Provider, streams: int) -> int:
+    return min(max(_MIN_CONNECTIONS, -(-in_flight(settings, provider) // streams)), _MAX_CONNECTIONS)
 
-        def endpoint(url: str) -> Endpoint:
-            timeout = self._settings.delivery.timeout
-            return Endpoint(url, ca_file, timeout=timeout, http2_only=False, proxy=fcm.proxy)
 
-        token = AccessToken(self._engine, endpoint(account.token_uri), account, self._clock)
-        push_to = endpoint(_url(fcm.host, fcm.port))
-        self.table[Provider.FCM] = Fcm(
-            self._engine, push_to, token, account.project_id, ttl=self._ttl(), clock=self._clock
+def _ttl(settings: Settings) -> Mapping[PushKind, int]:
+    delivery = settings.delivery
+    return {
+        PushKind.VERIFICATION: delivery.verification_ttl,
+        PushKind.MESSAGES: delivery.provider_ttl,
+        PushKind.CHECK: _CHECK_TTL,
+    }
+
+
+def apns_settings(config: Config, any_key: EllipticCurvePrivateKey) -> ApnsSettings | None:
+    """What APNs is pushed to with; None: it is off.
+
+    Without a key only the test host is on: a mock that checks no signatures is content with `any_key`.
+    """
+    s, certificate = config.settings.apns, config.client_certificate
+    hosts = configuration.apns_hosts(config.settings)
+    if not hosts:
+        return None
+    signing = SigningKey(config.apns_key or any_key, s.key_id or "test", s.team_id or "test")
+    endpoints = {
+        apns.SECTIONS[section]: Endpoint(
+            _url(host.host, host.port),
+            config.ca_files[f"apns.{section}"],
+            timeout=config.settings.delivery.timeout,
+            proxy=s.proxy,
+            client_cert=certificate.chain if certificate else b"",
+            client_key=certificate.key if certificate else b"",
+            streams=apns.STREAMS,
+            connections=_connections(config.settings, Provider.APNS, apns.STREAMS),
+            ends=apns.CONNECTION_ENDS,
         )
+        for section, host in hosts.items()
+    }
+    return ApnsSettings(endpoints, s.topic, None if certificate else signing, _ttl(config.settings))
 
-    def _add_web_push(self, engine: HttpEngine) -> None:
-        web_push, directory = self._settings.web_push, self._config.directory
-        vapid = Vapid(configuration.vapid_key(directory, self._settings), web_push.contact, self._clock)
-        ca_file = configuration.ca_file(directory, "web_push", web_push.ca_file)
-        public_only = not self._settings.subscriber.allow_private_hosts
 
-        def endpoint(origin: str) -> Endpoint:
-            return Endpoint(
-                origin,
-                ca_file,
-                timeout=self._settings.delivery.timeout,
-                http2_only=False,
-                proxy=web_push.proxy,
-                public_only=public_only,
-            )
+def fcm_settings(config: Config) -> FcmSettings | None:
+    """What FCM is pushed to with; None: it is off."""
+    s, account = config.settings.fcm, config.service_account
+    if account is None:
+        return None
+    push_to = Endpoint(
+        _url(s.host, s.port),
+        config.ca_files["fcm"],
+        timeout=config.settings.delivery.timeout,
+        http2_only=False,
+        proxy=s.proxy,
+        streams=fcm.STREAMS,
+        connections=_connections(config.settings, Provider.FCM, fcm.STREAMS),
+    )
+    return FcmSettings(account, push_to, replace(push_to, url=account.token_uri), _ttl(config.settings))
 
-        self.table[Provider.WEB_PUSH] = WebPush(engine, endpoint, vapid, ttl=self._ttl(), clock=self._clock)
+
+def web_push_settings(config: Config) -> WebPushSettings | None:
+    """What push services are pushed to with; None: Web Push is off."""
+    s, key = config.settings.web_push, config.vapid_key
+    if key is None:
+        return None
+    private = config.settings.subscriber.allow_private_hosts
+    endpoint = Endpoint(
+        "",
+        config.ca_files["web_push"],
+        timeout=config.settings.delivery.timeout,
+        http2_only=False,
+        proxy=s.proxy,
+        public_only=not private,
+        streams=web_push.STREAMS,
+        connections=_connections(config.settings, Provider.WEB_PUSH, web_push.STREAMS),
+    )
+    keys = (key, *config.old_vapid_keys)
+    return WebPushSettings(keys, s.contact, endpoint, _ttl(config.settings), allow_private_hosts=private)
 
 
 def _url(host: str, port: int) -> str:

@@ -1,7 +1,7 @@
 """Notification subscriptions on many SMP servers: one connection each, resubscription after a disconnect.
 
 The agent keeps no list of subscriptions: it asks its `Subscriptions` for them, a block at a time, whenever it has
-connected (see `stream`). Where a server takes services, one NSUBS subscribes all that are associated already.
+connected (see `queue_session`). Where a server takes services, one NSUBS subscribes all that are associated already.
 """
 
 import asyncio
@@ -9,47 +9,39 @@ import logging
 import ssl
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Generic
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
+from smp_bridge.backoff import Backoff
 from smp_bridge.client import Client, Event
-from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceCredentials, ServiceRefusedError
-from smp_bridge.network import HostNotAllowedError, NoHostError, ProxyError, ResolveError
-from smp_bridge.queue_session import AgentConfig, Backoff, Share, Stream
-from smp_bridge.subscriptions import ConnectFailure, Subscriptions
+from smp_bridge.connecting import Connect, connect
+from smp_bridge.failure import TABLE, ConnectFailure, Happened, Remedy, Ruling, connecting
+from smp_bridge.handshake import HandshakeError, ServiceCredentials
+from smp_bridge.places import Places
+from smp_bridge.queue_session import AgentConfig, QueueSession, Share
+from smp_bridge.service import ServiceLife
+from smp_bridge.subscriptions import Ref, S, Subscriptions
 from smp_bridge.tls import client_context
-from smp_bridge.transport import ConnectionClosedError
+from smp_bridge.transmission import Session
+from smp_bridge.transport import BlockConnection, Scratch
 
 log = logging.getLogger(__name__)
 
-_MAX_DOUBLINGS: Final = 4  # of ended_backoff
-
-_FAILURES: Final[tuple[tuple[type[Exception], ConnectFailure], ...]] = (
-    (IdentityMismatchError, ConnectFailure.IDENTITY),
-    (HandshakeError, ConnectFailure.HANDSHAKE),
-    (ConnectionClosedError, ConnectFailure.HANDSHAKE),
-    (HostNotAllowedError, ConnectFailure.NOT_ALLOWED),
-    (NoHostError, ConnectFailure.NOT_ALLOWED),
-    (ResolveError, ConnectFailure.RESOLVE),
-    (ProxyError, ConnectFailure.PROXY),
-    (ssl.SSLError, ConnectFailure.TLS),
-    (TimeoutError, ConnectFailure.TIMEOUT),
-    (OSError, ConnectFailure.TCP),
-)
+CLOSE_GRACE: Final = 5.0
 
 
-class Agent:
-    """Subscribes on many servers; must be closed."""
+class Agent(Generic[S]):
+    """Subscribes on many servers; must be closed. `S`: the owner's handles of sessions.
 
-    def __init__(self, owner: Subscriptions, config: AgentConfig | None = None) -> None:
-        self._owner = owner
-        self._config = config or AgentConfig()
-        self._share = Share(self._config)
-        self._context = client_context("smp")
-        self._servers: dict[ServerAddress, _Server] = {}
+    `by`: how servers are connected to; a simulator's are not by sockets (see `testing.link`).
+    """
+
+    def __init__(self, owner: Subscriptions[S], config: AgentConfig | None = None, *, by: Connect = connect) -> None:
+        self._shared = _Shared(owner, config or AgentConfig(), by)
+        self._servers: dict[ServerAddress, _Server[S]] = {}
 
     def start(self, server: ServerAddress) -> None:
         """Connect to a server, unless that is done or under way, and subscribe what its pages give."""
@@ -57,151 +49,225 @@ class Agent:
         if worker is not None and not worker.task.done():
             worker.asked = True  # it may be learning just now that nothing was wanted
             return
-        worker = _Server(self._owner, self._config, self._share, self._context, server)
+        worker = _Server(self._shared, server)
         self._servers[server] = worker
         worker.task.add_done_callback(partial(self._forget, worker))
 
-    def _forget(self, worker: "_Server", _: "asyncio.Task[None]") -> None:
+    def _forget(self, worker: "_Server[S]", _: "asyncio.Task[None]") -> None:
         if self._servers.get(worker.address) is worker:
             del self._servers[worker.address]
 
-    def subscribe(self, server: ServerAddress, *refs: int) -> None:
+    def subscribe(self, server: ServerAddress, *refs: Ref) -> None:
         """Subscribe these in the current session, even if they are already; without a session the pages give them."""
         self.start(server)
         self._servers[server].add(refs)
 
+    def release(self, server: ServerAddress) -> None:
+        """Nothing is wanted on this server any more: end its session as `close` does, but without haste.
+
+        The owner is asked once more whether anything is `wanted`; if so, the server is connected to again.
+        """
+        worker = self._servers.get(server)
+        if worker is not None:
+            worker.release()
+
     def is_connected(self, server: ServerAddress) -> bool:
         """Whether there is a session with the server."""
         worker = self._servers.get(server)
-        return worker is not None and worker.stream is not None
+        return worker is not None and worker.session is not None
 
     @property
     def servers(self) -> int:
         """How many servers are connected or being connected to."""
         return len(self._servers)
 
-    async def close(self) -> None:
-        """Close all connections."""
-        tasks = [s.task for s in self._servers.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._servers.clear()
+    async def close(self, grace: float = CLOSE_GRACE) -> int:
+        """End all sessions: nothing more is sent, what was received reaches the owner, then connections are closed.
+
+        `grace`: seconds that the owner may take for that; after them its methods are cancelled, but `disconnected`.
+        How many blocks it had not taken by then; they are lost.
+        """
+        workers = list(self._servers.values())
+        for worker in workers:
+            worker.end()
+        if workers:
+            _, late = await asyncio.wait([w.task for w in workers], timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        untaken = sum(w.untaken for w in workers)
+        if untaken:
+            log.error("%d blocks that SMP servers had sent were not taken before the end", untaken)
+        return untaken
 
 
-class _Server:
+class _Shared(Generic[S]):
+    """What all servers share."""
+
+    def __init__(self, owner: Subscriptions[S], config: AgentConfig, by: Connect) -> None:
+        self.connect = by
+        self.owner = owner
+        self.config = config
+        self.places = Places(config.connecting, config.slow_connect, config.slow)
+        self.sessions = Share(config)
+        self.scratch = Scratch()
+        self.context = client_context("smp")
+
+
+class _Server(Generic[S]):
     """One server: a task that connects, subscribes and waits for the end, again and again."""
 
-    def __init__(
-        self, owner: Subscriptions, config: AgentConfig, share: Share, context: ssl.SSLContext, address: ServerAddress
-    ) -> None:
-        self._owner = owner
-        self._config = config
-        self._share = share
-        self._context = context
+    def __init__(self, shared: _Shared[S], address: ServerAddress) -> None:
+        self._shared = shared
+        self._owner = shared.owner
+        self._config = shared.config
         self.address = address
         self.asked = False
-        self.stream: Stream | None = None
-        self._no_service_until = 0.0
-        self._ends = 0  # times in a row that another session took the service's subscriptions over
-        self._ended = False  # in this session
-        self._lost = False  # in the session before
+        self.session: QueueSession[S] | None = None
+        self.untaken = 0  # blocks that were read and not taken when the agent was closed
+        self._in_session = False  # from `connected` to the end of `disconnected`
+        self._ending = False
+        self._released = False
+        self._service = ServiceLife(self._config.without_service, self._config.ended_backoff)
         self.task = asyncio.create_task(self._run(), name="smp agent")
 
-    def add(self, refs: Sequence[int]) -> None:
+    def add(self, refs: Sequence[Ref]) -> None:
         """Subscribe in the current session, if there is one."""
-        if self.stream is not None:
-            self.stream.add(refs)
+        if self.session is not None:
+            self.session.add(refs)
+
+    def end(self) -> None:
+        """End the session in an orderly way, and then the task; without a session at once."""
+        self._ending = True
+        if self.session is not None:
+            self.session.end()
+        elif not self._in_session:
+            self.task.cancel()
+
+    def release(self) -> None:
+        """End the session in an orderly way, and then the task if nothing is wanted."""
+        if self.session is not None:
+            self._released = True
+            self.session.end()
 
     async def _run(self) -> None:
-        backoff = Backoff(self._config.min_backoff, self._config.max_backoff)
+        config = self._config
+        backoff = Backoff(config.min_backoff, config.max_backoff, config.rng)
         while True:
-            self.asked = False
             try:
-                if not await self._owner.wanted(self.address) and not self.asked:
+                if not await self._is_wanted():
                     return
-                if await self._session():
+                if await self._connect_and_stay():
                     backoff.reset()
+                if self._ending or (self._released and not await self._is_wanted()):
+                    return
             except Exception:
-                log.exception("a session with an SMP server failed")
+                log.log(TABLE[Happened.OWNER_FAILED].level, "a session with an SMP server failed", exc_info=True)
+                if self._ending:
+                    return
             await asyncio.sleep(backoff.delay())
 
-    async def _session(self) -> bool:
-        """Connect and stay; False if it could not connect."""
-        client = await self._connect()
-        if client is None:
+    async def _is_wanted(self) -> bool:
+        self.asked = self._released = False
+        return await self._owner.wanted(self.address) or self.asked
+
+    async def _connect_and_stay(self) -> bool:
+        """One session, to its end; False if there was none."""
+        connected = await self._connect()
+        if connected is None:
             return False
-        self._ended = False
-        stream = Stream(self._owner, self._config, self._share, self.address, client)
+        connection, agreed = connected
         try:
-            service = client.session.service
-            associated = await self._owner.connected(self.address, service.service_id if service else None)
-            self.stream = stream
-            await stream.run(associated=associated)
-        finally:
-            self.stream = None
-            try:
-                await self._owner.disconnected(self.address)  # first: closing may take seconds
-            finally:
-                await client.close()
-        if stream.refused or (stream.lost and self._lost):
-            self._refused("its subscriptions")
-        self._lost = stream.lost  # another handshake should mend it, once
-        self._ends = self._ends + 1 if self._ended else 0
+            handle = await self._owner.connected(self.address, agreed.service.service_id if agreed.service else None)
+        except BaseException:
+            connection.abort()
+            raise
+        # Only now: what it receives has a session to belong to.
+        on_events = partial(self._on_events, handle)
+        client = Client(connection, agreed, on_events, ping_interval=self._config.ping_interval)
+        self._service.begin_session()
+        self.session = QueueSession(self._owner, self._shared.sessions, self.address, handle, client)
+        remedy = await self._stay(self.session, handle, client)
+        if self._service.end_session(remedy) is Remedy.WITHOUT_SERVICE:
+            self._without_service("its subscriptions", TABLE[Happened.NSUBS_REFUSED])
         return True
 
-    async def _connect(self) -> Client | None:
+    async def _stay(self, session: QueueSession[S], handle: S, client: Client) -> Remedy:
+        """Subscribe; when that is over, in whatever way, hand over what was received; then it is the session's end."""
+        self._in_session = True
         try:
-            async with self._share.connecting():
-                service, context = await self._service()
-                return await Client.connect(
+            try:
+                await session.run()
+            except Exception:
+                await client.finish()
+                raise
+            await client.finish()
+        finally:
+            self.session = None
+            try:
+                untaken = await client.stop()
+                self.untaken = untaken if self._ending else 0  # else the owner failed, which was logged
+                await self._owner.disconnected(handle)  # first: closing may take seconds
+            finally:
+                self._in_session = False
+                await client.close()
+        return session.remedy
+
+    async def _connect(self) -> tuple[BlockConnection, Session] | None:
+        try:
+            async with self._shared.places.place():
+                service, context = await self._credentials()
+                return await self._shared.connect(
                     self.address,
-                    self._on_events,
                     context=context,
                     service=service,
                     network=self._config.network,
-                    scratch=self._share.scratch,
-                    ping_interval=self._config.ping_interval,
+                    scratch=self._shared.scratch,
+                    clock=self._config.clock,
                 )
-        except ServiceRefusedError:
-            self._refused("the handshake")
         except (OSError, HandshakeError) as e:
-            self._failed(e)
+            ruling = TABLE[connecting(e)]
+            if ruling.remedy is Remedy.WITHOUT_SERVICE:
+                self._without_service("the handshake", ruling)
+            else:
+                self._failed(e, ruling)
         return None
 
-    async def _service(self) -> tuple[ServiceCredentials | None, ssl.SSLContext]:
-        if asyncio.get_running_loop().time() < self._no_service_until:
-            return None, self._context
+    async def _credentials(self) -> tuple[ServiceCredentials | None, ssl.SSLContext]:
+        if not self._service.may_be_one(asyncio.get_running_loop().time()):
+            return None, self._shared.context
         credentials = await self._owner.service(self.address)
         if credentials is None:
-            return None, self._context
+            return None, self._shared.context
         key = Ed25519PrivateKey.generate()
         service = ServiceCredentials(tuple(credentials.chain_der), credentials.key, key)
         return service, client_context("smp", credentials)
 
-    def _refused(self, what: str) -> None:
-        log.warning("SMP server %s refuses %s as a service; going on without", self.address.hosts[0], what)
-        self._no_service_until = asyncio.get_running_loop().time() + self._config.without_service
+    def _without_service(self, what: str, ruling: Ruling) -> None:
+        log.log(ruling.level, "SMP server %s refuses %s as a service; going on without", self.address.hosts[0], what)
+        self._service.give_up(asyncio.get_running_loop().time())
         self._owner.service_refused(self.address)
 
-    def _failed(self, e: Exception) -> None:
-        failure = next(kind for cls, kind in _FAILURES if isinstance(e, cls))
+    def _failed(self, e: Exception, ruling: Ruling) -> None:
+        failure = ruling.failure
+        assert failure is not None
         host, text = self.address.hosts[0], str(e) or type(e).__name__
         if failure is ConnectFailure.IDENTITY:
-            log.error("SMP server %s is not whom its address names, someone may be impersonating it: %s", host, text)
-        elif failure is ConnectFailure.NOT_ALLOWED:
-            log.warning("SMP server %s: %s", host, text)
-        else:
-            log.info("SMP server %s: cannot connect (%s): %s", host, failure, text)
+            text = f"it is not whom its address names, someone may be impersonating it: {text}"
+        log.log(ruling.level, "SMP server %s: cannot connect (%s): %s", host, failure, text)
         self._owner.connect_failed(self.address, failure)
 
-    async def _on_events(self, events: Sequence[Event]) -> None:
-        await self._owner.events(self.address, events)
-        if not self._ended and any(isinstance(e.message, smp.Ends) for e in events):
-            self._ended = True
-            delay = self._config.ended_backoff * 2 ** min(self._ends, _MAX_DOUBLINGS)
-            log.warning("SMP server %s: another session took the service's subscriptions over", self.address.hosts[0])
-            if self.stream is not None:
+    async def _on_events(self, handle: S, events: Sequence[Event]) -> None:
+        await self._owner.events(handle, events)
+        if not any(isinstance(e.message, smp.Ends) for e in events):
+            return
+        delay = self._service.taken_over()
+        if delay is not None:
+            level = TABLE[Happened.TAKEN_OVER].level
+            log.log(
+                level, "SMP server %s: another session took the service's subscriptions over", self.address.hosts[0]
+            )
+            if self.session is not None:
                 # In this session NSUBS would not take them back.
-                asyncio.get_running_loop().call_later(delay, self.stream.end)
+                asyncio.get_running_loop().call_later(delay, self.session.end)

@@ -11,9 +11,11 @@ from typing import Final, Self
 
 from smp_bridge import ntf, smp
 from smp_bridge.address import Scheme, ServerAddress
+from smp_bridge.connecting import Connect, connect
 from smp_bridge.encoding import ParseError
 from smp_bridge.handshake import ServiceCredentials, Versions
 from smp_bridge.network import Network
+from smp_bridge.notifications import parse_notifications
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
     AuthKey,
@@ -27,7 +29,7 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BlockConnection, ConnectionClosedError, Scratch, connect
+from smp_bridge.transport import BlockConnection, ConnectionClosedError, Scratch
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,13 @@ REQUEST_TIMEOUT: Final = 30.0
 PING_INTERVAL: Final = 60.0
 MAX_UNANSWERED_PINGS: Final = 3
 _PREFIX_SIZE: Final = CORR_ID_SIZE - 2
+_SOON: Final = 0.001
 _SIGNED_AT_ONCE: Final = 32
+
+# How `Client.finish` reads on. A server that is told of the end closes a round trip later.
+_QUIET: Final = 0.3  # seconds without a byte: nothing comes any more
+_READ_ON: Final = 5.0  # seconds in all, those in which `on_events` holds up the reading not counted
+_READ_ON_BYTES: Final = 2**24  # more than a socket's buffers hold
 
 _PARSE: Final[dict[Scheme, Callable[[bytes, int], Message]]] = {"smp": smp.parse_answer, "ntf": ntf.parse_answer}
 
@@ -112,7 +120,8 @@ async def _ignore(events: Sequence[Event]) -> None:
 class Client:
     """A connection after its handshake. Make it with `Client.connect`; it must be closed.
 
-    `on_events` is awaited with the events of each block before the next block is read: it is the backpressure.
+    `on_events` is awaited with the events of each block before the next block is read: it is the backpressure. When
+    the connection is lost it still gets the events of all blocks that were read before; `closed` is done after that.
     """
 
     def __init__(
@@ -129,6 +138,8 @@ class Client:
         self._requests: dict[bytes, asyncio.Future[Message]] = {}
         self._batches: dict[bytes, Batch] = {}
         self._received_at = asyncio.get_running_loop().time()
+        self._taking = False  # a block was received, and `on_events` is not done with it
+        self._failed = 0  # blocks
         self._ping_interval = ping_interval
         self.closed: asyncio.Task[None] = asyncio.create_task(self._run(), name=f"{session.scheme} client")
 
@@ -144,9 +155,10 @@ class Client:
         network: Network | None = None,
         scratch: Scratch | None = None,
         ping_interval: float = PING_INTERVAL,
+        by: Connect = connect,
     ) -> Self:
-        """Connect and shake hands. Raises what `transport.connect` raises."""
-        connection, session = await connect(
+        """Connect and shake hands. Raises what `connecting.connect` raises."""
+        connection, session = await by(
             address, context=context, versions=versions, service=service, network=network, scratch=scratch
         )
         return cls(connection, session, on_events, ping_interval=ping_interval)
@@ -222,12 +234,48 @@ class Client:
         """Wait until the server has taken enough of what was sent."""
         await self._connection.drain()
 
-    async def close(self) -> None:
-        """Close the connection; what waits for an answer gets ConnectionClosedError."""
+    @property
+    def untaken(self) -> int:
+        """How many blocks were read from the socket that `on_events` did not take, or not yet."""
+        return self._connection.blocks + self._taking + self._failed
+
+    async def finish(self) -> None:
+        """Send no more, and hand to `on_events` what was received and what is about to come; `close` after it.
+
+        The server is told (close_notify), which has it close. Until it does, reading goes on for as long as anything
+        comes without a pause of 0.3 s, at most 5 s and 16 MiB, and however long `on_events` takes.
+        """
+        connection, loop = self._connection, asyncio.get_running_loop()
+        connection.end()
+        begin, time_left = connection.received, _READ_ON
+        while not self.closed.done() and time_left > 0 and connection.received - begin < _READ_ON_BYTES:
+            before, started = connection.received, loop.time()
+            await asyncio.wait([self.closed], timeout=_QUIET)
+            if connection.reading_paused:
+                continue
+            if connection.received == before:
+                break
+            time_left -= loop.time() - started
+        connection.abort()
+        await asyncio.wait([self.closed])
+
+    async def stop(self) -> int:
+        """Hand over nothing more: `on_events` is cancelled. How many blocks it did not take."""
         self.closed.cancel()
         await asyncio.wait([self.closed])
-        self._give_up()  # a task that is cancelled before its first step never runs
-        await self._connection.close()
+        return self.untaken
+
+    async def close(self) -> None:
+        """Close the connection now; what waits for an answer gets ConnectionClosedError.
+
+        What was read and not handed to `on_events` is lost: see `untaken`, and `finish`.
+        """
+        try:
+            await self.stop()
+            self._give_up()  # a task that is cancelled before its first step never runs
+            await self._connection.close()
+        finally:
+            self._connection.abort()
 
     def _give_up(self) -> None:
         for future in list(self._requests.values()):
@@ -242,25 +290,36 @@ class Client:
         pinging = asyncio.create_task(self._ping())
         try:
             while True:
-                await self._take(await self._connection.receive())
+                content = await self._connection.receive()
+                try:
+                    await self._take(content)
+                except Exception:
+                    self._fail()
         except ConnectionClosedError:
-            self._connection.abort()
-        except Exception:
-            log.exception("handling events failed; the connection is closed")
             self._connection.abort()
         finally:
             pinging.cancel()
             self._give_up()
 
+    def _fail(self) -> None:
+        """A block could not be taken: the connection is closed, but what else was read is handed over."""
+        if not self._failed:
+            log.exception("handling events failed; the connection is closed")
+        self._failed += 1
+        self._taking = False
+        self._connection.abort()
+
     async def _take(self, content: bytes) -> None:
         self._received_at = asyncio.get_running_loop().time()
         events = self._events(content)
         if events:
+            self._taking = True
             await self._on_events(events)
+            self._taking = False
 
     def _events(self, content: bytes) -> list[Event]:
         """The events of a block; its answers go to who waits for them."""
-        if self.session.scheme == "smp" and (notifications := smp.parse_notifications(self.session, content)):
+        if self.session.scheme == "smp" and (notifications := parse_notifications(self.session, content)):
             return [Event(*n) for n in notifications]
         answered = (self._answer(t) for t in parse_block(self.session, content))
         return [event for event in answered if event is not None]
@@ -298,19 +357,22 @@ class Client:
         loop = asyncio.get_running_loop()
         unanswered = 0
         while True:
-            idle = loop.time() - self._received_at
-            if idle < self._ping_interval:
-                await asyncio.sleep(self._ping_interval - idle)
+            left = self._received_at + self._ping_interval - loop.time()
+            if left > _SOON:  # less is as good as none: it may be too little for the clock to move by
+                await asyncio.sleep(left)
                 continue
             sent_at = loop.time()
             try:
                 [answer] = self.send([Request(ping)])
             except ConnectionClosedError:
                 return
-            await asyncio.wait([answer], timeout=self._ping_interval)
-            unanswered = 0 if self._received_at >= sent_at else unanswered + 1
+            try:
+                await asyncio.wait([answer], timeout=self._ping_interval)
+            finally:
+                answer.cancel()
+                if not answer.cancelled():
+                    answer.exception()  # nobody else looks
+            # While events are being taken nothing is read: that is not the server's silence.
+            unanswered = 0 if self._received_at >= sent_at or self._taking else unanswered + 1
             if unanswered == MAX_UNANSWERED_PINGS:
                 self._connection.abort()
-            answer.cancel()
-            if answer.done() and not answer.cancelled():
-                answer.exception()

@@ -160,10 +160,10 @@ class ServerHandshake:
         key: X25519PrivateKey,
         *,
         alpn: bool,
+        now: datetime.datetime,
         versions: Versions | None = None,
         peer_chain: Sequence[bytes] = (),
         services: ServiceIds | None = None,
-        now: datetime.datetime | None = None,
     ) -> None:
         self._scheme = scheme
         self._session_id = session_id
@@ -171,7 +171,7 @@ class ServerHandshake:
         self._key = key
         self._peer_chain = tuple(peer_chain)
         self._services = services
-        self._now = now or datetime.datetime.now(datetime.UTC)
+        self._now = now
         self.answer: bytes | None = None
         self._versions = (versions or VERSIONS[scheme]) if alpn else LEGACY_VERSIONS[scheme]
         signed = crypto.SignedKey.sign(signer, key.public_key())

@@ -142,7 +142,7 @@ class Credentials:
     key: SignPrivateKey = field(repr=False)
 
     @classmethod
-    def load(cls, server_crt: bytes, ca_crt: bytes, server_key: bytes) -> Self:
+    def load(cls, server_crt: bytes, ca_crt: bytes, server_key: bytes, now: datetime.datetime | None = None) -> Self:
         """From the PEM files that the reference uses too: `ca.crt` begins with the identity certificate.
 
         Raises IdentityError for a chain that no client would accept.
@@ -150,7 +150,7 @@ class Credentials:
         leaves = load_certificates(server_crt)
         chain = (leaves[0], *load_certificates(ca_crt)) if len(leaves) == 1 else tuple(leaves)
         out = cls(chain, load_private_key(server_key))
-        leaf = verify_chain(out.chain_der, out.key_hash, datetime.datetime.now(datetime.UTC))
+        leaf = verify_chain(out.chain_der, out.key_hash, now or datetime.datetime.now(datetime.UTC))
         if leaf != out.key.public_key():
             raise IdentityError("the private key is not the certificate's")
         return out

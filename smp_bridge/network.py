@@ -12,6 +12,7 @@ from typing import Final, Literal
 from aiohappyeyeballs import AddrInfoType, start_connection
 
 from smp_bridge.address import ServerAddress
+from smp_bridge.failure import ConnectError, Happened
 from smp_bridge.socks import SocksProxy
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -60,20 +61,28 @@ _NOT_PUBLIC: Final[tuple[IPNetwork, ...]] = (
 )
 
 
-class HostNotAllowedError(OSError):
+class HostNotAllowedError(ConnectError):
     """The host is, or resolves to, an address that is not on the public internet or is denied."""
 
+    happened = Happened.HOST_NOT_ALLOWED
 
-class ResolveError(OSError):
+
+class ResolveError(ConnectError):
     """The host's name is none, does not exist, or has no address."""
 
+    happened = Happened.NO_SUCH_HOST
 
-class NoHostError(OSError):
+
+class NoHostError(ConnectError):
     """The server has no host that may be tried."""
 
+    happened = Happened.HOST_NOT_ALLOWED
 
-class ProxyError(OSError):
+
+class ProxyError(ConnectError):
     """The proxy cannot be reached, or refuses."""
+
+    happened = Happened.PROXY_FAILED
 
 
 # --- which hosts

@@ -4,22 +4,24 @@ import asyncio
 import contextlib
 import logging
 import random
-from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from smp_bridge import crypto, smp
+from smp_bridge import crypto, failure, smp
 from smp_bridge.address import ServerAddress
+from smp_bridge.backoff import Backoff, Rng
 from smp_bridge.client import Batch, Client, Request, ServerError, UnexpectedAnswerError
 from smp_bridge.encoding import ParseError
+from smp_bridge.failure import TABLE, Happened, NsubAnswer, Remedy
 from smp_bridge.network import Network
-from smp_bridge.subscriptions import Outcome, Result, Subscription, Subscriptions, outcome
-from smp_bridge.transmission import Service
-from smp_bridge.transport import ConnectionClosedError, Scratch
+from smp_bridge.subscriptions import NsubRequest, NsubResult, Ref, S, Subscriptions
+from smp_bridge.transmission import Message, Service
+from smp_bridge.transport import ConnectionClosedError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class AgentConfig:
     `window`: blocks of NSUBs without an answer on one server; `in_flight`: on all servers, as far as each may have
     one; `connecting`: simultaneous connects, where those that take longer than `slow_connect` count among `slow`;
     `without_service`: how long a server that refuses the service is not asked again; `ended_backoff`: before a
-    service subscription that another session took over is taken back, longer each time.
+    service subscription that another session took over is taken back, longer each time. `rng` jitters the delays;
+    `clock`: Unix seconds, by which certificates are valid. All else is timed by the event loop.
     """
 
     min_backoff: float = 1.0
@@ -51,40 +54,21 @@ class AgentConfig:
     without_service: float = 3600.0
     ended_backoff: float = 60.0
     network: Network = field(default_factory=Network)
-
-
-class Backoff:
-    """Jittered exponential delays between two bounds."""
-
-    def __init__(self, low: float, high: float, rng: Callable[[], float] = random.random) -> None:
-        self._low, self._high, self._rng = low, high, rng
-        self._next = low
-
-    def reset(self) -> None:
-        """Begin again at the lower bound."""
-        self._next = self._low
-
-    def delay(self) -> float:
-        """Seconds to wait now: a bound that grows by half each time, and up to half of it more."""
-        bound = self._next
-        self._next = max(self._low, min(bound * 1.5, self._high / 1.5))
-        return min(bound * (1 + 0.5 * self._rng()), self._high)
+    rng: Rng = random.random
+    clock: Callable[[], float] = time.time
 
 
 class Share:
-    """What all servers share: turns to connect, turns to load and sign a block, how many are streaming."""
+    """What the sessions of all servers share: turns to load and sign a block, how many are streaming."""
 
     def __init__(self, config: AgentConfig) -> None:
-        self._config = config
-        self._connecting = asyncio.Semaphore(config.connecting)
+        self.config = config
         self.turn = asyncio.Semaphore(_TURNS)
-        self.scratch = Scratch()
         self._streaming = 0
-        self._slow = 0
 
     def window(self) -> int:
         """Blocks that a server may have without an answer now."""
-        return min(self._config.window, max(1, self._config.in_flight // max(1, self._streaming)))
+        return min(self.config.window, max(1, self.config.in_flight // max(1, self._streaming)))
 
     @contextlib.contextmanager
     def streaming(self) -> Iterator[None]:
@@ -95,72 +79,45 @@ class Share:
         finally:
             self._streaming -= 1
 
-    @contextlib.asynccontextmanager
-    async def connecting(self) -> AsyncIterator[None]:
-        """A place among those that connect; who proves slow goes on among the slow. Raises TimeoutError: too many."""
-        config, loop = self._config, asyncio.get_running_loop()
-        await self._connecting.acquire()
-        slow = False
 
-        def be_slow() -> None:
-            nonlocal slow
-            slow = True
-            self._slow += 1
-            self._connecting.release()
-            if self._slow > config.slow:
-                limit.reschedule(loop.time())
+class QueueSession(Generic[S]):
+    """Subscribes in one session, the owner's `handle`. `run` it; what was received is left to `Client.finish`.
 
-        timer = loop.call_later(config.slow_connect, be_slow)
-        try:
-            async with asyncio.timeout(None) as limit:
-                yield
-        finally:
-            timer.cancel()
-            if slow:
-                self._slow -= 1
-            else:
-                self._connecting.release()
-
-
-class Stream:
-    """Subscribes in one session. `run` it.
-
-    After it, `refused`: the server takes no NSUBs of the service; `lost`: it knows the service of this session no more.
+    After it, `remedy`: what the session's service calls for (NOTHING, RECONNECT, WITHOUT_SERVICE).
     """
 
-    def __init__(
-        self, owner: Subscriptions, config: AgentConfig, share: Share, address: ServerAddress, client: Client
-    ) -> None:
+    def __init__(self, owner: Subscriptions[S], share: Share, server: ServerAddress, handle: S, client: Client) -> None:
+        config = share.config
         self._owner = owner
         self._config = config
         self._share = share
-        self._address = address
+        self._server = server
+        self._handle = handle
         self._client = client
-        self._backoff = Backoff(config.min_backoff, config.max_backoff)
-        self._added: list[int] = []
-        self._again: list[int] = []
+        self._backoff = Backoff(config.min_backoff, config.max_backoff, config.rng)
+        self._added: list[Ref] = []
+        self._again: list[Ref] = []
         self._again_at = 0.0
-        self._left: Sequence[Subscription] = []  # did not fit the block before
+        self._left: Sequence[NsubRequest] = []  # did not fit the block before
         self._reassociated = False  # after ERR SERVICE
         self._in_flight: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.refused = False
-        self.lost = False
+        self.remedy = Remedy.NOTHING
 
-    def add(self, refs: Sequence[int]) -> None:
+    def add(self, refs: Sequence[Ref]) -> None:
         """Subscribe these too."""
         self._added.extend(refs)
         self._changed.set()
 
     def end(self) -> None:
-        """Have `run` return."""
+        """Send no more: have `run` return."""
         if not self._over.done():
             self._over.set_result(None)
 
-    async def run(self, *, associated: bool) -> None:
-        """Until the connection is lost, or `end`. `associated`: the service has subscriptions on the server."""
-        streaming = asyncio.create_task(self._stream(associated))
+    async def run(self) -> None:
+        """Until the connection is lost, or `end`. Raises what the owner raises."""
+        streaming = asyncio.create_task(self._stream(self._handle.associated))
         try:
             await asyncio.wait([streaming, self._over, self._client.closed], return_when=asyncio.FIRST_COMPLETED)
             for task in (streaming, self._over):
@@ -200,12 +157,12 @@ class Stream:
             room = len(self._in_flight) < self._share.window()
             await self._wait(self._again_at if room and self._again else None)
         async with self._share.turn:
-            subscriptions = await self._load(pages)
-            if subscriptions:
-                await self._send(subscriptions)
+            wanted = await self._load(pages)
+            if wanted:
+                await self._send(wanted)
                 await asyncio.sleep(0)  # let others have the loop before the next block is signed
         await self._client.drain()
-        return not pages or subscriptions is not None
+        return not pages or wanted is not None
 
     def _ready(self, pages: bool) -> bool:
         if len(self._in_flight) >= self._share.window():
@@ -215,17 +172,17 @@ class Stream:
     def _again_is_due(self) -> bool:
         return bool(self._again) and asyncio.get_running_loop().time() >= self._again_at
 
-    async def _load(self, pages: bool) -> Sequence[Subscription] | None:
+    async def _load(self, pages: bool) -> Sequence[NsubRequest] | None:
         """What is next, first of all what did not fit before; None: the pages are at their end."""
         left, self._left = self._left, []
         room = PAGE - len(left)
         if refs := self._take_refs(room):
-            return [*left, *await self._owner.load(self._address, refs)]
+            return [*left, *await self._owner.load(self._handle, refs)]
         if not pages or not room or len(self._again) >= _MAX_AGAIN:
             return left
-        return [*left, *await self._owner.page(self._address, room)] or None
+        return [*left, *await self._owner.page(self._handle, room)] or None
 
-    def _take_refs(self, room: int) -> list[int]:
+    def _take_refs(self, room: int) -> list[Ref]:
         if not self._added and self._again_is_due():
             self._added, self._again = self._again, []  # what fails once more waits anew
         refs, self._added = self._added[:room], self._added[room:]
@@ -238,63 +195,67 @@ class Stream:
                 await self._changed.wait()
         self._changed.clear()
 
-    async def _send(self, subscriptions: Sequence[Subscription]) -> None:
+    async def _send(self, wanted: Sequence[NsubRequest]) -> None:
         """Send one block of them; the rest is next."""
         as_service = self._client.session.service is not None
         nsub = smp.NSub()
-        requests = [Request(nsub, s.notifier_id, s.notifier_key, as_service) for s in subscriptions]
+        requests = [Request(nsub, w.notifier_id, w.notifier_key, as_service) for w in wanted]
         try:
             batch = await self._client.send_block(requests)
         except (crypto.CryptoError, ParseError):
-            self._left = await self._drop_unusable(subscriptions)
-            if len(self._left) == len(subscriptions):
+            self._left = await self._drop_unusable(wanted)
+            if len(self._left) == len(wanted):
                 raise  # it was not a key of theirs
             return
         count = len(batch.answers)
-        refs = array("q", (s.ref for s in subscriptions[:count]))
-        tags = bytes(s.tag for s in subscriptions[:count])
-        self._left = subscriptions[count:]
+        refs = [w.ref for w in wanted[:count]]
+        tags = bytes(w.tag for w in wanted[:count])
+        self._left = wanted[count:]
         task = asyncio.create_task(self._answers(batch, refs, tags))
         self._in_flight.add(task)
         task.add_done_callback(self._answered)
 
-    async def _drop_unusable(self, subscriptions: Sequence[Subscription]) -> list[Subscription]:
-        """Those whose key can be used in this session; the others get their outcome."""
+    async def _drop_unusable(self, wanted: Sequence[NsubRequest]) -> list[NsubRequest]:
+        """Those whose key can be used in this session; the others get their result."""
+        answer = TABLE[Happened.NSUB_KEY_UNUSABLE].answer
+        assert answer is not None
         usable, results = [], []
-        for s in subscriptions:
+        for w in wanted:
             try:
-                key = s.notifier_key
+                key = w.notifier_key
                 key = crypto.parse_quick_private(key) if isinstance(key, bytes) else key
             except ParseError:
-                results.append(Result(s.ref, s.tag, Outcome.ERROR, "the key is bad"))
+                results.append(NsubResult(w.ref, w.tag, answer, "the key is bad"))
                 continue
             if isinstance(key, X25519PrivateKey) and self._client.session.server_key is None:
-                results.append(Result(s.ref, s.tag, Outcome.ERROR, "the server is too old for this key"))
+                results.append(NsubResult(w.ref, w.tag, answer, "the server is too old for this key"))
             else:
-                usable.append(s)
-        await self._owner.results(self._address, results)
+                usable.append(w)
+        await self._owner.results(self._handle, results)
         return usable
 
-    async def _answers(self, batch: Batch, refs: Iterable[int], tags: Iterable[int]) -> None:
+    async def _answers(self, batch: Batch, refs: Iterable[Ref], tags: Iterable[int]) -> None:
         """Wait for the answers to a block and hand them on."""
         try:
             await batch.wait(self._config.request_timeout)
         finally:
             self._client.forget(batch)
         service = self._client.session.service
-        results: list[Result] = []
-        again: list[int] = []
+        service_id = service.service_id if service else None
+        results: list[NsubResult] = []
+        again: list[Ref] = []
         for ref, tag, answer in zip(refs, tags, batch.answers, strict=True):
-            what = outcome(answer, service.service_id if service else None)
-            if what is None:
+            ruling = TABLE[failure.nsub(answer, service_id)]
+            if ruling.answer is not None:
+                error = failure.words(answer) if ruling.answer is NsubAnswer.ERROR else ""
+                results.append(NsubResult(ref, tag, ruling.answer, error))
+            elif ruling.remedy is Remedy.AGAIN:
                 again.append(ref)
-            elif what[0] is Outcome.SERVICE and service:
-                self.refused = True
             else:
-                results.append(Result(ref, tag, *what))
+                self.remedy = ruling.remedy
         if results:
-            await self._owner.results(self._address, results)
-        if self.refused:
+            await self._owner.results(self._handle, results)
+        if self.remedy is Remedy.WITHOUT_SERVICE:
             self.end()
         if again:
             if not self._again:
@@ -316,39 +277,37 @@ class Stream:
         service = self._client.session.service
         assert service is not None
         for _ in range(_NSUBS_TRIES):
-            try:
-                count = await self._nsubs(service)
-            except (ServerError, UnexpectedAnswerError) as e:
-                raise self._give_up(str(e), lost=isinstance(e, ServerError) and e.error.code == "AUTH") from e
-            except TimeoutError:
-                await asyncio.sleep(self._backoff.delay())
-            else:
-                self._backoff.reset()
-                return await self._owner.service_subscribed(self._address, count)
-        raise self._give_up("no answer", lost=False)
+            answer = await self._nsubs(service)
+            happened = failure.nsubs(answer, reassociated=self._reassociated)
+            match TABLE[happened].remedy:
+                case Remedy.AGAIN:
+                    await asyncio.sleep(self._backoff.delay())
+                    continue
+                case Remedy.NOTHING | Remedy.REASSOCIATE:
+                    count = answer.count if isinstance(answer, smp.SOks) else None
+                    self._reassociated = self._reassociated or count is None
+                    self._backoff.reset()
+                    return await self._owner.service_subscribed(self._handle, count)
+            raise self._give_up(happened, failure.words(answer))
+        raise self._give_up(Happened.NSUBS_TRIES_OVER, "no answer")
 
-    def _give_up(self, why: str, *, lost: bool) -> ConnectionClosedError:
+    def _give_up(self, happened: Happened, why: str) -> ConnectionClosedError:
         """What ends the session: NSUBs in it would get errors that look final."""
-        log.warning("SMP server %s: NSUBS is refused: %s", self._address.hosts[0], why)
-        self.lost, self.refused = lost, not lost
+        ruling = TABLE[happened]
+        log.log(ruling.level, "SMP server %s: NSUBS is refused: %s", self._server.hosts[0], why)
+        self.remedy = ruling.remedy
         return ConnectionClosedError("the service is given up")
 
-    async def _nsubs(self, service: Service) -> int | None:
-        """How many queues the service has; None: ERR SERVICE, the first one. Raises TimeoutError also for what is
-        temporary.
-        """
+    async def _nsubs(self, service: Service) -> Message | UnexpectedAnswerError | None:
+        """The answer to NSUBS, whatever it is; None while there is none."""
         assert isinstance(service.key, Ed25519PrivateKey)
         try:
-            answer = await self._client.request(
+            return await self._client.request(
                 smp.NSubs(), service.service_id, service.key, timeout=self._config.request_timeout
             )
         except ServerError as e:
-            if e.error.code == "SERVICE" and not self._reassociated:
-                self._reassociated = True
-                return None
-            if outcome(e.error, None) is None:
-                raise TimeoutError from e
-            raise
-        if not isinstance(answer, smp.SOks):
-            raise UnexpectedAnswerError(f"unexpected answer {type(answer).__name__}")
-        return answer.count
+            return e.error
+        except UnexpectedAnswerError as e:
+            return e
+        except TimeoutError:
+            return None

@@ -3,7 +3,6 @@
 Source: wire.md, section 7. No I/O. Short links, proxying and queue information are left out.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, Self
@@ -11,8 +10,8 @@ from typing import Final, Literal, Self
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from smp_bridge import crypto
-from smp_bridge.encoding import NONCE_SIZE, ParseError, Reader, boolean, int64, maybe, short
-from smp_bridge.transmission import Err, Message, Session, parse_message, tags
+from smp_bridge.encoding import ParseError, Reader, boolean, int64, maybe, short
+from smp_bridge.transmission import Err, Message, parse_message, tags
 
 VERSIONS: Final = (6, 18)
 LEGACY_VERSIONS: Final = (6, 6)  # for a client without ALPN
@@ -445,35 +444,6 @@ def parse_command(data: bytes, version: int) -> Message:
 def parse_answer(data: bytes, version: int) -> Message:
     """A client's side: an answer or an event. Raises UnknownTagError, ParseError."""
     return parse_message(ANSWERS, data, version)
-
-
-_EVENT: Final = struct.Struct(">H3B")  # sizes: of all, authenticator, correlation and entity id
-_NMSG: Final = NMsg.tag + b" "
-
-
-def parse_notifications(session: Session, content: bytes) -> list[tuple[bytes, NMsg]] | None:
-    """(notifier id, event) for each transmission of a block that holds NMSGs only; None for any other block.
-
-    The quick way for what servers send most; `parse_block` and `parse_answer` give the same.
-    """
-    if not session.implied_session_id:
-        return None
-    out: list[tuple[bytes, NMsg]] = []
-    pos, end = 1, len(content)
-    try:
-        for _ in range(content[0]):
-            size, authenticator, corr_id, entity_id = _EVENT.unpack_from(content, pos)
-            start = pos + _EVENT.size
-            tag = start + entity_id
-            nonce = tag + len(_NMSG)
-            meta = nonce + NONCE_SIZE
-            pos += 2 + size
-            if authenticator or corr_id or content[tag:nonce] != _NMSG or meta + 1 + content[meta] != pos:
-                return None
-            out.append((content[start:tag], NMsg(content[nonce:meta], content[meta + 1 : pos])))
-    except (struct.error, IndexError):
-        return None
-    return out if out and pos == end else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
 
 
 def client_context(scheme: Scheme, credentials: Credentials | None = None) -> ssl.SSLContext:
-    """TLS for a client. The server's chain is checked by pinning after the TLS handshake, see `transport.connect`.
+    """TLS for a client. The server's chain is checked by pinning after the TLS handshake, see `connecting.connect`.
 
     `credentials`: a client certificate, shown if the server asks for one. Raises ssl.SSLError if OpenSSL refuses it.
     """

@@ -4,6 +4,7 @@ TLS runs inside the protocol, on the blocks themselves: asyncio's own TLS layer 
 """
 
 import asyncio
+import contextlib
 import datetime
 import ssl
 import time
@@ -12,30 +13,25 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import crypto
-from smp_bridge.address import Scheme, ServerAddress
-from smp_bridge.handshake import (
-    ClientHandshake,
-    HandshakeError,
-    IdentityMismatchError,
-    ServerHandshake,
-    ServiceCredentials,
-    ServiceIds,
-    ServiceRefusedError,
-    Versions,
-)
-from smp_bridge.identity import Credentials, IdentityError, verify_chain
-from smp_bridge.network import Network, keep_alive, open_socket
-from smp_bridge.tls import SslTls, Tls, TlsClosedError, TlsFactory, client_context, server_context
+from smp_bridge.address import Scheme
+from smp_bridge.failure import ConnectError, Happened
+from smp_bridge.handshake import ServerHandshake, ServiceIds, Versions
+from smp_bridge.identity import Credentials
+from smp_bridge.network import keep_alive
+from smp_bridge.tls import SslTls, Tls, TlsClosedError, TlsFactory, server_context
 from smp_bridge.transmission import BLOCK_SIZE, Session
 
 HANDSHAKE_TIMEOUT = 60.0
 _MAX_QUEUED_BLOCKS = 16
+_MAX_REST = 64  # reads of a buffer each
 _SHUTDOWN_TIMEOUT = 2.0
 _SLICE = 4096  # bytes given to TLS at once: it keeps buffers of the largest size that they ever had
 
 
-class ConnectionClosedError(ConnectionError):
+class ConnectionClosedError(ConnectError, ConnectionError):
     """The peer closed, or this side did, or a block was not what it must be."""
+
+    happened = Happened.HANDSHAKE_FAILED  # before it there is no TLS to lose, and after it nobody connects
 
 
 class BadBlockError(ConnectionClosedError):
@@ -51,12 +47,13 @@ class Scratch:
 
 
 class BlockConnection(asyncio.BufferedProtocol):
-    """A TLS connection that carries blocks. Both ends use it; see `connect` and `serve`."""
+    """A TLS connection that carries blocks. Both ends use it; see `connecting.connect` and `serve`."""
 
     # There are many that do nothing: what is small, and what is made only when it is needed.
     __slots__ = (
         "_blocks",
         "_deadline",
+        "_ended",
         "_finished",
         "_is_closed",
         "_lost",
@@ -72,6 +69,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         "_tls",
         "_transport",
         "_waiter",
+        "received",
         "scheme",
         "started_at",
     )
@@ -85,7 +83,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         scratch: Scratch | None = None,
     ) -> None:
         self.scheme: Scheme = scheme
-        self.started_at = time.monotonic()
+        self.received = 0  # bytes, TLS and all
         self._tls = tls
         self._on_connected = on_connected
         self._size = BLOCK_SIZE[scheme]
@@ -100,8 +98,10 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._send_chain: bytes | None = None
         self._receive_chain: bytes | None = None
         self._is_closed = False
+        self._ended = False  # no more is sent
         self._finished: asyncio.Future[None] | None = None  # while somebody waits for the end
         loop = asyncio.get_running_loop()
+        self.started_at = loop.time()
         self._secured: asyncio.Future[None] | None = loop.create_future()
         self._deadline: asyncio.TimerHandle | None = loop.call_later(handshake_timeout, self.abort)
 
@@ -111,7 +111,8 @@ class BlockConnection(asyncio.BufferedProtocol):
         """TCP is up; TLS begins."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        keep_alive(transport.get_extra_info("socket"))
+        if (sock := transport.get_extra_info("socket")) is not None:  # it may be in memory
+            keep_alive(sock)
         self._advance()
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -120,6 +121,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Some bytes arrived."""
+        self.received += nbytes
         received = memoryview(self._scratch.received)
         for i in range(0, nbytes, _SLICE):
             self._tls.feed(received[i : min(i + _SLICE, nbytes)])
@@ -131,12 +133,27 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waiters get ConnectionClosedError, after the blocks that came before."""
+        self._is_closed = True
+        if self._lost is None and self._secured is None:
+            self._read_rest()
         self._lose(ConnectionClosedError("the connection was closed"))
         self._end_handshake()
         self.resume_writing()
-        self._is_closed = True
         _resolve(self._finished)
         self._wake()
+
+    def _read_rest(self) -> None:
+        """Take what the socket still holds: asyncio gives it up when sending fails, or reading was paused."""
+        assert self._transport is not None
+        connected = self._transport.get_extra_info("socket")
+        if connected is None:
+            return
+        with contextlib.suppress(OSError), connected.dup() as sock:
+            for _ in range(_MAX_REST):
+                count = sock.recv_into(self._scratch.received)
+                if not count or self._lost:
+                    break
+                self.buffer_updated(count)
 
     def pause_writing(self) -> None:
         """The peer reads too slowly."""
@@ -232,7 +249,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def send(self, content: bytes) -> None:
         """Queue one block with this content. Raises ConnectionClosedError, ValueError if it is too large."""
-        if self._lost or self._transport is None or self._transport.is_closing():
+        if self._ended or self._lost or self._transport is None or self._transport.is_closing():
             raise self._closed_error()
         if self._send_chain is None:
             block = crypto.pad(content, self._size)
@@ -273,6 +290,16 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Whether `receive` would return at once."""
         return bool(self._blocks)
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks were read from the socket and not received yet."""
+        return len(self._blocks)
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether nothing is read from the socket, as many blocks wait to be received."""
+        return self._paused and self._lost is None
+
     def _open(self, block: bytes) -> bytes:
         try:
             if self._receive_chain is not None:
@@ -294,8 +321,16 @@ class BlockConnection(asyncio.BufferedProtocol):
             return self._lost
         return ConnectionClosedError("the connection is closed")
 
+    def end(self) -> None:
+        """Send no more, and say so, which has the peer close; what it sent before that is received as ever."""
+        if self._ended or self._lost or self._transport is None or self._transport.is_closing():
+            return
+        self._ended = True
+        self._tls.close()
+        self._flush()
+
     def abort(self) -> None:
-        """Close at once; what was not sent is lost."""
+        """Close at once; what was not sent is lost, what was read can still be received."""
         self._lose(ConnectionClosedError("the connection was closed"))
         self._end_handshake()
         if self._transport is not None and not self._is_closed:  # Python 3.11.2 fails on a closed one
@@ -305,106 +340,20 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Send what is queued, close, and wait for it, 2 s at most."""
         if self._transport is None or self._is_closed:
             return
+        self.end()
         self._lose(ConnectionClosedError("the connection was closed"))
-        self._tls.close()
-        self._flush()
         self._transport.close()
         if self._finished is None:
             self._finished = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._finished], timeout=_SHUTDOWN_TIMEOUT)
-        self.abort()
+        try:
+            await asyncio.wait([self._finished], timeout=_SHUTDOWN_TIMEOUT)
+        finally:
+            self.abort()
 
 
 def _resolve(future: "asyncio.Future[None] | None") -> None:
     if future is not None and not future.done():
         future.set_result(None)
-
-
-async def connect(
-    address: ServerAddress,
-    *,
-    context: ssl.SSLContext | None = None,
-    versions: Versions | None = None,
-    service: ServiceCredentials | None = None,
-    network: Network | None = None,
-    scratch: Scratch | None = None,
-) -> tuple[BlockConnection, Session]:
-    """Connect to the first of a server's hosts that answers, check its identity, shake hands.
-
-    `network` None: directly, to any host. `service` needs a `context` with the same certificates.
-    Raises OSError (no host answers; of these ssl.SSLError and those of `network`), TimeoutError, HandshakeError;
-    IdentityMismatchError when the identity is not the address's, ServiceRefusedError: these end the search.
-    """
-    network = network or Network(allow_private=True)
-    context = context or client_context(address.scheme)
-    failed: Exception | None = None
-    for host in network.hosts(address):
-        try:
-            async with asyncio.timeout(network.connect_timeout):
-                connection = await _open_connection(address, host, context, network, scratch)
-                try:
-                    return connection, await _client_handshake(connection, address, versions, service)
-                except BaseException:
-                    connection.abort()
-                    raise
-        except (IdentityMismatchError, ServiceRefusedError):
-            raise
-        except (OSError, HandshakeError) as e:
-            failed = e
-    raise failed or OSError("the address has no host")
-
-
-async def _open_connection(
-    address: ServerAddress, host: str, context: ssl.SSLContext, network: Network, scratch: Scratch | None
-) -> BlockConnection:
-    sock = await open_socket(host, address.port_number, network, str(address))
-    try:
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: BlockConnection(
-                address.scheme,
-                SslTls(context, server_hostname=host),
-                handshake_timeout=network.connect_timeout,
-                scratch=scratch,
-            ),
-            sock=sock,
-        )
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        await connection.secured()
-    except BaseException:
-        connection.abort()
-        raise
-    return connection
-
-
-async def _client_handshake(
-    connection: BlockConnection,
-    address: ServerAddress,
-    versions: Versions | None,
-    service: ServiceCredentials | None,
-) -> Session:
-    chain = connection.peer_chain
-    try:
-        verify_chain(chain, address.key_hash, datetime.datetime.now(datetime.UTC))
-    except IdentityError as e:
-        raise IdentityMismatchError(str(e)) from e
-    handshake = ClientHandshake(
-        address.scheme,
-        connection.session_id,
-        chain,
-        address.key_hash,
-        X25519PrivateKey.generate(),
-        versions=versions,
-        service=service,
-    )
-    while handshake.session is None:
-        answer = handshake.receive(await connection.receive())
-        if answer is not None:
-            connection.send(answer)
-    connection.encrypt(handshake.session)
-    return handshake.session
 
 
 async def accept(
@@ -414,13 +363,15 @@ async def accept(
     versions: Versions | None = None,
     timeout: float = HANDSHAKE_TIMEOUT,
     services: ServiceIds | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Session:
     """A server's side of the handshake; the time counts from the TCP connection.
 
     `services`: gives the id of a service that showed itself (see `ServerHandshake`); None refuses all.
+    `clock`: Unix seconds, by which its certificates are valid.
     Raises TimeoutError, HandshakeError, ConnectionClosedError.
     """
-    async with asyncio.timeout(timeout - (time.monotonic() - connection.started_at)):
+    async with asyncio.timeout_at(connection.started_at + timeout):
         handshake = ServerHandshake(
             connection.scheme,
             connection.session_id,
@@ -428,6 +379,7 @@ async def accept(
             credentials.key,
             X25519PrivateKey.generate(),
             alpn=connection.alpn is not None,
+            now=datetime.datetime.fromtimestamp(clock(), datetime.UTC),
             versions=versions,
             peer_chain=connection.peer_chain,
             services=services,

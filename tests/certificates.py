@@ -9,12 +9,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 
-def client_certificate(directory: Path, password: bytes | None = None) -> tuple[str, str]:
+def client_certificate(
+    directory: Path, password: bytes | None = None, name: str = "Apple Push Services: chat.example.app"
+) -> tuple[str, str]:
     """PEM files of a certificate that it signed itself, and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Apple Push Services: chat.example.app")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
     builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     cert, key_file = directory / "push.pem", directory / "push.key"

@@ -12,6 +12,7 @@ from hypothesis import settings
 from ntf_server.testing import MockApns
 from smp_bridge.testing import SmpServer
 
+pytest.register_assert_rewrite("ntf_server.testing.store_suite")
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import signal
 import sqlite3
@@ -27,6 +28,8 @@ class RelayProcess:
     environment: dict[str, str]
     port: int = 0
     key_hash: bytes = b""
+    prefix: tuple[str, ...] = ()  # what runs the command
+    log: Path | None = None  # takes what it says, if that is of interest
     process: asyncio.subprocess.Process | None = None
 
     @property
@@ -45,14 +48,21 @@ class RelayProcess:
         out, _ = await process.communicate()
         self.key_hash = ServerAddress.from_text(out.decode().strip()).key_hash
 
+    async def run(self) -> asyncio.subprocess.Process:
+        """Begin to start it."""
+        with self.log.open("ab") if self.log else contextlib.nullcontext() as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(*self.prefix, sys.executable, "-m", "ntf_server", "start", "--path", str(self.directory)),
+                env=os.environ | self.environment | {"NTF_SERVER__TRANSPORT__PORT": str(self.port)},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+        return self.process
+
     async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ntf_server", "start", "--path", str(self.directory)),
-            env=os.environ | self.environment | {"NTF_SERVER__TRANSPORT__PORT": str(self.port)},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        line = (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode()
+        process = await self.run()
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
         assert line.startswith("listening on localhost:"), line
         self.port = int(line.rpartition(":")[2])
 
@@ -60,7 +70,8 @@ class RelayProcess:
         process, self.process = self.process, None
         if process is None:
             return 0
-        process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            process.send_signal(number)
         return await asyncio.wait_for(process.wait(), 30)
 
     def kept(self) -> dict[bytes, tuple[bytes, bool]]:

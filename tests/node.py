@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,26 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ntf_server.observe.metrics import KindCounter, Metrics
-from ntf_server.smp.subscriber import Subscriber
-from ntf_server.store.records import Added, Due, NewSubscription, NewToken, StoreError, Subscription
+from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
+from ntf_server.push.schedule import ScheduleConfig
+from ntf_server.push.verdict import Delivered, OnVerdict
+from ntf_server.smp.subscriber import Subscriber, new_service_certificate
+from ntf_server.store.clock import Clock, since_boot
+from ntf_server.store.contract import Store, StoreFullError
+from ntf_server.store.open import open_store
+from ntf_server.store.records import (
+    Added,
+    Change,
+    ChangeKind,
+    Claim,
+    Entry,
+    NewSubscription,
+    NewToken,
+    Ref,
+    Subscription,
+    ToAudit,
+)
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
@@ -29,22 +45,32 @@ from smp_bridge.testing.recipient import Queue
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import Message
 
-NOW = 1_700_000_000
+NOW = 1_700_000_000  # when the tests begin
+_BEGAN = since_boot()
 FAST = AgentConfig(
     min_backoff=0.01, max_backoff=0.05, request_timeout=0.3, ended_backoff=0.5, network=Network(allow_private=True)
 )
 
 
+def _now() -> float:
+    return NOW + since_boot() - _BEGAN
+
+
 class FaultyStore:
     """A store that counts calls, and whose named methods fail while they are in `failing`."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.failing: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.watch = store.watch
+        self.arrive = store.arrive
+        self.handled: Counter[ChangeKind] = Counter()
 
-    def arrival(self, count: int) -> int:
-        return self.store.arrival(count)
+    async def changes(self) -> AsyncIterator[Change]:
+        async for change in self.store.changes():
+            yield change
+            self.handled[change.kind] += 1
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
@@ -53,38 +79,69 @@ class FaultyStore:
             self.calls[name] += 1
             if self.failing[name] > 0:
                 self.failing[name] -= 1
-                raise StoreError("disk full")
+                raise StoreFullError("disk full")
             return await method(*args)
 
         return call
 
 
-class Node:
-    """A subscriber, its store, and one active token."""
+class Pushed:
+    """A provider that takes all pushes; what they held, newest of each queue."""
 
-    def __init__(self, store: FaultyStore, token: int, config: AgentConfig, **options: Any) -> None:
+    def __init__(self) -> None:
+        self.claims: asyncio.Queue[Claim] = asyncio.Queue()
+        self.newest: dict[bytes, Entry] = {}
+
+    def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
+        for claim in claims:
+            self.claims.put_nowait(claim)
+            self.newest.update((e.notifier_id, e) for e in claim.entries)
+            on_verdict(claim, Delivered(claim.entries))
+
+
+class Node:
+    """A subscriber, its store, a dispatcher, and one active token."""
+
+    def __init__(self, store: FaultyStore, token: Ref, config: AgentConfig, **options: Any) -> None:
         self.store = store
         self.token = token
         self.metrics = Metrics(["localhost"])
-        self.due: asyncio.Queue[Due] = asyncio.Queue()
+        self.pushed = Pushed()
+        self.tasks: set[asyncio.Task[None]] = set()
+        providers = {Provider.APNS_NULL: self.pushed}
+        quick = DispatcherConfig(ScheduleConfig(min_backoff=0.01), store_backoff=0.01)
+        self.dispatcher = Dispatcher(store, providers, quick)
         self.subscriber = Subscriber(
             store,
-            self._on_due,
+            self.dispatcher,
+            self._spawn,
             config,
             **{"metrics": self.metrics, "recount_delay": 0.1, "clock": lambda: NOW, **options},
         )
 
-    def _on_due(self, due: Iterable[Due]) -> None:
-        for item in due:
-            self.due.put_nowait(item)
+    def _spawn(self, coro: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(coro, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def start(self) -> None:
+        for name, run in (*self.dispatcher.parts(), *self.subscriber.parts()):
+            self._spawn(run(), name)  # type: ignore[arg-type]
+        await self.subscriber.start()
+
+    async def close(self) -> None:
+        await self.subscriber.close(1.0)
+        await self.dispatcher.close(1.0)
+        for task in list(self.tasks):
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(list(self.tasks))
 
     async def add(self, server: ServerAddress, notifier_id: bytes, key: crypto.AuthPrivateKey) -> bytes:
         """What SNEW does; the subscription id."""
         der = crypto.encode_private(key)
-        new = NewSubscription(os.urandom(24), server, notifier_id, der)
-        added = await self.store.store.add_subscription(self.token, new, NOW)
+        added = await self.store.store.subscribe(self.token, NewSubscription(os.urandom(24), server, notifier_id, der))
         assert isinstance(added, Added)
-        self.subscriber.subscribe(server, added.ref)
         return added.subscription_id
 
     async def add_queue(self, server: SmpServer, queue: Queue) -> bytes:
@@ -106,10 +163,16 @@ class Node:
 
     async def delete(self, subscription_id: bytes) -> None:
         """What SDEL does."""
-        await self.store.store.delete_subscription((await self.find(subscription_id)).ref)
+        await self.store.store.unsubscribe((await self.find(subscription_id)).ref)
 
     async def audit(self, server: SmpServer, *subscription_ids: bytes) -> None:
-        self.subscriber.audit(server.address, [(await self.find(i)).ref for i in subscription_ids])
+        """Returns when the subscriber has heard of it."""
+        found = [ToAudit((await self.find(i)).ref, server.address, silent=True) for i in subscription_ids]
+        before = self.store.handled[ChangeKind.AUDIT]
+        await self.store.store.request_audit(found)
+        async with asyncio.timeout(10):
+            while self.store.handled[ChangeKind.AUDIT] == before:
+                await asyncio.sleep(0)
 
     async def status(self, subscription_id: bytes) -> ntf.Sub:
         return self.subscriber.status(await self.find(subscription_id))
@@ -122,11 +185,6 @@ class Node:
     async def all_active(self, subscription_ids: Iterable[bytes]) -> None:
         for subscription_id in subscription_ids:
             await self.until(subscription_id, ntf.SubscriptionStatus.ACTIVE)
-
-    async def notifications(self) -> list[Any]:
-        """What a push would hold."""
-        pushes = await self.store.store.load_pushes([self.token], NOW)
-        return [n.notification for push in pushes for n in push.notifications]
 
     def counts(self, *names: KindCounter) -> dict[str, int]:
         """The kinds that were counted at all."""
@@ -143,29 +201,33 @@ async def open_node(
     file: Path, failing: dict[str, int] | None = None, *, agent: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Node]:
     """A node on this file; `agent` are settings of the SMP agent, `options` those of the subscriber."""
-    store = await SqliteStore.open(file, master_key=MasterKey(bytes(32)))
+    store = await open_store(
+        f"sqlite:///{file.name}",
+        directory=file.parent,
+        master_key=MasterKey(bytes(32)),
+        clock=Clock(_now),
+    )
     try:
         device = DeviceToken(Provider.APNS_NULL, b"token")
-        new = NewToken(os.urandom(24), device, b"verify key", b"dh", b"dh", bytes(32), bytes(32))
-        token = await store.register_token(new, NOW)
+        code = bytes(32)
+        token = await store.register(NewToken(os.urandom(24), device, b"verify key", b"dh", b"dh", bytes(32), code))
         assert token is not None
-        await store.verify_token(token.ref, token.code)
+        await store.verify(token.ref, code)
         faulty = FaultyStore(store)
         faulty.failing.update(failing or {})
         node = Node(faulty, token.ref, replace(FAST, **(agent or {})), **options)
         try:
-            await node.subscriber.start()
+            await node.start()
             yield node
         finally:
-            await node.subscriber.close()
+            await node.close()
     finally:
         await store.close()
 
 
-async def service_credentials(store: SqliteStore, server: ServerAddress) -> Credentials:
+async def service_credentials(store: Store, server: ServerAddress) -> Credentials:
     """The certificate that a store keeps for a server, as another relay with a copy of the database has it."""
-    kept = await store.service_certificate(server)
-    assert kept is not None
+    kept = await store.service_certificate(server, lambda: new_service_certificate(NOW))
     key = crypto.parse_private(kept.key)
     assert isinstance(key, crypto.SignPrivateKey)
     return Credentials(tuple(load_certificates(kept.chain)), key)
@@ -186,14 +248,14 @@ async def settled(node: Node, server: SmpServer) -> None:
 
 
 async def notified(node: Node, server: SmpServer, queue: Queue) -> None:
-    """A message leads to exactly one notification, in the store."""
-    while not node.due.empty():
-        node.due.get_nowait()
+    """A message leads to exactly one notification, which is pushed."""
+    while not node.pushed.claims.empty():
+        node.pushed.claims.get_nowait()
     before = node.store.calls["notify"]
     async with await Client.connect(server.address) as sender:
         await queue.send("hello", client=sender)
-    await asyncio.wait_for(node.due.get(), 10)
-    assert queue.notifier_id in {n.notifier_id for n in await node.notifications()}
+    claim = await asyncio.wait_for(node.pushed.claims.get(), 10)
+    assert queue.notifier_id in {e.notifier_id for e in claim.entries if not e.sent}
     assert node.store.calls["notify"] == before + 1
 
 

@@ -1,23 +1,20 @@
 """docs/reference/delivery.md says of every answer of a provider what the code makes of it."""
 
-import functools
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pycurl
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-from ntf_server.push import http
-from ntf_server.push.apns import request as apns
-from ntf_server.push.fcm import request as fcm
-from ntf_server.push.fcm.oauth import AccessToken, ServiceAccount
-from ntf_server.push.http import Endpoint, HttpFailure, HttpResponse, HttpResult
-from ntf_server.push.provider import Accepted, Dead, Permanent, Result, Retry, Scope
-from ntf_server.push.webpush import request as webpush
+from ntf_server.push import exchange
+from ntf_server.push.apns.judge import judge as judge_apns
+from ntf_server.push.exchange import HttpFailure, HttpResponse, HttpResult
+from ntf_server.push.fcm.judge import judge as judge_fcm
+from ntf_server.push.fcm.oauth import judge as judge_oauth
+from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, Scope, Verdict
+from ntf_server.push.webpush.judge import judge as judge_web_push
 
 PAGE = Path(__file__).parents[1] / "docs/reference/delivery.md"
 REGISTERED_AT = 1_700_000_000
@@ -43,7 +40,7 @@ GOOGLE = (
     " 403 SENDER_ID_MISMATCH, 404 NOT_FOUND, 404 UNREGISTERED, 429 QUOTA_EXCEEDED, 429 RESOURCE_EXHAUSTED,"
     " 500 INTERNAL, 503 UNAVAILABLE, 504 DEADLINE_EXCEEDED"
 )
-WEB_PUSH = "200 201 202 204 301 307 400 401 403 404 410 413 429 500 502 503"
+WEB_PUSH = "200 201 202 204 301 307 400 401 403 404 406 408 410 413 421 425 429 500 502 503"
 
 
 class Row(NamedTuple):
@@ -71,51 +68,26 @@ def read_rows() -> list[Row]:
 ROWS = read_rows()
 
 
-class Engine:
-    """Keeps what was to be sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[object, Callable[[HttpResult], None]]] = []
-
-    def send(self, requests: list[tuple[object, Callable[[HttpResult], None]]]) -> None:
-        self.sent += requests
-
-
-@functools.cache
-def account() -> ServiceAccount:
-    return ServiceAccount("p", "e", "k", "https://localhost/", rsa.generate_private_key(65537, 2048))
-
-
-def oauth_judge(answer: HttpResult) -> Result:
-    """What becomes of the pushes that wait for an access token; `Accepted`: they go on."""
-    engine, results = Engine(), []
-    token = AccessToken(engine, Endpoint("https://localhost", ""), account())  # type: ignore[arg-type]
-    token.get(lambda text, failure: results.append(failure or Accepted()))
-    [(_, done)] = engine.sent
-    done(answer)
-    return results[0]
-
-
-def judge(provider: str, answer: HttpResult) -> Result:
-    match provider:
+def judge(row: Row, answer: HttpResult) -> Verdict:
+    match row.provider:
         case "APNs":
-            return apns.judge(answer, REGISTERED_AT)
+            return judge_apns(answer, REGISTERED_AT, renewable=row.condition != "for a new provider token")
         case "FCM":
-            return fcm.judge(answer)
+            return judge_fcm(answer, renewed=row.condition == "for a new access token")
         case "Web Push":
-            return webpush.judge(answer)
-    assert provider == "OAuth"
-    return oauth_judge(answer)
+            return judge_web_push(answer)
+    assert row.provider == "OAuth"
+    return judge_oauth(answer, REGISTERED_AT) or Delivered()
 
 
 def failures(row: Row) -> list[HttpResult]:
     """Of libcurl, by the name that the row gives them."""
-    codes = [code for code, name in http._NAMES.items() if name == row.condition]
-    return [HttpFailure(code, timeout=False) for code in codes or [OTHER_FAILURE]]
+    codes = [code for code, name in exchange._NAMES.items() if name == row.condition]
+    return [HttpFailure(code, timeout=code == pycurl.E_OPERATION_TIMEDOUT) for code in codes or [OTHER_FAILURE]]
 
 
-def answer_of(row: Row) -> HttpResult:
-    """The answer that a row speaks of, with a Retry-After of 7 seconds."""
+def answer_of(row: Row, retry_after: float | None) -> HttpResult:
+    """The answer that a row speaks of."""
     body: dict[str, object] = {}
     if row.provider == "APNs":
         body = {"reason": row.code} | ({"timestamp": (REGISTERED_AT + 1) * 1000} if row.status == "410" else {})
@@ -126,31 +98,52 @@ def answer_of(row: Row) -> HttpResult:
         details: list[object] = [{"@type": kind, "errorCode": row.code}]
         if row.condition == "for the token":
             details.append({"fieldViolations": [{"field": "message.token"}]})
-        body = {"error": {"status": row.code, "details": details}}
-    elif row.provider == "OAuth" and row.condition != "without a usable token":
-        body = {"access_token": "t", "expires_in": 3600}
-    return HttpResponse(int(row.status), json.dumps(body).encode(), 7.0)
+        message = "Device message rate exceeded." if row.condition == "of the device" else ""
+        body = {"error": {"status": row.code, "message": message, "details": details}}
+    elif row.provider == "OAuth":
+        body = {"error": "invalid_grant"} if row.status != "200" else {"access_token": "t", "expires_in": 3600}
+        if row.condition == "without a usable token":
+            body = {}
+    elif row.condition == "for another VAPID key":
+        body = {"reason": "VapidPkHashMismatch"}
+    return HttpResponse(int(row.status), json.dumps(body).encode(), retry_after)
 
 
-def words(result: Result) -> str:
+SCOPES = {Scope.TOKEN: "", Scope.ORIGIN: " origin", Scope.PROVIDER: " all"}
+
+
+def words(verdict: Verdict) -> str:
     """An outcome as the table says it."""
-    match result:
-        case Accepted():
+    match verdict:
+        case Delivered():
             return "delivered"
-        case Dead(reason):
+        case DeadToken(reason):
             return f"INVALID, {reason}"
-        case Retry(_, scope, _):
-            return "retry all" if scope is Scope.PROVIDER else "retry"
-        case Permanent():
-            return "ours"
+        case Again(_, scope, _):
+            return "retry" + SCOPES[scope]
+        case Ours(_, scope):
+            return "refused" if scope is Scope.ORIGIN else "ours" + SCOPES[scope]
+
+
+def wait_words(row: Row) -> str:
+    """What becomes of a Retry-After, as the table says it."""
+    with_header, without = (judge(row, answer_of(row, seconds)) for seconds in (7.0, None))
+    if not isinstance(with_header, Again) or not isinstance(without, Again) or with_header.after is None:
+        return ""
+    assert with_header.after == 7
+    other = "" if without.after is None else f", else {without.after:.0f} s"
+    scope = "" if with_header.scope is without.scope else f", then {words(with_header)}"
+    return f"yes{other}{scope}"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: " ".join(filter(None, r[:4])))
 def test_the_table_says_what_the_code_does(row: Row) -> None:
-    for answer in failures(row) if row.status == "libcurl" else [answer_of(row)]:
-        result = judge(row.provider, answer)
-        assert words(result) == row.outcome
-        assert row.retry_after == ("yes" if isinstance(result, Retry) and result.after == 7 else "")
+    if row.status == "libcurl":
+        assert {words(judge(row, failure)) for failure in failures(row)} == {row.outcome}
+        assert row.retry_after == ""
+        return
+    assert words(judge(row, answer_of(row, None))) == row.outcome
+    assert wait_words(row) == row.retry_after
 
 
 def test_every_documented_answer_is_in_the_table() -> None:
@@ -165,7 +158,7 @@ def test_every_documented_answer_is_in_the_table() -> None:
 @pytest.mark.parametrize("provider", ["APNs", "FCM", "Web Push", "OAuth"])
 def test_every_failure_is_in_the_table(provider: str) -> None:
     assert {r.condition for r in ROWS if r.provider == provider and r.status == "libcurl"} == {
-        *http._NAMES.values(),
+        *exchange._NAMES.values(),
         "any other",
     }
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -50,9 +51,16 @@ def test_every_command_is_documented(module: str) -> None:
     assert [c for c in commands if f"| `{c}" not in page] == []
 
 
+def names(requirements: list[str]) -> set[str]:
+    """Of packages, without versions and extras."""
+    return {re.split(r"[^a-z0-9-]", requirement)[0] for requirement in requirements}
+
+
 def test_every_dependency_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     page = (ROOT / "docs/dependencies.md").read_text()
-    project = (ROOT / "pyproject.toml").read_text()
-    names = re.findall(r'^    "([a-z0-9-]+)(?:>=[^"]*)?",$', project, re.MULTILINE)
-    assert len(names) > 10
-    assert [n for n in names if f"`{n}`" not in page] == []
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)
+    assert names(project["dependencies"]) == set(rows)
+    assert len(rows) == len(set(rows))
+    [extra] = re.findall(r"^Extra `dev`: (.*)", page, re.MULTILINE | re.DOTALL)
+    assert names(project["optional-dependencies"]["dev"]) == set(re.findall(r"`([a-z0-9-]+)`", extra))

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ntf_server.app import Relay
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
-from ntf_server.push.apns.request import generate_key, key_pem
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import Answer, MockApns, MockFcm, MockWebPush, Subscription, fcm_error
 from smp_bridge import crypto, ntf
@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 class Clock:
-    """The system's clock, moved ahead by so many seconds."""
+    """The clocks of the system, moved ahead by so many seconds: they pass, the clock is not set."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -161,7 +161,7 @@ class WebPushSide(Side):
         (directory / "vapid.key").write_bytes(key_pem(generate_key()))
         return {
             "web_push__key_file": "vapid.key",
-            "web_push__contact": "mailto:postmaster@localhost",
+            "web_push__contact": "mailto:push@relay.example",
             "web_push__ca_file": self.mock.ca_file,
         }
 
@@ -258,7 +258,7 @@ class World:
     async def start(self, **settings: Any) -> None:
         self.settings |= settings
         loaded = config.load(self.directory, {f"NTF_SERVER__{k.upper()}": str(v) for k, v in self.settings.items()})
-        self.relay = await Relay(loaded, clock=self.clock).__aenter__()
+        self.relay = await Relay(loaded, clock=self.clock, steady=self.clock).__aenter__()
         address = ServerAddress("ntf", ("localhost",), str(self.relay.port), loaded.credentials.key_hash)
         self.client = await Client.connect(address)
 

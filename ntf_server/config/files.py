@@ -1,22 +1,31 @@
-"""Settings: `ntf-server.toml`, overridden by environment variables `NTF_SERVER__SECTION__KEY`."""
+"""Configuration: `ntf-server.toml`, variables `NTF_SERVER__SECTION__KEY` over it, and the files that it names.
+
+`load` reads each of them once and gives one frozen object, which is all that the relay knows of them.
+"""
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ntf_server.config.ca import default_ca_file
+from ntf_server.config.client_certificate import ClientCertificate, ClientCertificateError
+from ntf_server.config.contact import ContactError, check_contact
 from ntf_server.config.identity_files import IdentityFileError, load_credentials
 from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
+from ntf_server.config.service_account import parse_service_account
 from ntf_server.config.settings import ApnsHost, Settings
-from ntf_server.push.apns.request import KeyFileError, load_key
-from ntf_server.push.fcm.oauth import ServiceAccount, ServiceAccountError
-from ntf_server.push.http import default_ca_file
+from ntf_server.push.fcm.settings import ServiceAccount, ServiceAccountError
+from ntf_server.push.jose import KeyFileError, load_key
+from ntf_server.store.records import Limits
 from ntf_server.store.sealing import MasterKey, SealingError
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
@@ -28,8 +37,9 @@ T = TypeVar("T")
 
 CONFIG_FILE: Final = "ntf-server.toml"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
+MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
 _PREFIX: Final = "NTF_SERVER__"
-_LISTS: Final = ("own_server_domains", "allow_servers", "deny_servers")
+_LISTS: Final = ("old_key_files", "own_server_domains", "allow_servers", "deny_servers")
 _REFERENCE: Final = "see docs/reference/configuration.md"
 
 
@@ -37,15 +47,35 @@ class ConfigError(Exception):
     """One line: where, which key, and what to do."""
 
 
+class NotNowError(ConfigError):
+    """It may pass by itself: what the master key comes from cannot be asked now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings that were checked, and what the files that they name hold."""
+    """All that was configured, checked and parsed. Of providers that are off, the keys and files are None.
+
+    `old_vapid_keys`: in the order of the setting.
+    `ca_files`: paths of PEM bundles, by the section that they are for ("apns.test", "fcm", "web_push"). `environ`: the
+    variables that it was loaded with.
+    """
 
     directory: Path
     settings: Settings
     credentials: Credentials
     database: Path
     master_key: MasterKey = field(repr=False)
+    servers: ServerList
+    network: Network
+    limits: Limits
+    apns_key: ec.EllipticCurvePrivateKey | None = field(repr=False)
+    client_certificate: ClientCertificate | None
+    service_account: ServiceAccount | None
+    vapid_key: ec.EllipticCurvePrivateKey | None = field(repr=False)
+    old_vapid_keys: tuple[ec.EllipticCurvePrivateKey, ...] = field(repr=False)
+    ca_files: Mapping[str, str]
+    admin_socket: Path
+    environ: Mapping[str, str] = field(repr=False)
 
 
 def config_dir(path: str | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -53,23 +83,53 @@ def config_dir(path: str | None, environ: Mapping[str, str] = os.environ) -> Pat
     return Path(path or environ.get("NTF_SERVER_CFG_PATH") or DEFAULT_DIR)
 
 
-def load(directory: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read and check everything. Raises ConfigError."""
-    settings = load_settings(directory, environ)
+def load(directory: Path, environ: Mapping[str, str] = os.environ, *, running: Config | None = None) -> Config:
+    """Read, check and parse everything. Raises ConfigError; NotNowError if it may pass.
+
+    `running`: what the relay runs with. Its master key is kept if it came from a command that is still the same: the
+    command is not asked again for what cannot change while the relay runs.
+    """
+    return assemble(directory, load_settings(directory, environ), environ, running=running)
+
+
+def assemble(
+    directory: Path, settings: Settings, environ: Mapping[str, str] = os.environ, *, running: Config | None = None
+) -> Config:
+    """What settings mean, with the files that they name. Raises ConfigError, NotNowError."""
     try:
         credentials = load_credentials(directory)
     except IdentityFileError as e:
         raise ConfigError(str(e)) from e
     _check(directory, settings)
+    apns, fcm, web_push, subscriber = settings.apns, settings.fcm, settings.web_push, settings.subscriber
+    command = settings.store.master_key_command
+    keep = running if running and command and command == running.settings.store.master_key_command else None
     database = _database(directory, settings)
-    return Config(directory, settings, credentials, database, load_master_key(directory, settings))
+    return Config(
+        directory=directory,
+        settings=settings,
+        credentials=credentials,
+        database=database,
+        servers=_server_list(directory, settings),
+        network=_smp_network(directory, settings),
+        limits=Limits(subscriber.max_subscriptions_per_token, subscriber.max_subscriptions_per_server),
+        apns_key=_apns_key(directory, settings) if apns.key_file else None,
+        client_certificate=_client_certificate(directory, settings),
+        service_account=_service_account(directory, settings) if fcm.service_account_file else None,
+        vapid_key=_vapid_key(directory, settings) if web_push.key_file else None,
+        old_vapid_keys=_old_vapid_keys(directory, settings) if web_push.key_file else (),
+        ca_files=_ca_files(directory, settings),
+        admin_socket=_admin_socket(directory, settings, database),
+        environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(_PREFIX)}),
+        master_key=keep.master_key if keep else load_master_key(directory, settings),  # last: a command may take long
+    )
 
 
 def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings alone. Raises ConfigError."""
     file = directory / CONFIG_FILE
     try:
-        values = tomllib.loads(file.read_text("utf-8"))
+        values = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: not found; run `ntf-server init --path {directory}`, or give --path") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
@@ -88,6 +148,33 @@ def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> S
 def load_database_path(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the database is. Raises ConfigError."""
     return _database(directory, load_settings(directory, environ))
+
+
+def load_admin_socket(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a running relay listens for the operator's commands. Raises ConfigError."""
+    settings = load_settings(directory, environ)
+    return _admin_socket(directory, settings, _database(directory, settings))
+
+
+def socket_path_error(path: Path) -> str | None:
+    """Why no Unix socket can have this path, and what to do; None if one can."""
+    size = len(os.fsencode(path))
+    if size <= MAX_SOCKET_PATH:
+        return None
+    return (
+        f"{path}: {size} bytes are too long for a socket's path; set [admin] socket to one of {MAX_SOCKET_PATH} at most"
+    )
+
+
+def _admin_socket(directory: Path, settings: Settings, database: Path) -> Path:
+    if not settings.admin.socket:
+        return database.with_suffix(".sock")
+    path = directory / settings.admin.socket
+    if error := socket_path_error(path):
+        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {error}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {path.parent}: no such folder; create it")
+    return path
 
 
 def _override(values: dict[str, Any], name: str, value: str) -> None:
@@ -118,6 +205,7 @@ def _explain(error: str) -> str:
 
 
 def _check(directory: Path, settings: Settings) -> None:
+    """What no file is needed for."""
     file = directory / CONFIG_FILE
     apns, delivery = settings.apns, settings.delivery
     _host(file, "transport", settings.transport.host or "localhost")
@@ -127,23 +215,16 @@ def _check(directory: Path, settings: Settings) -> None:
             raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
     if apns.key_file and apns.certificate_file:
         raise ConfigError(f"{file}: [apns] certificate_file: goes without key_file; remove one of them")
-    if apns.key_file:
-        apns_key(directory, settings)
-    for key in ("certificate_file", "certificate_key_file"):
-        if apns.certificate_file or apns.certificate_key_file:
-            read(directory, "apns", key, getattr(apns, key), bytes)
     for name, host in apns_hosts(settings).items():
         _host(file, f"apns.{name}", host.host)
-        ca_file(directory, f"apns.{name}", host.ca_file)
     if settings.fcm.service_account_file:
-        service_account(directory, settings)
         _host(file, "fcm", settings.fcm.host)
-        ca_file(directory, "fcm", settings.fcm.ca_file)
     if settings.web_push.key_file:
-        vapid_key(directory, settings)
-        ca_file(directory, "web_push", settings.web_push.ca_file)
-        if not re.fullmatch(r"(mailto:[!-~]+@[!-~]+|https://[!-~]+)", settings.web_push.contact):
-            raise ConfigError(f"{file}: [web_push] contact: give a mailto: or https: URL for push services (RFC 8292)")
+        try:
+            check_contact(settings.web_push.contact)
+        except ContactError as e:
+            mend = "give one that push services can reach you by, as in mailto:push@ntf.example.org"
+            raise ConfigError(f"{file}: [web_push] contact: {e}; {mend}") from e
     for section in ("apns", "fcm", "web_push"):
         proxy = getattr(settings, section).proxy
         if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
@@ -155,8 +236,6 @@ def _check(directory: Path, settings: Settings) -> None:
 
 def _check_subscriber(directory: Path, settings: Settings) -> None:
     file, subscriber = directory / CONFIG_FILE, settings.subscriber
-    smp_network(directory, settings)
-    server_list(directory, settings)
     for domain in subscriber.own_server_domains:
         if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", domain):
             raise ConfigError(f"{file}: [subscriber] own_server_domains: {domain!r} is none; give domains")
@@ -174,7 +253,7 @@ def _host(file: Path, section: str, host: str) -> None:
         raise ConfigError(f"{file}: [{section}] host: {e}; give a host name or an IP address") from e
 
 
-def server_list(directory: Path, settings: Settings) -> ServerList:
+def _server_list(directory: Path, settings: Settings) -> ServerList:
     """The SMP servers that may be subscribed on. Raises ConfigError."""
     lists: dict[str, tuple[Pattern, ...]] = {}
     for key in ("allow_servers", "deny_servers"):
@@ -186,7 +265,7 @@ def server_list(directory: Path, settings: Settings) -> ServerList:
     return ServerList(lists["allow_servers"], lists["deny_servers"])
 
 
-def smp_network(directory: Path, settings: Settings) -> Network:
+def _smp_network(directory: Path, settings: Settings) -> Network:
     """How SMP servers are reached. Raises ConfigError."""
     subscriber, proxy = settings.subscriber, None
     if subscriber.socks_proxy:
@@ -201,7 +280,7 @@ def smp_network(directory: Path, settings: Settings) -> Network:
         socks_proxy=proxy,
         socks_mode=subscriber.socks_mode,
         allow_private=subscriber.allow_private_hosts,
-        denied=server_list(directory, settings).denied_networks,
+        denied=_server_list(directory, settings).denied_networks,
     )
 
 
@@ -213,24 +292,51 @@ def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:
     return {**hosts, "test": apns.test} if apns.test else hosts
 
 
-def apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
+def _apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
     """The private key of `[apns] key_file`. Raises ConfigError."""
-    return read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
+    return _read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
 
 
-def vapid_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
+def _vapid_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
     """The private key of `[web_push] key_file`. Raises ConfigError."""
     mend = "give the vapid.key that `ntf-server init` made"
-    return read(directory, "web_push", "key_file", settings.web_push.key_file, load_key, mend=mend)
+    return _read(directory, "web_push", "key_file", settings.web_push.key_file, load_key, mend=mend)
 
 
-def service_account(directory: Path, settings: Settings) -> ServiceAccount:
+def _old_vapid_keys(directory: Path, settings: Settings) -> tuple[ec.EllipticCurvePrivateKey, ...]:
+    """The private keys of `[web_push] old_key_files`. Raises ConfigError."""
+    mend = "give files that were key_file before"
+    names = settings.web_push.old_key_files
+    return tuple(_read(directory, "web_push", "old_key_files", name, load_key, mend=mend) for name in names)
+
+
+def _service_account(directory: Path, settings: Settings) -> ServiceAccount:
     """What `[fcm] service_account_file` holds. Raises ConfigError."""
     name, mend = settings.fcm.service_account_file, "give the JSON key of a service account from Google"
-    return read(directory, "fcm", "service_account_file", name, ServiceAccount.parse, mend=mend)
+    return _read(directory, "fcm", "service_account_file", name, parse_service_account, mend=mend)
 
 
-def read(
+def _client_certificate(directory: Path, settings: Settings) -> ClientCertificate | None:
+    """What `[apns] certificate_file` and `certificate_key_file` hold; None if they are not set. Raises ConfigError."""
+    apns = settings.apns
+    if not apns.certificate_file and not apns.certificate_key_file:
+        return None
+    names = {"certificate_file": apns.certificate_file, "certificate_key_file": apns.certificate_key_file}
+    data: dict[str, bytes] = {}
+    for key, name in names.items():
+        if not name:
+            raise ConfigError(f"{directory / CONFIG_FILE}: [apns] {key}: is missing; give both files, in PEM")
+        same = key == "certificate_key_file" and name == apns.certificate_file
+        data[key] = data["certificate_file"] if same else _read(directory, "apns", key, name, bytes)
+    try:
+        return ClientCertificate.parse(data["certificate_file"], data["certificate_key_file"])
+    except ClientCertificateError as e:
+        path = directory / names[e.setting]
+        mend = "give the certificate from Apple and its key, in PEM"
+        raise ConfigError(f"{directory / CONFIG_FILE}: [apns] {e.setting}: {path}: {e}; {mend}") from None
+
+
+def _read(
     directory: Path, section: str, key: str, name: str, parse: Callable[[bytes], T], *, mend: str = "give a file"
 ) -> T:
     """A file that a setting names, parsed. Raises ConfigError."""
@@ -242,7 +348,17 @@ def read(
         raise ConfigError(f"{directory / CONFIG_FILE}: [{section}] {key}: {path}: {reason}; {mend}") from e
 
 
-def ca_file(directory: Path, section: str, name: str) -> str:
+def _ca_files(directory: Path, settings: Settings) -> Mapping[str, str]:
+    """Those of the providers that are on."""
+    names = {f"apns.{name}": host.ca_file for name, host in apns_hosts(settings).items()}
+    if settings.fcm.service_account_file:
+        names["fcm"] = settings.fcm.ca_file
+    if settings.web_push.key_file:
+        names["web_push"] = settings.web_push.ca_file
+    return MappingProxyType({section: _ca_file(directory, section, name) for section, name in names.items()})
+
+
+def _ca_file(directory: Path, section: str, name: str) -> str:
     """The CA bundle to check a push provider with. Raises ConfigError."""
     file = directory / CONFIG_FILE
     path = str(directory / name) if name else default_ca_file()
@@ -256,17 +372,27 @@ def ca_file(directory: Path, section: str, name: str) -> str:
 
 
 def load_master_key(directory: Path, settings: Settings) -> MasterKey:
-    """The key that the database is sealed with. Raises ConfigError."""
+    """The key that the database is sealed with. Raises ConfigError, NotNowError (its command failed)."""
     store, file = settings.store, directory / CONFIG_FILE
     try:
         if store.master_key:
             return MasterKey.from_text(store.master_key)
-        if store.master_key_command:
-            return MasterKey.from_command(store.master_key_command)
-        return MasterKey.from_file(directory / store.master_key_file)
+        if not store.master_key_command:
+            return MasterKey.from_file(directory / store.master_key_file)
     except SealingError as e:
         keys = "master_key, master_key_command, master_key_file"
         raise ConfigError(f"{file}: [store] {keys}: {e}; `openssl rand -base64 32` makes a key") from e
+    where = f"{file}: [store] master_key_command"
+    try:
+        command = shlex.split(store.master_key_command)
+    except ValueError as e:
+        raise ConfigError(f"{where}: {str(e).lower()}; mend it") from None
+    try:
+        return MasterKey.from_command(command)
+    except SealingError as e:
+        # A program that is not there stays away; one that failed, a key service that is down say, may not.
+        kind = ConfigError if isinstance(e.__cause__, OSError) or not command else NotNowError
+        raise kind(f"{where}: {e}") from e
 
 
 def _database(directory: Path, settings: Settings) -> Path:

@@ -83,9 +83,13 @@ class Fcm(_Section, frozen=True):
 
 
 class WebPush(_Section, frozen=True):
-    """`key_file`: the VAPID key that `init` makes, which turns WP on; `contact`: mailto: or https: URL."""
+    """`key_file`: the VAPID key that `init` makes, which turns WP on; `contact`: mailto: or https: URL.
+
+    `old_key_files`: keys that were in force before, the newest first, which subscriptions may still be for.
+    """
 
     key_file: str = ""
+    old_key_files: tuple[str, ...] = ()
     contact: str = ""
     ca_file: str = ""
     proxy: str = ""
@@ -93,9 +97,14 @@ class WebPush(_Section, frozen=True):
 
 
 class Delivery(_Section, frozen=True):
-    """Seconds; `in_flight`: pushes that one provider may have under way, unless its own section says otherwise."""
+    """Seconds; `in_flight`: pushes that one provider may have under way, unless its own section says otherwise.
+
+    `message_ttl`: how long a message push is tried; `provider_ttl`: how long the provider keeps one that the device is
+    not there for, from when it became due.
+    """
 
     message_ttl: _Ttl = 24 * 3600
+    provider_ttl: _Ttl = 28 * 24 * 3600
     verification_ttl: _Ttl = 600
     in_flight: _InFlight = 4000
     timeout: _Seconds = 30.0
@@ -139,6 +148,12 @@ class Metrics(_Section, frozen=True):
     bind: str = "127.0.0.1"
 
 
+class Admin(_Section, frozen=True):
+    """`socket`: where commands reach a running relay; empty: beside the database, as `ntf-server.sock`."""
+
+    socket: str = ""
+
+
 class Log(_Section, frozen=True):
     """Logging goes to standard error."""
 
@@ -158,4 +173,5 @@ class Settings(_Section, frozen=True):
     subscriber: Subscriber = Subscriber()
     inactive_clients: InactiveClients = InactiveClients()
     metrics: Metrics = Metrics()
+    admin: Admin = Admin()
     log: Log = Log()

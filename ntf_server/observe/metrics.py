@@ -13,6 +13,26 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MAX_HOSTS: Final = 1000  # own hosts with a label: whoever subscribes may invent names in a domain that has a wildcard
 
 _PROVIDERS: Final = tuple(p.value for p in Provider)
+# What the supervisor looks after, and closes; "other" for what is not named here.
+_PARTS: Final = (
+    "push",
+    "push_outcomes",
+    "smp_events",
+    "subscription_changes",
+    "unwanted_smp_server",
+    "periodic_checks",
+    "upkeep_of_the_store",
+    "tokens_due",
+    "audit",
+    "reload",
+    "listener",
+    "admin",
+    "subscriber",
+    "dispatcher",
+    "providers",
+    "store",
+    "other",
+)
 
 
 class _Metric(StrEnum):
@@ -41,6 +61,7 @@ class Counter(_Metric):
     """Plain counters."""
 
     AUDITED = "ntf_subscriptions_audited_total", "Subscriptions that the audit asked an SMP server for again."
+    CLOCK_STEPS = "ntf_clock_steps_total", "Times that the wall clock was set by more than a little."
 
 
 class KindCounter(_Metric):
@@ -69,6 +90,24 @@ class KindCounter(_Metric):
         "Pushes refused for a fault of this server's configuration or payloads; tried again, slowly.",
         "provider",
         _PROVIDERS,
+    )
+    EXPIRED = (
+        "ntf_expired_total",
+        "What was given up, as it was over its time to live before a provider took it.",
+        "kind",
+        ("notification", "verification", "check"),
+    )
+    QUARANTINED = (
+        "ntf_records_quarantined_total",
+        "Records that cannot be read, and were set aside.",
+        "kind",
+        ("tokens", "subscriptions"),
+    )
+    STORE_ERRORS = (
+        "ntf_store_errors_total",
+        "What the store could not do; unavailable and full: tried again.",
+        "kind",
+        ("unavailable", "full", "fenced", "conflict", "damaged", "corrupt"),
     )
     SMP_CONNECT_FAILED = (
         "ntf_smp_connect_failed_total",
@@ -106,6 +145,12 @@ class KindCounter(_Metric):
         "kind",
         ("host", "server_list", "token_limit", "server_limit"),
     )
+    PART_FAILURES = (
+        "ntf_part_failures_total",
+        "Failures of parts of this server, which were started again; each is a fault of the program.",
+        "part",
+        _PARTS,
+    )
 
 
 class ServerCounter(_ServerMetric):
@@ -121,7 +166,7 @@ class Gauge(_Metric):
     """Gauges, read when they are rendered."""
 
     PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers."
-    TOKENS_DUE = "ntf_tokens_due", "Device tokens in memory that have something to be pushed, or are being pushed to."
+    TOKENS_DUE = "ntf_tokens_due", "Device tokens that have something to be pushed and are not being pushed to."
     START_TIME = "ntf_process_start_time_seconds", "When the server was started, in Unix seconds."
 
 
@@ -169,6 +214,13 @@ class Metrics:
     def count_kind(self, name: KindCounter, kind: str, n: int = 1) -> None:
         """Add to the count of a kind. Raises ValueError if it is none of the counter's."""
         self._counts[name, _checked(name, kind)] += n
+
+    def count_part(self, name: str) -> None:
+        """Add to the failures of a part of the relay: `push AP 1` counts as push."""
+        label = name.lower().replace(" ", "_")
+        if label not in _PARTS:
+            label = "push" if label.startswith("push_") else "other"
+        self.count_kind(KindCounter.PART_FAILURES, label)
 
     def count_server(self, name: ServerCounter, server: ServerAddress, n: int = 1) -> None:
         """Add to the count of an own server, or to that of all others."""

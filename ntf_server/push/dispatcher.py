@@ -1,421 +1,338 @@
-"""The dispatcher: one push in flight per token, many tokens at once; what is due is durable in the store.
+"""The dispatcher: takes claims from the store, has them pushed, and tells the store what came of them.
 
-What arrives for a token while its push is in flight or waits for a retry goes out in its next push.
+A shell: who may be pushed to is the schedule's to say, what is due the store's. Nothing that waits is kept here.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
-import time
-from collections import Counter as Tally
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
-from ntf_server.push.provider import Accepted, Dead, Permanent, PushProvider, Result, Retry, Scope
-from ntf_server.store.records import (
-    DeadToken,
-    Delivered,
-    Due,
-    Outcome,
-    Push,
-    PushKind,
-    Store,
-    StoreCorruptError,
-    StoredNotification,
-    StoreError,
-)
+from ntf_server.push.health import Level, Notice
+from ntf_server.push.schedule import Schedule, ScheduleConfig
+from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, PushProvider, Verdict
+from ntf_server.store.contract import Deliveries, StoreError, StoreUnavailableError
+from ntf_server.store.records import Claim, Ended, Outcome
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
-_LOAD: Final = 100  # pushes read from the store at once
-_LOADERS: Final = 2  # of a lane: one waits for the store while the other sends
-_MAX_PAUSE: Final = 30.0  # seconds after which a provider out of reach is tried again
-_MAX_RETRY_AFTER: Final = 3600.0  # seconds; what asks for more is asked again
-_REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble
+_BATCH: Final = 100  # claims taken at once
+_TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
+_REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble of the store
 
-
-_KINDS: Final[Mapping[type[Result], KindCounter]] = {
-    Accepted: KindCounter.PUSHES_DELIVERED,
-    Dead: KindCounter.PUSHES_FAILED,
-    Retry: KindCounter.PUSHES_RETRIED,
-    Permanent: KindCounter.PUSHES_REFUSED,
+_KINDS: Final[Mapping[type[Verdict], KindCounter]] = {
+    Delivered: KindCounter.PUSHES_DELIVERED,
+    DeadToken: KindCounter.PUSHES_FAILED,
+    Again: KindCounter.PUSHES_RETRIED,
+    Ours: KindCounter.PUSHES_REFUSED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class DispatcherConfig:
-    """Seconds; `in_flight`: pushes that one provider may have under way, `in_flight_of` where it is another number;
-    `max_due`: tokens kept in memory for each.
-    """
+    """`schedules`: of providers that are not as `schedule` has them; `store_backoff`: seconds."""
 
-    in_flight: int = 4000
-    in_flight_of: Mapping[Provider, int] = field(default_factory=dict)
-    max_due: int = 100_000
-    min_backoff: float = 1.0
-    max_backoff: float = 300.0
-    permanent_backoff: float = 600.0
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedules: Mapping[Provider, ScheduleConfig] = field(default_factory=dict)
     store_backoff: float = 1.0
 
 
-class _Due:
-    """A token that has something due: queued, busy (loaded or in flight) or waiting for a retry."""
+class Offer:
+    """Places that are kept for what the store hands out; implements `Places`. The store may ask from another thread."""
 
-    __slots__ = ("again", "attempts", "busy", "lane", "ours", "queued", "timer", "token", "urgent")
+    __slots__ = ("_lane", "changes", "passed_over", "total")
 
-    def __init__(self, token: int, lane: "_Lane") -> None:
-        self.token = token
-        self.lane = lane
-        self.queued = False
-        self.busy = False
-        self.again = False
-        self.urgent = False
-        self.ours = False  # the last attempt failed for a fault of ours
-        self.attempts = 0
-        self.timer: asyncio.TimerHandle | None = None
+    def __init__(self, lane: "_Lane", total: int) -> None:
+        self._lane = lane
+        self.total = total
+        self.changes = lane.changes
+        self.passed_over = False  # some origin had something due, but no room
+
+    def room(self, origin: bytes) -> int:
+        """See `Places`."""
+        room = self._lane.room(origin)
+        if not room:
+            self.passed_over = True
+        return room
 
 
 class _Lane:
-    """One provider: its queue, its pushes in flight, and its pause after trouble."""
+    """A provider: when it is worth while to ask the store what is due."""
 
-    def __init__(self, name: Provider, provider: PushProvider) -> None:
+    def __init__(self, name: Provider, provider: PushProvider, schedule: Schedule) -> None:
         self.name = name
         self.provider = provider
-        self.urgent: deque[_Due] = deque()
-        self.normal: deque[_Due] = deque()
-        self.in_flight = 0
-        self.attempts = 0
-        self.paused = False
-        self.probing = False  # it was out of reach: one push shows whether it still is
-        self.alone = 0  # so many are loaded one by one
-        self.known = 0  # tokens in memory
-        self.overflow = False  # more are due, but only the store knows which
-        self.wake = asyncio.Event()
-        self.turn = asyncio.Lock()
+        self.schedule = schedule
+        self.blocked = False  # origins were passed over
+        self.changes = 0  # so often something ended, or was mended
+        self._clock = asyncio.get_running_loop().time
+        self._due_at: float | None = self._clock()
+        self._wake = asyncio.Event()
 
-    def push_back(self, due: _Due) -> None:
-        """Queue it; verifications go first. It may stand in a queue already: `take` takes it once."""
-        due.queued = True
-        (self.urgent if due.urgent else self.normal).append(due)
-        self.wake.set()
+    def room(self, origin: bytes) -> int:
+        """See `Places`."""
+        return self.schedule.room(origin, self._clock())
 
-    def take(self, limit: int) -> list[_Due]:
-        """Up to `limit` queued tokens, which become busy."""
-        out: list[_Due] = []
-        while len(out) < limit and (self.urgent or self.normal):
-            due = (self.urgent or self.normal).popleft()
-            if due.queued and due.lane is self:
-                due.queued, due.busy, due.again, due.urgent, due.ours = False, True, False, False, False
-                out.append(due)
-        return out
+    def expect(self, seconds: float | None) -> None:
+        """Something becomes due in so many seconds."""
+        if seconds is None:
+            return
+        at = self._clock() + seconds
+        if self._due_at is None or at < self._due_at:
+            self._due_at = at
+            self._wake.set()
+
+    def changed(self) -> None:
+        """A place became free, or a pause ended."""
+        self.changes += 1
+        if self.blocked:
+            self.blocked = False
+            self.expect(0.0)
+        elif self._due_at is not None:
+            self._wake.set()
+
+    async def ready(self) -> Offer:
+        """Wait until something is due and there is room for it; the places are reserved."""
+        while True:
+            now = self._clock()
+            if self._due_at is not None and self._due_at <= now and self.schedule.free(now):
+                self._due_at = None
+                return self.offer(_BATCH)
+            resume = self.schedule.next_resume(now) if self.blocked else None
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._next_look(now, resume)):
+                    await self._wake.wait()
+            if resume is not None and self._clock() >= resume:
+                self.changed()
+
+    def _next_look(self, now: float, resume: float | None) -> float | None:
+        looks = [] if resume is None else [resume]
+        if self._due_at is not None:
+            if self._due_at > now:
+                looks.append(self._due_at)
+            elif self.schedule.health.is_paused(now):
+                looks.append(self.schedule.health.paused_until)
+        return min(looks, default=None)
+
+    def offer(self, count: int) -> Offer:
+        """Reserve up to `count` places."""
+        total = min(count, self.schedule.free(self._clock()))
+        self.schedule.reserved += total
+        return Offer(self, total)
+
+    def withdraw(self, offer: Offer) -> None:
+        """The store has answered: what it handed out counts by itself."""
+        self.schedule.reserved -= offer.total
+        if offer.passed_over and self.changes != offer.changes:
+            self.expect(0.0)  # what there was no room for may have room by now, and nobody says so again
+        else:
+            self.blocked |= offer.passed_over
+        if self._due_at is not None:  # somebody may have found no room meanwhile
+            self._wake.set()
 
 
 class Dispatcher:
-    """Takes what is due, has it pushed, records what came of it. `start` it in a running loop; `close` it."""
+    """Run its `parts` in a running loop, then `close` it."""
 
     def __init__(
         self,
-        store: Store,
+        store: Deliveries,
         providers: Mapping[Provider, PushProvider],
         config: DispatcherConfig | None = None,
         *,
+        service: Callable[[Claim], str] = lambda _: "",
         metrics: Metrics | None = None,
-        clock: Callable[[], float] = time.time,
         rng: Callable[[], float] = random.random,
     ) -> None:
+        """`service`: the push service of a claim, in words, where a provider has many."""
         self._store = store
-        self._config = config or DispatcherConfig()
+        self._config = config = config or DispatcherConfig()
+        self._service = service
         self._metrics = metrics or Metrics()
-        self._clock = clock
-        self._rng = rng
-        self._lanes = {name: _Lane(name, provider) for name, provider in providers.items()}
-        self._due: dict[int, _Due] = {}
-        self._results: list[tuple[Push, Result]] = []
-        self._recording: asyncio.Task[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._clock = asyncio.get_running_loop().time
+        self._lanes = {
+            name: _Lane(name, provider, Schedule(name.value, config.schedules.get(name, config.schedule), rng))
+            for name, provider in providers.items()
+        }
+        self._pending: list[Outcome] = []
+        self._work = asyncio.Event()
+        self._recorded = asyncio.Event()
+        self._recording = False
+        self._closing = False
         self._logged: dict[str, float] = {}
-        self._idle = asyncio.Event()
         self._metrics.gauge(Gauge.PUSHES_IN_FLIGHT, self._in_flight)
-        self._metrics.gauge(Gauge.TOKENS_DUE, lambda: len(self._due))
+        store.watch(self._on_due)
 
     @property
     def providers(self) -> frozenset[Provider]:
         """The providers that can be pushed through."""
         return frozenset(self._lanes)
 
-    async def start(self) -> None:
-        """Take up what an earlier run left due, and begin. Raises StoreError, StoreCorruptError."""
-        off = [p for p in Provider if p not in self._lanes and await self._store.all_due(p, 1)]
+    def parts(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What is to be run as long as the relay lives, by name."""
+        for lane in self._lanes.values():
+            for number in range(_TAKERS):
+                yield f"push {lane.name.value} {number + 1}", partial(self._run, lane)
+        yield "push outcomes", self._record_all
+
+    async def warn_of_unserved(self) -> None:
+        """Say which providers have something due, but are not configured. Raises StoreError."""
+        off = [p.value for p in Provider if p not in self._lanes and await self._store.due_count(p)]
         if off:
             log.error("pushes wait for providers that are not configured: %s", ", ".join(off))
-        for lane in self._lanes.values():
-            await self._refill(lane)
-        lanes = [lane for lane in self._lanes.values() for _ in range(_LOADERS)]
-        self._tasks = [asyncio.create_task(self._run(lane), name="push lane") for lane in lanes]
 
-    def mark(self, due: Iterable[Due]) -> None:
-        """These tokens have something due in the store."""
-        for item in due:
-            lane = self._lanes.get(item.provider)
-            if lane is not None:
-                self._mark(item.token, lane, urgent=item.kind is PushKind.VERIFICATION)
+    def offer(self, count: int) -> Mapping[Provider, Offer]:
+        """Places for claims that the store may hand out together with something else; give it back with `accept`."""
+        return {} if self._closing else {name: lane.offer(count) for name, lane in self._lanes.items()}
 
-    async def _refill(self, lane: _Lane) -> None:
-        """Take from the store what is due, as much as is kept in memory."""
-        lane.overflow = False
-        due = await self._store.all_due(lane.name, self._config.max_due)
-        lane.overflow |= len(due) == self._config.max_due
-        self.mark(due)
-
-    def _mark(self, token: int, lane: _Lane, *, urgent: bool) -> None:
-        due = self._due.get(token)
-        if due is None:
-            if lane.known >= self._config.max_due and not urgent:
-                lane.overflow = True
-                return
-            due = self._due[token] = _Due(token, lane)
-            lane.known += 1
-        elif due.busy:
-            due.again = True
-            due.urgent |= urgent
+    def accept(self, offer: Mapping[Provider, Offer], claims: Sequence[Claim]) -> None:
+        """Push what was handed out."""
+        for name, places in offer.items():
+            self._lanes[name].withdraw(places)
+        if not claims:
             return
-        elif not urgent or (due.queued and due.urgent and due.lane is lane):
-            return  # queued already, or waiting for its retry
-        due.lane.known -= 1
-        lane.known += 1
-        due.lane = lane
-        due.urgent = urgent
-        self._cancel_timer(due)
-        lane.push_back(due)
+        by_provider: dict[Provider, list[Claim]] = {}
+        for claim in claims:
+            by_provider.setdefault(claim.lane.provider, []).append(claim)
+        for name, those in by_provider.items():
+            try:
+                self._send(self._lanes[name], those)
+            except Exception:  # they wait for another try, and whoever brought them goes on
+                log.exception("pushes through %s could not be made", name.value)
 
     def mended(self) -> None:
-        """A fault of ours may be mended: what failed for one is tried again now."""
-        for due in self._due.values():
-            if due.ours and due.timer is not None:
-                self._cancel_timer(due)
-                due.lane.push_back(due)
-
-    def _cancel_timer(self, due: _Due) -> None:
-        if due.timer is not None:
-            due.timer.cancel()
-            due.timer = None
+        """A fault of ours may be mended: what waits for that is tried at once."""
+        for lane in self._lanes.values():
+            lane.schedule.mended(self._clock())
+            lane.changed()
 
     async def close(self, grace: float = 0.0) -> None:
-        """Start no more pushes, wait up to `grace` seconds for those in flight, record what came of them."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for due in self._due.values():
-            self._cancel_timer(due)
-        try:
+        """Hand out no more places, wait up to `grace` seconds for what is in flight and until it is recorded.
+
+        To be called while the part "push outcomes" still runs.
+        """
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._in_flight():
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:
-            log.warning("%d pushes were still in flight: they will be sent again", self._in_flight())
-        if self._recording is not None:
-            await asyncio.wait([self._recording], timeout=1.0)
+                while self._in_flight() or self._pending or self._recording:
+                    self._recorded.clear()
+                    await self._recorded.wait()
+        if left := self._in_flight() + len(self._pending):
+            log.warning("%d pushes were still in flight: they will be sent again", left)
 
     def _in_flight(self) -> int:
-        return sum(lane.in_flight for lane in self._lanes.values())
+        return sum(lane.schedule.in_flight for lane in self._lanes.values())
 
     # --- pushing
 
+    def _on_due(self, provider: Provider, seconds: float) -> None:
+        lane = self._lanes.get(provider)
+        if lane is not None:
+            lane.expect(seconds)
+
     async def _run(self, lane: _Lane) -> None:
-        while True:
-            async with lane.turn:
-                batch = await self._next(lane)
+        while not self._closing:
+            offer = await lane.ready()
+            taken = None
             try:
-                pushes = await self._store.load_pushes([d.token for d in batch], int(self._clock()))
-            except StoreError as e:
+                taken = await self._store.take(lane.name, offer)
+            except StoreUnavailableError as e:
                 self._loudly(f"cannot read what is due: {e}")
-                for due in batch:
-                    self._retry(due, self._config.store_backoff)
-                continue
-            except StoreCorruptError:
-                return  # the store told the relay, which stops
-            except asyncio.CancelledError:  # closing: none of them was sent
-                lane.in_flight -= len(batch)
-                raise
-            except Exception:
-                self._unreadable(lane, batch)
-                continue
-            self._send(lane, batch, pushes)
+            finally:
+                lane.withdraw(offer)
+                lane.expect(0.0 if taken is None else taken.next_in)
+            if taken is None:
+                await asyncio.sleep(self._config.store_backoff)
+            elif taken.claims:
+                self._send(lane, taken.claims)
 
-    async def _next(self, lane: _Lane) -> list[_Due]:
-        """What is to be loaded next, once there is anything and room for it; it counts as in flight."""
-        while True:
-            if lane.overflow and lane.known <= self._config.max_due // 2:
-                await self._refill_again(lane)
-            if batch := [] if lane.paused else lane.take(self._room(lane)):
-                lane.in_flight += len(batch)
-                return batch
-            lane.wake.clear()
-            await lane.wake.wait()
+    def _send(self, lane: _Lane, claims: Sequence[Claim]) -> None:
+        if self._closing:
+            return  # a claim that is not used is no claim in the next run
+        left = {id(claim): claim for claim in claims}
+        for claim in claims:
+            lane.schedule.begin(claim)
 
-    async def _refill_again(self, lane: _Lane) -> None:
+        def on_verdict(claim: Claim, verdict: Verdict) -> None:
+            if left.pop(id(claim), None) is not None:
+                self._on_verdict(lane, claim, verdict)
+
         try:
-            await self._refill(lane)
-        except StoreError as e:
-            lane.overflow = True
-            self._loudly(f"cannot read what is due: {e}")
-            await asyncio.sleep(self._config.store_backoff)
+            lane.provider.send(claims, on_verdict)
+        except Exception:  # a fault of ours: none of them may be lost
+            for claim in list(left.values()):
+                on_verdict(claim, Again("the push could not be made"))
+            raise
 
-    def _room(self, lane: _Lane) -> int:
-        """How many pushes may be loaded now: a provider that was out of reach is tried with one."""
-        config = self._config
-        limit = 1 if lane.probing else config.in_flight_of.get(lane.name, config.in_flight)
-        return min(limit - lane.in_flight, 1 if lane.alone else _LOAD)
+    def _on_verdict(self, lane: _Lane, claim: Claim, verdict: Verdict) -> None:
+        outcome, notice = lane.schedule.end(claim, verdict, self._clock(), self._service)
+        self._count(lane, claim, verdict, outcome)
+        if notice is not None:
+            _tell(notice)
+        if outcome.ended is not Ended.DELIVERED:
+            log.debug("a push through %s: %s: %s", lane.name.value, outcome.ended.value, outcome.reason)
+        self._pending.append(outcome)
+        self._work.set()
+        lane.changed()
 
-    def _unreadable(self, lane: _Lane, batch: list[_Due]) -> None:
-        """Something damaged is in the store: read them one by one, so that only it waits."""
-        if len(batch) > 1:
-            lane.alone += len(batch)
+    def _count(self, lane: _Lane, claim: Claim, verdict: Verdict, outcome: Outcome) -> None:
+        suspected = isinstance(verdict, DeadToken) and outcome.ended is not Ended.DEAD  # but nothing is done to it
+        self._metrics.count_kind(KindCounter.PUSHES_RETRIED if suspected else _KINDS[type(verdict)], lane.name)
+        if isinstance(verdict, Delivered):
+            name, entries = ServerCounter.DELIVERED, verdict.held
+        elif isinstance(verdict, DeadToken) and not suspected:
+            log.info("a token of %s is invalid: %s", lane.name.value, verdict.reason.value)
+            name, entries = ServerCounter.FAILED, claim.entries
         else:
-            log.exception("what is due for a token of %s cannot be read", lane.name)
-            lane.alone = max(0, lane.alone - 1)
-        for due in batch:
-            self._retry(due, 0.0 if len(batch) > 1 else self._config.permanent_backoff)
-
-    def _send(self, lane: _Lane, batch: list[_Due], pushes: list[Push]) -> None:
-        lane.alone = max(0, lane.alone - len(batch))
-        loaded = {p.token: p for p in pushes}
-        mine: list[Push] = []
-        for due in batch:
-            push = loaded.get(due.token)
-            if push is not None and push.device.provider == lane.name:
-                mine.append(push)
-                continue
-            self._release(due)
-            if push is not None:  # replaced by a token of another provider
-                self.mark([Due(push.token, push.device.provider, push.kind)])
-        if mine:
-            lane.provider.send(mine, self._on_result)
-
-    def _on_result(self, push: Push, result: Result) -> None:
-        self._results.append((push, result))
-        if self._recording is None or self._recording.done():
-            self._recording = asyncio.create_task(self._record(), name="push outcomes")
-
-    async def _record(self) -> None:
-        while self._results:
-            results, self._results = self._results, []
-            outcomes = self._outcomes(results)
-            while outcomes:
-                try:
-                    await self._store.record(outcomes)
-                    break
-                except StoreError as e:
-                    self._loudly(f"cannot record what was pushed: {e}")
-                    await asyncio.sleep(self._config.store_backoff)
-            self._count(results)
-            for push, result in results:
-                self._settle(self._due[push.token], push, result)
-        self._idle.set()
-
-    def _outcomes(self, results: Iterable[tuple[Push, Result]]) -> list[Outcome]:
-        now = int(self._clock())
-        out: list[Outcome] = []
-        for push, result in results:
-            if isinstance(result, Accepted):
-                out.append(Delivered(push, now, result.notifications))
-            elif isinstance(result, Dead):
-                out.append(DeadToken(push, result.reason))
-        return out
-
-    def _count(self, results: Sequence[tuple[Push, Result]]) -> None:
-        kinds = Tally((type(result), push.device.provider) for push, result in results)
-        for (kind, provider), count in kinds.items():
-            self._metrics.count_kind(_KINDS[kind], provider, count)
-        delivered = [n.server for _, r in results if isinstance(r, Accepted) for n in r.notifications if not n.sent]
-        failed = [n.server for p, r in results if isinstance(r, Dead) for n in p.notifications if not n.sent]
-        for name, servers in ((ServerCounter.DELIVERED, delivered), (ServerCounter.FAILED, failed)):
-            for server, count in Tally(servers).items():
-                self._metrics.count_server(name, server, count)
-
-    def _settle(self, due: _Due, push: Push, result: Result) -> None:
-        lane = due.lane
-        if not (isinstance(result, Retry) and result.scope is Scope.PROVIDER):
-            lane.probing = False
-            lane.attempts = 0
-        match result:
-            case Accepted(held):
-                due.attempts = 0
-                left_out = held is not push.notifications and _unsent(push.notifications) > _unsent(held)
-                due.again |= push.more or left_out
-                self._release(due)
-            case Dead(reason):
-                log.info("a token of %s is invalid: %s", lane.name, reason)
-                self._release(due)
-            case Retry(reason, scope, after):
-                if scope is Scope.PROVIDER:
-                    self._pause(lane, reason, after)
-                log.debug("a push through %s is retried: %s", lane.name, reason)
-                self._retry(due, self._backoff(due) if after is None else min(after, _MAX_RETRY_AFTER))
-            case Permanent(reason):
-                due.ours = True
-                self._loudly(f"{lane.name} refuses pushes for a fault of this server: {reason}")
-                self._retry(due, self._config.permanent_backoff)
-
-    def _release(self, due: _Due) -> None:
-        """No longer busy: queue it again if something came meanwhile, else forget it."""
-        due.lane.in_flight -= 1
-        due.lane.wake.set()
-        due.busy = False
-        if due.again:
-            due.lane.push_back(due)
-        else:
-            del self._due[due.token]
-            due.lane.known -= 1
-
-    def _retry(self, due: _Due, delay: float) -> None:
-        due.lane.in_flight -= 1
-        due.lane.wake.set()
-        due.busy = False
-        if due.urgent:  # registered anew meanwhile: that must not wait
-            due.lane.push_back(due)
             return
-        due.timer = asyncio.get_running_loop().call_later(delay, self._requeue, due)
+        for entry in entries:
+            if not entry.sent:
+                self._metrics.count_server(name, entry.server)
 
-    def _requeue(self, due: _Due) -> None:
-        due.timer = None
-        due.lane.push_back(due)
+    # --- recording
 
-    def _backoff(self, due: _Due) -> float:
-        due.attempts += 1
-        return self._delay(due.attempts)
+    async def _record_all(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            outcomes, self._pending = self._pending, []
+            self._recording = True
+            try:
+                await self._record(outcomes)
+            finally:
+                self._recording = False
+                self._recorded.set()
 
-    def _delay(self, attempts: int) -> float:
-        bound = min(self._config.min_backoff * 2.0 ** min(attempts - 1, 30), self._config.max_backoff)
-        return bound * (0.5 + 0.5 * self._rng())
-
-    def _pause(self, lane: _Lane, reason: str, after: float | None) -> None:
-        """The whole provider is in trouble: what is queued waits, instead of failing one by one."""
-        if lane.paused:
-            return
-        lane.attempts += 1
-        delay = max(min(self._delay(lane.attempts), _MAX_PAUSE), min(after or 0.0, _MAX_RETRY_AFTER))
-        self._loudly(f"{lane.name} cannot be reached: {reason}")
-        lane.paused = True
-        asyncio.get_running_loop().call_later(delay, self._resume, lane)
-
-    def _resume(self, lane: _Lane) -> None:
-        lane.paused = False
-        lane.probing = True
-        lane.wake.set()
+    async def _record(self, outcomes: Sequence[Outcome]) -> None:
+        while outcomes:
+            try:
+                await self._store.record(outcomes)
+                return
+            except StoreUnavailableError as e:
+                self._loudly(f"cannot record what was pushed: {e}")
+                await asyncio.sleep(self._config.store_backoff)
+            except StoreError as e:
+                if len(outcomes) > 1:  # only the one that is at fault must suffer
+                    for outcome in outcomes:
+                        await self._record([outcome])
+                else:
+                    log.error("what came of a push cannot be recorded: %s", e)
+                return
 
     def _loudly(self, message: str) -> None:
         """Log an error, once a minute for the same trouble."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if now >= self._logged.get(message, 0.0):
             self._logged[message] = now + _REPEAT_LOG
             log.error("%s", message)
 
 
-def _unsent(notifications: Iterable[StoredNotification]) -> int:
-    return sum(not n.sent for n in notifications)
+def _tell(notice: Notice) -> None:
+    log.log(Level(notice.level), "%s", notice.text)

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from ntf_server.store.records import Push, PushKind, StoredNotification
+from ntf_server.store.records import Claim, Entry, PushKind
 from smp_bridge import crypto
 from smp_bridge.encoding import NONCE_SIZE, b64url, b64url_bytes
 from smp_bridge.ntf import encode_entry
@@ -29,9 +29,7 @@ def _largest_padded(limit: int) -> int:
 PADDED_SIZE: Final = _largest_padded(APNS_LIMIT)  # the one size of all plaintexts
 
 
-def entries(
-    stored: tuple[StoredNotification, ...], size: int = PADDED_SIZE
-) -> tuple[bytes, tuple[StoredNotification, ...]]:
+def entries(stored: tuple[Entry, ...], size: int = PADDED_SIZE) -> tuple[bytes, tuple[Entry, ...]]:
     """(the plaintext of a messages push, what it holds), oldest first, at most `size` - 2 bytes.
 
     What does not fit is left out: first what was sent before, then the newest, which go out in the next push.
@@ -46,39 +44,39 @@ def entries(
     return b";".join(entry for _, entry in kept), tuple(n for n, _ in kept)
 
 
-def _entry(stored: StoredNotification) -> bytes:
-    n = stored.notification
-    return encode_entry(str(stored.server).encode(), n.notifier_id, n.received_at, n.nonce, n.meta)
+def _entry(e: Entry) -> bytes:
+    return encode_entry(str(e.server).encode(), e.notifier_id, e.received_at, e.nonce, e.meta)
 
 
-def apns_body(push: Push, nonce: bytes) -> tuple[bytes, tuple[StoredNotification, ...]]:
-    """(JSON body, notifications that it holds). Raises ValueError if a single notification does not fit.
+def apns_body(claim: Claim, nonce: bytes) -> tuple[bytes, tuple[Entry, ...]]:
+    """(JSON body, entries that it holds). Raises ValueError if a single entry does not fit.
 
     `nonce`: 24 random bytes, never used before.
     """
-    if push.kind is PushKind.CHECK:
+    if claim.kind is PushKind.CHECK:
         return _CHECK, ()
-    head = _ALERT if push.kind is PushKind.MESSAGES else _BACKGROUND
-    name, sealed, held = _sealed(push, nonce)
+    head = _ALERT if claim.kind is PushKind.MESSAGES else _BACKGROUND
+    name, sealed, held = _sealed(claim, nonce)
     return head + _NONCE + b64url_bytes(nonce) + b'","' + name + b'":"' + sealed + b'"}}', held
 
 
-def notification_data(push: Push) -> tuple[dict[str, str], tuple[StoredNotification, ...]]:
-    """(what APNs has as `notificationData`, all values strings, notifications that it holds). Raises ValueError."""
-    if push.kind is PushKind.CHECK:
-        return {"checkMessages": "true"}, ()
+def notification_data(claim: Claim) -> tuple[dict[str, str], tuple[Entry, ...]]:
+    """(what APNs has as `notificationData`, entries that it holds), of a push that says more than to check.
+
+    Raises ValueError if a single entry does not fit.
+    """
     nonce = os.urandom(NONCE_SIZE)
-    name, sealed, held = _sealed(push, nonce)
+    name, sealed, held = _sealed(claim, nonce)
     return {"nonce": b64url(nonce), name.decode(): sealed.decode()}, held
 
 
-def _sealed(push: Push, nonce: bytes) -> tuple[bytes, bytes, tuple[StoredNotification, ...]]:
-    """(name of the box, box as base64url, notifications in it)."""
-    held: tuple[StoredNotification, ...] = ()
-    if push.kind is PushKind.VERIFICATION:
-        name, plain = b"verification", push.code
+def _sealed(claim: Claim, nonce: bytes) -> tuple[bytes, bytes, tuple[Entry, ...]]:
+    """(name of the box, box as base64url, entries in it)."""
+    held: tuple[Entry, ...] = ()
+    if claim.kind is PushKind.VERIFICATION:
+        name, plain = b"verification", claim.code
     else:
         name = b"message"
-        plain, held = entries(push.notifications)
-    sealed = crypto.secretbox(push.secret, nonce, crypto.pad(plain, PADDED_SIZE))
+        plain, held = entries(claim.entries)
+    sealed = crypto.secretbox(claim.secret, nonce, crypto.pad(plain, PADDED_SIZE))
     return name, b64url_bytes(sealed), held

@@ -7,15 +7,12 @@ silent for long are subscribed again, and a sample of the others, spread thinly 
 import asyncio
 import logging
 import random
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ntf_server.smp.subscriber import Subscriber
-from ntf_server.store.records import Store, StoreError
-from smp_bridge.address import ServerAddress
+from ntf_server.store.contract import Store, StoreError
+from ntf_server.store.records import Cursor
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +33,19 @@ class AuditConfig:
     page: int = 100
 
 
-async def run(
-    store: Store,
-    subscriber: Subscriber,
-    config: AuditConfig | None = None,
-    *,
-    clock: Callable[[], float] = time.time,
-    rng: Callable[[], float] = random.random,
-) -> None:
+async def run(store: Store, config: AuditConfig | None = None, *, rng: Callable[[], float] = random.random) -> None:
     """Go round, until cancelled."""
     config = config or AuditConfig()
-    after, left = 0, config.period
+    after: Cursor | None = None
+    left = config.period
     while True:
         try:
-            after, pause = await _step(store, subscriber, config, after, now=clock(), rng=rng)
+            after, pause = await _step(store, config, after, rng)
         except StoreError as e:
             log.error("the audit of subscriptions is late: %s", e)
             pause = _ERROR_PAUSE
         else:
-            if after == 0:  # the next round begins when this one's period is over
+            if after is None:  # the next round begins when this one's period is over
                 pause, left = left, config.period
             else:
                 left -= pause
@@ -62,16 +53,12 @@ async def run(
 
 
 async def _step(
-    store: Store, subscriber: Subscriber, config: AuditConfig, after: int, *, now: float, rng: Callable[[], float]
-) -> tuple[int, float]:
-    """Audit one page behind `after`: where it ends, 0 if it was the last, and its share of the period in seconds."""
+    store: Store, config: AuditConfig, after: Cursor | None, rng: Callable[[], float]
+) -> tuple[Cursor | None, float]:
+    """Audit one page behind `after`: where the next begins, None if it was the last, and its share of the period."""
     count = await store.subscription_count()
-    page = await store.to_audit(after, config.page, int(now - config.silent))
-    chosen: defaultdict[ServerAddress, list[int]] = defaultdict(list)
-    for s in page:
-        if s.silent or rng() < config.sample:
-            chosen[s.server].append(s.ref)
-    for server, refs in chosen.items():
-        subscriber.audit(server, refs)
-    share = config.period * len(page) / max(1, count)
-    return (page[-1].ref if len(page) == config.page else 0), share
+    page, cursor = await store.to_audit(after, config.page, config.silent)
+    chosen = [s for s in page if s.silent or rng() < config.sample]
+    if chosen:
+        await store.request_audit(chosen)
+    return cursor, config.period * len(page) / max(1, count)

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from smp_bridge.ntf import Provider
+
 KEY_SIZE: Final = 32
 COMMAND_TIMEOUT: Final = 30.0
 _NONCE: Final = 12
@@ -143,9 +145,22 @@ class Sealer:
             raise SealingError(f"a sealed value of {where} cannot be opened: it was changed or moved") from None
 
     def lookup(self, provider: str, device_token: bytes) -> bytes:
-        """What a device token is found by: HMAC-SHA256, 32 bytes; without the key it tells nothing."""
+        """What a device token is found by: HMAC-SHA256, 32 bytes; without the key it tells nothing.
+
+        That of APNs is hex: upper or lower case, it is the same.
+        """
         name = provider.encode()
+        if provider in _HEX and _HEX_DIGITS.fullmatch(device_token):
+            device_token = device_token.lower()
         return hmac.digest(self._lookup_key, bytes([len(name)]) + name + device_token, "sha256")
+
+    def origin(self, origin: str) -> bytes:
+        """What stands for a push service's origin: HMAC-SHA256, 16 bytes; empty for none."""
+        return hmac.digest(self._lookup_key, b"\x06origin" + origin.encode(), "sha256")[:16] if origin else b""
+
+
+_HEX: Final = frozenset([Provider.APNS, Provider.APNS_SANDBOX, Provider.APNS_TEST])
+_HEX_DIGITS: Final = re.compile(rb"[0-9A-Fa-f]+")
 
 
 def _derive(key: bytes, purpose: bytes, size: int) -> bytes:

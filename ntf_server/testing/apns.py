@@ -12,6 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Unpack
 
 import msgspec
@@ -90,7 +91,8 @@ class MockApns(Http2Server):
     """A mock APNs for `async with`, at `host` and `port`, to be trusted by `ca_file`.
 
     public_key, key_id, team_id: what provider tokens must be signed with and say; None checks the form only.
-    topics: the allowed topics, None for any. clock: unix seconds. on_push: called with each accepted push.
+    topics: the allowed topics, None for any. clock: unix seconds, also of the `date` of errors.
+    on_push: called with each accepted push.
     record: keep pushes and rejections; switch it off for long runs. Other options: see `Options`.
     """
 
@@ -190,6 +192,8 @@ class MockApns(Http2Server):
             token = _token_of(request.path) or ""
             self.rejected.append(Rejection(answer.status, answer.reason, token, request.connection))
         with_id = (("apns-id", apns_id), *answer.headers)
+        if answer.status != 200 and not any(name == "date" for name, _ in with_id):
+            with_id = (*with_id, ("date", formatdate(self._clock(), usegmt=True)))
         return Answer(answer.status, answer.reason, with_id, answer.timestamp, answer.body)
 
     def _take_in(self, push: Push) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import Protocol, Self, TypedDict, Unpack
 
 from h2.events import RequestReceived
 
-from ntf_server.testing.faults import Answer, Fault
-
-if TYPE_CHECKING:
-    from ntf_server.testing.link import Link
+from ntf_server.testing.faults import Answer, Fault, GoAway
 
 DEFAULT_WINDOW = 65_535  # RFC 9113 section 6.9.2
 
@@ -93,6 +90,19 @@ class Options(TypedDict, total=False):
     linger: float
 
 
+class Connection(Protocol):
+    """What a server does to its connections."""
+
+    def cut(self) -> None:
+        """Abort it, without a TLS close."""
+
+    def hold(self, on: bool) -> None:
+        """Read nothing more and answer nothing, or go on."""
+
+    def go_away(self, fault: GoAway) -> None:
+        """Announce its end."""
+
+
 class Endpoint(ABC):
     """What the connections of a server share: its options, its counters, and what it answers.
 
@@ -116,7 +126,7 @@ class Endpoint(ABC):
         self.linger = options.get("linger", 1.0)
         self.held = False
         self.counters = Counters()
-        self.connections: set[Link] = set()
+        self.connections: set[Connection] = set()
         self.idle = asyncio.Event()
         self.idle.set()
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ntf_server.app import Relay
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
-from ntf_server.push.apns.request import generate_key, key_pem
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing.apns import MockApns
 from ntf_server.testing.fcm import MockFcm
@@ -56,7 +56,7 @@ async def running_relay(
         "FCM__PORT": str(fcm.port),
         "FCM__CA_FILE": str(fcm.ca_file),
         "WEB_PUSH__KEY_FILE": identity_files.VAPID_KEY,
-        "WEB_PUSH__CONTACT": "mailto:test@localhost",
+        "WEB_PUSH__CONTACT": "mailto:push@relay.example",
         "WEB_PUSH__CA_FILE": str(web_push.ca_file),
         "DELIVERY__MIN_BACKOFF": "0.05",
         "DELIVERY__MAX_BACKOFF": "0.5",

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from smp_bridge import crypto, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Event, UnexpectedAnswerError
+from smp_bridge.connecting import Connect, connect
 from smp_bridge.handshake import Versions
 from smp_bridge.transmission import Message
 
@@ -45,10 +46,10 @@ class Recipient:
         self.other_events: asyncio.Queue[Event] = asyncio.Queue()  # END, DELD, NMSG
 
     @classmethod
-    async def connect(cls, address: ServerAddress, *, versions: Versions | None = None) -> Self:
-        """Connect. Raises what `transport.connect` raises."""
+    async def connect(cls, address: ServerAddress, *, versions: Versions | None = None, by: Connect = connect) -> Self:
+        """Connect. Raises what `connecting.connect` raises."""
         self = cls()
-        self.client = await Client.connect(address, self._on_events, versions=versions)
+        self.client = await Client.connect(address, self._on_events, versions=versions, by=by)
         return self
 
     async def __aenter__(self) -> Self:

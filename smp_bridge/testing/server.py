@@ -16,7 +16,7 @@ from smp_bridge.testing.faults import AnswersFault
 from smp_bridge.testing.queues import ID_SIZE, Notifier, Queues, ServiceRecord
 from smp_bridge.testing.services import Services, dissociate
 from smp_bridge.testing.tls import OpenSslTls, service_context
-from smp_bridge.tls import TlsFactory
+from smp_bridge.tls import SslTls, TlsFactory, server_context
 from smp_bridge.transmission import (
     Err,
     Invalid,
@@ -147,6 +147,11 @@ class SmpServer:
             return None
         context = service_context("smp", self.credentials)
         return lambda: OpenSslTls(context)
+
+    def protocol(self) -> BlockConnection:
+        """The server's side of one more connection, for a transport of another's making (see `testing.link`)."""
+        tls = self._tls() or (lambda: SslTls(server_context("smp", self.credentials), server_side=True))
+        return BlockConnection("smp", tls(), self._on_connected, self._handshake_timeout)
 
     async def stop(self) -> None:
         """Listen no more, and abort every connection; queues and services are kept, subscriptions are not."""

@@ -12,9 +12,9 @@ import pytest
 from ntf_client import Device, VerificationCode
 from ntf_server.app import Relay
 from ntf_server.config import identity_files
-from ntf_server.config.files import Config
+from ntf_server.config.files import assemble
 from ntf_server.config.settings import Apns, ApnsHost, Settings, Subscriber, Transport
-from ntf_server.store.sealing import MasterKey
+from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -36,9 +36,10 @@ async def relay(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[ServerAddr
         apns=Apns(test=ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))),
         subscriber=Subscriber(allow_private_hosts=True),
     )
-    credentials = identity_files.load_credentials(directory)
-    async with Relay(Config(directory, settings, credentials, directory / "test.db", MasterKey(bytes(32)))) as running:
-        yield ServerAddress("ntf", ("localhost",), str(running.port), credentials.key_hash)
+    (directory / identity_files.MASTER_KEY).write_text(generate_key_text())
+    config = assemble(directory, settings, {})
+    async with Relay(config) as running:
+        yield ServerAddress("ntf", ("localhost",), str(running.port), config.credentials.key_hash)
 
 
 @pytest.fixture

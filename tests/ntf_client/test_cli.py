@@ -15,13 +15,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from ntf_client import Device, arguments, state
+from ntf_client import Device, state
 from ntf_client.state import DeviceState, Subscription
 from ntf_server.testing import FcmMessage, MockApns, MockFcm, MockWebPush
 from ntf_server.testing.relay import RunningRelay, running_relay
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.encoding import b64url, un_b64url
+from smp_bridge.encoding import b64url
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.transmission import Err
 
@@ -391,8 +391,6 @@ async def test_where_the_state_is(cli: Cli, relay: ServerAddress, tmp_path: Path
     assert (home / ".config" / "ntf-client" / "device.json").exists()
 
 
-COMMANDS = "test register verify subscribe unsubscribe status periodic decrypt replace delete"
-RUNS = dict.fromkeys(COMMANDS.split(), print)
 KEY = b64url(crypto.encode_private(Ed25519PrivateKey.generate()))
 QUEUE = ("--notifier-id", "AAAA", "--notifier-key", KEY)
 USAGE: list[tuple[str, ...]] = [
@@ -455,33 +453,6 @@ async def test_an_address_that_does_not_fit_a_block(
     device = DeviceState(server.address, offline.token, offline.verify_key, offline.dh_key, bytes(24), bytes(32))
     state.save(cli.path, device)
     assert (await cli("subscribe", str(long), *QUEUE)).fails(2, "too large")
-
-
-def test_values_that_look_like_options() -> None:
-    dashes = b64url(bytes.fromhex("fb") + bytes(31))
-    double = b64url(bytes.fromhex("fbefbe") + bytes(29))
-    assert dashes.startswith("-")
-    assert double.startswith("--")
-    for value in (dashes, double):
-        raw = un_b64url(value)
-        assert arguments.parse(["verify", value, "--state", "x"], RUNS).code == raw
-        assert arguments.parse(["unsubscribe", value], RUNS).id == raw
-        parsed = arguments.parse(
-            ["subscribe", str(SMP), "--notifier-id", value, "--notifier-key", KEY, "--secret", value], RUNS
-        )
-        assert arguments.queue(parsed).notifier_id == arguments.queue(parsed).secret == raw
-        parsed = arguments.parse(["replace", "--provider", "FC", "--token", value], RUNS)
-        assert arguments.device_token(parsed).token == value.encode()
-    assert arguments.parse(["decrypt", "-"], RUNS).file == "-"
-
-
-@pytest.mark.parametrize("form", ["argument", "text file", "DER file"])
-def test_forms_of_a_key(form: str, tmp_path: Path) -> None:
-    file = tmp_path / "key"
-    file.write_bytes(un_b64url(KEY) if form == "DER file" else KEY.encode() + b"\n")
-    given = KEY if form == "argument" else str(file)
-    parsed = arguments.parse(["subscribe", str(SMP), *QUEUE[:3], given], RUNS)
-    assert b64url(crypto.encode_private(arguments.queue(parsed).notifier_key)) == KEY
 
 
 async def test_output_that_nobody_reads(offline: DeviceState, cli: Cli) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntf_client import subscription_token
-from ntf_server.push.webpush.request import WebPushSubscription
+from ntf_server.push.webpush.subscription import WebPushSubscription
 from smp_bridge import ntf
 from smp_bridge.encoding import ParseError, Reader, b64url, short
 from smp_bridge.transmission import Session, encode_blocks, encode_transmission

@@ -24,8 +24,10 @@ from ntf_server.testing import MockApns
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
+from smp_bridge.connecting import connect
 from smp_bridge.identity import Credentials, SignPrivateKey, private_key_pem
 from smp_bridge.testing import Queue, Recipient, SmpServer
+from smp_bridge.tls import client_context
 from smp_bridge.transmission import (
     CORR_ID_SIZE,
     Message,
@@ -35,7 +37,7 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BlockConnection, client_context, connect
+from smp_bridge.transport import BlockConnection
 
 Identity = tuple[Credentials, SignPrivateKey]
 

@@ -3,22 +3,24 @@
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from harness import Phone
 
+from ntf_server import periodic, supervisor
+from ntf_server.admin.socket import AdminError, ask
 from ntf_server.app import Relay, run
 from ntf_server.config import settings as sections
-from ntf_server.config.files import Config
-from ntf_server.config.identity_files import create_identity, load_credentials
+from ntf_server.config.files import CONFIG_FILE, Config, assemble, load
+from ntf_server.config.identity_files import create_identity
 from ntf_server.listener import ListenError
-from ntf_server.push.apns.request import generate_key
-from ntf_server.store.records import StoreCorruptError, StoreError
-from ntf_server.store.sealing import MasterKey
+from ntf_server.observe.metrics import KindCounter
+from ntf_server.push.jose import generate_key, key_pem
+from ntf_server.store.contract import StoreCorruptError, StoreError
+from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -43,7 +45,12 @@ def settings(mock_apns: MockApns) -> sections.Settings:
 @pytest.fixture
 def relay_config(tmp_path: Path, settings: sections.Settings) -> Config:
     create_identity(tmp_path, "ED25519", "localhost")
-    return Config(tmp_path, settings, load_credentials(tmp_path), tmp_path / "ntf.db", MasterKey(bytes(range(32))))
+    (tmp_path / "master.key").write_text(generate_key_text())
+    return assemble(tmp_path, settings, {})
+
+
+def changed(config: Config, **settings: Any) -> Config:
+    return assemble(config.directory, msgspec.structs.replace(config.settings, **settings), {})
 
 
 def address(relay: Relay, relay_config: Config) -> ServerAddress:
@@ -188,7 +195,7 @@ async def test_providers_that_are_not_configured_are_refused(
     relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone]
 ) -> None:
     device = phone()
-    without = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=sections.Apns()))
+    without = changed(relay_config, apns=sections.Apns())
     async with Relay(without) as relay, await connect(relay, without) as client:
         with pytest.raises(ServerError, match="CMD PROHIBITED"):
             await device.register(client)
@@ -200,9 +207,8 @@ async def test_apple_s_hosts_are_on_with_a_key(
     key = generate_key()
     host = sections.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))
     apns = sections.Apns(key_file="k.p8", key_id="KEY1234567", team_id="TEAM123456", production=host, sandbox=host)
-    with_key = replace(relay_config, settings=msgspec.structs.replace(relay_config.settings, apns=apns))
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (tmp_path / "k.p8").write_bytes(pem)
+    (tmp_path / "k.p8").write_bytes(key_pem(key))
+    with_key = changed(relay_config, apns=apns)
     async with Relay(with_key) as relay, await connect(relay, with_key) as client:
         for provider in (ntf.Provider.APNS, ntf.Provider.APNS_SANDBOX):
             device = phone()
@@ -216,9 +222,8 @@ async def test_apple_s_hosts_are_on_with_a_key(
 async def test_a_port_in_use_is_told_and_everything_is_closed(relay_config: Config) -> None:
     async with Relay(relay_config) as relay:
         transport = msgspec.structs.replace(relay_config.settings.transport, port=relay.port)
-        settings = msgspec.structs.replace(relay_config.settings, transport=transport)
-        other = replace(relay_config, settings=settings, database=relay_config.directory / "other.db")
-        with pytest.raises(ListenError, match=rf"localhost:{relay.port}: "):
+        other = changed(relay_config, transport=transport, store=sections.Store(url="sqlite:///other.db"))
+        with pytest.raises(ListenError, match=rf"\[transport\] bind, port: localhost:{relay.port}: "):
             await Relay(other).__aenter__()
         with pytest.raises(StoreError, match="another ntf-server uses this database"):
             await Relay(relay_config).__aenter__()
@@ -234,3 +239,99 @@ async def test_a_database_that_turns_out_corrupt_stops_the_relay(relay_config: C
         await run(relay_config, damaged)
     async with Relay(relay_config):  # it let go of port and database
         pass
+
+
+# --- one life
+
+
+async def test_a_part_that_fails_is_started_again_and_counted(
+    relay_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = 0
+
+    async def fail(*_: Any, **__: Any) -> None:
+        nonlocal starts
+        starts += 1
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(periodic, "check", fail)
+    monkeypatch.setattr(supervisor, "MIN_BACKOFF", 0.01)
+    async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+        async with asyncio.timeout(10):
+            while starts < 3:
+                await asyncio.sleep(0.01)
+        assert relay._metrics.value(KindCounter.PART_FAILURES, "periodic_checks") >= 2
+        assert (await asyncio.to_thread(ask, relay_config.admin_socket, "status"))["waiting"] == ["periodic checks"]
+        assert await client.request(ntf.Ping()) == ntf.Pong()  # nobody else suffers
+
+
+async def test_a_stop_leaves_no_task(relay_config: Config, smp_server: SmpServer, phone: Callable[[], Phone]) -> None:
+    before = asyncio.all_tasks()
+    async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
+        await phone().register(client)
+        client_tasks = asyncio.all_tasks()
+        assert client_tasks > before
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_start_that_is_cancelled_lets_go_of_everything(relay_config: Config) -> None:
+    for turns in (1, 2, 5, 50):  # before and while the database is opened
+        starting = asyncio.create_task(Relay(relay_config).__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    async with Relay(relay_config):
+        pass
+
+
+# --- a new configuration
+
+
+@pytest.fixture
+def from_file(relay_config: Config, mock_apns: MockApns) -> Config:
+    """The same, from a file that a reload reads again."""
+    (relay_config.directory / CONFIG_FILE).write_text(
+        f"""
+        [transport]
+        port = 0
+        bind = "localhost"
+        [apns.test]
+        host = "localhost"
+        port = {mock_apns.port}
+        ca_file = "{mock_apns.ca_file}"
+        [subscriber]
+        allow_private_hosts = true
+        """
+    )
+    return load(relay_config.directory, {})
+
+
+async def test_lists_and_limits_are_swapped(
+    from_file: Config, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> None:
+    device, file = phone(), from_file.directory / CONFIG_FILE
+    text = file.read_text()
+    async with (
+        Relay(from_file) as relay,
+        await connect(relay, from_file) as client,
+        await Recipient.connect(smp_server.address) as recipient,
+    ):
+        await device.register(client)
+        await device.verify(client)
+        await device.subscribe(client, smp_server.address, await recipient.queue())
+        file.write_text(f"{text}\ndeny_servers = ['localhost']\n")
+        assert (await relay.reload()).swapped == ("[subscriber] deny_servers",)
+        with pytest.raises(ServerError, match="AUTH"):
+            await device.subscribe(client, smp_server.address, await recipient.queue())
+        file.write_text(f"{text}\nmax_subscriptions_per_token = 2\n")
+        answer = await asyncio.to_thread(ask, from_file.admin_socket, "reload")
+        assert answer["swapped"] == ["[subscriber] deny_servers", "[subscriber] max_subscriptions_per_token"]
+        await device.subscribe(client, smp_server.address, await recipient.queue())
+        with pytest.raises(ServerError, match="QUOTA"):
+            await device.subscribe(client, smp_server.address, await recipient.queue())
+        file.write_text("rubbish")
+        with pytest.raises(AdminError, match=r"^not changed: .*cannot be read"):
+            await asyncio.to_thread(ask, from_file.admin_socket, "reload")

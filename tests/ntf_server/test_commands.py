@@ -18,8 +18,9 @@ from harness import Phone
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.store.sealing import Sealer
 from ntf_server.testing import Answer, Delay, MockApns
-from smp_bridge import crypto, ntf
+from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
 from smp_bridge.encoding import short, word16
@@ -412,6 +413,53 @@ async def test_verifying(wire: Any, phone: Phones, client: Client, database: Any
     await status_is(wire, device, TokenStatus.ACTIVE if alive else status)
 
 
+async def test_nothing_sealed_is_opened_to_authorize(
+    wire: Any, device: Phone, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a wrong key takes as long as an unknown id."""
+    subscribed = await wire.ask(snew(device.token_id), key=device.key)
+    opened: list[bytes] = []
+    original = Sealer.open
+
+    def spy(self: Sealer, sealed: bytes, context: bytes) -> bytes:
+        opened.append(context.partition(b":")[0])
+        return original(self, sealed, context)
+
+    monkeypatch.setattr(Sealer, "open", spy)
+    assert await wire.ask(ntf.TChk(), device.token_id, device.key) == ntf.Tkn(TokenStatus.ACTIVE)
+    for token_id in (device.token_id, os.urandom(24)):
+        for command in (ntf.TChk(), ntf.TVfy(bytes(32)), ntf.TRpl(device.device), ntf.TDel(), ntf.TCrn(30)):
+            assert await wire.ask(command, token_id, ED25519) == ERR_AUTH
+        assert await wire.ask(snew(token_id), key=ED25519) == ERR_AUTH
+    for subscription_id in (subscribed.subscription_id, os.urandom(24)):
+        for check in (ntf.SChk(), ntf.SDel()):
+            assert await wire.ask(check, subscription_id, ED25519) == ERR_AUTH
+    assert opened == []
+    assert await wire.ask(ntf.TVfy(bytes(32)), device.token_id, device.key) == ERR_AUTH
+    assert opened == [b"tokens.code"]
+
+
+async def test_a_damaged_record_is_as_good_as_none(wire: Any, phone: Phones, client: Client, database: Any) -> None:
+    """Nobody is told to try again; the device registers anew, and others are not concerned."""
+    device, bystander = phone(), phone()
+    codes = []
+    for each in (device, bystander):
+        await each.register(client)
+        codes.append(each.open(await each.apns.next(each.token), "verification"))
+        await status_is(wire, each, TokenStatus.CONFIRMED)
+    database("UPDATE tokens SET code = zeroblob(length(code)) WHERE token_id = ?", device.token_id)
+    queue = {"notifier_id": os.urandom(24)}
+    for command in (ntf.TVfy(codes[0]), ntf.TVfy(codes[0]), ntf.TChk(), ntf.TRpl(device.device), ntf.TCrn(30)):
+        assert await wire.ask(command, device.token_id, device.key) == ERR_AUTH, command
+    assert await wire.ask(snew(device.token_id, **queue), key=device.key) == ERR_AUTH
+    assert await wire.ask(ntf.TVfy(codes[1]), bystander.token_id, bystander.key) == ntf.Ok()
+    old = device.token_id
+    await device.register(client)
+    assert device.token_id != old
+    await device.verify(client)
+    assert isinstance(await wire.ask(snew(device.token_id, **queue), key=device.key), ntf.IdSub)
+
+
 async def test_verifying_deletes_other_registrations_of_the_device(
     wire: Any, device: Phone, phone: Phones, client: Client
 ) -> None:
@@ -593,6 +641,53 @@ async def test_a_subscriptions_life(
         assert entry.notifier_id == second.notifier_id
 
 
+async def test_a_new_subscription_is_pending_until_it_is_confirmed(
+    *, wire: Any, device: Phone, client: Client, smp_server: SmpServer, until: Until
+) -> None:
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        smp_server.script_nsub(queue.notifier_id, None)  # its answer is lost
+        subscription_id = await device.subscribe(client, smp_server.address, queue)
+
+        async def status() -> Message:
+            answer: Message = await wire.ask(ntf.SChk(), subscription_id, device.key)
+            return answer
+
+        await smp_server.until(lambda: smp_server.nsubs(queue.notifier_id) == 1)
+        for _ in range(5):
+            assert await status() == ntf.Sub(SubscriptionStatus.PENDING)
+        smp_server.drop_all()
+
+        async def is_active() -> bool:
+            return await status() == ntf.Sub(SubscriptionStatus.ACTIVE)
+
+        await until(is_active)
+
+
+async def test_subscribing_to_what_ended_subscribes_it_again(
+    *, wire: Any, device: Phone, client: Client, smp_server: SmpServer, mock_apns: MockApns
+) -> None:
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        subscription_id = await device.subscribe(client, smp_server.address, queue)
+
+        async def status_is_(expected: SubscriptionStatus) -> None:
+            async with asyncio.timeout(10):
+                while await wire.ask(ntf.SChk(), subscription_id, device.key) != ntf.Sub(expected):
+                    await asyncio.sleep(0.01)
+
+        await status_is_(SubscriptionStatus.ACTIVE)
+        async with await Client.connect(smp_server.address) as other:
+            await other.request(smp.NSub(), queue.notifier_id, queue.notifier_key)
+            await status_is_(SubscriptionStatus.END)
+        assert await device.subscribe(client, smp_server.address, queue) == subscription_id
+        await status_is_(SubscriptionStatus.ACTIVE)
+        assert smp_server.subscribed(queue.notifier_id)
+        await queue.send("hello")
+        [entry] = device.entries(await mock_apns.next(device.token))
+        assert entry.notifier_id == queue.notifier_id
+
+
 @pytest.fixture
 async def open_relay(
     make_config: Callable[..., Config], address_of: Any, dial: Any, phone: Phones
@@ -691,7 +786,7 @@ async def test_a_public_host_is_taken(
     async def was_asked() -> bool:
         return bool(asked)
 
-    monkeypatch.setattr("smp_bridge.transport.open_socket", open_socket)
+    monkeypatch.setattr("smp_bridge.connecting.open_socket", open_socket)
     wire, device = open_relay
     server = ServerAddress("smp", (host,), "", bytes(32))
     assert isinstance(await wire.ask(snew(device.token_id, server=server), key=device.key), ntf.IdSub)

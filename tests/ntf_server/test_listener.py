@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import datetime
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,32 +18,40 @@ from hypothesis import strategies as st
 from ntf_server.app import Relay
 from ntf_server.commands import Commands
 from ntf_server.listener import Listener, ListenerConfig, ListenError
-from ntf_server.store.records import StoreCorruptError, StoreError
+from ntf_server.store.contract import (
+    StoreConflictError,
+    StoreCorruptError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Request, ServerError
 from smp_bridge.encoding import short, word16
 from smp_bridge.handshake import IdentityMismatchError, ServerHello
+from smp_bridge.identity import Credentials, generate_key, issue_leaf
 from smp_bridge.tls import client_context
-from smp_bridge.transmission import ERR_BLOCK, ERR_INTERNAL, Message, Session, Transmission
+from smp_bridge.transmission import ERR_BLOCK, Message, Session, Transmission, encode_blocks
 from smp_bridge.transport import ConnectionClosedError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
 BLOCK = 512
+ID = bytes(24)
+KEY, DH_KEY = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
 
 
 class StubCommands(Commands):
     """PING is answered at once, TCHK when the test says so, TDEL by whatever `fault` is."""
 
     def __init__(self) -> None:
-        self.fault: Exception = StoreError("disk full")
+        self.fault: Exception = StoreFullError("disk full")
         self.answer: Message = ntf.Ok()
         self.started = asyncio.Event()
         self.go_on = asyncio.Event()
         self.done = 0
 
-    async def handle(self, session: Session, t: Transmission) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
         if t.command == b"TCHK":
             self.started.set()
             await self.go_on.wait()
@@ -320,17 +330,17 @@ class Recording(StubCommands):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[bytes] = []
+        self.log: list[Message] = []
         self.under_way = 0
         self.most = 0
 
-    async def handle(self, session: Session, t: Transmission) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
-        self.log.append(t.command)
+        self.log.append(command)
         for _ in range(10):
             await asyncio.sleep(0)
-        self.log.append(t.command)
+        self.log.append(command)
         self.under_way -= 1
         return ntf.Pong() if t.command == b"PING" else ntf.Ok()
 
@@ -339,18 +349,49 @@ async def test_what_may_be_done_together_is_if_it_came_together(listen: Any, dia
     listener = await listen()
     listener._commands = commands = Recording()
     wire = await dial(listener)
-    alone = [b"TDEL", b"TCRN \x00\x14", b"TRPL x", b"SDEL", b"TNEWS x", b"SDEL"]
-    sent = [b"TCHK", b"SCHK", *alone, b"TNEW x", b"SNEW x", b"TVFY x", b"TVFY y"]
+    device = ntf.DeviceToken(ntf.Provider.APNS_NULL, b"t")
+    server = ServerAddress("smp", ("localhost",), "1", bytes(32))
+    checks = [ntf.TChk(), ntf.SChk()]
+    alone = [ntf.TDel(), ntf.TCrn(20), ntf.TRpl(device), ntf.SDel(), ntf.SDel()]
+    new = [ntf.TNew(device, KEY.public_key(), DH_KEY.public_key()), ntf.SNew(ID, server, ID, KEY)]
+    verify = [ntf.TVfy(bytes(32)), ntf.TVfy(bytes([1]) * 32)]
+    sent: list[Message | bytes] = [*checks, *alone, *new, b"TNEWS x", *verify]
     ids = [os.urandom(24) for _ in sent]
-    wire.send(*(wire.encode(c, b"e", corr_id=i) for c, i in zip(sent, ids, strict=True)))
+    encoded = [wire.encode(c, b"" if c in new else ID, KEY, i) for c, i in zip(sent, ids, strict=True)]
+    wire.send_raw(b"".join(padded(block) for block in encode_blocks(wire.session, encoded)))
     answers: list[Transmission] = []
     while len(answers) < len(sent):
         answers += await wire.receive()
     assert [a.corr_id for a in answers] == ids
-    assert commands.most == 2
-    assert commands.log[:4] == [b"TCHK", b"SCHK"] * 2
-    assert commands.log[4:16] == [c for c in alone for _ in range(2)]
-    assert commands.log[16:] == [b"TNEW x", b"SNEW x"] * 2 + [b"TVFY x", b"TVFY y"] * 2
+    tags = [c.tag for c in commands.log]
+    together = [b"TNEW", b"SNEW", b"ERR"]
+    assert tags[:4] == [b"TCHK", b"SCHK"] * 2
+    assert tags[4:14] == [c.tag for c in alone for _ in range(2)]
+    assert tags[14:] == [*together * 2, b"TVFY", b"TVFY", b"TVFY", b"TVFY"]
+    assert commands.log[-4:] == verify * 2
+    assert commands.most == 3
+
+
+async def test_a_command_is_parsed_once(relay: Relay, dial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    parse = ntf.parse_command
+
+    def spy(data: bytes, version: int) -> Message:
+        parsed.append(data)
+        return parse(data, version)
+
+    monkeypatch.setattr(ntf, "parse_command", spy)
+    wire = await dial(relay)
+    sent: list[Message] = [
+        ntf.Ping(),
+        ntf.TNew(ntf.DeviceToken(ntf.Provider.APNS_NULL, b"t"), KEY.public_key(), DH_KEY.public_key()),
+        ntf.TChk(),
+        ntf.SChk(),
+    ]
+    for command in sent:
+        ping, new = isinstance(command, ntf.Ping), isinstance(command, ntf.TNew)
+        await wire.ask(command, b"" if ping or new else ID, None if ping else KEY)
+    assert parsed == [c.encode(3) for c in sent]
 
 
 async def test_blocks_that_came_together_are_answered_together(listen: Any, dial: Any) -> None:
@@ -375,15 +416,42 @@ async def test_an_answer_larger_than_a_block(listen: Any, dial: Any, commands: S
     assert await pong(wire)
 
 
-@pytest.mark.parametrize("fault", [StoreError("disk full"), StoreCorruptError("damaged")])
-async def test_a_failing_store(
-    listen: Any, dial: Any, commands: StubCommands, fault: Exception, logged: list[Any]
-) -> None:
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [
+        (StoreFullError("disk full"), b"ERR STORE database"),
+        (StoreUnavailableError("locked"), b"ERR STORE database"),
+        (StoreCorruptError("damaged"), b"ERR STORE database"),
+        (StoreConflictError("a fault of ours"), b"ERR INTERNAL"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, Exception) else "",
+)
+async def test_a_failing_store(listen: Any, dial: Any, commands: StubCommands, fault: Exception, answer: bytes) -> None:
     commands.fault = fault
     wire = await dial(await listen())
     wire.send(wire.encode(ntf.TDel(), corr_id=b"1"), wire.encode(ntf.Ping(), corr_id=b"2"))
     answers = await wire.receive()
-    assert [(a.corr_id, a.command) for a in answers] == [(b"1", ERR_INTERNAL.encode(3)), (b"2", b"PONG")]
+    assert [(a.corr_id, a.command) for a in answers] == [(b"1", answer), (b"2", b"PONG")]
+
+
+async def test_a_failing_store_is_told_once_a_minute(
+    listen: Any, dial: Any, commands: StubCommands, logged: list[Any]
+) -> None:
+    commands.fault = StoreFullError("disk full")
+    listener = await listen()
+    wires = [await dial(listener) for _ in range(2)]
+
+    async def told() -> int:
+        for wire in wires * 5:
+            answer = await wire.ask_raw(wire.encode(ntf.TDel()))
+            assert answer.command == b"ERR STORE database"
+        return [r.getMessage() for r in logged].count("commands fail: disk full")
+
+    assert await told() == 1
+    listener._said_at -= 59
+    assert await told() == 1
+    listener._said_at -= 1
+    assert await told() == 2
 
 
 # --- clients that come to rest
@@ -484,7 +552,6 @@ async def test_a_stop_during_handshakes(listen: Any, raw_tls: Any) -> None:
 
 # --- whatever clients send
 
-KEY, DH_KEY = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
 FUZZ = settings(
     max_examples=60,
     deadline=None,
@@ -595,3 +662,75 @@ async def test_connections_that_are_cut(relay: Relay, dial: Any) -> None:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         wire.connection.abort()
     assert await pong(await dial(relay))
+
+
+# --- another certificate
+
+
+@pytest.fixture
+def renewed(identity: Any) -> Credentials:
+    """A new online certificate of the same identity."""
+    credentials, ca_key = identity
+    key = generate_key("ED25519")
+    leaf = issue_leaf(key, "localhost", credentials.chain[1], ca_key, datetime.datetime.now(datetime.UTC))
+    return Credentials((leaf, credentials.chain[1]), key)
+
+
+async def leaf_of(raw_tls: Any, listener: Listener) -> bytes:
+    _, writer = await raw_tls(listener)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return shown
+
+
+async def test_a_new_certificate_is_shown_to_those_who_come_then(
+    *, identity: Any, listen: Any, raw_tls: Any, dial: Any, renewed: Credentials
+) -> None:
+    listener = await listen()
+    before = await dial(listener)
+    assert await leaf_of(raw_tls, listener) == identity[0].chain_der[0]
+    listener.use(renewed)
+    assert await leaf_of(raw_tls, listener) == renewed.chain_der[0]
+    assert await pong(await dial(listener))
+    assert await pong(before)  # its session stays
+
+
+async def test_tls_and_handshake_show_the_same_certificate(*, listen: Any, dial: Any, renewed: Credentials) -> None:
+    """Also when the new one comes after TCP, before TLS."""
+    listener = await listen()
+    connected, go_on = asyncio.Event(), asyncio.Event()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await go_on.wait()
+                writer.write(data)
+        writer.close()
+
+    async def gate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", listener.port)
+        connected.set()
+        await asyncio.gather(forward(reader, there[1]), forward(there[0], writer))
+
+    async with await asyncio.start_server(gate, "127.0.0.1", 0) as gates:
+
+        class Gate:
+            port = gates.sockets[0].getsockname()[1]
+
+        dialing = asyncio.create_task(dial(Gate))
+        await asyncio.wait_for(connected.wait(), 10)
+        await asyncio.sleep(0.05)  # until the listener has accepted
+        listener.use(renewed)
+        go_on.set()
+        wire = await asyncio.wait_for(dialing, 10)
+        assert await pong(wire)
+        wire.connection.abort()
+
+
+async def test_a_certificate_that_cannot_be_used_changes_nothing(
+    *, identity: Any, listen: Any, raw_tls: Any, dial: Any, renewed: Credentials
+) -> None:
+    listener = await listen()
+    with pytest.raises(ssl.SSLError):
+        listener.use(Credentials(identity[0].chain, renewed.key))
+    assert await leaf_of(raw_tls, listener) == identity[0].chain_der[0]
+    assert await pong(await dial(listener))

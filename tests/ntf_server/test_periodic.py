@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from harness import Phone
 from ntf_server import periodic
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
-from ntf_server.store.records import Due, PushKind, StoreError
+from ntf_server.observe.metrics import Metrics
+from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -28,14 +29,16 @@ Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
 class Clock:
+    """Goes as others do, and ahead when the test says so: as both clocks of the relay it is no step."""
+
     def __init__(self) -> None:
-        self.now = time.time()
+        self.ahead = 0.0
 
     def __call__(self) -> float:
-        return self.now
+        return time.time() + self.ahead
 
     def pass_(self, minutes: float) -> None:
-        self.now += minutes * 60
+        self.ahead += minutes * 60
 
 
 @pytest.fixture
@@ -54,8 +57,8 @@ async def mock_apns(clock: Clock) -> AsyncIterator[MockApns]:
 async def relay(
     make_config: Callable[..., Config], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Relay]:
-    monkeypatch.setattr(periodic, "run", partial(periodic.run, interval=INTERVAL))
-    async with Relay(make_config(), clock=clock) as running:
+    monkeypatch.setattr(periodic, "check", partial(periodic.check, interval=INTERVAL))
+    async with Relay(make_config(), clock=clock, steady=clock) as running:
         yield running
 
 
@@ -143,6 +146,9 @@ async def test_a_token_that_is_not_active_gets_none(device: Phone, client: Clien
     code = device.open(await device.apns.next(device.token), "verification")
     await no_check(device)
     assert await client.request(ntf.TVfy(code), device.token_id, device.key) == ntf.Ok()
+    await looked()
+    await no_check(device)  # it was woken within its period, by its code
+    clock.pass_(21)
     await check(device)
 
 
@@ -208,44 +214,120 @@ async def test_a_restart_keeps_the_period(
     monkeypatch: pytest.MonkeyPatch,
     address_of: Callable[..., ServerAddress],
 ) -> None:
-    monkeypatch.setattr(periodic, "run", partial(periodic.run, interval=INTERVAL))
+    monkeypatch.setattr(periodic, "check", partial(periodic.check, interval=INTERVAL))
     device = phone()
-    async with Relay(make_config(), clock=clock) as relay, await Client.connect(address_of(relay)) as client:
+    async with (
+        Relay(make_config(), clock=clock, steady=clock) as relay,
+        await Client.connect(address_of(relay)) as client,
+    ):
         await device.register(client)
         await device.verify(client)
         await client.request(ntf.TCrn(20), device.token_id, device.key)
     clock.pass_(10)
-    async with Relay(make_config(), clock=clock):
+    async with Relay(make_config(), clock=clock, steady=clock):
         await no_check(device)
         clock.pass_(10.1)
         await check(device)
 
 
-async def test_a_failing_store_makes_them_late_only() -> None:
-    due = Due(1, Provider.APNS_NULL, PushKind.CHECK)
-    answers: list[Any] = [StoreError("disk full"), [due], StoreError("busy"), [due]]
-    asked: list[int] = []
-    marked: list[Due] = []
-    all_asked = asyncio.Event()
+class FailingStore:
+    """Answers what it is told, then 0 and at a distance of an hour; says when all was asked for."""
 
-    class Parts:
-        async def due_checks(self, now: int) -> list[Due]:
-            asked.append(now)
-            if not answers:
-                all_asked.set()
-                return []
-            answer = answers.pop(0)
-            if isinstance(answer, StoreError):
-                raise answer
-            return answer
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[Any] = []
+        self.all_asked = asyncio.Event()
 
-        def mark(self, found: Iterable[Due]) -> None:
-            marked.extend(found)
+    async def mark_checks(self, limit: int) -> int:
+        self.asked.append(limit)
+        if not self.answers:
+            self.all_asked.set()
+            return 0
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
 
-    parts: Any = Parts()
-    task = asyncio.create_task(periodic.run(parts, parts, interval=0, clock=lambda: 1234.9))
-    await asyncio.wait_for(all_asked.wait(), 10)
+    async def tend(self) -> float:
+        return float(await self.mark_checks(0)) if self.answers else await self.at_rest()
+
+    async def at_rest(self) -> float:
+        self.all_asked.set()
+        return 3600.0
+
+
+async def run_until_asked(store: FailingStore, run: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.create_task(run())  # type: ignore[arg-type, var-annotated]
+    waiting = asyncio.create_task(store.all_asked.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=10)
+    assert store.all_asked.is_set()
     task.cancel()
     await asyncio.wait([task])
-    assert marked == [due, due]
-    assert set(asked) == {1234}
+    assert task.cancelled()
+
+
+async def test_a_failing_store_makes_them_late_only(caplog: pytest.LogCaptureFixture) -> None:
+    store: Any = FailingStore(StoreFullError("disk full"), 1, StoreUnavailableError("busy"), 1)
+    await run_until_asked(store, lambda: periodic.check(store, interval=0))
+    assert len(store.asked) >= 5
+    late = [m for m in caplog.messages if m.startswith("periodic pushes are late: ")]
+    assert late == ["periodic pushes are late: disk full", "periodic pushes are late: busy"]
+
+
+async def test_a_full_slice_is_followed_by_the_next_at_once() -> None:
+    store: Any = FailingStore(500, 500, 499)
+    task = asyncio.create_task(periodic.check(store, interval=3600))
+    async with asyncio.timeout(10):
+        while store.answers:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert store.asked == [500] * 3
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_upkeep_goes_on_after_a_failing_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(periodic, "_ERROR_PAUSE", 0.01)
+    store: Any = FailingStore(StoreFullError("disk full"), 0, StoreUnavailableError("busy"), 0)
+    await run_until_asked(store, lambda: periodic.tend(store))
+    late = [m for m in caplog.messages if m.startswith("the store's upkeep is late: ")]
+    assert late == ["the store's upkeep is late: disk full", "the store's upkeep is late: busy"]
+
+
+async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
+    answers: list[Any] = [3, 4, StoreUnavailableError("busy"), 0, 0]
+    metrics, asked = Metrics(), list[Provider]()
+
+    class Counted:
+        async def due_count(self, provider: Provider) -> int:
+            asked.append(provider)
+            answer = answers.pop(0) if answers else 9
+            if isinstance(answer, Exception):
+                raise answer
+            return int(answer)
+
+    def shown() -> str:
+        return next(line for line in metrics.render().splitlines() if line.startswith("ntf_tokens_due "))
+
+    store: Any = Counted()
+    providers = [Provider.APNS, Provider.FCM]
+    task = asyncio.create_task(periodic.Backlog(store, providers, metrics, interval=0.05).run())
+    assert shown() == "ntf_tokens_due 0"
+    expected = ["ntf_tokens_due 7", "ntf_tokens_due 0", "ntf_tokens_due 18"]
+    async with asyncio.timeout(10):
+        while expected:
+            if shown() == expected[0]:
+                del expected[0]
+            await asyncio.sleep(0.001)
+    assert asked[:5] == [*providers, Provider.APNS, *providers]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_what_no_other_try_mends_ends_the_part() -> None:
+    for run in (periodic.check, periodic.tend):
+        store: Any = FailingStore(StoreConflictError("a fault of ours"))
+        with pytest.raises(StoreConflictError):
+            await asyncio.wait_for(run(store), 10)

@@ -16,16 +16,21 @@ from typing import Any
 import jwt
 import pytest
 from certificates import client_certificate
-from cryptography.hazmat.primitives.asymmetric import ec
+from claims import Sender, Took, claim
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from proxies import Proxy
 
-from ntf_server import commands
 from ntf_server.app import Relay, run
-from ntf_server.config.files import Config
-from ntf_server.push.apns.request import generate_key, key_pem
+from ntf_server.config.files import Config, load
+from ntf_server.providers import Providers, apns_settings, fcm_settings, in_flight
+from ntf_server.push.front import Refusal
+from ntf_server.push.jose import generate_key, key_pem
+from ntf_server.push.webpush import open as web_push
+from ntf_server.push.webpush.vapid import key_id
 from ntf_server.testing import MockApns, MockFcm, MockWebPush
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
@@ -93,8 +98,8 @@ def fcm_device(mock: MockFcm, registration: str = REGISTRATION) -> Device:
     return Device(DeviceToken(Provider.FCM, registration.encode()), take)
 
 
-def web_push_device(mock: MockWebPush) -> Device:
-    subscription = mock.subscribe(point(VAPID))
+def web_push_device(mock: MockWebPush, key: ec.EllipticCurvePrivateKey = VAPID) -> Device:
+    subscription = mock.subscribe(point(key))
 
     async def take() -> Mapping[str, Any]:
         data: Mapping[str, Any] = json.loads((await mock.next(subscription)).data or b"")
@@ -225,6 +230,77 @@ async def test_providers_that_are_not_configured_are_refused(
                 await devices[provider].register(client)
 
 
+# --- the providers without a relay
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[Providers]:
+    providers = Providers(config)
+    try:
+        yield providers
+    finally:
+        await providers.close()
+
+
+async def test_what_is_configured_is_there_and_has_a_front(all_config: Callable[..., Config]) -> None:
+    async with opened(all_config()) as providers:
+        on = {Provider.APNS_NULL, Provider.APNS_TEST, Provider.FCM, Provider.WEB_PUSH}
+        assert set(providers.table) == set(providers.fronts) == set(providers.in_flight) == on
+        assert not any(engine.done() for engine in providers.failed)
+        assert {p: front.key_id for p, front in providers.fronts.items() if front.key_id} == {
+            Provider.WEB_PUSH: key_id(VAPID)
+        }
+        front = providers.fronts[Provider.WEB_PUSH]
+        assert front.refusal(DeviceToken(Provider.WEB_PUSH, b"")) is Refusal.SYNTAX
+        assert front.origin(web_push_token("push.example.org", 8443)) == "https://push.example.org:8443"
+        for provider in on - {Provider.WEB_PUSH}:
+            device = DeviceToken(provider, b"")
+            assert (providers.fronts[provider].refusal(device), providers.fronts[provider].origin(device)) == (None, "")
+        claimed = claim(Provider.WEB_PUSH, web_push_token("push.example.org").token)
+        assert providers.service(claimed) == "https://push.example.org"
+        assert providers.service(claim(Provider.APNS_TEST, b"ab")) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "apns", "fcm", "connections"),
+    [
+        ({}, 4000, 4000, (4, 32)),
+        ({"delivery__in_flight": 100}, 100, 100, (2, 2)),
+        ({"apns__in_flight": 9001, "fcm__in_flight": 1000}, 9001, 1000, (10, 10)),
+    ],
+)
+async def test_connections_are_as_many_as_pushes_under_way_need(
+    all_config: Callable[..., Config], settings: Mapping[str, Any], apns: int, fcm: int, connections: tuple[int, int]
+) -> None:
+    config = all_config(**settings)
+    assert (in_flight(config.settings, Provider.APNS), in_flight(config.settings, Provider.FCM)) == (apns, fcm)
+    of_apns, of_fcm = apns_settings(config, APNS), fcm_settings(config)
+    assert of_apns is not None
+    assert of_fcm is not None
+    assert (of_apns.hosts[Provider.APNS_TEST].connections, of_fcm.push_to.connections) == connections
+    async with opened(config) as providers:
+        assert providers._engines[0]._worker._streams == max(apns, fcm)
+
+
+async def test_providers_take_up_a_new_configuration(
+    all_config: Callable[..., Config], tmp_path: Path, mock_web_push: MockWebPush, mock_fcm: MockFcm
+) -> None:
+    async with opened(all_config()) as providers:
+        fcm, push = Sender(providers.table[Provider.FCM]), Sender(providers.table[Provider.WEB_PUSH])
+        assert await fcm.one(claim(Provider.FCM, REGISTRATION.encode())) == Took()
+        other = generate_key()
+        (tmp_path / "relay" / "vapid.key").write_bytes(key_pem(other))
+        providers.use(all_config())
+        assert providers.fronts[Provider.WEB_PUSH].key_id == key_id(other)
+        subscription = mock_web_push.subscribe(point(other))
+        device = web_push_token(
+            "localhost", mock_web_push.port, subscription.path, subscription.auth, subscription.p256dh
+        )
+        assert await push.one(claim(Provider.WEB_PUSH, device.token)) == Took()
+        assert await fcm.one(claim(Provider.FCM, REGISTRATION.encode())) == Took()
+        assert mock_fcm.grants == 1  # of FCM nothing has changed
+
+
 # --- endpoints of strangers
 
 
@@ -310,12 +386,12 @@ async def test_a_public_name_that_leads_to_this_machine_is_not_connected_to(
     logged: list[logging.LogRecord],
     until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
 ) -> None:
-    monkeypatch.setattr(commands, "is_public_host", lambda _: True)  # as of a name that is somebody's
+    monkeypatch.setattr(web_push, "is_public_host", lambda _: True)  # as of a name that is somebody's
     async with running(all_config(subscriber__allow_private_hosts="false")) as (_, client):
         await devices["WP"].register(client)
 
         async def refused() -> bool:
-            return any("a push through WP is retried: connection refused" in r.getMessage() for r in logged)
+            return any("a push through WP: again: connection refused" in r.getMessage() for r in logged)
 
         await until(refused)
         assert mock_web_push.counters.opened == 0
@@ -404,19 +480,19 @@ async def test_the_key_is_read_again(
         (tmp_path / "relay" / "apns.p8").write_bytes(key_pem(other))
         await push()
         assert signed_by(mock_apns, APNS)  # nobody said so yet
-        relay.reload()
+        await relay.reload()
         await push()
         assert signed_by(mock_apns, other)
         for content in (b"SECRET", b""):
             (tmp_path / "relay" / "apns.p8").write_bytes(content)
-            relay.reload()
+            await relay.reload()
         (tmp_path / "relay" / "apns.p8").unlink()
-        relay.reload()
+        await relay.reload()
         await push()
         assert signed_by(mock_apns, other)
     errors = [r.getMessage() for r in logged if r.levelno >= logging.ERROR]
     assert len(errors) == 3
-    assert all("the APNs key was not replaced" in e and "SECRET" not in e for e in errors)
+    assert all("reload: not changed: " in e and "[apns] key_file: " in e and "SECRET" not in e for e in errors)
 
 
 async def test_sighup_reads_the_key_again(
@@ -446,7 +522,7 @@ async def test_sighup_without_a_key_changes_nothing(
     all_config: Callable[..., Config], running: Running, devices: Mapping[str, Device]
 ) -> None:
     async with running(all_config()) as (relay, client):
-        relay.reload()
+        await relay.reload()
         await devices["AT"].register(client)
         await devices["AT"].verify(client)
 
@@ -471,5 +547,134 @@ async def test_a_certificate_instead_of_a_key(
         device = apns_device(mock_apns, Provider.APNS_SANDBOX)
         await device.register(client)
         await device.verify(client)
-        relay.reload()
+        await relay.reload()
     assert authorizations == [None]
+
+
+# --- swapped while it runs
+
+
+async def test_a_service_account_that_was_mended_is_used_at_once(
+    *,
+    all_config: Callable[..., Config],
+    running: Running,
+    devices: Mapping[str, Device],
+    mock_fcm: MockFcm,
+    tmp_path: Path,
+    until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
+) -> None:
+    config = all_config()
+    file = tmp_path / "relay" / "account.json"
+    right = file.read_text()
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    wrong = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    file.write_text(json.dumps(json.loads(right) | {"private_key": wrong}))
+    config = load(config.directory, config.environ)
+
+    async def refused() -> bool:
+        return mock_fcm.refused_grants > 0
+
+    async with running(config) as (relay, client):
+        await devices["FC"].register(client)
+        await until(refused)
+        file.write_text(right)
+        assert (await relay.reload()).swapped == ("[fcm] service_account_file",)
+        await asyncio.wait_for(devices["FC"].verify(client), 10)
+    assert mock_fcm.grants == 1
+
+
+async def test_a_vapid_key_and_contact_that_were_replaced(
+    all_config: Callable[..., Config], running: Running, mock_web_push: MockWebPush, tmp_path: Path
+) -> None:
+    config, other = all_config(), generate_key()
+    async with running(config) as (relay, client):
+        before = web_push_device(mock_web_push)
+        await before.register(client)
+        await before.verify(client)
+        (tmp_path / "relay" / "vapid.key").write_bytes(key_pem(other))
+        assert (await relay.reload()).swapped == ("[web_push] key_file",)
+        after = web_push_device(mock_web_push, other)
+        await after.register(client)
+        await after.verify(client)
+        assert mock_web_push.rejected == []
+
+
+async def test_a_subscription_of_an_older_vapid_key_is_pushed_to_while_that_key_is_kept(
+    *,
+    all_config: Callable[..., Config],
+    running: Running,
+    smp_server: SmpServer,
+    mock_web_push: MockWebPush,
+    until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
+) -> None:
+    config, new_key = all_config(), generate_key()
+    folder, kept = config.directory, '[web_push]\nold_key_files = ["vapid-2025.key"]\n'
+    async with running(config) as (relay, client), await Recipient.connect(smp_server.address) as recipient:
+        old = web_push_device(mock_web_push)
+        await old.register(client)
+        await old.verify(client)
+        queue = await recipient.queue()
+        subscribe = ntf.SNew(old.token_id, smp_server.address, queue.notifier_id, queue.notifier_key)
+        await client.request(subscribe, key=old.key)
+        await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+
+        (folder / "vapid.key").rename(folder / "vapid-2025.key")
+        (folder / "vapid.key").write_bytes(key_pem(new_key))
+        (folder / "ntf-server.toml").write_text(kept)
+        assert set((await relay.reload()).swapped) == {"[web_push] key_file", "[web_push] old_key_files"}
+        await queue.send("kept")
+        assert await old.open("message")
+        assert [mock_web_push.pushes[-1].vapid_key, mock_web_push.rejected] == [point(VAPID), []]
+
+        (folder / "ntf-server.toml").write_text("")
+        assert (await relay.reload()).swapped == ("[web_push] old_key_files",)
+        new = web_push_device(mock_web_push, new_key)
+        await new.register(client)
+        await new.verify(client)  # so it is not we who are wrong
+        await queue.send("not kept")
+
+        async def ended() -> bool:
+            return await old.status(client) == ntf.Tkn(TokenStatus.INVALID, InvalidReason.TOPIC)
+
+        await until(ended)
+        assert [r.reason for r in mock_web_push.rejected] == ["VapidPkHashMismatch"]
+
+        (folder / "ntf-server.toml").write_text(kept)
+        assert (await relay.reload()).swapped == ("[web_push] old_key_files",)
+        await old.register(client)
+        await old.verify(client)
+        assert await old.open("message")  # what waited meanwhile
+        assert len(mock_web_push.rejected) == 1
+
+
+async def test_a_client_certificate_that_was_renewed(
+    make_config: Callable[..., Config], running: Running, mock_apns: MockApns, tmp_path: Path
+) -> None:
+    cert, key = client_certificate(tmp_path)
+    assert mock_apns._context is not None
+    mock_apns._context.verify_mode = ssl.CERT_REQUIRED
+    mock_apns._provider_tokens.refusal = lambda _: None  # type: ignore[method-assign]
+    host = {"host": "localhost", "port": mock_apns.port, "ca_file": mock_apns.ca_file}
+    sandbox = {f"apns__sandbox__{name}": value for name, value in host.items()}
+
+    def trusted() -> int:
+        assert mock_apns._context is not None
+        mock_apns._context.load_verify_locations(cert)
+        return x509.load_pem_x509_certificate(Path(cert).read_bytes()).serial_number
+
+    async def shown() -> set[int]:
+        device = apns_device(mock_apns, Provider.APNS_SANDBOX)
+        await device.register(client)
+        await device.verify(client)
+        links = [link._transport for link in mock_apns.connections if link._transport is not None]
+        return {int(link.get_extra_info("peercert")["serialNumber"], 16) for link in links}
+
+    first = trusted()
+    config = make_config(apns__certificate_file=cert, apns__certificate_key_file=key, **sandbox)
+    async with running(config) as (relay, client):
+        assert await shown() == {first}
+        client_certificate(tmp_path, name="renewed")
+        second = trusted()
+        assert await shown() == {first}  # nobody said so yet
+        assert (await relay.reload()).swapped == ("[apns] certificate_file",)
+        assert second in await shown()

@@ -6,6 +6,7 @@ import gc
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,14 +14,24 @@ from smp_bridge import smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.agent import Agent
 from smp_bridge.client import Event
+from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
 from smp_bridge.queue_session import AgentConfig
-from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
+from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import AuthKey
 
 FAST = AgentConfig(min_backoff=0.02, max_backoff=0.1, request_timeout=0.3, network=Network(allow_private=True))
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """A session of the owner's: `over` once it is disconnected."""
+
+    server: ServerAddress
+    associated: bool
+    over: bool = False
 
 
 class Owner:
@@ -30,11 +41,11 @@ class Owner:
         self._page = page
         self._recounts = recounts
         self._left: defaultdict[ServerAddress, int] = defaultdict(int)  # recounts
-        self.kept: defaultdict[ServerAddress, dict[int, Subscription]] = defaultdict(dict)
+        self.kept: defaultdict[ServerAddress, dict[int, NsubRequest]] = defaultdict(dict)
         self.given: defaultdict[ServerAddress, set[int]] = defaultdict(set)  # in this session
         self.active: defaultdict[ServerAddress, set[int]] = defaultdict(set)
         self.associated: defaultdict[ServerAddress, set[int]] = defaultdict(set)
-        self.ended: dict[int, Result] = {}
+        self.ended: dict[int, NsubResult] = {}
         self.sessions: list[tuple[str, ServerAddress]] = []
         self.blocks: list[Sequence[Event]] = []
         self.failures: list[ConnectFailure] = []
@@ -48,6 +59,7 @@ class Owner:
         self.asked = 0
         self.pages = 0
         self.failing: set[str] = set()  # methods that raise, once each
+        self.handles: dict[ServerAddress, Handle] = {}
         self._changed = asyncio.Event()
 
     def add(self, server: ServerAddress, *queues: Queue) -> list[int]:
@@ -55,7 +67,7 @@ class Owner:
 
     def keep(self, server: ServerAddress, notifier_id: bytes, key: AuthKey, tag: int = 0) -> int:
         ref = len(self.kept[server])
-        self.kept[server][ref] = Subscription(ref, notifier_id, key, tag)
+        self.kept[server][ref] = NsubRequest(ref, notifier_id, key, tag)
         return ref
 
     async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
@@ -70,8 +82,11 @@ class Owner:
     def has_session(self, server: ServerAddress) -> bool:
         return [kind for kind, s in self.sessions if s == server][-1:] == ["connected"]
 
-    def _enter(self, method: str) -> None:
+    def _enter(self, method: str, session: Handle | None = None) -> None:
         self._changed.set()
+        if session is not None:
+            assert not session.over, f"{method} after the end of its session"
+            assert session is self.handles[session.server], f"{method} of a session that is not the current one"
         if method in self.failing:
             self.failing.discard(method)
             raise RuntimeError(f"{method} failed")
@@ -87,7 +102,7 @@ class Owner:
         self._enter("service")
         return self.credentials
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> bool:
+    async def connected(self, server: ServerAddress, service_id: bytes | None) -> Handle:
         self._enter("connected")
         assert not self.has_session(server)
         self.sessions.append(("connected", server))
@@ -96,10 +111,12 @@ class Owner:
         self.service_ids[server].append(service_id)
         self.given[server].clear()
         self._left[server] = self._recounts
-        return bool(self.associated[server])
+        handle = self.handles[server] = Handle(server, bool(self.associated[server]))
+        return handle
 
-    async def service_subscribed(self, server: ServerAddress, count: int | None) -> bool:
-        self._enter("service_subscribed")
+    async def service_subscribed(self, session: Handle, count: int | None) -> bool:
+        self._enter("service_subscribed", session)
+        server = session.server
         assert self.has_session(server)
         self.counts.append(count)
         if count is not None and (count == len(self.associated[server]) or not self._left[server]):
@@ -110,8 +127,9 @@ class Owner:
         self.given[server].clear()
         return True
 
-    async def page(self, server: ServerAddress, limit: int) -> Sequence[Subscription]:
-        self._enter("page")
+    async def page(self, session: Handle, limit: int) -> Sequence[NsubRequest]:
+        self._enter("page", session)
+        server = session.server
         assert self.has_session(server)
         self.pages += 1
         given, without = self.given[server], self.associated[server]
@@ -120,33 +138,40 @@ class Owner:
         given.update(s.ref for s in page)
         return page
 
-    async def load(self, server: ServerAddress, refs: Sequence[int]) -> Sequence[Subscription]:
-        self._enter("load")
+    async def load(self, session: Handle, refs: Sequence[int]) -> Sequence[NsubRequest]:
+        self._enter("load", session)
+        server = session.server
         assert self.has_session(server)
         self.loaded.append(list(refs))
         return [self.kept[server][ref] for ref in refs if ref in self.kept[server]]
 
-    async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
-        self._enter("results")
+    async def results(self, session: Handle, results: Sequence[NsubResult]) -> None:
+        self._enter("results", session)
+        server = session.server
         assert self.has_session(server)
         self.answered[server] += 1
         for result in results:
             self.tags.append(result.tag)
-            if result.outcome in (Outcome.SUBSCRIBED, Outcome.ASSOCIATED):
+            if result.answer in (NsubAnswer.SUBSCRIBED, NsubAnswer.ASSOCIATED):
                 self.active[server].add(result.ref)
             else:
                 self.ended[result.ref] = result
                 self.kept[server].pop(result.ref, None)
-            if result.outcome is Outcome.ASSOCIATED:
+            if result.answer is NsubAnswer.ASSOCIATED:
                 self.associated[server].add(result.ref)
 
-    async def disconnected(self, server: ServerAddress) -> None:
+    async def disconnected(self, session: Handle) -> None:
+        server = session.server
         self.active[server].clear()
         self.sessions.append(("disconnected", server))
-        self._enter("disconnected")
+        try:
+            self._enter("disconnected", session)
+        finally:
+            session.over = True
 
-    async def events(self, server: ServerAddress, events: Sequence[Event]) -> None:
-        self._enter("events")
+    async def events(self, session: Handle, events: Sequence[Event]) -> None:
+        self._enter("events", session)
+        server = session.server
         self.blocks.append(events)
         if any(isinstance(e.message, smp.Ends) for e in events):
             self.active[server] -= self.associated[server]
@@ -161,7 +186,7 @@ class Owner:
 
 
 @contextlib.asynccontextmanager
-async def running(owner: Owner, config: AgentConfig = FAST) -> AsyncIterator[Agent]:
+async def running(owner: Owner, config: AgentConfig = FAST) -> AsyncIterator[Agent[Handle]]:
     agent = Agent(owner, config)
     try:
         yield agent

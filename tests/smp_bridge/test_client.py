@@ -380,6 +380,33 @@ async def test_a_handler_that_fails_closes_the_connection(peers: Peers, caplog: 
     ]
 
 
+async def test_a_handler_that_fails_gets_the_blocks_that_came_after_it(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken: list[bytes] = []
+    came = asyncio.Event()
+
+    async def on_events(events: Sequence[Event]) -> None:
+        await came.wait()
+        [event] = events
+        if event.entity_id in (b"1" * 24, b"3" * 24):
+            raise RuntimeError("the store is gone")
+        taken.append(event.entity_id)
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        ids = [b"%d" % i * 24 for i in range(6)]
+        for entity_id in ids:
+            peer.send((b"", entity_id, b"END"))
+        async with asyncio.timeout(5):
+            while client.untaken < 6:
+                await asyncio.sleep(0.01)
+        came.set()
+        await asyncio.wait_for(client.closed, 5)
+        assert taken == [i for i in ids if i[:1] not in b"13"]
+        assert client.untaken == 2
+    assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) == 1
+
+
 # --- pings
 
 
@@ -477,6 +504,107 @@ async def test_a_bad_block_ends_it(peers: Peers) -> None:
         peer.connection.encrypt(peer.session)
         peer.send(END)
         await asyncio.wait_for(client.closed, 5)
+
+
+async def test_finish_hands_over_what_comes_until_the_peer_closes(peers: Peers) -> None:
+    taken: list[Event] = []
+
+    async def on_events(events: Sequence[Event]) -> None:
+        await asyncio.sleep(0.01)
+        taken.extend(events)
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        for _ in range(30):
+            peer.send(END)
+        await asyncio.wait_for(client.finish(), 5)
+        assert (len(taken), client.untaken) == (30, 0)
+        with pytest.raises(ConnectionClosedError):
+            client.send(PINGS)
+        with pytest.raises(ConnectionClosedError):
+            await peer.receive()
+
+
+async def test_finish_ends_with_a_peer_that_does_not_close(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends on; the reading has a bound, and what was read is handed over."""
+    monkeypatch.setattr("smp_bridge.client._READ_ON", 0.5)
+    taken: list[Event] = []
+
+    async def on_events(events: Sequence[Event]) -> None:
+        taken.extend(events)
+
+    async def send_on() -> None:
+        while True:
+            peer.send(END)
+            await asyncio.sleep(0.05)
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        monkeypatch.setattr(type(client._connection._tls), "close", lambda _: None)  # it hears nothing of the end
+        sending = asyncio.create_task(send_on())
+        start = asyncio.get_running_loop().time()
+        await client.finish()
+        assert 0.4 < asyncio.get_running_loop().time() - start < 3
+        assert len(taken) >= 5
+        sending.cancel()
+
+
+async def test_finish_ends_soon_with_a_silent_peer(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with peers.pair() as (client, _):
+        monkeypatch.setattr(type(client._connection._tls), "close", lambda _: None)
+        start = asyncio.get_running_loop().time()
+        await client.finish()
+        assert asyncio.get_running_loop().time() - start < 1
+
+
+async def test_finish_waits_for_the_handler(peers: Peers) -> None:
+    """However long it takes, though reading stopped: blocks that wait are handed over."""
+    go_on, taken = asyncio.Event(), 0
+
+    async def on_events(events: Sequence[Event]) -> None:
+        nonlocal taken
+        await go_on.wait()
+        taken += len(events)
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        for _ in range(60):
+            peer.send(END)
+        finishing = asyncio.create_task(client.finish())
+        await asyncio.sleep(0.8)
+        assert not finishing.done()
+        assert client.untaken >= 16
+        go_on.set()
+        await asyncio.wait_for(finishing, 5)
+        assert (taken, client.untaken) == (60, 0)
+
+
+async def test_close_says_what_was_not_taken(peers: Peers) -> None:
+    async def on_events(events: Sequence[Event]) -> None:
+        await asyncio.Event().wait()
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        for _ in range(3):
+            peer.send(END)
+        async with asyncio.timeout(5):
+            while client.untaken < 3:
+                await asyncio.sleep(0.01)
+        await client.close()
+        assert client.untaken == 3
+
+
+async def test_a_handler_that_takes_long_is_not_the_silence_of_the_peer(peers: Peers) -> None:
+    go_on, done = asyncio.Event(), asyncio.Event()
+
+    async def on_events(events: Sequence[Event]) -> None:
+        await go_on.wait()
+        done.set()
+
+    async with peers.pair(on_events, ping_interval=0.05) as (client, peer):  # type: ignore[arg-type]
+        peer.send(END)
+        await asyncio.sleep(0.5)
+        [unanswered] = client.send(PINGS[:1])  # which an aborted connection does not take
+        unanswered.cancel()
+        go_on.set()
+        await asyncio.wait_for(done.wait(), 5)
+        assert not client.closed.done()
 
 
 async def test_connect_refuses_another_identity(peers: Peers) -> None:

@@ -47,6 +47,7 @@ PAIRS = [(scheme, (low, a), (low, b)) for scheme, low, a in RANGES for other, _,
 
 
 def server(scheme, *, alpn=True, versions=None, signer=SERVER.key, chain=CHAIN, **more):
+    more = {"now": datetime.datetime.now(datetime.UTC), **more}
     return ServerHandshake(scheme, SESSION_ID, chain, signer, SERVER_KEY, alpn=alpn, versions=versions, **more)
 
 

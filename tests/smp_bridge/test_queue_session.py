@@ -10,15 +10,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from subscription_owner import FAST, Owner, errors, make_queues, running
+from subscription_owner import FAST, Handle, Owner, errors, make_queues, running
 
 from smp_bridge import crypto
 from smp_bridge import queue_session as stream
 from smp_bridge.address import ServerAddress
+from smp_bridge.backoff import Backoff
 from smp_bridge.client import Client
+from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials
-from smp_bridge.queue_session import PAGE, AgentConfig, Backoff, Share
-from smp_bridge.subscriptions import ConnectFailure, Outcome, Result, Subscription
+from smp_bridge.queue_session import PAGE, AgentConfig, Share
+from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.testing.faults import AnswersFault, duplicate, lose_every, mix_blocks, reverse
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL
@@ -83,7 +85,7 @@ async def test_blocks_are_full(server: SmpServer, as_der: bool) -> None:
     async with running(owner) as agent:
         agent.start(server.address)
         await owner.all_active(server.address)
-        session = agent._servers[server.address].stream
+        session = agent._servers[server.address].session
         assert session is not None
         assert not session._client._batches  # nothing of a block is kept
     assert blocks.sizes == [PAGE, PAGE, 5]
@@ -178,7 +180,7 @@ async def test_bad_keys_among_good_ones(server: SmpServer) -> None:
         await owner.all_active(server.address)
         assert owner.active[server.address] == {0, 2, 5}
         bad = "the key is bad"
-        assert owner.ended == {i: Result(i, i, Outcome.ERROR, bad) for i in (1, 3, 4)}
+        assert owner.ended == {i: NsubResult(i, i, NsubAnswer.ERROR, bad) for i in (1, 3, 4)}
         ref = owner.keep(server.address, b"n" * 24, b"")
         agent.subscribe(server.address, ref)
         await owner.until(lambda: ref in owner.ended)
@@ -197,7 +199,7 @@ async def test_a_key_that_the_session_cannot_use(as_der: bool) -> None:
         async with running(owner) as agent:
             agent.start(server.address)
             await owner.all_active(server.address)
-    assert owner.ended == {0: Result(0, 7, Outcome.ERROR, "the server is too old for this key")}
+    assert owner.ended == {0: NsubResult(0, 7, NsubAnswer.ERROR, "the server is too old for this key")}
     assert owner.active[server.address] == set()
     assert owner.kept[server.address].keys() == {1, 2}
 
@@ -269,7 +271,7 @@ async def test_servers_stream_only_while_they_have_pages(server: SmpServer) -> N
     owner = Owner()
     owner.add(server.address, *await make_queues(server, 1))
     async with running(owner, replace(FAST, window=8, in_flight=8)) as agent:
-        share = agent._share
+        share = agent._shared.sessions
         agent.start(server.address)
         with share.streaming():
             for sessions in (1, 3):
@@ -283,11 +285,11 @@ async def test_servers_stream_only_while_they_have_pages(server: SmpServer) -> N
 
 async def test_a_slow_store_of_one_server_leaves_a_turn_to_another(server: SmpServer) -> None:
     class Stuck(Owner):
-        async def page(self, server: ServerAddress, limit: int) -> object:  # type: ignore[override]
-            if server != good:
+        async def page(self, session: Handle, limit: int) -> Sequence[NsubRequest]:
+            if session.server != good:
                 reached.set()
                 await asyncio.Event().wait()
-            return await super().page(server, limit)
+            return await super().page(session, limit)
 
     good, reached = server.address, asyncio.Event()
     async with SmpServer() as other:
@@ -303,12 +305,12 @@ async def test_a_slow_store_of_one_server_leaves_a_turn_to_another(server: SmpSe
 
 async def test_few_blocks_are_loaded_and_signed_at_once() -> None:
     class Watched(Owner):
-        async def page(self, server: ServerAddress, limit: int) -> Sequence[Subscription]:
-            loading.append(server)
+        async def page(self, session: Handle, limit: int) -> Sequence[NsubRequest]:
+            loading.append(session.server)
             most.append(len(loading))
             await asyncio.sleep(0.01)
-            loading.remove(server)
-            return await super().page(server, limit)
+            loading.remove(session.server)
+            return await super().page(session, limit)
 
     loading: list[ServerAddress] = []
     most: list[int] = []
@@ -426,9 +428,9 @@ async def test_nsubs_is_tried_again_after_a_backoff(server: SmpServer, delays: l
 
 async def test_nothing_is_subscribed_after_nsubs_was_refused(server: SmpServer) -> None:
     class Watched(Owner):
-        async def disconnected(self, server: ServerAddress) -> None:
+        async def disconnected(self, session: Handle) -> None:
             pages.append(self.pages)
-            await super().disconnected(server)
+            await super().disconnected(session)
 
     pages: list[int] = []
     owner = Watched()
@@ -459,7 +461,7 @@ async def test_an_owner_that_fails_to_take_results_ends_the_session_loudly(
 
 async def test_no_results_are_handed_on_after_the_session(server: SmpServer) -> None:
     class Stuck(Owner):
-        async def results(self, server: ServerAddress, results: Sequence[Result]) -> None:
+        async def results(self, session: Handle, results: Sequence[NsubResult]) -> None:
             if not happened:
                 happened.append("results")
                 self._changed.set()
@@ -467,11 +469,11 @@ async def test_no_results_are_handed_on_after_the_session(server: SmpServer) -> 
                     await asyncio.Event().wait()
                 finally:
                     happened.append("cancelled")
-            await super().results(server, results)
+            await super().results(session, results)
 
-        async def disconnected(self, server: ServerAddress) -> None:
+        async def disconnected(self, session: Handle) -> None:
             happened.append("disconnected")
-            await super().disconnected(server)
+            await super().disconnected(session)
 
     happened: list[str] = []
     owner = Stuck()
@@ -610,83 +612,7 @@ async def test_faults(
     assert errors(caplog) == []
 
 
-# --- places to connect
-
-
-def share_of(connecting: int, slow: int, slow_connect: float = 0.05) -> Share:
-    return Share(AgentConfig(connecting=connecting, slow=slow, slow_connect=slow_connect))
-
-
-async def connect_when(share: Share, go_on: asyncio.Event, began: asyncio.Event) -> str:
-    try:
-        async with share.connecting():
-            began.set()
-            await go_on.wait()
-    except TimeoutError:
-        return "cut off"
-    return "connected"
-
-
-async def test_so_many_connect_at_once() -> None:
-    share, go_on = share_of(3, 10, slow_connect=1000.0), asyncio.Event()
-    began = [asyncio.Event() for _ in range(8)]
-    tasks = [asyncio.create_task(connect_when(share, go_on, b)) for b in began]
-    await asyncio.gather(*(b.wait() for b in began[:3]))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert [b.is_set() for b in began] == [True] * 3 + [False] * 5
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 8
-
-
-async def test_the_slow_give_their_places_away_and_too_many_are_cut_off() -> None:
-    share, go_on = share_of(2, 3), asyncio.Event()
-    began = [asyncio.Event() for _ in range(7)]
-    tasks = [asyncio.create_task(connect_when(share, go_on, b)) for b in began]
-    await asyncio.wait_for(asyncio.gather(*(b.wait() for b in began)), 5)
-    async with asyncio.timeout(5):
-        while sum(t.done() for t in tasks) < 4:
-            await asyncio.wait([t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED)
-    assert [t.result() for t in tasks if t.done()] == ["cut off"] * 4
-    tasks = [t for t in tasks if not t.done()]
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 3
-    # All places are free again: none was lost, none given twice.
-    go_on = asyncio.Event()
-    began = [asyncio.Event() for _ in range(3)]
-    later = [asyncio.create_task(connect_when(share, go_on, b)) for b in began]
-    await asyncio.gather(*(b.wait() for b in began[:2]))
-    assert not began[2].is_set()
-    go_on.set()
-    assert await asyncio.gather(*later) == ["connected"] * 3
-
-
-async def test_who_was_quick_gives_one_place_back() -> None:
-    share, go_on = share_of(1, 10), asyncio.Event()
-    for _ in range(3):
-        async with share.connecting():
-            pass
-    began = [asyncio.Event() for _ in range(3)]
-    tasks = [asyncio.create_task(connect_when(share, go_on, b)) for b in began]
-    await began[1].wait()  # the first proved slow, and by then the quick ones would have too
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not began[2].is_set()
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 3
-
-
-@pytest.mark.parametrize("slow", [False, True])
-async def test_a_place_is_free_after_a_failure(slow: bool) -> None:
-    share = share_of(1, 1)
-    for _ in range(3):
-        with pytest.raises(OSError, match="refused"):
-            async with share.connecting():
-                if slow:
-                    await asyncio.sleep(0.1)
-                raise OSError("refused")
-    waiting = asyncio.Event()
-    assert await connect_when(share, waiting, waiting) == "connected"
+# --- places to connect, of the agent's servers
 
 
 @contextlib.asynccontextmanager

@@ -1,298 +1,34 @@
 import asyncio
 import contextlib
-import datetime
 import os
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
+from listening import Listener, exchange, listen
 
 from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
+from smp_bridge.connecting import connect
 from smp_bridge.handshake import (
     HandshakeError,
-    IdentityMismatchError,
-    ServiceCredentials,
-    ServiceRefusedError,
-    Versions,
 )
-from smp_bridge.identity import Credentials, SignAlgorithm, generate_key, issue_leaf
-from smp_bridge.network import HostNotAllowedError, Network
-from smp_bridge.testing import SmpServer
+from smp_bridge.identity import Credentials, generate_key
 from smp_bridge.tls import SslTls, client_context, server_context
-from smp_bridge.transmission import Session
 from smp_bridge.transport import (
     BadBlockError,
     BlockConnection,
     ConnectionClosedError,
     Scratch,
-    accept,
-    connect,
     serve,
 )
-
-NOW = datetime.datetime.now(datetime.UTC)
-
-
-@dataclass
-class Listener:
-    """A server that shakes hands and leaves the rest to the test."""
-
-    address: ServerAddress
-    accepted: asyncio.Queue[tuple[BlockConnection, Session]] = field(default_factory=asyncio.Queue)
-    failed: asyncio.Queue[Exception] = field(default_factory=asyncio.Queue)
-
-    async def pair(self) -> tuple[BlockConnection, BlockConnection]:
-        """(client's, server's) side of a new connection."""
-        client, _ = await connect(self.address)
-        return client, (await self.accepted.get())[0]
-
-
-@contextlib.asynccontextmanager
-async def listen(
-    credentials: Credentials | None = None,
-    scheme: Scheme = "smp",
-    versions: Versions | None = None,
-    timeout: float = 10.0,
-) -> AsyncIterator[Listener]:
-    credentials = credentials or Credentials.generate("ED25519", "localhost")[0]
-    tasks: set[asyncio.Task[None]] = set()
-    connections: list[BlockConnection] = []
-
-    async def run(connection: BlockConnection) -> None:
-        try:
-            session = await accept(connection, credentials, versions=versions, timeout=timeout)
-        except Exception as e:
-            connection.abort()
-            out.failed.put_nowait(e)
-        else:
-            out.accepted.put_nowait((connection, session))
-
-    def on_connected(connection: BlockConnection) -> None:
-        connections.append(connection)
-        task = asyncio.create_task(run(connection))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await serve(scheme, credentials, on_connected, "127.0.0.1", 0)
-    port = str(server.sockets[0].getsockname()[1])
-    out = Listener(ServerAddress(scheme, ("localhost",), port, credentials.key_hash))
-    try:
-        yield out
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        for connection in connections:
-            connection.abort()
 
 
 @pytest.fixture
 async def listener() -> AsyncIterator[Listener]:
     async with listen() as listener:
         yield listener
-
-
-async def exchange(client: BlockConnection, server: BlockConnection) -> None:
-    client.send(b"ping")
-    assert await server.receive() == b"ping"
-    server.send(b"pong")
-    assert await client.receive() == b"pong"
-
-
-def without_alpn() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-# --- versions
-
-
-@pytest.mark.parametrize(("scheme", "version"), [("smp", v) for v in range(6, 19)] + [("ntf", v) for v in (1, 2, 3)])
-async def test_every_version(scheme: Scheme, version: int) -> None:
-    async with listen(scheme=scheme) as listener:
-        client, ours = await connect(listener.address, versions=(1, version))
-        server, theirs = await listener.accepted.get()
-        assert ours.version == theirs.version == version
-        assert ours.session_id == theirs.session_id != b""
-        encrypted = scheme == "smp" and version >= 11
-        assert (ours.send_chain is not None) == (theirs.receive_chain is not None) == encrypted
-        for _ in range(3):
-            await exchange(client, server)
-
-
-async def test_the_server_limits_the_version() -> None:
-    async with listen(versions=(8, 12)) as listener:
-        _, session = await connect(listener.address)
-        assert session.version == 12
-        with pytest.raises(HandshakeError, match="version"):
-            await connect(listener.address, versions=(6, 7))
-
-
-@pytest.mark.parametrize(("scheme", "legacy"), [("smp", 6), ("ntf", 1)])
-async def test_a_client_without_alpn_gets_the_legacy_version(scheme: Scheme, legacy: int) -> None:
-    async with listen(scheme=scheme) as listener:
-        client, session = await connect(listener.address, context=without_alpn())
-        assert session.version == legacy
-        await exchange(client, (await listener.accepted.get())[0])
-        with pytest.raises(HandshakeError, match="version"):
-            await connect(listener.address, context=without_alpn(), versions=(legacy + 1, legacy + 2))
-
-
-async def test_only_tls_with_chacha20(listener: Listener) -> None:
-    client, _ = await listener.pair()
-    assert isinstance(client._tls, SslTls)
-    assert client._tls.tls.version() == "TLSv1.3"
-    assert client._tls.tls.session is not None
-    assert not client._tls.tls.session.has_ticket
-    context = client_context("smp")
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM")
-    with pytest.raises(OSError):  # a TLS alert, or already the reset that follows
-        await connect(listener.address, context=context)
-    assert listener.accepted.empty()
-    context.set_ciphers("ECDHE+CHACHA20")
-    older, session = await connect(listener.address, context=context)
-    assert isinstance(older._tls, SslTls)
-    assert older._tls.tls.version() == "TLSv1.2"
-    assert session.version == 18
-
-
-# --- identity
-
-
-async def test_another_identity_than_the_address_says(listener: Listener) -> None:
-    with pytest.raises(IdentityMismatchError):
-        await connect(replace(listener.address, key_hash=bytes(32)))
-    assert isinstance(await listener.failed.get(), ConnectionClosedError)
-
-
-async def test_the_leaf_is_not_the_identity() -> None:
-    credentials, _ = Credentials.generate("ED25519", "localhost")
-    async with listen(credentials) as listener:
-        leaf = crypto.key_hash(credentials.chain_der[0])
-        with pytest.raises(IdentityMismatchError):
-            await connect(replace(listener.address, key_hash=leaf))
-
-
-@pytest.mark.parametrize("algorithm", ["ED25519", "ED448"])
-async def test_both_kinds_of_credentials(algorithm: SignAlgorithm) -> None:
-    credentials, _ = Credentials.generate(algorithm, "localhost")
-    async with listen(credentials) as listener:
-        await exchange(*await listener.pair())
-
-
-def authority(
-    name: str, key: Ed25519PrivateKey, issuer: x509.Certificate | None, issuer_key: Ed25519PrivateKey
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - datetime.timedelta(days=1))
-        .not_valid_after(NOW + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(True, None), True)
-        .sign(issuer_key, None)
-    )
-
-
-def chain_of(length: int, *, forged: bool = False) -> Credentials:
-    """Credentials whose chain has this length; with `forged` the identity did not sign the leaf."""
-    certificates: list[x509.Certificate] = []
-    key = issuer_key = Ed25519PrivateKey.generate()
-    for i in range(length - 1):
-        certificates.insert(0, authority(f"CA {i}", key, certificates[0] if certificates else None, issuer_key))
-        issuer_key, key = key, Ed25519PrivateKey.generate()
-    leaf_key = generate_key("ED25519")
-    leaf = issue_leaf(leaf_key, "localhost", certificates[0], key if forged else issuer_key, NOW)
-    return Credentials((leaf, *certificates), leaf_key)
-
-
-@pytest.mark.parametrize("length", [2, 3, 4])
-async def test_chains(length: int) -> None:
-    credentials = chain_of(length)
-    assert len(credentials.chain) == length
-    async with listen(credentials) as listener:
-        client, server = await listener.pair()
-        assert client.peer_chain == tuple(credentials.chain_der)
-        await exchange(client, server)
-
-
-@pytest.mark.parametrize("credentials", [chain_of(5), chain_of(3, forged=True)])
-async def test_chains_that_do_not_hold(credentials: Credentials) -> None:
-    async with listen(credentials) as listener:
-        with pytest.raises(IdentityMismatchError):
-            await connect(listener.address)
-
-
-async def test_a_leaf_whose_session_key_another_key_signed() -> None:
-    credentials, _ = Credentials.generate("ED25519", "localhost")
-    liar = replace(credentials, key=generate_key("ED25519"))
-
-    def on_connected(connection: BlockConnection) -> None:
-        tasks.append(asyncio.create_task(accept(connection, liar)))
-
-    tasks: list[asyncio.Task[Session]] = []
-    server = await serve("smp", credentials, on_connected, "127.0.0.1", 0)
-    address = ServerAddress("smp", ("localhost",), str(server.sockets[0].getsockname()[1]), credentials.key_hash)
-    with pytest.raises(IdentityMismatchError, match="session key"):
-        await connect(address)
-    assert isinstance((await asyncio.gather(*tasks, return_exceptions=True))[0], ConnectionClosedError)
-    server.close()
-
-
-async def test_openssl_refuses_a_key_of_another_certificate() -> None:
-    credentials, _ = Credentials.generate("ED25519", "localhost")
-    with pytest.raises(ssl.SSLError):
-        server_context("smp", replace(credentials, key=generate_key("ED25519")))
-
-
-# --- addresses
-
-
-async def test_the_first_host_that_answers(listener: Listener) -> None:
-    await connect(replace(listener.address, hosts=("127.0.0.2", "a" * 64, "localhost")))
-    assert (await listener.accepted.get())[1].version == 18
-
-
-async def test_no_host_answers(listener: Listener) -> None:
-    with pytest.raises(ConnectionRefusedError):
-        await connect(replace(listener.address, hosts=("127.0.0.2",)))
-    with pytest.raises(OSError):
-        await connect(replace(listener.address, hosts=()))
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_private_hosts_are_not_connected_to_unless_allowed(listener: Listener, host: str) -> None:
-    with pytest.raises(HostNotAllowedError):
-        await connect(replace(listener.address, hosts=(host,)), network=Network())
-    await listener.pair()
-    assert listener.accepted.empty()
-    assert listener.failed.empty()
-
-
-async def test_a_server_that_says_nothing(listener: Listener) -> None:
-    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-
-    writers: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = str(server.sockets[0].getsockname()[1])
-    with pytest.raises(TimeoutError):
-        await connect(replace(listener.address, port=port), network=Network(allow_private=True, connect_timeout=0.1))
-    server.close()
-    for writer in writers:
-        writer.close()
-        await writer.wait_closed()
 
 
 # --- blocks
@@ -398,6 +134,68 @@ async def test_close_sends_what_is_queued(listener: Listener) -> None:
     with pytest.raises(ConnectionClosedError):
         client.send(b"late")
     await client.close()
+
+
+async def test_who_ends_sends_no_more_and_receives_what_the_peer_sent_before(listener: Listener) -> None:
+    client, server = await listener.pair()
+    for i in range(5):
+        server.send(b"%d" % i)
+    client.end()
+    client.end()
+    with pytest.raises(ConnectionClosedError):
+        client.send(b"late")
+    assert [await client.receive() for _ in range(5)] == [b"%d" % i for i in range(5)]
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(server.receive(), 5)  # it is told, and closes
+    with pytest.raises(ConnectionClosedError):
+        await asyncio.wait_for(client.receive(), 5)
+    client.end()
+
+
+async def test_what_was_read_is_received_after_an_abort(listener: Listener) -> None:
+    client, server = await listener.pair()
+    for i in range(5):
+        server.send(b"%d" % i)
+    async with asyncio.timeout(5):
+        while client.blocks < 5:
+            await asyncio.sleep(0.005)
+    client.abort()
+    assert [await client.receive() for _ in range(5)] == [b"%d" % i for i in range(5)]
+    with pytest.raises(ConnectionClosedError):
+        await client.receive()
+    assert client.blocks == 0
+
+
+async def test_what_the_socket_holds_is_read_when_sending_fails(listener: Listener) -> None:
+    """Reading was paused, as nobody received; then the peer was gone."""
+    client, server = await listener.pair()
+    for i in range(22):
+        server.send(b"%d" % i)
+        await server.drain()
+        await asyncio.sleep(0.002)
+    assert client.reading_paused
+    server.abort()
+    await asyncio.sleep(0.05)
+    with pytest.raises(ConnectionClosedError):
+        for _ in range(5):
+            client.send(b"x")
+            await asyncio.sleep(0.05)
+    assert not client.reading_paused
+    assert [await client.receive() for _ in range(22)] == [b"%d" % i for i in range(22)]
+
+
+async def test_a_close_that_is_cancelled_closes(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = await listener.pair()
+    assert client._transport is not None
+    monkeypatch.setattr(client._transport, "close", lambda: None, raising=False)  # the peer takes nothing
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    async with asyncio.timeout(1):
+        while not client._is_closed:
+            await asyncio.sleep(0.005)
 
 
 async def test_abort_wakes_who_waits(listener: Listener) -> None:
@@ -705,17 +503,10 @@ async def test_the_time_limit_of_the_handshake_ends_with_it() -> None:
     server.close()
 
 
-async def test_a_service_that_is_refused_ends_the_search(listener: Listener) -> None:
-    """As an impostor does: no other host's failure may hide it."""
-    service, _ = Credentials.generate("ED25519", "service")
-    proof = ServiceCredentials(tuple(service.chain_der), service.key, Ed25519PrivateKey.generate())
-    async with SmpServer() as server:
-        server.refuse_services = True
-        address = replace(server.address, hosts=("127.0.0.1", "127.0.0.2"))
-        with pytest.raises(ServiceRefusedError):
-            await connect(address, context=client_context("smp", service), service=proof)
-        with pytest.raises(IdentityMismatchError):
-            await connect(replace(address, key_hash=bytes(32)))
+async def test_openssl_refuses_a_key_of_another_certificate() -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    with pytest.raises(ssl.SSLError):
+        server_context("smp", replace(credentials, key=generate_key("ED25519")))
 
 
 async def test_no_timer_and_no_future_are_left_of_a_handshake(listener: Listener) -> None:

@@ -1,69 +1,39 @@
 """OAuth access tokens of a Google service account (RFC 7523), one for all pushes, renewed ahead of their expiry."""
 
-import json
 import logging
 import math
 import time
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ntf_server.push import jose
-from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResult
-from ntf_server.push.provider import Permanent, Result, Retry, Scope
+from ntf_server.push.exchange import Endpoint, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push.fcm.settings import ServiceAccount
+from ntf_server.push.http import HttpEngine
+from ntf_server.push.verdict import Again, Ours, Scope, Verdict
+from ntf_server.push.words import clock_words, is_code, one_line
 
 log = logging.getLogger(__name__)
 
 SCOPE: Final = "https://www.googleapis.com/auth/firebase.messaging"
 _GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _LIFETIME: Final = 3600  # seconds, of the assertion
+_BACK: Final = 60  # seconds by which the assertion is dated back: clocks differ
 _AHEAD: Final = 300  # seconds before the expiry at which a new token is asked for
 _AGAIN: Final = 10  # seconds after which it is asked for again, while the old one is still good
 
 
-class ServiceAccountError(ValueError):
-    """The file is not a Google service account's key."""
+Waiter = Callable[[str | None, Verdict | None], None]
 
 
-class _File(msgspec.Struct):
-    project_id: str
-    client_email: str
-    private_key: str
-    private_key_id: str = ""
-    token_uri: str = "https://oauth2.googleapis.com/token"  # noqa: S105
+class _Refusal(msgspec.Struct):
+    """RFC 6749, section 5.2."""
 
-
-@dataclass(frozen=True, slots=True)
-class ServiceAccount:
-    """What the JSON file from Google holds."""
-
-    project_id: str
-    client_email: str
-    key_id: str
-    token_uri: str
-    key: rsa.RSAPrivateKey = field(repr=False)
-
-    @classmethod
-    def parse(cls, data: bytes) -> "ServiceAccount":
-        """Raises ServiceAccountError."""
-        try:
-            file = msgspec.json.decode(data, type=_File)
-            key = load_pem_private_key(file.private_key.encode(), None)
-        except (ValueError, TypeError) as e:  # msgspec's errors are ValueErrors
-            raise ServiceAccountError("not a service account's JSON key") from e
-        if not isinstance(key, rsa.RSAPrivateKey):
-            raise ServiceAccountError("its private_key is not an RSA key")
-        if not file.token_uri.startswith("https://"):
-            raise ServiceAccountError("its token_uri is not an https: URL")
-        return cls(file.project_id, file.client_email, file.private_key_id, file.token_uri, key)
-
-
-Waiter = Callable[[str | None, Result | None], None]
+    error: object = ""
+    error_description: object = ""
 
 
 class AccessToken:
@@ -108,7 +78,7 @@ class AccessToken:
         self._renewing = True
         form = urllib.parse.urlencode({"grant_type": _GRANT, "assertion": self._assertion()}).encode()
         headers = ("content-type: application/x-www-form-urlencoded",)
-        self._engine.send([(HttpRequest(self._endpoint, "", headers, form), self._renewed)])
+        self._engine.send([(HttpRequest(self._endpoint, "", headers, form, dated=True), self._renewed)])
 
     def _assertion(self) -> str:
         now = int(self._clock())
@@ -117,8 +87,8 @@ class AccessToken:
             "iss": self._account.client_email,
             "scope": SCOPE,
             "aud": self._account.token_uri,
-            "iat": now,
-            "exp": now + _LIFETIME,
+            "iat": now - _BACK,
+            "exp": now - _BACK + _LIFETIME,
         }
         return jose.sign(self._account.key, header, claims)
 
@@ -126,29 +96,56 @@ class AccessToken:
         self._renewing = False
         failure = self._take(answer)
         if failure and self._token is not None:
-            after = failure.after if isinstance(failure, Retry) else None
+            after = failure.after if isinstance(failure, Again) else None
             self._renew_at = self._clock() + max(_AGAIN, after or 0.0)
             log.warning("the access token of FCM was not renewed ahead of its expiry")
         waiting, self._waiting = self._waiting, []
         for then in waiting:
             then(None if failure else self._token, failure)
 
-    def _take(self, answer: HttpResult) -> Result | None:
+    def _take(self, answer: HttpResult) -> Verdict | None:
         """Keep the token that was granted; or say what the refusal means for pushes."""
-        if isinstance(answer, HttpFailure):
-            return Retry(f"OAuth: {answer}", Scope.PROVIDER)
-        if answer.status == 429 or answer.status >= 500:
-            return Retry(f"OAuth: {answer.status}", Scope.PROVIDER, answer.retry_after)
-        if answer.status != 200:
-            return Permanent(f"OAuth: {answer.status}: the service account is refused")
-        try:
-            grant = json.loads(answer.body)
-            token, lifetime = grant["access_token"], float(grant["expires_in"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            return Retry("OAuth: the answer does not parse", Scope.PROVIDER)
-        valid = isinstance(token, str) and token and token.isascii() and token.isprintable()
-        if not valid or not 0 < lifetime < math.inf:
-            return Retry("OAuth: the answer does not parse", Scope.PROVIDER)
-        self._token, self._expires_at = token, self._clock() + lifetime
+        refusal = judge(answer, self._clock())
+        if refusal is not None or not isinstance(answer, HttpResponse):
+            return refusal
+        grant = _grant(answer.body)
+        assert grant is not None  # or it were refused
+        self._token, lifetime = grant
+        self._expires_at = self._clock() + lifetime
         self._renew_at = self._expires_at - min(_AHEAD, lifetime / 2)
         return None
+
+
+def judge(answer: HttpResult, now: float) -> Verdict | None:
+    """What an answer means for the pushes that wait for a token; None: there is one in it."""
+    if isinstance(answer, HttpFailure):
+        return Again(f"OAuth: {answer}", Scope.PROVIDER)
+    if answer.status == 429 or answer.status >= 500:
+        return Again(f"OAuth: {answer.status}", Scope.PROVIDER, answer.retry_after)
+    if answer.status != 200:
+        return Ours(f"OAuth: {answer.status}{_why(answer, now)}")
+    return None if _grant(answer.body) else Again("OAuth: the answer does not parse", Scope.PROVIDER)
+
+
+def _why(answer: HttpResponse, now: float) -> str:
+    """Google's own words, which hold no secret, and what its clock says of ours."""
+    try:
+        refusal = msgspec.json.decode(answer.body, type=_Refusal)
+    except (ValueError, RecursionError):
+        refusal = _Refusal()
+    code = refusal.error if isinstance(refusal.error, str) and is_code(refusal.error) else ""
+    text = one_line(refusal.error_description)
+    skew = None if answer.date is None else answer.date - now
+    clock = clock_words(skew, "Google") if skew is not None and abs(skew) > _BACK else ""
+    return (f" {code}" if code else "") + "".join(f": {words}" for words in (text, clock) if words)
+
+
+def _grant(body: bytes) -> tuple[str, float] | None:
+    """(access token, seconds that it lives), if that is what it is."""
+    try:
+        grant = msgspec.json.decode(body, type=dict[str, object])
+        token, lifetime = grant["access_token"], float(str(grant["expires_in"]))
+    except (ValueError, KeyError, RecursionError):
+        return None
+    valid = isinstance(token, str) and token and token.isascii() and token.isprintable()
+    return (token, lifetime) if valid and isinstance(token, str) and 0 < lifetime < math.inf else None

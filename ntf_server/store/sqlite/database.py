@@ -1,109 +1,237 @@
-"""An SQLite file with one thread that owns it: operations of many callers share a commit (group commit)."""
+"""A database with one thread that writes, many callers sharing a commit (group commit), and one that reads.
+
+A read waits for nobody's write, ours or another process's. What may pass (another process's lock, a full disk) is tried
+again for RETRY seconds, by us: SQLite's own wait would hold up those behind it for as long again, each.
+"""
 
 import asyncio
-import contextlib
-import fcntl
+import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from ntf_server.store.records import StoreCorruptError, StoreError
-from ntf_server.store.sealing import SealingError, WrongMasterKeyError
+from ntf_server.store.contract import (
+    StoreConflictError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
-_Item = tuple[Operation[Any], "asyncio.Future[Any]"]
-Migration = str | Callable[[sqlite3.Connection], None]  # a script, or what runs in a transaction that is begun for it
+After = Callable[[], None]
 
-APPLICATION_ID: Final = 0x4E544652  # "NTFR"
-LINGER: Final = 0.005  # seconds
+LINGER: Final = 0.008  # seconds that what nobody waits for at once may wait for others
+LONG_LINGER: Final = 0.05  # seconds, of what nobody waits for at all
+RETRY: Final = 0.8  # seconds, since it was asked for
+CLOSE: Final = 1.0  # seconds that a medium in trouble may hold up a stop
+_LAST_WRITES: Final = 4.0  # seconds beyond that for a slow one
+_PAUSES: Final = (0.005, 0.05)  # seconds between two tries: at first, and at most
 _ENOUGH: Final = 32  # operations that do not wait for others any more
 _MAX_GROUP: Final = 512
-_CHECK_BELOW: Final = 64 * 2**20  # bytes of a file that is checked whole at start
 _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PASSING: Final = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOMEM,
+)
 
 
-def _corrupt(path: Path, what: object) -> StoreCorruptError:
+def corrupt_error(path: object, what: object) -> StoreCorruptError:
+    """What an operator is told."""
     return StoreCorruptError(
         f"{path}: the database is corrupt ({what}): stop the server, move the file and its -wal away, restore a"
         " backup (or `sqlite3 FILE .recover`), then start again"
     )
 
 
-def _is_corrupt(e: Exception) -> bool:
-    return isinstance(e, SealingError) or getattr(e, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
+def primary_code(e: BaseException) -> int:
+    """SQLite's error code without what extends it; 0: it has none."""
+    return int(getattr(e, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_corrupt(e: BaseException) -> bool:
+    """Whether SQLite says so; a sealed value that cannot be opened is that record's trouble only."""
+    return primary_code(e) in _CORRUPT
+
+
+def translate(path: object, e: Exception) -> Exception:
+    """What the caller is told of an error of SQLite; others are theirs as they are."""
+    if not isinstance(e, sqlite3.Error):
+        return e
+    code = primary_code(e)
+    if code in _CORRUPT:
+        return corrupt_error(path, e)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFullError(f"{path}: {e}")
+    if code in _PASSING:
+        return StoreUnavailableError(f"{path}: {e}")
+    return StoreConflictError(f"{path}: {e}")
+
+
+class Turns(Protocol):
+    """What goes on beside the database, transaction by transaction, in the writer's thread."""
+
+    def begin(self, c: sqlite3.Connection) -> None:
+        """In the transaction, before anything else."""
+        ...
+
+    def commit(self) -> After | None:
+        """It is durable; gives what the loop is to do now, before those who asked have their answers."""
+        ...
+
+    def rollback(self) -> None:
+        """Nothing of it happened."""
+        ...
+
+
+class NoTurns:
+    """Nothing does."""
+
+    def begin(self, c: sqlite3.Connection) -> None:
+        """See `Turns`."""
+
+    def commit(self) -> After | None:
+        """See `Turns`."""
+        return None
+
+    def rollback(self) -> None:
+        """See `Turns`."""
+
+
+class _Item(NamedTuple):
+    operation: Operation[Any]
+    future: "asyncio.Future[Any]"
+    lost: Callable[[Any], None] | None
+    asked: float
+
+
+class _Result(NamedTuple):
+    item: _Item
+    value: Any
+    error: Exception | None
 
 
 class Database:
-    """Open with `Database.open`; `run` operations from any asyncio task of one loop; `close` at the end."""
+    """`run` and `read` operations from any asyncio task of one loop; `close` at the end.
+
+    `connect` gives the connection once more, should that ever be needed; None: in memory, where operations are done at
+    once in the loop's own thread (`inline`). `on_error` hears, in the loop, of every operation that failed.
+    """
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, lock: Any, on_corrupt: Callable[[StoreCorruptError], None]
+        self,
+        path: Path | str,
+        connection: sqlite3.Connection,
+        *,
+        connect: Callable[[], sqlite3.Connection] | None,
+        turns: Turns | None = None,
+        on_error: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._path = path
-        self._on_corrupt = on_corrupt
         self._connection = connection
-        self._lock = lock
-        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._connect = connect
+        self._turns = turns or NoTurns()
+        self._on_error = on_error
         self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._urgent: list[_Item] = []  # asked for, and not given to the thread yet
         self._patient: list[_Item] = []
         self._timer: asyncio.TimerHandle | None = None
         self._given_at = 0.0
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
-        self._thread.start()
+        self._give_up_at = float("inf")
+        self._broken = False  # the connection is to be replaced
+        self._done: list[asyncio.Future[None]] = []
+        self.inline: Final = connect is None
+        if connect is not None:
+            self._reads: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+            self._reads_end = threading.Event()
+            reading = connect()
+            reading.execute("PRAGMA query_only = ON")
+            reading.execute(f"PRAGMA busy_timeout = {int(RETRY * 1000)}")
+            self._start("store", self._work)
+            self._start("store reads", lambda: self._read_all(reading))
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        migrations: Sequence[Migration],
-        on_corrupt: Callable[[StoreCorruptError], None],
-        prepare: Operation[None] = lambda _: None,
-    ) -> "Database":
-        """Open or create the file and bring its schema up to date; `on_corrupt` is called in the loop, later.
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._done.append(done)
 
-        `prepare` then runs, outside a transaction, before anything else does.
-        Raises StoreCorruptError (also for another program's file), StoreError (in use, no permission, newer schema,
-        wrong master key).
-        """
-        path = path.resolve()  # so that a link to the file has the same lock
-        lock = lock_file(path)
-        try:
-            return cls(path, _connect(path, migrations, prepare), lock, on_corrupt)
-        except BaseException:
-            lock.close()
-            raise
+        def body() -> None:
+            try:
+                work()
+            finally:
+                self._tell(lambda: None if done.done() else done.set_result(None))
 
-    async def run(self, operation: Operation[T], *, patient: bool = False) -> T:
+        threading.Thread(target=body, name=name, daemon=True).start()
+
+    # --- asking
+
+    async def run(self, operation: Operation[T], *, linger: float = 0.0, lost: Callable[[T], None] | None = None) -> T:
         """Do it in a transaction; what it wrote is durable when this returns.
 
-        `patient`: under load it waits up to LINGER seconds for others that are, to share their commit. Operations keep
-        their order, the patient ones among themselves. Raises StoreError, StoreCorruptError.
+        `linger`: under load it waits up to so many seconds for others that do, to share their commit. Operations keep
+        their order, those that linger among themselves. `lost` has what it gave, should the caller be gone by then.
+        Raises StoreError, StoreCorruptError.
         """
-        if self._closed:
-            raise StoreError("the store is closed")
-        future: asyncio.Future[T] = self._loop.create_future()
-        if patient:
-            self._patient.append((operation, future))
-            self._schedule()
+        item = self._item(operation, lost)
+        if self.inline:
+            self._resolve(*self._commit([item]))
+        elif linger:
+            self._patient.append(item)
+            self._schedule(linger)
         else:
-            self._urgent.append((operation, future))
+            self._urgent.append(item)
             if len(self._urgent) == 1:  # with what this turn of the loop still asks for
                 self._loop.call_soon(self._give_urgent)
-        return await future
+        answer: T = await self._answer(item)
+        return answer
 
-    def _schedule(self) -> None:
-        wait = 0.0 if len(self._patient) >= _ENOUGH else self._given_at + LINGER - self._loop.time()
-        if self._timer is not None and wait <= 0:
+    async def read(self, operation: Operation[T]) -> T:
+        """Do it beside what is written, seeing all that was durable before. Raises StoreError, StoreCorruptError."""
+        item = self._item(operation, None)
+        if self.inline:
+            self._resolve([self._read(self._connection, item)], [])
+        else:
+            self._reads.put(item)
+        answer: T = await self._answer(item)
+        return answer
+
+    def _item(self, operation: Operation[T], lost: Callable[[T], None] | None) -> _Item:
+        if self._closed:
+            raise StoreConflictError("the store is closed")
+        return _Item(operation, self._loop.create_future(), lost, time.monotonic())
+
+    @staticmethod
+    async def _answer(item: _Item) -> Any:
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            future = item.future
+            if item.lost and future.done() and not future.cancelled() and not future.exception():
+                item.lost(future.result())
+            raise
+
+    def _schedule(self, linger: float) -> None:
+        now = self._loop.time()
+        at = now if len(self._patient) >= _ENOUGH else max(now, self._given_at + linger)
+        if self._timer is not None and at < self._timer.when():
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer = self._loop.call_later(max(0.0, wait), self._give_patient)
+            self._timer = self._loop.call_at(at, self._give_patient)
 
     def _give_urgent(self) -> None:
         if self._urgent:
@@ -117,18 +245,24 @@ class Database:
         self._queue.put(asked)
 
     async def close(self) -> None:
-        """Finish what was asked and close the file."""
+        """Finish what was asked, within CLOSE seconds if the medium is in trouble, and close the connections."""
         if self._closed:
             return
         self._closed = True
+        if self.inline:
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._give_patient()
         self._give_urgent()
+        self._give_up_at = time.monotonic() + CLOSE
+        self._reads.put(None)
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._connection.close()
-        self._lock.close()
+        _, late = await asyncio.wait(self._done, timeout=CLOSE + _LAST_WRITES)
+        if late:  # in a call of the system: nobody can end that
+            log.error("%s: the disk does not answer; what was not written is lost", self._path)
+
+    # --- the writer
 
     def _work(self) -> None:
         more, waiting = True, list[_Item]()
@@ -138,121 +272,119 @@ class Database:
                 more = asked is not None
                 waiting += asked or []
             group, waiting = waiting[:_MAX_GROUP], waiting[_MAX_GROUP:]
-            results = self._commit(group)
-            self._loop.call_soon_threadsafe(_resolve, results)
+            if group:
+                results, after = self._commit(group)
+                self._tell(lambda results=results, after=after: self._resolve(results, after))  # type: ignore[misc]
+        self._reads_end.wait(CLOSE)  # the last connection that closes moves the -wal into the file
+        self._connection.close()
 
-    def _commit(self, items: Sequence[_Item]) -> list[tuple[asyncio.Future[Any], Any, Exception | None]]:
+    def _tell(self, what: Callable[[], None]) -> None:
         try:
-            values = self._transaction([operation for operation, _ in items])
-            return [(future, value, None) for (_, future), value in zip(items, values, strict=True)]
-        except Exception as e:
-            if len(items) == 1:
-                return [(items[0][1], None, self._translate(e))]
-        # One of them failed: each alone, so that the others do not suffer.
-        return [result for item in items for result in self._commit([item])]
+            self._loop.call_soon_threadsafe(what)
+        except RuntimeError:  # the loop has ended before us
+            log.debug("an answer of the store has nobody to go to")
 
-    def _transaction(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+    def _commit(self, items: Sequence[_Item]) -> tuple[list[_Result], list[After]]:
+        results: list[_Result] = []
+        pause, longest = _PAUSES
+        while True:
+            try:
+                values, after = self._transaction([item.operation for item in items])
+            except Exception as e:
+                error = e
+            else:
+                done = [_Result(item, value, None) for item, value in zip(items, values, strict=True)]
+                return results + done, [after] if after else []
+            told = translate(self._path, error)
+            if not isinstance(told, StoreUnavailableError):
+                break
+            now = time.monotonic()
+            limit = now if now >= self._give_up_at else now - RETRY
+            results += [_Result(item, None, told) for item in items if item.asked <= limit]
+            items = [item for item in items if item.asked > limit]
+            if not items:
+                return results, []
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+        if len(items) == 1 or isinstance(told, StoreCorruptError):
+            return [*results, *(_Result(item, None, told) for item in items)], []
+        afters: list[After] = []
+        for item in items:  # one of them failed: each alone, so that the others do not suffer
+            mine, after_mine = self._commit([item])
+            results += mine
+            afters += after_mine
+        return results, afters
+
+    def _transaction(self, operations: Sequence[Operation[Any]]) -> tuple[list[Any], After | None]:
+        if self._broken and self._connect is not None:
+            self._connection = self._connect()
+            self._broken = False
         connection = self._connection
-        connection.execute("BEGIN")
+        connection.execute("BEGIN IMMEDIATE")
         try:
+            self._turns.begin(connection)
             values = [operation(connection) for operation in operations]
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._turns.rollback()
+            self._roll_back()
             raise
-        return values
+        return values, self._turns.commit()
 
-    def _translate(self, e: Exception) -> Exception:
-        if not isinstance(e, sqlite3.Error | SealingError):
-            return e
-        if not _is_corrupt(e):
-            return StoreError(f"{self._path}: {e}")
-        corrupt = _corrupt(self._path, e)
-        self._loop.call_soon_threadsafe(self._on_corrupt, corrupt)
-        return corrupt
-
-
-def _resolve(results: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    for future, value, error in results:
-        if future.cancelled():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-
-def lock_file(path: Path) -> Any:
-    """One process a file: two relays on it would push everything twice. Raises StoreError; close it to let go."""
-    try:
-        file = path.with_name(path.name + ".lock").open("w")
-    except OSError as e:
-        raise StoreError(f"{path}: cannot create the database there: {e.strerror}") from e
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        file.close()
-        raise StoreError(f"{path}: another ntf-server uses this database") from e
-    return file
-
-
-def _connect(path: Path, migrations: Sequence[Migration], prepare: Operation[None]) -> sqlite3.Connection:
-    try:
-        path.touch(mode=0o600)
-        _check(path, len(migrations))
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
+    def _roll_back(self) -> None:
+        """What cannot be rolled back is left behind with its connection, lest every later transaction fail."""
+        if not self._connection.in_transaction:
+            return
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA busy_timeout = 5000")
-            _migrate(connection, migrations)
-            connection.execute("PRAGMA foreign_keys = ON")  # not before: a migration may drop and remake a table
-            prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-    except WrongMasterKeyError as e:
-        raise StoreError(
-            f"{path}: the master key is not the one that this database was sealed with ({e}); give the right one"
-        ) from e
-    except (OSError, sqlite3.Error, SealingError) as e:
-        if _is_corrupt(e):
-            raise _corrupt(path, e) from e
-        raise StoreError(f"{path}: cannot open the database: {e}") from e
-    return connection
+            self._connection.execute("ROLLBACK")
+        except sqlite3.Error as e:
+            if self._connect is None:
+                raise
+            log.error("%s: a transaction could not be rolled back (%s): the database is opened anew", self._path, e)
+            self._broken = True
+            self._connection.close()
 
+    # --- the reader
 
-def _check(path: Path, newest: int) -> None:
-    """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
-    # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
-    wal = path.with_name(path.name + "-wal")
-    mode = "ro" if wal.exists() else "rw"
-    if mode == "ro" and wal.stat().st_size and not path.stat().st_size:
-        raise _corrupt(path, "it is empty, its -wal is not")  # SQLite would begin anew, and delete the -wal
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
-        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        [application] = connection.execute("PRAGMA application_id").fetchone()
-        if tables and application != APPLICATION_ID:
-            raise StoreCorruptError(f"{path}: this is the database of another program; set [store] url to a new file")
-        [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version > newest:
-            raise StoreError(f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay")
-        if path.stat().st_size < _CHECK_BELOW:
-            [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if result != "ok":
-                raise _corrupt(path, result.splitlines()[-1])
+    def _read_all(self, connection: sqlite3.Connection) -> None:
+        more = True
+        while more:
+            item = self._reads.get()
+            results: list[_Result] = []
+            while True:
+                if item is None:
+                    more = False
+                    break
+                results.append(self._read(connection, item))
+                if self._reads.empty() or len(results) >= _ENOUGH:
+                    break
+                item = self._reads.get()
+            if results:
+                self._tell(lambda results=results: self._resolve(results, []))  # type: ignore[misc]
+        connection.close()
+        self._reads_end.set()
 
+    def _read(self, connection: sqlite3.Connection, item: _Item) -> _Result:
+        try:
+            return _Result(item, item.operation(connection), None)
+        except Exception as e:
+            return _Result(item, None, translate(self._path, e))
 
-def _migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    for number, migration in enumerate(migrations[version:], version + 1):
-        marks = f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {number}"
-        if isinstance(migration, str):
-            connection.executescript(f"BEGIN;\n{migration}\n{'; '.join(marks)};\nCOMMIT;")
-            continue
-        connection.execute("BEGIN")
-        migration(connection)  # if it fails, closing the connection undoes it
-        for mark in marks:
-            connection.execute(mark)
-        connection.execute("COMMIT")
+    # --- answering, in the loop
+
+    def _resolve(self, results: Sequence[_Result], after: Sequence[After]) -> None:
+        for do in after:
+            try:
+                do()
+            except Exception:  # whoever asked must have an answer nevertheless
+                log.exception("what the store tells of could not be told")
+        for item, value, error in results:
+            if isinstance(error, StoreError | StoreCorruptError):
+                self._on_error(error)
+            if item.future.cancelled():
+                if item.lost is not None and error is None:
+                    item.lost(value)
+            elif error is not None:
+                item.future.set_exception(error)
+            else:
+                item.future.set_result(value)

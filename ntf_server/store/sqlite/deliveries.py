@@ -1,36 +1,23 @@
-"""Notifications and pushes in the SQLite store. Run inside a transaction.
+"""Notifications in, claims out, and what came of them, in the SQLite store. Run inside a transaction.
 
-Everything here takes a batch in a few statements of one row each (JSON): every row that a statement gives costs a turn
-at Python's lock, which the other threads hold.
+Batches as in content.py, and for the same reason.
 """
 
 import json
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
 
-from ntf_server.store.records import (
-    MAX_ENTRIES,
-    DeadToken,
-    Due,
-    Notification,
-    Notified,
-    Outcome,
-    Push,
-    PushKind,
-    StoredNotification,
-)
-from ntf_server.store.sealing import Sealer
-from ntf_server.store.sqlite.keys import CODE, DEVICE_TOKEN, SECRET
-from ntf_server.store.sqlite.sessions import Addresses
-from smp_bridge.address import ServerAddress
-from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
+from ntf_server.store.contract import Places
+from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
+from ntf_server.store.sqlite.content import SENT, Rows, expire, load, one_row, unhex_lane
+from ntf_server.store.sqlite.due import is_due, mark
+from ntf_server.store.sqlite.memory import Cooling, Held, Ready, State, provider_of
+from smp_bridge.ntf import Provider, TokenStatus
 
-_Rows = list[list[Any]]
-
-_PROVIDERS: Final = {p.value: p for p in Provider}
+_MAX_REASON: Final = 200  # characters of a provider's words that are kept
+_MAX_EXPIRED: Final = 2000
 
 # A block of notifications, of one size each, is one value of each column; row n of `i` takes the n-th part of it.
 _EACH: Final = "WITH RECURSIVE i(n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM i WHERE n + 1 < :count)"
@@ -39,239 +26,271 @@ _QUEUE: Final = (
 )
 _NOTIFY: Final = (
     f"{_EACH} INSERT INTO notifications (subscription, token, seq, received_at, nonce, meta, sent)"
-    # substr gives NULL for a part of nothing
     " SELECT s.ref, s.token, :first + n, :received_at,"
+    # substr gives NULL for a part of nothing
     " coalesce(substr(:nonces, n * :nonce_size + 1, :nonce_size), x''),"
     f" coalesce(substr(:metas, n * :meta_size + 1, :meta_size), x''), 0 FROM {_QUEUE} WHERE true"
     " ON CONFLICT (subscription) DO UPDATE SET seq = excluded.seq, received_at = excluded.received_at,"
     " nonce = excluded.nonce, meta = excluded.meta, sent = 0 WHERE excluded.seq > seq"
 )
 _OWNERS: Final = (
-    f"{_EACH} SELECT json_group_array(json_array(t.ref, t.provider, t.status)) FROM {_QUEUE}"
-    " CROSS JOIN tokens t ON t.ref = s.token"
+    f"{_EACH} SELECT json_group_array(json_array(t.ref, hex(t.lane), t.status, d.due_at IS NOT NULL,"
+    f" t.damaged IS NOT NULL, t.subscriptions)) FROM {_QUEUE} CROSS JOIN tokens t ON t.ref = s.token"
+    " LEFT JOIN deliveries d ON d.token = t.ref"
 )
-_TOKENS: Final = (
-    "SELECT json_group_array(json_array(t.ref, t.provider, t.registration, t.registered_at, t.status,"
-    " t.verification_due, t.check_due, hex(t.token_id), hex(t.device_token), hex(t.secret),"
-    " iif(t.verification_due IS NULL, '', hex(t.code)))) FROM json_each(:refs) j CROSS JOIN tokens t ON t.ref = j.value"
-)
-_NOTIFICATIONS: Final = (
-    "SELECT json_group_array(json_array(n.token, n.subscription, n.seq, s.server, hex(s.notifier_id), n.received_at,"
-    " hex(n.nonce), hex(n.meta))) FROM json_each(:refs) j CROSS JOIN notifications n ON n.subscription IN"
-    " (SELECT o.subscription FROM notifications o WHERE o.token = j.value AND o.{chosen} LIMIT :limit)"
-    " CROSS JOIN subscriptions s ON s.ref = n.subscription"
-)
-_UNSENT: Final = _NOTIFICATIONS.format(chosen="sent = 0 ORDER BY o.seq")
-_SENT_BEFORE: Final = _NOTIFICATIONS.format(chosen="sent = 1 ORDER BY o.seq DESC")
-_SAME_REGISTRATION: Final = "WHERE ref = json_extract(o.value, '$[0]') AND registration = json_extract(o.value, '$[1]')"
-
-
-def _json(c: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> _Rows:
-    """What the one row of a query holds."""
-    rows: _Rows = json.loads(c.execute(query, parameters).fetchone()[0])
-    return rows
 
 
 # --- NMSG
 
 
-def notify(c: sqlite3.Connection, server: int, notifications: Sequence[Notification], first: int) -> Notified:
-    """See `Store.notify`."""
-    due: dict[int, Due] = {}
+def notify(
+    c: sqlite3.Connection,
+    s: State,
+    server: int | None,
+    notifications: Sequence[Notification],
+    places: Mapping[Provider, Places],
+) -> Notified:
+    """See `Store.notify`. A token that has room and nobody before it is claimed without a word in the database."""
+    if server is None:
+        return Notified([], len(notifications))
+    s.arrived += len(notifications)
+    s.ripen()
+    due: dict[int, str] = {}  # token to lane
     known = 0
-    for (received_at, *sizes), alike in groupby(notifications, _alike):
-        run = list(alike)
+    for run in _runs(notifications):
+        head = run[0]
         parameters = {
             "server": server,
             "count": len(run),
-            "first": first,
-            "received_at": received_at,
-            **dict(zip(("id_size", "nonce_size", "meta_size"), sizes, strict=True)),
+            "first": head.seq,
+            "received_at": s.moved(head.received_at),
+            "id_size": len(head.notifier_id),
+            "nonce_size": len(head.nonce),
+            "meta_size": len(head.meta),
             "ids": b"".join([n.notifier_id for n in run]),
             "nonces": b"".join([n.nonce for n in run]),
             "metas": b"".join([n.meta for n in run]),
         }
-        first += len(run)
-        owners = _json(c, _OWNERS, parameters)
+        owners = one_row(c, _OWNERS, parameters)
         if owners:
             c.execute(_NOTIFY, parameters)
         known += len(owners)
-        for token, provider, status in owners:
-            if status == TokenStatus.ACTIVE and token not in due:
-                due[token] = Due(token, _PROVIDERS[provider], PushKind.MESSAGES)
-    return Notified(list(due.values()), len(notifications) - known)
+        for token, lane, status, has_row, damaged, queues in owners:
+            if status != TokenStatus.ACTIVE or token in due or damaged or s.touch(token) or has_row:
+                continue
+            if queues > 1 and s.is_crowded:  # what comes next may be for it too
+                s.cool(token, Cooling(s.steady, unhex_lane(lane)[0], again=True))
+            else:
+                due[token] = lane
+    claimed = _places_for(c, s, due, places) if due else []
+    waiting = [token for token in due if token not in set(claimed)] if len(claimed) < len(due) else []
+    if waiting:
+        mark(c, s, waiting)
+    return Notified(load(c, s, claimed), len(notifications) - known)
 
 
-def _alike(n: Notification) -> tuple[int, int, int, int]:
-    return n.received_at, len(n.notifier_id), len(n.nonce), len(n.meta)
+def _runs(notifications: Sequence[Notification]) -> Iterator[list[Notification]]:
+    """Those that arrived together and are of one size each, as one batch takes them."""
+    run: list[Notification] = []
+    alike: tuple[int, int, int, int] | None = None
+    for n in notifications:
+        this = n.received_at, len(n.notifier_id), len(n.nonce), len(n.meta)
+        if run and (this != alike or n.seq != run[-1].seq + 1):
+            yield run
+            run = []
+        alike = this
+        run.append(n)
+    if run:
+        yield run
 
 
-# --- what is to be pushed
-
-
-def load_pushes(
-    c: sqlite3.Connection,
-    sealer: Sealer,
-    addresses: Addresses,
-    refs: Sequence[int],
-    now: int,
-    *,
-    message_ttl: int,
-    verification_ttl: int,
-) -> list[Push]:
-    """See `Store.load_pushes`: of each token a verification, else messages, else a check."""
-    rows = _json(c, _TOKENS, {"refs": json.dumps(list(refs))})
-    oldest = now - verification_ttl
-    late = [row[0] for row in rows if row[5] is not None and row[5] <= oldest]
-    if late:
-        query = "UPDATE tokens SET verification_due = NULL WHERE ref IN (SELECT value FROM json_each(?))"
-        c.execute(query, (json.dumps(late),))
-    pushes: list[Push] = []
-    active: _Rows = []
-    for row in rows:
-        if row[5] is not None and row[5] > oldest:
-            # Messages or a check may wait behind it.
-            pushes.append(_push(row, sealer, PushKind.VERIFICATION, row[5], more=row[4] == TokenStatus.ACTIVE))
-        elif row[4] == TokenStatus.ACTIVE:
-            active.append(row)
-    if active:
-        messages = _messages(c, addresses, [row[0] for row in active], now - message_ttl)
-        for row in active:
-            check_due = row[6]
-            unsent, held = messages.get(row[0], _NOTHING)
-            if held:
-                more = unsent > MAX_ENTRIES or check_due is not None
-                since = next(n for n in held if not n.sent).notification.received_at
-                pushes.append(_push(row, sealer, PushKind.MESSAGES, since, held=held, more=more))
-            elif check_due is not None:
-                pushes.append(_push(row, sealer, PushKind.CHECK, check_due))
-    return pushes
-
-
-_NOTHING: Final[tuple[int, tuple[StoredNotification, ...]]] = (0, ())
-
-
-def _push(
-    row: list[Any],
-    sealer: Sealer,
-    kind: PushKind,
-    since: int,
-    *,
-    held: tuple[StoredNotification, ...] = (),
-    more: bool = False,
-) -> Push:
-    """Opens no more than what this push needs."""
-    ref, provider, registration, registered_at, _, _, _, token_id, device_token, secret, code = row
-    public_id = bytes.fromhex(token_id)
-    return Push(
-        ref,
-        registration,
-        DeviceToken(_PROVIDERS[provider], sealer.open(bytes.fromhex(device_token), DEVICE_TOKEN + public_id)),
-        sealer.open(bytes.fromhex(secret), SECRET + public_id),
-        kind,
-        since,
-        sealer.open(bytes.fromhex(code), CODE + public_id) if kind is PushKind.VERIFICATION else b"",
-        held,
-        more,
-        registered_at,
-    )
-
-
-def _messages(
-    c: sqlite3.Connection, addresses: Addresses, refs: Sequence[int], oldest: int
-) -> dict[int, tuple[int, tuple[StoredNotification, ...]]]:
-    """Of each token that has any unsent: how many, MAX_ENTRIES + 1 at most, and what a push of it holds.
-
-    The oldest unsent go first; then, since providers coalesce and drop pushes, the newest that were sent already ride
-    along. All oldest first.
-    """
-    unsent = _by_token(_unsent(c, refs, oldest))
-    room = [ref for ref, rows in unsent.items() if len(rows) < MAX_ENTRIES]
-    limits = {"refs": json.dumps(room), "limit": MAX_ENTRIES - 1}
-    earlier = _by_token(_json(c, _SENT_BEFORE, limits) if room else [])
-    servers = {row[3] for rows in (*unsent.values(), *earlier.values()) for row in rows}
-    known = addresses(c, servers)
-    out: dict[int, tuple[int, tuple[StoredNotification, ...]]] = {}
-    for ref, rows in unsent.items():
-        chosen = [_stored(row, known, sent=False) for row in rows[:MAX_ENTRIES]]
-        if (before := earlier.get(ref)) and (left := MAX_ENTRIES - len(chosen)) > 0:
-            chosen = sorted([*(_stored(row, known, sent=True) for row in before[-left:]), *chosen], key=_seq)
-        out[ref] = len(rows), tuple(chosen)
+def _places_for(
+    c: sqlite3.Connection, s: State, due: Mapping[int, str], places: Mapping[Provider, Places]
+) -> list[int]:
+    """Which of these tokens may be handed out now: where there is room, and nothing older is due."""
+    out: list[int] = []
+    totals: dict[Provider, int] = {}
+    rooms: dict[str, int] = {}
+    for token, text in due.items():
+        kept, lane = unhex_lane(text)
+        offer = places.get(lane.provider)
+        if offer is None:
+            continue
+        if text not in rooms:
+            totals.setdefault(lane.provider, offer.total)
+            rooms[text] = 0 if s.owes(kept) and is_due(c, s, kept) else offer.room(lane.origin)
+        if rooms[text] > 0 and totals[lane.provider] > 0:
+            rooms[text] -= 1
+            totals[lane.provider] -= 1
+            out.append(token)
     return out
-
-
-def _unsent(c: sqlite3.Connection, refs: Sequence[int], oldest: int) -> _Rows:
-    """Up to MAX_ENTRIES + 1 of each token; those over their time to live are given up here."""
-    parameters = {"refs": json.dumps(refs), "limit": MAX_ENTRIES + 1, "oldest": oldest}
-    while True:
-        rows = _json(c, _UNSENT, parameters)
-        if all(row[5] > oldest for row in rows):
-            return rows
-        c.execute(
-            "UPDATE notifications SET sent = 1 WHERE sent = 0 AND received_at <= :oldest"
-            " AND token IN (SELECT value FROM json_each(:refs))",
-            parameters,
-        )
-
-
-def _by_token(rows: _Rows) -> dict[int, _Rows]:
-    """Rows of `_NOTIFICATIONS`, those of a token by growing seq."""
-    out: defaultdict[int, _Rows] = defaultdict(list)
-    for row in rows:
-        out[row[0]].append(row)
-    for of_token in out.values():
-        if len(of_token) > 1:
-            of_token.sort(key=lambda row: row[2])
-    return out
-
-
-def _stored(row: list[Any], addresses: Mapping[int, ServerAddress], *, sent: bool) -> StoredNotification:
-    _, subscription, seq, server, notifier_id, received_at, nonce, meta = row
-    fromhex = bytes.fromhex
-    notification = Notification(fromhex(notifier_id), received_at, fromhex(nonce), fromhex(meta))
-    return StoredNotification(subscription, seq, sent, addresses[server], notification)
-
-
-def _seq(n: StoredNotification) -> int:
-    return n.seq
 
 
 # --- what came of it
 
 
-def record(c: sqlite3.Connection, outcomes: Iterable[Outcome]) -> None:
-    """See `Store.record`."""
-    verified, checked, sent, dead = [], [], [], []
-    for o in outcomes:
-        push = o.push
-        if isinstance(o, DeadToken):
-            dead.append((push.token, push.registration, o.reason))
-        elif push.kind is PushKind.VERIFICATION:
-            verified.append((push.token, push.registration))
-        elif push.kind is PushKind.CHECK:
-            checked.append((push.token, push.registration, o.at))
-        else:
-            sent += [(n.subscription, n.seq) for n in o.notifications if not n.sent]
-    for rows, update in ((sent, _SENT), (verified, _VERIFIED), (checked, _CHECKED), (dead, _DEAD)):
-        if rows:
-            c.execute(update, (json.dumps(rows),))
-
-
 # A newer notification of the same queue has another seq, and stays unsent; a token that was registered anew or replaced
 # meanwhile has another registration.
 _SENT: Final = (
-    "UPDATE notifications SET sent = 1 FROM json_each(?) o"
-    " WHERE subscription = json_extract(o.value, '$[0]') AND seq = json_extract(o.value, '$[1]') AND sent = 0"
+    f"UPDATE notifications SET sent = {SENT} FROM json_each(:rows) o"  # an object: subscription to seq
+    " WHERE subscription = CAST(o.key AS INTEGER) AND seq = o.value AND sent = 0"
 )
+_SAME_REGISTRATION: Final = "WHERE ref = json_extract(o.value, '$[0]') AND registration = json_extract(o.value, '$[1]')"
 _VERIFIED: Final = (
     "UPDATE tokens SET verification_due = NULL, status = iif(status = 'REGISTERED', 'CONFIRMED', status)"
-    f" FROM json_each(?) o {_SAME_REGISTRATION}"
+    f" FROM json_each(:rows) o {_SAME_REGISTRATION}"
 )
-_CHECKED: Final = (
-    "UPDATE tokens SET check_due = NULL, period_at = json_extract(o.value, '$[2]')"
-    f" FROM json_each(?) o {_SAME_REGISTRATION}"
-)
+_CHECKED: Final = f"UPDATE tokens SET check_due = NULL, period_at = :now FROM json_each(:rows) o {_SAME_REGISTRATION}"
 _DEAD: Final = (
     "UPDATE tokens SET status = 'INVALID', reason = json_extract(o.value, '$[2]'), verification_due = NULL,"
-    f" check_due = NULL FROM json_each(?) o {_SAME_REGISTRATION}"
+    f" check_due = NULL FROM json_each(:rows) o {_SAME_REGISTRATION}"
 )
+# Most pushes end so, hence without a parse of JSON for each row. The n-th row's push id is the n-th part of one value.
+_DELIVERED: Final = (
+    "UPDATE deliveries SET due_at = NULL, attempts = 0, push_id = substr(:push_ids, o.key * 16 + 1, 16),"
+    " pushed_at = :now, ended = 'delivered', reason = '', delivered_at = :now"
+    " FROM json_each(:rows) o WHERE token = o.value"
+)
+# Push ids as above. A row: token, when it is due again, attempts, how the push ended, why.
+_ENDED: Final = (
+    "UPDATE deliveries SET due_at = json_extract(o.value, '$[1]'), attempts = json_extract(o.value, '$[2]'),"
+    " push_id = substr(:push_ids, o.key * 16 + 1, 16), pushed_at = :now, ended = json_extract(o.value, '$[3]'),"
+    " reason = json_extract(o.value, '$[4]')"
+    " FROM json_each(:rows) o WHERE token = json_extract(o.value, '$[0]')"
+)
+_UNTRIED: Final = (
+    "UPDATE deliveries SET due_at = json_extract(o.value, '$[1]') FROM json_each(:rows) o"
+    " WHERE token = json_extract(o.value, '$[0]')"
+)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows for the statements above."""
+
+    sent: dict[Any, int] = field(default_factory=dict)
+    delivered: list[int] = field(default_factory=list)
+    delivered_ids: list[bytes] = field(default_factory=list)
+    verified: Rows = field(default_factory=list)
+    checked: Rows = field(default_factory=list)
+    dead: Rows = field(default_factory=list)
+    untried: Rows = field(default_factory=list)
+    ended: Rows = field(default_factory=list)
+    ended_ids: list[bytes] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    stale: list[int] = field(default_factory=list)
+
+
+def record(c: sqlite3.Connection, s: State, outcomes: Sequence[Outcome]) -> int:
+    """See `Store.record`."""
+    batch = _Batch()
+    refused = 0
+    for o in outcomes:
+        token = cast("int", o.claim.token)
+        held = s.claims.get(token)
+        if held is None or held.claim is not o.claim:
+            refused += 1
+            continue
+        s.claims.drop(token)
+        if held.stale:
+            refused += 1
+            batch.stale.append(token)
+        else:
+            _sort(s, batch, token, held, o)
+    _write(c, s, batch)
+    return refused
+
+
+def _sort(s: State, batch: _Batch, token: int, held: Held, o: Outcome) -> None:
+    """Into the batch, and what memory has to know."""
+    claim = o.claim
+    due_at, attempts = None, 0
+    match o.ended:
+        case Ended.DELIVERED:
+            if claim.kind is PushKind.MESSAGES:
+                for entry in o.held:
+                    if not entry.sent:
+                        batch.sent[entry.subscription] = entry.seq
+            elif claim.kind is PushKind.CHECK:
+                batch.checked.append([token, claim.registration])
+            else:
+                batch.verified.append([token, claim.registration])
+            batch.delivered.append(token)
+            batch.delivered_ids.append(claim.push_id)
+            _cool(s, token, held, again=held.more or held.again or _left_out(claim, o))
+            return
+        case Ended.DEAD:
+            batch.dead.append([token, claim.registration, o.dead])
+        case Ended.EXPIRED:
+            batch.over.append(token)
+            _cool(s, token, held, again=True)
+        case Ended.AGAIN | Ended.OURS:
+            due_at, attempts = _later(s, held, o.after), claim.attempts + 1
+        case Ended.UNTRIED:
+            batch.untried.append([token, _later(s, held, o.after)])
+            return
+    batch.ended.append([token, due_at, attempts, o.ended, o.reason[:_MAX_REASON]])
+    batch.ended_ids.append(claim.push_id)
+
+
+def _write(c: sqlite3.Connection, s: State, batch: _Batch) -> None:
+    for rows, statement in (
+        (batch.sent, _SENT),
+        (batch.verified, _VERIFIED),
+        (batch.dead, _DEAD),
+        (batch.untried, _UNTRIED),
+    ):
+        if rows:
+            c.execute(statement, {"rows": json.dumps(rows)})
+    if batch.checked:
+        c.execute(_CHECKED, {"rows": json.dumps(batch.checked), "now": s.now})
+    for ended, push_ids, statement in (
+        (batch.delivered, batch.delivered_ids, _DELIVERED),
+        (batch.ended, batch.ended_ids, _ENDED),
+    ):
+        if ended:
+            c.execute(statement, {"rows": json.dumps(ended), "push_ids": b"".join(push_ids), "now": s.now})
+    if batch.over:
+        _give_up(c, s, batch.over)
+    if batch.stale:
+        _register_anew(c, s, batch.stale)
+
+
+def _left_out(claim: Claim, o: Outcome) -> bool:
+    """Whether the push could not hold all that it was to hold."""
+    held = o.held
+    return held is not claim.entries and sum(not e.sent for e in claim.entries) > sum(not e.sent for e in held)
+
+
+def _cool(s: State, token: int, held: Held, again: bool) -> None:
+    """A push ended. The next one of this token has to wait a little: what comes together is to go out together."""
+    if s.times.spacing > 0:
+        s.cool(token, Cooling(s.steady, held.lane, again))
+    elif again:
+        s.ready.put(token, Ready(held.lane, s.now_ms))
+        s.effects.due(provider_of(held.lane), 0.0)
+
+
+def _later(s: State, held: Held, after: float) -> int:
+    """When it is due again, in milliseconds."""
+    s.effects.due(provider_of(held.lane), max(0.0, after))
+    if after <= 0:
+        s.owe(held.lane)
+    return s.now_ms + max(0, int(after * 1000))
+
+
+def _give_up(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
+    """What of theirs is over its time to live; the rest is due."""
+    expire(c, s, tokens, _MAX_EXPIRED)
+    for what, oldest in (("verification", s.times.verification_ttl), ("check", s.times.message_ttl)):
+        query = f"UPDATE tokens SET {what}_due = NULL WHERE {what}_due <= ? AND ref IN (SELECT value FROM json_each(?))"
+        s.effects.expired[what] += c.execute(query, (s.now - oldest, json.dumps(tokens))).rowcount
+
+
+def _register_anew(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
+    """What was pushed, or where to, is not what counts by now: of that nothing was tried."""
+    c.execute(
+        "UPDATE deliveries SET due_at = NULL, attempts = 0 WHERE token IN (SELECT value FROM json_each(?))",
+        (json.dumps(tokens),),
+    )
+    mark(c, s, tokens)

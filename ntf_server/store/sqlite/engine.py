@@ -1,18 +1,39 @@
-"""The embedded store: SQLite in WAL mode, synchronous=FULL, one writer thread with group commit."""
+"""The embedded engine: SQLite in WAL mode, synchronous=FULL, one writer thread with group commit, reads beside it.
 
-import hmac
+A shell: what is done to the database stands in the modules by concern, and is handed to the writer or the reader here.
+"""
+
+import asyncio
+import logging
+import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, cast
 
+from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.store.clock import Clock
+from ntf_server.store.contract import (
+    DamagedRecordError,
+    FencedError,
+    Places,
+    StoreConflictError,
+    StoreCorruptError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from ntf_server.store.records import (
-    ALIVE,
     NO_LIMITS,
     Added,
+    Arrival,
+    Change,
+    ChangeKind,
+    Claim,
     Confirmed,
-    Due,
+    Cursor,
+    Ended,
+    LastPush,
     LimitReached,
     Limits,
     NewSubscription,
@@ -20,370 +41,443 @@ from ntf_server.store.records import (
     Notification,
     Notified,
     Outcome,
-    Position,
-    Push,
-    PushKind,
+    Page,
+    Ref,
+    Registered,
+    Replacement,
     ServiceCertificate,
     ServiceState,
-    StoreCorruptError,
+    Session,
     Subscription,
+    Taken,
     ToAudit,
     Token,
     Wanted,
 )
 from ntf_server.store.sealing import MasterKey, Sealer
-from ntf_server.store.sqlite import deliveries as sqlite_pushes
-from ntf_server.store.sqlite import sessions as sqlite_servers
-from ntf_server.store.sqlite.database import Database
-from ntf_server.store.sqlite.keys import CODE, DEVICE_TOKEN, NOTIFIER_KEY, load_key, prepare
-from ntf_server.store.sqlite.rows import (
-    SUBSCRIPTION_COLUMNS,
-    TOKEN_COLUMNS,
-    TOKEN_WIDTH,
-    insert_token,
-    subscription_record,
-    token_record,
-)
+from ntf_server.store.sqlite import deliveries, due, queues, sessions, taking, tokens, upkeep
+from ntf_server.store.sqlite.changes import Changes
+from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, After, Database, Operation
+from ntf_server.store.sqlite.file import DatabaseFile
+from ntf_server.store.sqlite.keys import load_key, prepare
+from ntf_server.store.sqlite.memory import Effects, State, Times
+from ntf_server.store.sqlite.migrations import migrate
+from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
 from ntf_server.store.sqlite.schema import migrations
-from ntf_server.store.sqlite.sessions import Addresses, server_ref
 from smp_bridge.address import ServerAddress
-from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.ntf import Provider, SubscriptionStatus
 
-MESSAGE_TTL: Final = 24 * 3600
-VERIFICATION_TTL: Final = 600
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
+_KINDS: Final = (
+    (StoreFullError, "full"),
+    (StoreUnavailableError, "unavailable"),
+    (FencedError, "fenced"),
+    (DamagedRecordError, "damaged"),
+    (StoreCorruptError, "corrupt"),
+)
+
+
+class _Turn:
+    """Implements `Turns`: the time of a transaction, and the engine's memory beside it."""
+
+    def __init__(self, state: State, apply: Callable[[Effects], None]) -> None:
+        self._state = state
+        self._apply = apply
+
+    def begin(self, c: sqlite3.Connection) -> None:
+        s = self._state
+        now, step = s.clock.read()
+        s.now, s.now_ms, s.steady = int(now), int(now * 1000), s.clock.steady()
+        if step:
+            due.shift(c, s, round(step))
+            s.effects.stepped = step
+            s.stepped(step)
+
+    def commit(self) -> After | None:
+        s = self._state
+        s.journal.forget()
+        s.clock.settle()
+        s.crowd()
+        if not s.effects:
+            return None
+        effects, s.effects = s.effects, Effects()
+        return partial(self._apply, effects)
+
+    def rollback(self) -> None:
+        s = self._state
+        s.journal.undo()
+        s.arrived = 0
+        s.addresses.clear()
+        if s.effects.stepped:
+            s.steps.pop()
+        s.effects = Effects()
 
 
 class SqliteStore:
-    """Implements `store.base.Store`."""
+    """Implements `store.contract.Store`; open it with `store.open.open_store`."""
 
-    def __init__(self, database: Database, sealer: Sealer, message_ttl: int, verification_ttl: int, seq: int) -> None:
-        self._database = database
-        self._sealer = sealer
-        self._message_ttl = message_ttl
-        self._verification_ttl = verification_ttl
-        self._seq = seq
-        self._addresses = Addresses()
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        state: State,
+        file: DatabaseFile | None,
+        metrics: Metrics,
+        on_corrupt: Callable[[StoreCorruptError], None],
+    ) -> None:
+        self._state = state
+        self._file = file
+        self._metrics = metrics
+        self._on_corrupt = on_corrupt
+        self._on_due: Callable[[Provider, float], None] = lambda _provider, _seconds: None
+        self._changes = Changes()
+        self._arrived: dict[int, int] = {}  # in the session of a fence
+        self._sweep = upkeep.Sweep()
+        self._given_back: set[asyncio.Task[None]] = set()
+        self._database = Database(
+            file.path if file else "memory",
+            connection,
+            connect=file.connect if file else None,
+            turns=_Turn(state, self._apply),
+            on_error=self._on_error,
+        )
 
     @classmethod
     async def open(
         cls,
-        path: Path,
+        path: Path | sqlite3.Connection,
         *,
         master_key: MasterKey,
-        message_ttl: int = MESSAGE_TTL,
-        verification_ttl: int = VERIFICATION_TTL,
+        times: Times | None = None,
+        metrics: Metrics | None = None,
         on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None,
+        clock: Clock | None = None,
+        random: Callable[[int], bytes] = os.urandom,
     ) -> Self:
-        """Open or create a file; the times to live are in seconds. Raises StoreError, StoreCorruptError.
+        """Open or create a file; a connection (to `:memory:`) is used as it is, in this thread, and left open.
 
-        `master_key` wraps the key that the file's values are sealed with. `on_corrupt` is called when the file turns
-        out to be damaged later: the relay should stop.
+        `master_key` wraps the key that the values are sealed with. `on_corrupt` is called in the loop when the file
+        turns out to be damaged or gone later: the relay should stop. `random` gives so many random bytes, for push ids.
+        Raises StoreError, StoreUnavailableError (in use, no room), StoreCorruptError.
         """
-        database = Database.open(path, migrations(master_key), on_corrupt, prepare(master_key))
+        file: DatabaseFile | None = None
+        if isinstance(path, sqlite3.Connection):
+            connection = path
+            migrate(connection, migrations(master_key), None)
+            prepare(master_key)(connection)
+        else:
+            opening = partial(DatabaseFile.open, path, migrations(master_key), prepare(master_key))
+            file = await _opened(opening)
+            connection = file.connection
         try:
-            sealer = Sealer(await database.run(lambda c: load_key(c, master_key)))
-            [seq] = await database.run(
-                lambda c: c.execute("SELECT coalesce(max(seq), 0) FROM notifications").fetchone()
-            )
+            state = State(Sealer(load_key(connection, master_key)), times or Times(), clock or Clock(), random)
+            [newest] = connection.execute("SELECT coalesce(max(seq), 0) FROM notifications").fetchone()
+            state.fence = newest >> 32
+            store = cls(connection, state, file, metrics or Metrics(), on_corrupt)
         except BaseException:
-            await database.close()
+            if file is not None:
+                connection.close()
+                file.release()
             raise
-        return cls(database, sealer, message_ttl, verification_ttl, seq)
+        try:
+            await store._database.run(lambda c: due.recover(c, state))
+        except BaseException:
+            await store.close()
+            raise
+        return store
 
     async def close(self) -> None:
-        """Finish what was asked and close the file."""
+        """See `Store`."""
         await self._database.close()
+        if self._file is not None:
+            self._file.release()
+
+    # --- the ways to the database
+
+    async def _write(
+        self, operation: Operation[T], *, linger: float = 0.0, lost: Callable[[T], None] | None = None
+    ) -> T:
+        try:
+            return await self._database.run(operation, linger=linger, lost=lost)
+        except DamagedRowError as e:
+            raise await self._set_aside(e) from e
+
+    async def _read(self, operation: Operation[T]) -> T:
+        try:
+            return await self._database.read(operation)
+        except DamagedRowError as e:
+            raise await self._set_aside(e) from e
+
+    async def _set_aside(self, damaged: DamagedRowError) -> DamagedRecordError:
+        await self._database.run(lambda c: quarantine(c, self._state, [damaged]))
+        error = damaged.told()
+        self._on_error(error)
+        return error
+
+    def _on_error(self, error: Exception) -> None:
+        kind = next((name for cls, name in _KINDS if isinstance(error, cls)), "conflict")
+        self._metrics.count_kind(KindCounter.STORE_ERRORS, kind)
+        if isinstance(error, StoreCorruptError):
+            self._on_corrupt(error)
+
+    def _apply(self, effects: Effects) -> None:
+        """In the loop: what a transaction came to beside what was asked."""
+        for kind, count in effects.expired.items():
+            if count:
+                self._metrics.count_kind(KindCounter.EXPIRED, kind, count)
+        for kind, count in effects.quarantined.items():
+            self._metrics.count_kind(KindCounter.QUARANTINED, kind, count)
+        if effects.stepped:
+            self._metrics.count(Counter.CLOCK_STEPS)
+            log.warning("the clock was set by %+.0f s: what is kept was moved with it", effects.stepped)
+        self._changes.tell(effects.changes)
+        for provider, seconds in effects.wake.items():
+            self._on_due(provider, seconds)
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        """They were handed to somebody who is gone."""
+        if not claims:
+            return
+        outcomes = [Outcome(claim, Ended.UNTRIED) for claim in claims]
+        task = asyncio.get_running_loop().create_task(self._give_back_all(outcomes), name="claims given back")
+        self._given_back.add(task)
+        task.add_done_callback(self._given_back.discard)
+
+    async def _give_back_all(self, outcomes: Sequence[Outcome]) -> None:
+        while True:
+            try:
+                await self.record(outcomes)
+                return
+            except StoreUnavailableError:
+                await asyncio.sleep(1.0)
+            except (
+                StoreConflictError,
+                StoreCorruptError,
+            ):  # closed: what is claimed in memory only is due at the next start
+                return
 
     # --- tokens
 
-    async def register_token(self, new: NewToken, now: int) -> Token | None:
+    async def register(self, new: NewToken) -> Registered | None:
         """See `Store`."""
-
-        def operation(c: sqlite3.Connection) -> Token | None:
-            known = c.execute(
-                f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE device_lookup = ? AND verify_key = ?",
-                (self._lookup(new.device), new.verify_key),
-            ).fetchone()
-            if known is None:
-                return insert_token(c, self._sealer, new, now)
-            token = token_record(known, self._sealer)
-            if token.client_dh != new.client_dh:
-                return None
-            status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
-            c.execute(
-                "UPDATE tokens SET status = ?, reason = NULL, registration = registration + 1,"
-                " verification_due = ?, registered_at = ? WHERE ref = ?",
-                (status, now, now, token.ref),
-            )
-            return replace(token, status=status, reason=None)
-
-        return await self._database.run(operation)
+        return await self._write(lambda c: tokens.register(c, self._state, new))
 
     async def find_token(self, token_id: bytes) -> Token | None:
         """See `Store`."""
+        return await self._read(lambda c: tokens.find(c, token_id))
 
-        def operation(c: sqlite3.Connection) -> Token | None:
-            row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE token_id = ?", (token_id,)).fetchone()
-            return token_record(row, self._sealer) if row else None
-
-        return await self._database.run(operation)
-
-    async def verify_token(self, ref: int, code: bytes) -> list[Due] | None:
+    async def verify(self, token: Ref, code: bytes) -> bool:
         """See `Store`."""
+        return await self._write(lambda c: tokens.verify(c, self._state, _number(token), code))
 
-        def operation(c: sqlite3.Connection) -> list[Due] | None:
-            row = c.execute(
-                "SELECT token_id, provider, device_lookup, code, status FROM tokens WHERE ref = ?", (ref,)
-            ).fetchone()
-            if row is None:
-                return None
-            token_id, provider, device_lookup, sealed, status = row
-            if status not in ALIVE or not hmac.compare_digest(self._sealer.open(sealed, CODE + token_id), code):
-                return None
-            c.execute("UPDATE tokens SET status = 'ACTIVE', verification_due = NULL WHERE ref = ?", (ref,))
-            c.execute("DELETE FROM tokens WHERE device_lookup = ? AND ref <> ?", (device_lookup, ref))
-            unsent = c.execute("SELECT 1 FROM notifications WHERE token = ? AND sent = 0 LIMIT 1", (ref,)).fetchone()
-            return [Due(ref, Provider(provider), PushKind.MESSAGES)] if unsent else []
-
-        return await self._database.run(operation)
-
-    async def replace_token(self, ref: int, device: DeviceToken, code: bytes, now: int) -> bool:
+    async def replace(self, token: Ref, new: Replacement) -> bool:
         """See `Store`."""
+        return await self._write(lambda c: tokens.replace(c, self._state, _number(token), new))
 
-        def operation(c: sqlite3.Connection) -> bool:
-            row = c.execute("SELECT token_id FROM tokens WHERE ref = ?", (ref,)).fetchone()
-            if row is None:
-                return False
-            [token_id] = row
-            sealed = (
-                self._lookup(device),
-                self._sealer.seal(device.token, DEVICE_TOKEN + token_id),
-                self._sealer.seal(code, CODE + token_id),
-            )
-            c.execute(
-                "UPDATE tokens SET provider = ?, device_lookup = ?, device_token = ?, code = ?, status = 'REGISTERED',"
-                " reason = NULL, registration = registration + 1, verification_due = ?, registered_at = ?,"
-                " check_due = NULL WHERE ref = ?",
-                (device.provider, *sealed, now, now, ref),
-            )
-            return True
-
-        return await self._database.run(operation)
-
-    async def delete_token(self, ref: int) -> None:
+    async def delete_token(self, token: Ref) -> None:
         """See `Store`."""
-        await self._execute("DELETE FROM tokens WHERE ref = ?", (ref,))
+        await self._write(lambda c: tokens.drop(c, self._state, _number(token)))
 
-    async def set_period(self, ref: int, minutes: int, now: int) -> None:
+    async def set_period(self, token: Ref, minutes: int) -> None:
         """See `Store`."""
-        await self._execute(
-            "UPDATE tokens SET period_at = CASE WHEN period = :minutes THEN period_at ELSE :now END,"
-            " check_due = CASE WHEN :minutes = 0 THEN NULL ELSE check_due END, period = :minutes WHERE ref = :ref",
-            {"minutes": minutes, "now": now, "ref": ref},
-        )
+        await self._write(lambda c: tokens.set_period(c, self._state, _number(token), minutes))
 
-    async def due_checks(self, now: int) -> list[Due]:
+    async def mark_checks(self, limit: int) -> int:
         """See `Store`."""
+        return await self._write(lambda c: tokens.mark_checks(c, self._state, limit))
 
-        def operation(c: sqlite3.Connection) -> list[Due]:
-            rows = c.execute(
-                "UPDATE tokens SET check_due = :now WHERE period > 0 AND period_at + period * 60 <= :now"
-                " AND status = 'ACTIVE' AND check_due IS NULL RETURNING ref, provider",
-                {"now": now},
-            ).fetchall()
-            return [Due(ref, Provider(provider), PushKind.CHECK) for ref, provider in rows]
+    async def last_push(self, token: Ref) -> LastPush | None:
+        """See `Store`."""
+        return await self._read(lambda c: tokens.last_push(c, _number(token)))
 
-        return await self._database.run(operation)
+    # --- queues
 
-    # --- subscriptions
-
-    async def add_subscription(
-        self, token: int, new: NewSubscription, now: int, limits: Limits = NO_LIMITS
+    async def subscribe(
+        self, token: Ref, new: NewSubscription, limits: Limits = NO_LIMITS
     ) -> Added | LimitReached | None:
         """See `Store`."""
-
-        def operation(c: sqlite3.Connection) -> Added | LimitReached | None:
-            known = c.execute(
-                "SELECT ref, token, subscription_id, notifier_key FROM subscriptions"
-                " WHERE server = (SELECT ref FROM servers WHERE address = ?) AND notifier_id = ?",
-                (new.server.encode(), new.notifier_id),
-            ).fetchone()
-            if known is not None:
-                ref, owner, subscription_id, sealed = known
-                notifier_key = self._sealer.open(sealed, NOTIFIER_KEY + subscription_id)
-                # An older relay kept the key without its public half, which follows it now.
-                same = owner == token and hmac.compare_digest(notifier_key, new.notifier_key[: len(notifier_key)])
-                return Added(ref, subscription_id, created=False) if same else None
-            owned = c.execute("SELECT subscriptions FROM tokens WHERE ref = ?", (token,)).fetchone()
-            if owned is None:
-                return None  # deleted since the command was authorized
-            if limits.per_token and owned[0] >= limits.per_token:
-                return LimitReached.TOKEN
-            server = server_ref(c, new.server)  # not before: what is refused must not fill the table of servers
-            if limits.per_server and _subscriptions_on(c, server) >= limits.per_server:
-                return LimitReached.SERVER
-            sealed = self._sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
-            cursor = c.execute(
-                "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status,"
-                " created_at) VALUES (?, ?, ?, ?, ?, 'NEW', ?)",
-                (new.subscription_id, token, server, new.notifier_id, sealed, now),
-            )
-            assert cursor.lastrowid is not None
-            return Added(cursor.lastrowid, new.subscription_id, created=True)
-
-        return await self._database.run(operation)
+        return await self._write(lambda c: queues.subscribe(c, self._state, _number(token), new, limits))
 
     async def find_subscription(self, subscription_id: bytes) -> tuple[Token, Subscription] | None:
         """See `Store`."""
+        return await self._read(lambda c: queues.find(c, subscription_id))
 
-        def operation(c: sqlite3.Connection) -> tuple[Token, Subscription] | None:
-            row = c.execute(
-                f"SELECT {TOKEN_COLUMNS}, {SUBSCRIPTION_COLUMNS} FROM subscriptions s JOIN tokens t ON t.ref = s.token"
-                " JOIN servers v ON v.ref = s.server WHERE s.subscription_id = ?",
-                (subscription_id,),
-            ).fetchone()
-            return (
-                (token_record(row[:TOKEN_WIDTH], self._sealer), subscription_record(row[TOKEN_WIDTH:], self._sealer))
-                if row
-                else None
-            )
-
-        return await self._database.run(operation)
-
-    async def delete_subscription(self, ref: int) -> None:
+    async def unsubscribe(self, subscription: Ref) -> None:
         """See `Store`."""
-        await self._execute("DELETE FROM subscriptions WHERE ref = ?", (ref,))
-
-    # --- SMP servers
-
-    async def servers(self) -> list[ServerAddress]:
-        """See `Store`."""
-        return await self._database.run(sqlite_servers.wanted_servers)
-
-    async def is_wanted(self, server: ServerAddress) -> bool:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.is_wanted(c, server))
-
-    async def page(self, server: ServerAddress, after: Position, below: int, limit: int) -> list[Wanted]:
-        """See `Store`."""
-        return await self._database.run(
-            lambda c: sqlite_servers.page(c, self._sealer, server, after=after, below=below, limit=limit)
-        )
-
-    async def load_wanted(self, refs: Sequence[int]) -> list[Wanted]:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.load_wanted(c, self._sealer, refs))
-
-    async def confirm(self, results: Sequence[Confirmed]) -> None:
-        """See `Store`."""
-        await self._database.run(lambda c: sqlite_servers.confirm(c, results))
-
-    async def end_subscriptions(
-        self, server: ServerAddress, notifier_ids: Sequence[bytes], status: SubscriptionStatus
-    ) -> int:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.end(c, server, notifier_ids, status))
+        await self._write(lambda c: queues.remove(c, self._state, [_number(subscription)]))
 
     async def subscription_count(self) -> int:
         """See `Store`."""
+        return await self._read(queues.count)
 
-        def operation(c: sqlite3.Connection) -> int:
-            [count] = c.execute("SELECT coalesce(sum(subscriptions), 0) FROM servers").fetchone()
-            return int(count)
+    # --- deliveries
 
-        return await self._database.run(operation)
-
-    async def to_audit(self, after: int, limit: int, silent_since: int) -> list[ToAudit]:
+    def watch(self, on_due: Callable[[Provider, float], None]) -> None:
         """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.to_audit(c, after, limit, silent_since))
+        self._on_due = on_due
 
-    async def service_certificate(self, server: ServerAddress) -> ServiceCertificate | None:
+    def arrive(self, session: Session, count: int) -> Arrival:
         """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.certificate(c, self._sealer, server))
-
-    async def set_service_certificate(self, server: ServerAddress, certificate: ServiceCertificate) -> None:
-        """See `Store`."""
-        await self._database.run(lambda c: sqlite_servers.set_certificate(c, self._sealer, server, certificate))
-
-    async def begin_service(self, server: ServerAddress, service_id: bytes | None) -> ServiceState:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.begin_service(c, server, service_id))
-
-    async def service_state(self, server: ServerAddress) -> ServiceState:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.service_state(c, server))
-
-    async def reassociate(self, server: ServerAddress) -> ServiceState:
-        """See `Store`."""
-        return await self._database.run(lambda c: sqlite_servers.reassociate(c, server))
-
-    async def set_released(self, server: ServerAddress, count: int) -> None:
-        """See `Store`."""
-        await self._database.run(lambda c: sqlite_servers.set_released(c, server, count))
-
-    # --- notifications and pushes
-
-    def arrival(self, count: int) -> int:
-        """See `Store`."""
-        first = self._seq + 1
-        self._seq += count
-        return first
+        before = self._arrived.pop(session.fence, 0)
+        if len(self._arrived) >= _MAX_COUNTERS:
+            del self._arrived[next(iter(self._arrived))]  # of a session that was heard of last before all others
+        self._arrived[session.fence] = before + count
+        return Arrival((session.fence << 32) + before + 1, int(self._state.clock.wall()))
 
     async def notify(
-        self, server: ServerAddress, notifications: Sequence[Notification], first: int | None = None
+        self, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]
     ) -> Notified:
         """See `Store`."""
-        first = self.arrival(len(notifications)) if first is None else first
 
-        return await self._database.run(
-            lambda c: sqlite_pushes.notify(c, server_ref(c, server), notifications, first), patient=True
+        def operation(c: sqlite3.Connection) -> Notified:
+            server = queues.find_server(c, session.server)
+            return deliveries.notify(c, self._state, server, notifications, places)
+
+        return await self._write(operation, linger=LINGER, lost=lambda notified: self._give_back(notified.claims))
+
+    async def take(self, provider: Provider, places: Places) -> Taken:
+        """See `Store`."""
+        return await self._write(
+            lambda c: taking.take(c, self._state, provider, places), lost=lambda taken: self._give_back(taken.claims)
         )
 
-    async def all_due(self, provider: Provider | None = None, limit: int = -1) -> list[Due]:
+    async def record(self, outcomes: Sequence[Outcome]) -> int:
         """See `Store`."""
+        return await self._write(lambda c: deliveries.record(c, self._state, outcomes), linger=LONG_LINGER)
 
-        def operation(c: sqlite3.Connection) -> list[Due]:
-            rows = c.execute(
-                "SELECT ref, provider, iif(verification_due IS NULL, 2, 0) FROM tokens"
-                " WHERE (verification_due IS NOT NULL OR check_due IS NOT NULL) AND provider = coalesce(?1, provider)"
-                " UNION ALL SELECT DISTINCT n.token, t.provider, 1 FROM notifications n JOIN tokens t"
-                " ON t.ref = n.token WHERE n.sent = 0 AND t.status = 'ACTIVE' AND t.provider = coalesce(?1, t.provider)"
-                " LIMIT ?2",
-                (provider, limit),
-            )
-            return [Due(ref, Provider(name), PushKind(kind)) for ref, name, kind in rows]
-
-        return await self._database.run(operation)
-
-    async def load_pushes(self, tokens: Sequence[int], now: int) -> list[Push]:
+    async def due_count(self, provider: Provider) -> int:
         """See `Store`."""
+        return await self._read(lambda c: taking.count(c, self._state, provider))
 
-        return await self._database.run(
-            lambda c: sqlite_pushes.load_pushes(
-                c,
-                self._sealer,
-                self._addresses,
-                tokens,
-                now,
-                message_ttl=self._message_ttl,
-                verification_ttl=self._verification_ttl,
-            )
-        )
+    # --- sessions
 
-    async def record(self, outcomes: Sequence[Outcome]) -> None:
+    async def servers(self) -> list[ServerAddress]:
         """See `Store`."""
-        await self._database.run(lambda c: sqlite_pushes.record(c, outcomes), patient=True)
+        return await self._read(sessions.wanted_servers)
 
-    async def _execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> None:
-        def operation(c: sqlite3.Connection) -> None:
-            c.execute(sql, parameters)
+    async def is_wanted(self, server: ServerAddress) -> bool:
+        """See `Store`."""
+        return await self._read(lambda c: sessions.is_wanted(c, server))
 
-        await self._database.run(operation)
+    async def acquire(self, server: ServerAddress) -> Session | None:
+        """See `Store`."""
+        return await self._write(lambda c: sessions.acquire(c, self._state, server))
 
-    def _lookup(self, device: DeviceToken) -> bytes:
-        return self._sealer.lookup(device.provider, device.token)
+    async def renew(self, sessions_: Sequence[Session]) -> list[Session]:
+        """See `Store`."""
+        fences = self._state.fences
+        return [session for session in sessions_ if fences.get(session.server) != session.fence]
+
+    async def release(self, session: Session) -> None:
+        """See `Store`."""
+        await self._write(lambda _: sessions.release(self._state, session))
+
+    def changes(self) -> AsyncIterator[Change]:
+        """See `Store`."""
+        return aiter(self._changes)
+
+    async def begin(self, session: Session, service_id: bytes | None) -> ServiceState:
+        """See `Store`."""
+        return await self._write(lambda c: sessions.begin(c, self._state, session, service_id))
+
+    async def service_state(self, session: Session) -> ServiceState:
+        """See `Store`."""
+        return await self._read(lambda c: sessions.service_state(c, self._state, session))
+
+    async def reassociate(self, session: Session) -> ServiceState:
+        """See `Store`."""
+        return await self._write(lambda c: sessions.reassociate(c, self._state, session))
+
+    async def set_released(self, session: Session, count: int) -> None:
+        """See `Store`."""
+        await self._write(lambda c: sessions.set_released(c, self._state, session, count))
+
+    async def page(self, session: Session, after: Cursor | None, limit: int) -> Page:
+        """See `Store`."""
+        page, damaged = await self._read(lambda c: sessions.page(c, self._state, session, after, limit))
+        await self._quarantine(damaged)
+        return page
+
+    async def load(self, session: Session, refs: Sequence[Ref]) -> list[Wanted]:
+        """See `Store`."""
+        numbers = [_number(ref) for ref in refs]
+        wanted, damaged = await self._read(lambda c: sessions.load(c, self._state, session, numbers))
+        await self._quarantine(damaged)
+        return wanted
+
+    async def _quarantine(self, damaged: Sequence[DamagedRowError]) -> None:
+        if damaged:
+            await self._write(lambda c: quarantine(c, self._state, damaged))
+
+    async def confirm(self, session: Session, answers: Sequence[Confirmed]) -> None:
+        """See `Store`."""
+        await self._write(lambda c: sessions.confirm(c, self._state, session, answers))
+
+    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+        """See `Store`."""
+        return await self._write(lambda c: sessions.end(c, self._state, session, notifier_ids, status))
+
+    async def to_audit(
+        self, after: Cursor | None, limit: int, silent_for: float
+    ) -> tuple[list[ToAudit], Cursor | None]:
+        """See `Store`."""
+        silent_since = self._state.clock.wall() - silent_for
+        return await self._read(lambda c: sessions.to_audit(c, after, limit, silent_since))
+
+    async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
+        """See `Store`."""
+        refs = sessions.audited(subscriptions)
+        self._changes.tell([Change(ChangeKind.AUDIT, server, of_server) for server, of_server in refs.items()])
+
+    async def service_certificate(
+        self, server: ServerAddress, make: Callable[[], ServiceCertificate]
+    ) -> ServiceCertificate:
+        """See `Store`."""
+        kept = await self._read(lambda c: sessions.certificate(c, self._state.sealer, server))
+        if kept is not None:
+            return kept
+        new = make()
+        return await self._write(lambda c: sessions.keep_certificate(c, self._state, server, new))
+
+    # --- upkeep
+
+    async def tend(self) -> float:
+        """See `Store`."""
+        if self._file is not None and (trouble := upkeep.file_trouble(self._file)) is not None:
+            self._on_error(trouble)
+            raise trouble
+        pause = await self._write(lambda c: upkeep.run_slice(c, self._state, self._sweep))
+        if self._file is None:
+            return pause
+        await asyncio.to_thread(upkeep.shorten_wal, self._file)
+        return min(pause, upkeep.LOOK)
 
 
-def _subscriptions_on(c: sqlite3.Connection, server: int) -> int:
-    [count] = c.execute("SELECT subscriptions FROM servers WHERE ref = ?", (server,)).fetchone()
-    return int(count)
+def _number(ref: Ref) -> int:
+    """A ref of this engine is the row's number."""
+    return cast("Any", ref) if isinstance(ref, int) else _foreign()
+
+
+def _foreign() -> int:
+    raise StoreConflictError("a ref of another engine")
+
+
+async def _opened(opening: Callable[[], DatabaseFile]) -> DatabaseFile:
+    """In a thread. Nobody can end that: who is cancelled meanwhile waits, and lets go of the file."""
+
+    def let_go(task: "asyncio.Task[DatabaseFile]") -> None:
+        if not task.cancelled() and not task.exception():
+            file = task.result()
+            file.connection.close()
+            file.release()
+
+    task = asyncio.create_task(asyncio.to_thread(opening), name="open the database")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(let_go)
+        await asyncio.wait([task])
+        raise

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer, SealingError
+from ntf_server.store.sqlite.migrations import Progress
 from smp_bridge.crypto import box_key
 
 # Where a sealed value belongs: its column, then the public id of its row.
@@ -14,19 +15,20 @@ CLIENT_DH: Final = b"tokens.client_dh:"
 SERVER_DH: Final = b"tokens.server_dh:"
 SECRET: Final = b"tokens.secret:"
 CODE: Final = b"tokens.code:"
+SERVER_PRIVATE: Final = b"tokens.server_private:"
 NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
 SERVICE_KEY: Final = b"servers.certificate_key:"
 
 _BATCH: Final = 1000  # rows in memory
 
 
-def add_keys(c: sqlite3.Connection, master: MasterKey) -> None:
+def add_keys(c: sqlite3.Connection, master: MasterKey, progress: Progress) -> None:
     """Make a database key and seal what is there in the clear. Run inside a transaction."""
     key = os.urandom(KEY_SIZE)
     # Deleted rows leave their bytes in the file as well: only one that never had any is clean.
     [used] = c.execute("SELECT count(*) FROM sqlite_sequence").fetchone()
     c.execute("INSERT INTO keys (ref, wrapped, to_scrub) VALUES (1, ?, ?)", (master.wrap(key), used > 0))
-    seal_rows(c, None, Sealer(key))
+    _seal_in_slices(c, None, Sealer(key), progress, _TOKENS_1)
 
 
 def load_key(c: sqlite3.Connection, master: MasterKey) -> bytes:
@@ -42,18 +44,26 @@ def replace_key(c: sqlite3.Connection, key: bytes, master: MasterKey) -> None:
     c.execute("UPDATE keys SET wrapped = ?, to_scrub = 1", (master.wrap(key),))
 
 
-def add_box_keys(c: sqlite3.Connection, master: MasterKey) -> None:
+def add_box_keys(master: MasterKey, c: sqlite3.Connection, progress: Progress) -> None:
     """Replace DH secrets by what pushes are boxed with. Run inside a transaction."""
-    sealer, after = Sealer(load_key(c, master)), 0
+    sealer, after, done = Sealer(load_key(c, master)), 0, 0
     while rows := c.execute(
         "SELECT ref, token_id, secret FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?", (after, _BATCH)
     ).fetchall():
         contexts = [(SECRET + token_id, secret, ref) for ref, token_id, secret in rows]
         c.executemany(
             "UPDATE tokens SET secret = ? WHERE ref = ?",
-            [(sealer.seal(box_key(sealer.open(secret, context)), context), ref) for context, secret, ref in contexts],
+            [(_box_key(sealer, secret, context), ref) for context, secret, ref in contexts],
         )
-        after = rows[-1][0]
+        after, done = rows[-1][0], done + len(rows)
+        progress("tokens", done)
+
+
+def _box_key(sealer: Sealer, secret: bytes, context: bytes) -> bytes:
+    try:
+        return sealer.seal(box_key(sealer.open(secret, context)), context)
+    except SealingError:  # damaged: it stays so, and is set aside when it is asked for
+        return secret
 
 
 def prepare(master: MasterKey) -> Callable[[sqlite3.Connection], None]:
@@ -77,41 +87,56 @@ def _scrub(c: sqlite3.Connection) -> None:
         c.execute("UPDATE keys SET to_scrub = 0")
 
 
-def seal_rows(c: sqlite3.Connection, old: Sealer | None, new: Sealer) -> tuple[int, int]:
-    """Seal all sealed columns anew; `old` None: they are in the clear. Counts of tokens and subscriptions.
+# What is sealed: of schema 2, when there was no more, and today.
+_TOKENS_1: Final = (
+    ("device_token", DEVICE_TOKEN),
+    ("client_dh", CLIENT_DH),
+    ("server_dh", SERVER_DH),
+    ("secret", SECRET),
+    ("code", CODE),
+)
+_TOKENS: Final = (*_TOKENS_1, ("server_private", SERVER_PRIVATE))
+_Columns = tuple[tuple[str, bytes], ...]
 
-    Run inside a transaction.
+
+def seal_rows(c: sqlite3.Connection, old: Sealer, new: Sealer) -> tuple[int, int]:
+    """Seal all sealed columns of tokens and subscriptions anew: how many rows of each. Run inside a transaction.
+
+    A value that cannot be opened stays as it is, and so cannot be opened later either.
     """
+    return _seal_in_slices(c, old, new, Progress(), _TOKENS)
 
-    def reseal(value: bytes, context: bytes) -> bytes:
-        return new.seal(old.open(value, context) if old else value, context)
+
+def _seal_in_slices(
+    c: sqlite3.Connection, old: Sealer | None, new: Sealer, progress: Progress, columns: _Columns
+) -> tuple[int, int]:
+    """`old` None: the values are in the clear."""
+
+    def reseal(value: bytes | None, context: bytes) -> bytes | None:
+        if value is None:
+            return None
+        try:
+            return new.seal(old.open(value, context) if old else value, context)
+        except SealingError:
+            return value
 
     def token(row: tuple[Any, ...]) -> tuple[Any, ...]:
-        ref, token_id, provider, device_token, client_dh, server_dh, secret, code = row
-        context = DEVICE_TOKEN + token_id
-        plain = old.open(device_token, context) if old else device_token
-        return (
-            new.lookup(provider, plain),
-            new.seal(plain, context),
-            reseal(client_dh, CLIENT_DH + token_id),
-            reseal(server_dh, SERVER_DH + token_id),
-            reseal(secret, SECRET + token_id),
-            reseal(code, CODE + token_id),
-            ref,
-        )
+        ref, token_id, provider, *values = row
+        resealed = [reseal(value, context + token_id) for value, (_, context) in zip(values, columns, strict=True)]
+        try:
+            lookup = new.lookup(provider, old.open(values[0], DEVICE_TOKEN + token_id) if old else values[0])
+        except SealingError:
+            lookup = b"damaged:" + token_id  # nobody finds it by its device token
+        return (lookup, *resealed, ref)
 
+    names = [name for name, _ in columns]
+    read = f"SELECT ref, token_id, provider, {', '.join(names)} FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?"
+    write = f"UPDATE tokens SET device_lookup = ?, {', '.join(f'{name} = ?' for name in names)} WHERE ref = ?"
     tokens, after = 0, 0
-    while rows := c.execute(
-        "SELECT ref, token_id, provider, device_token, client_dh, server_dh, secret, code FROM tokens"
-        " WHERE ref > ? ORDER BY ref LIMIT ?",
-        (after, _BATCH),
-    ).fetchall():
-        c.executemany(
-            "UPDATE tokens SET device_lookup = ?, device_token = ?, client_dh = ?, server_dh = ?, secret = ?, code = ?"
-            " WHERE ref = ?",
-            map(token, rows),
-        )
+    while rows := c.execute(read, (after, _BATCH)).fetchall():
+        c.executemany(write, map(token, rows))
         tokens, after = tokens + len(rows), rows[-1][0]
+        progress("tokens", tokens)
     subscriptions, after = 0, 0
     while rows := c.execute(
         "SELECT ref, subscription_id, notifier_key FROM subscriptions WHERE ref > ? ORDER BY ref LIMIT ?",
@@ -122,4 +147,5 @@ def seal_rows(c: sqlite3.Connection, old: Sealer | None, new: Sealer) -> tuple[i
             [(reseal(key, NOTIFIER_KEY + subscription_id), ref) for ref, subscription_id, key in rows],
         )
         subscriptions, after = subscriptions + len(rows), rows[-1][0]
+        progress("subscriptions", subscriptions)
     return tokens, subscriptions

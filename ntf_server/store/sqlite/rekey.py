@@ -1,13 +1,15 @@
 """Key rotation, while the server is stopped: `ntf-server rekey`."""
 
+import asyncio
 import os
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntf_server.store.records import StoreCorruptError, StoreError
+from ntf_server.store.contract import StoreError
 from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer
-from ntf_server.store.sqlite.database import Database
+from ntf_server.store.sqlite.file import DatabaseFile, opening_errors
 from ntf_server.store.sqlite.keys import load_key, prepare, replace_key, seal_rows
 from ntf_server.store.sqlite.schema import migrations
 from ntf_server.store.sqlite.sessions import reseal_certificates
@@ -28,7 +30,10 @@ async def rekey(path: Path, old: MasterKey, new: MasterKey, *, reseal: bool) -> 
     its unused parts, at the next start if not here. Raises StoreError (a server runs, wrong master key, no such file),
     StoreCorruptError.
     """
+    return await asyncio.to_thread(_rekey, path, old, new, reseal)
 
+
+def _rekey(path: Path, old: MasterKey, new: MasterKey, reseal: bool) -> Rekeyed:
     def operation(c: sqlite3.Connection) -> Rekeyed:
         key = load_key(c, old)
         if not reseal:
@@ -39,23 +44,24 @@ async def rekey(path: Path, old: MasterKey, new: MasterKey, *, reseal: bool) -> 
         reseal_certificates(c, Sealer(key), Sealer(fresh))
         return Rekeyed(*seal_rows(c, Sealer(key), Sealer(fresh)))
 
-    database = _open(path, old)
+    rekeyed = _with_file(path, old, operation)
     try:
-        rekeyed = await database.run(operation)
-    finally:
-        await database.close()
-    try:
-        await _open(path, new).close()  # scrubs, and proves that the new key opens it
+        _with_file(path, new, lambda _: rekeyed)  # scrubs, and proves that the new key opens it
     except StoreError as e:
         raise StoreError(f"{e}: the new master key is in force, but what it replaced is not removed yet") from e
     return rekeyed
 
 
-def _open(path: Path, master: MasterKey) -> Database:
+def _with_file(path: Path, master: MasterKey, operation: Callable[[sqlite3.Connection], Rekeyed]) -> Rekeyed:
     if not path.exists():
         raise StoreError(f"{path}: there is no database; give the path of an existing one")
-    return Database.open(path, migrations(master), _ignore, prepare(master))
-
-
-def _ignore(_: StoreCorruptError) -> None:
-    """The operation raises it too."""
+    file = DatabaseFile.open(path, migrations(master), prepare(master))
+    try:
+        with opening_errors(path):
+            file.connection.execute("BEGIN IMMEDIATE")
+            rekeyed = operation(file.connection)
+            file.connection.execute("COMMIT")
+        return rekeyed
+    finally:
+        file.connection.close()
+        file.release()

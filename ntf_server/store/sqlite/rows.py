@@ -1,44 +1,54 @@
-"""Records as the SQLite store keeps them: sealed on the way in, opened on the way out."""
+"""Records as the SQLite store keeps them: sealed on the way in, opened on the way out; and damaged ones."""
 
 import functools
+import hashlib
+import logging
 import sqlite3
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
-from ntf_server.store.records import NewToken, Subscription, Token
+from ntf_server.store.contract import DamagedRecordError
+from ntf_server.store.records import NewToken, Registered, Subscription, Token
 from ntf_server.store.sealing import Sealer
-from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, NOTIFIER_KEY, SECRET, SERVER_DH
+from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH
+from ntf_server.store.sqlite.memory import State
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
-TOKEN_COLUMNS: Final = (
-    "t.ref, t.token_id, t.provider, t.device_token, t.verify_key, t.client_dh, t.server_dh, t.secret, t.code,"
-    " t.status, t.reason, t.period"
-)
-TOKEN_WIDTH: Final = 12
+log = logging.getLogger(__name__)
+
+TOKEN_COLUMNS: Final = "t.ref, t.token_id, t.verify_key, t.status, t.reason, t.period, t.damaged"
+TOKEN_WIDTH: Final = 7
+# To be asked with servers as v.
 SUBSCRIPTION_COLUMNS: Final = (
-    "s.ref, s.subscription_id, v.address, s.notifier_id, s.notifier_key, s.status, s.error, s.association"
+    "s.ref, s.subscription_id, v.address, s.notifier_id, s.status, s.error, s.association,"
+    " s.association > 0 AND s.association = v.generation, s.damaged"
 )
 Row = tuple[Any, ...]
+Table = Literal["tokens", "subscriptions"]
+NO_IDS: Final = bytes(16)
 
 
-def token_record(row: Row, sealer: Sealer) -> Token:
-    """A row of TOKEN_COLUMNS."""
-    ref, token_id, provider, device_token, verify_key, client_dh, server_dh, secret, code, *rest = row
-    status, reason, period = rest
-    return Token(
-        ref,
-        token_id,
-        DeviceToken(Provider(provider), sealer.open(device_token, DEVICE_TOKEN + token_id)),
-        verify_key,
-        sealer.open(client_dh, CLIENT_DH + token_id),
-        sealer.open(server_dh, SERVER_DH + token_id),
-        sealer.open(secret, SECRET + token_id),
-        sealer.open(code, CODE + token_id),
-        TokenStatus(status),
-        InvalidReason(reason) if reason else None,
-        period,
-    )
+class DamagedRowError(Exception):
+    """A row that cannot be read: it is to be quarantined."""
+
+    def __init__(self, table: Table, ref: int) -> None:
+        super().__init__(f"row {ref} of {table} cannot be read")
+        self.table: Table = table
+        self.ref = ref
+
+    def told(self) -> DamagedRecordError:
+        """What the caller hears of it."""
+        return DamagedRecordError(str(self))
+
+
+def token_record(row: Row) -> Token:
+    """A row of TOKEN_COLUMNS. Raises DamagedRowError."""
+    ref, token_id, verify_key, status, reason, period, damaged = row
+    if damaged is not None:
+        raise DamagedRowError("tokens", ref)
+    return Token(ref, token_id, verify_key, TokenStatus(status), InvalidReason(reason) if reason else None, period)
 
 
 @functools.lru_cache(maxsize=4096)  # they are few, and asked for with each notification
@@ -47,28 +57,39 @@ def server_address(blob: bytes) -> ServerAddress:
     return ServerAddress.parse(Reader(blob), "smp")
 
 
-def subscription_record(row: Row, sealer: Sealer) -> Subscription:
-    """A row of SUBSCRIPTION_COLUMNS."""
-    ref, subscription_id, address, notifier_id, notifier_key, status, error, association = row
+def subscription_record(row: Row) -> Subscription:
+    """A row of SUBSCRIPTION_COLUMNS. Raises DamagedRowError."""
+    ref, subscription_id, address, notifier_id, status, error, association, associated, damaged = row
+    if damaged is not None:
+        raise DamagedRowError("subscriptions", ref)
     return Subscription(
         ref,
         subscription_id,
         server_address(address),
         notifier_id,
-        sealer.open(notifier_key, NOTIFIER_KEY + subscription_id),
         SubscriptionStatus(status),
         error,
-        association,
+        bool(associated),
+        (association, ref),
     )
 
 
-def insert_token(c: sqlite3.Connection, sealer: Sealer, new: NewToken, now: int) -> Token:
+def lane_of(sealer: Sealer, device: DeviceToken, origin: str) -> bytes:
+    """The lane that a device token is pushed through, as it is kept."""
+    provider = device.provider
+    return provider.encode() + (sealer.origin(origin) if provider is Provider.WEB_PUSH else b"")
+
+
+def insert_token(c: sqlite3.Connection, s: State, new: NewToken, lane: bytes) -> Registered:
     """Make it."""
-    seal, token_id = sealer.seal, new.token_id
+    seal, token_id = s.sealer.seal, new.token_id
     columns = {
         "token_id": token_id,
         "provider": new.device.provider,
-        "device_lookup": sealer.lookup(new.device.provider, new.device.token),
+        "lane": lane,
+        "app": new.app,
+        "vapid_key": new.vapid_key,
+        "device_lookup": s.sealer.lookup(new.device.provider, new.device.token),
         "device_token": seal(new.device.token, DEVICE_TOKEN + token_id),
         "verify_key": new.verify_key,
         "client_dh": seal(new.client_dh, CLIENT_DH + token_id),
@@ -76,11 +97,36 @@ def insert_token(c: sqlite3.Connection, sealer: Sealer, new: NewToken, now: int)
         "secret": seal(new.secret, SECRET + token_id),
         "code": seal(new.code, CODE + token_id),
         "status": TokenStatus.REGISTERED,
-        "verification_due": now,
-        "registered_at": now,
-        "created_at": now,
+        "verification_due": s.now,
+        "registered_at": s.now,
+        "created_at": s.now,
+        "active_at": s.now,
     }
     cursor = c.execute(f"INSERT INTO tokens ({', '.join(columns)}) VALUES (:{', :'.join(columns)})", columns)
     assert cursor.lastrowid is not None
-    given = new.token_id, new.device, new.verify_key, new.client_dh, new.server_dh, new.secret, new.code
-    return Token(cursor.lastrowid, *given, TokenStatus.REGISTERED, None, 0)
+    return Registered(cursor.lastrowid, token_id, new.verify_key, TokenStatus.REGISTERED, None, 0, new.server_dh)
+
+
+def quarantine(c: sqlite3.Connection, s: State, damaged: Iterable[DamagedRowError]) -> None:
+    """Set these rows aside: nobody is pushed to, and nothing subscribed, for what cannot be read."""
+    for row in damaged:
+        query = f"UPDATE {row.table} SET damaged = ? WHERE ref = ? AND damaged IS NULL"
+        if c.execute(query, (s.now, row.ref)).rowcount:
+            log.error("%s: it is set aside; register or subscribe it anew", row)
+            s.effects.quarantined[row.table] += 1
+        if row.table == "tokens":
+            c.execute("UPDATE deliveries SET due_at = NULL WHERE token = ?", (row.ref,))
+            s.forget(row.ref)
+
+
+def xor(a: bytes, b: bytes) -> bytes:
+    """Of 16 bytes each."""
+    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(16)
+
+
+def ids_hash(notifier_ids: Iterable[bytes]) -> bytes:
+    """XOR of MD5(notifier id) (wire.md, section 7)."""
+    out = 0
+    for notifier_id in notifier_ids:
+        out ^= int.from_bytes(hashlib.md5(notifier_id, usedforsecurity=False).digest())
+    return out.to_bytes(16)

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Final
 
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite.database import Migration
 from ntf_server.store.sqlite.keys import add_box_keys, add_keys
+from ntf_server.store.sqlite.migrations import Migration, Progress
+from ntf_server.store.sqlite.upgrades import add_lanes, count_associations, merge_twins
 
 SCHEMA_1: Final = """
     CREATE TABLE tokens (
@@ -118,14 +119,76 @@ SCHEMA_3: Final = """
 
 # Since schema 4 tokens.secret holds what pushes are boxed with, HSalsa20 of the DH secret that it was before.
 
+# Since schema 5 nothing is deleted by a cascade (PRAGMA foreign_keys is off): the row of a token that is deleted goes
+# at once, and what it leaves behind is cleared in slices (`gone`).
+SCHEMA_5: Final = (
+    "ALTER TABLE tokens ADD COLUMN lane BLOB NOT NULL DEFAULT x''",  # provider code; Web Push: and hash of the origin
+    "ALTER TABLE tokens ADD COLUMN app TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE tokens ADD COLUMN vapid_key BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE tokens ADD COLUMN active_at INTEGER NOT NULL DEFAULT 0",  # of its last TNEW, TVFY or TRPL
+    "ALTER TABLE tokens ADD COLUMN server_private BLOB",  # sealed; of registrations that keep no client key
+    "ALTER TABLE tokens ADD COLUMN damaged INTEGER",  # since when it is set aside, as it cannot be read
+    "ALTER TABLE subscriptions ADD COLUMN damaged INTEGER",
+    "ALTER TABLE servers ADD COLUMN proven INTEGER NOT NULL DEFAULT 0",  # when it first confirmed a subscription
+    "ALTER TABLE servers ADD COLUMN canonical BLOB",
+    # Of the queues that our service has there, those that were released included: how many, XOR of MD5(notifier id).
+    "ALTER TABLE servers ADD COLUMN assoc_count INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE servers ADD COLUMN assoc_xor BLOB NOT NULL DEFAULT x'00000000000000000000000000000000'",
+    "ALTER TABLE servers ADD COLUMN released_xor BLOB NOT NULL DEFAULT x'00000000000000000000000000000000'",
+    "ALTER TABLE servers ADD COLUMN unused_since INTEGER NOT NULL DEFAULT 0",  # when the last subscription went
+    """CREATE TABLE deliveries (              -- one row of each token
+        token INTEGER PRIMARY KEY,
+        lane BLOB NOT NULL,
+        due_at INTEGER,                       -- milliseconds; NULL: not due, or memory has it
+        attempts INTEGER NOT NULL DEFAULT 0,  -- that failed since the last success
+        push_id BLOB,                         -- of the last push; with attempts: of the next one too
+        pushed_at INTEGER,
+        ended TEXT,                           -- what came of it, and the provider's words
+        reason TEXT,
+        delivered_at INTEGER                  -- of the last push to this device token that was accepted
+    ) STRICT""",
+    "CREATE INDEX deliveries_due ON deliveries (lane, due_at) WHERE due_at IS NOT NULL",
+    """CREATE TABLE gone (                    -- tokens that were deleted, but not yet all that was theirs
+        token INTEGER PRIMARY KEY,
+        subscriptions INTEGER NOT NULL        -- how many are left
+    ) STRICT""",
+    "DROP TRIGGER subscription_removed",
+    """CREATE TRIGGER subscription_removed AFTER DELETE ON subscriptions BEGIN
+        UPDATE servers SET subscriptions = subscriptions - 1 WHERE ref = OLD.server;
+        UPDATE tokens SET subscriptions = subscriptions - 1 WHERE ref = OLD.token;
+    END""",
+    "CREATE INDEX servers_unused ON servers (ref) WHERE subscriptions = 0",
+    "CREATE INDEX tokens_check ON tokens (period_at + period * 60)"
+    " WHERE period > 0 AND status = 'ACTIVE' AND check_due IS NULL",
+)
+SCHEMA_5_DEVICES: Final = (
+    "DROP INDEX tokens_device",
+    "CREATE INDEX tokens_device ON tokens (device_lookup, verify_key)",
+)
+SCHEMA_5_END: Final = (
+    "DROP INDEX tokens_device",
+    "CREATE UNIQUE INDEX tokens_device ON tokens (device_lookup, verify_key)",
+)
+
 
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
-    def seal(c: sqlite3.Connection) -> None:
+    def seal(c: sqlite3.Connection, progress: Progress) -> None:
         for statement in SCHEMA_2:
             c.execute(statement)
-        add_keys(c, master)
+        add_keys(c, master, progress)
         c.execute(SCHEMA_2_END)
 
-    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master=master)
+    def deliver(c: sqlite3.Connection, progress: Progress) -> None:
+        for statement in SCHEMA_5:
+            c.execute(statement)
+        add_lanes(c, master, progress)
+        for statement in SCHEMA_5_DEVICES:
+            c.execute(statement)
+        merge_twins(c, progress)
+        for statement in SCHEMA_5_END:
+            c.execute(statement)
+        count_associations(c, progress)
+
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver

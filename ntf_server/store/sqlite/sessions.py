@@ -1,83 +1,96 @@
-"""SMP servers and what is subscribed on them, in the SQLite store. Run inside a transaction."""
+"""SMP servers and what is subscribed on them, in the SQLite store. Run inside a transaction.
 
-import json
+One process has the database, so who speaks for a server is in its memory; the fence also stands in the notifications'
+numbers, so that those of a later session are newer.
+"""
+
 import sqlite3
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from ntf_server.store.contract import FencedError
 from ntf_server.store.records import (
+    WANTED,
     Confirmed,
-    Position,
+    Cursor,
+    Page,
     ServiceCertificate,
     ServiceState,
+    Session,
     ToAudit,
     Wanted,
 )
-from ntf_server.store.sealing import Sealer
+from ntf_server.store.sealing import Sealer, SealingError
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
-from ntf_server.store.sqlite.rows import server_address
+from ntf_server.store.sqlite.memory import State
+from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
+from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, ids_hash, server_address, xor
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
 
-WANTED: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
-_MAX_ADDRESSES: Final = 4096  # strangers may invent any number of servers
+_ALL: Final = 2**62  # a generation above all
+# Should be active: of a token that is there, and readable.
+_LIVE: Final = (
+    f"{WANTED_SQL} AND damaged IS NULL AND NOT EXISTS (SELECT 1 FROM gone g WHERE g.token = subscriptions.token)"
+)
 _COLUMNS: Final = "ref, association, status, notifier_id, notifier_key, subscription_id"
 
 
-def server_ref(c: sqlite3.Connection, server: ServerAddress) -> int:
-    """The server's row, made if there is none."""
-    address = server.encode()
-    row = c.execute("SELECT ref FROM servers WHERE address = ?", (address,)).fetchone()
-    if row is None:
-        row = c.execute("INSERT INTO servers (address) VALUES (?) RETURNING ref", (address,)).fetchone()
-    return int(row[0])
+# --- who speaks for a server
 
 
-class Addresses:
-    """Addresses of rows, which never change."""
+def acquire(c: sqlite3.Connection, s: State, server: ServerAddress) -> Session:
+    """See `Store.acquire`: we always get it."""
+    make_server(c, s, server)
+    s.fence += 1
+    s.fences.put(server, s.fence)
+    s.generations.drop(server)
+    return Session(server, s.fence)
 
-    def __init__(self) -> None:
-        self._known: dict[int, ServerAddress] = {}
 
-    def __call__(self, c: sqlite3.Connection, refs: Set[int]) -> Mapping[int, ServerAddress]:
-        """Those of these rows, and others."""
-        unknown: Set[int] = refs - self._known.keys()
-        if unknown:
-            if len(self._known) > _MAX_ADDRESSES:
-                self._known.clear()
-                unknown = refs
-            query = "SELECT ref, address FROM servers WHERE ref IN (SELECT value FROM json_each(?))"
-            rows = c.execute(query, (json.dumps(list(unknown)),))
-            self._known.update((ref, server_address(address)) for ref, address in rows)
-        return self._known
+def release(s: State, session: Session) -> None:
+    """See `Store.release`."""
+    if s.fences.get(session.server) == session.fence:
+        s.fences.drop(session.server)
+        s.generations.drop(session.server)
+
+
+def check(s: State, session: Session) -> None:
+    """Raises FencedError."""
+    if s.fences.get(session.server) != session.fence:
+        raise FencedError("another session speaks for this server by now")
+
+
+def _server(c: sqlite3.Connection, s: State, session: Session) -> int:
+    check(s, session)
+    return make_server(c, s, session.server)
+
+
+# --- reading
 
 
 def wanted_servers(c: sqlite3.Connection) -> list[ServerAddress]:
-    """Servers that have subscriptions to keep active."""
+    """See `Store.servers`."""
     rows = c.execute(
-        f"SELECT address FROM servers v WHERE EXISTS (SELECT 1 FROM subscriptions WHERE server = v.ref AND {WANTED})"
+        f"SELECT address FROM servers v WHERE EXISTS (SELECT 1 FROM subscriptions WHERE server = v.ref AND {_LIVE})"
     )
     return [server_address(address) for (address,) in rows]
 
 
 def is_wanted(c: sqlite3.Connection, server: ServerAddress) -> bool:
-    """Whether the server has any of them."""
-    query = f"SELECT 1 FROM subscriptions WHERE server = ? AND {WANTED} LIMIT 1"
-    return c.execute(query, (server_ref(c, server),)).fetchone() is not None
-
-
-def _wanted(row: tuple[Any, ...], sealer: Sealer) -> Wanted:
-    ref, association, status, notifier_id, key, subscription_id = row
-    fresh = status != SubscriptionStatus.ACTIVE
-    return Wanted(ref, association, fresh, notifier_id, sealer.open(key, NOTIFIER_KEY + subscription_id))
+    """See `Store.is_wanted`."""
+    query = f"SELECT 1 FROM subscriptions WHERE server = ? AND {_LIVE} LIMIT 1"
+    return c.execute(query, (find_server(c, server),)).fetchone() is not None
 
 
 def page(
-    c: sqlite3.Connection, sealer: Sealer, server: ServerAddress, *, after: Position, below: int, limit: int
-) -> list[Wanted]:
-    """See `Store.page`."""
-    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE server = ? AND {WANTED}"
-    number, (association, ref) = server_ref(c, server), after
+    c: sqlite3.Connection, s: State, session: Session, after: Cursor | None, limit: int
+) -> tuple[Page, list[DamagedRowError]]:
+    """See `Store.page`; and what of it cannot be read."""
+    check(s, session)
+    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE server = ? AND {_LIVE}"
+    number, (association, ref) = find_server(c, session.server), after or (0, 0)
+    below = s.generations.get(session.server, _ALL)
     rows: list[tuple[Any, ...]] = []
     if association < below:
         same = f"{query} AND association = ? AND ref > ? ORDER BY ref LIMIT ?"
@@ -85,109 +98,245 @@ def page(
     if len(rows) < limit:  # a comparison of both columns at once would not use the index for the second
         later = f"{query} AND association > ? AND association < ? ORDER BY association, ref LIMIT ?"
         rows += c.execute(later, (number, association, below, limit - len(rows)))
-    return [_wanted(row, sealer) for row in rows]
+    wanted, damaged = _wanted(s, session, rows)
+    return Page(wanted, (rows[-1][1], rows[-1][0]) if len(rows) == limit else None), damaged
 
 
-def load_wanted(c: sqlite3.Connection, sealer: Sealer, refs: Sequence[int]) -> list[Wanted]:
-    """See `Store.load_wanted`."""
-    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE ref = ? AND {WANTED}"
-    rows = (c.execute(query, (ref,)).fetchone() for ref in refs)
-    return [_wanted(row, sealer) for row in rows if row is not None]
+def load(
+    c: sqlite3.Connection, s: State, session: Session, refs: Sequence[int]
+) -> tuple[list[Wanted], list[DamagedRowError]]:
+    """See `Store.load`; and what of it cannot be read."""
+    check(s, session)
+    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE ref = ? AND server = ? AND {_LIVE}"
+    server = find_server(c, session.server)
+    rows = [c.execute(query, (ref, server)).fetchone() for ref in refs]
+    return _wanted(s, session, [row for row in rows if row is not None])
 
 
-def confirm(c: sqlite3.Connection, results: Sequence[Confirmed]) -> None:
-    """See `Store.confirm`."""
-    c.executemany(  # an END that came with the answers must not be undone
-        "UPDATE subscriptions SET status = ?, error = ?, association = coalesce(?, association)"
-        f" WHERE ref = ? AND {WANTED}",
-        [(r.status, r.error, r.association, r.ref) for r in results],
-    )
+def _wanted(s: State, session: Session, rows: Iterable[tuple[Any, ...]]) -> tuple[list[Wanted], list[DamagedRowError]]:
+    generation = s.generations.get(session.server, _ALL)
+    wanted: list[Wanted] = []
+    damaged: list[DamagedRowError] = []
+    for ref, association, status, notifier_id, key, subscription_id in rows:
+        try:
+            opened = s.sealer.open(key, NOTIFIER_KEY + subscription_id)
+        except SealingError:
+            damaged.append(DamagedRowError("subscriptions", ref))
+            continue
+        fresh = status != SubscriptionStatus.ACTIVE
+        wanted.append(Wanted(ref, association == generation, fresh, notifier_id, opened))
+    return wanted, damaged
 
 
-def end(c: sqlite3.Connection, server: ServerAddress, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
-    """See `Store.end_subscriptions`."""
-    ref = server_ref(c, server)
-    query = "UPDATE subscriptions SET status = ? WHERE server = ? AND notifier_id = ?"
-    known = sum(c.execute(query, (status, ref, notifier_id)).rowcount for notifier_id in notifier_ids)
-    unknown = len(notifier_ids) - known  # the server counts them no more either
-    if unknown:
-        c.execute("UPDATE servers SET released = max(0, released - ?) WHERE ref = ?", (unknown, ref))
-    return known
-
-
-def to_audit(c: sqlite3.Connection, after: int, limit: int, silent_since: int) -> list[ToAudit]:
+def to_audit(
+    c: sqlite3.Connection, after: Cursor | None, limit: int, silent_since: float
+) -> tuple[list[ToAudit], Cursor | None]:
     """See `Store.to_audit`."""
     rows = c.execute(
-        "SELECT s.ref, v.address, coalesce(n.received_at, s.created_at) < ? FROM subscriptions s"
-        " JOIN servers v ON v.ref = s.server LEFT JOIN notifications n ON n.subscription = s.ref"
-        f" WHERE s.ref > ? AND s.{WANTED} ORDER BY s.ref LIMIT ?",
-        (silent_since, after, limit),
+        "SELECT subscriptions.ref, v.address, coalesce(n.received_at, created_at) < ? FROM subscriptions"
+        " JOIN servers v ON v.ref = subscriptions.server"
+        " LEFT JOIN notifications n ON n.subscription = subscriptions.ref"
+        f" WHERE subscriptions.ref > ? AND {_LIVE} ORDER BY subscriptions.ref LIMIT ?",
+        (silent_since, after or 0, limit),
+    ).fetchall()
+    found = [ToAudit(ref, server_address(address), bool(silent)) for ref, address, silent in rows]
+    return found, rows[-1][0] if len(rows) == limit else None
+
+
+# --- writing
+
+
+def confirm(c: sqlite3.Connection, s: State, session: Session, answers: Sequence[Confirmed]) -> None:
+    """See `Store.confirm`."""
+    server = _server(c, s, session)
+    generation = s.generations.get(session.server, 0)
+    if not generation:
+        _confirm_alone(c, server, answers)
+        return
+    joined: list[bytes] = []
+    left: list[bytes] = []
+    changes: list[tuple[Any, ...]] = []
+    for a in answers:
+        row = c.execute(  # an END that came with the answers must not be undone
+            f"SELECT association, notifier_id FROM subscriptions WHERE ref = ? AND server = ? AND {WANTED_SQL}",
+            (a.ref, server),
+        ).fetchone()
+        if row is None:
+            continue
+        association, notifier_id = row
+        before = association == generation
+        now = (before if a.associated is None else a.associated) and a.status in WANTED
+        if now != before:
+            (joined if now else left).append(notifier_id)
+        if now:
+            association = generation
+        elif before or a.status not in WANTED:
+            association = 0
+        changes.append((a.status, a.error, association, a.ref))
+    c.executemany("UPDATE subscriptions SET status = ?, error = ?, association = ? WHERE ref = ?", changes)
+    _account(c, server, joined, left)
+
+
+def _confirm_alone(c: sqlite3.Connection, server: int, answers: Sequence[Confirmed]) -> None:
+    """In a session without a service, where nothing is associated."""
+    c.executemany(
+        f"UPDATE subscriptions SET status = ?, error = ? WHERE ref = ? AND server = ? AND {WANTED_SQL}",
+        [(a.status, a.error, a.ref, server) for a in answers],
     )
-    return [ToAudit(ref, server_address(address), bool(silent)) for ref, address, silent in rows]
+
+
+def _account(c: sqlite3.Connection, server: int, joined: Sequence[bytes], left: Sequence[bytes]) -> None:
+    """These queues are among those that our service has there, or are no more."""
+    if not joined and not left:
+        return
+    [before] = c.execute("SELECT assoc_xor FROM servers WHERE ref = ?", (server,)).fetchone()
+    c.execute(
+        "UPDATE servers SET assoc_count = max(0, assoc_count + ?), assoc_xor = ? WHERE ref = ?",
+        (len(joined) - len(left), xor(before, ids_hash([*joined, *left])), server),
+    )
+
+
+def end(
+    c: sqlite3.Connection, s: State, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus
+) -> int:
+    """See `Store.end`."""
+    server = _server(c, s, session)
+    [generation, released, released_xor] = c.execute(
+        "SELECT generation, released, released_xor FROM servers WHERE ref = ?", (server,)
+    ).fetchone()
+    known = 0
+    left: list[bytes] = []
+    for notifier_id in notifier_ids:
+        row = c.execute(
+            f"SELECT ref, association > 0 AND association = ? AND {WANTED_SQL} FROM subscriptions"
+            " WHERE server = ? AND notifier_id = ?",
+            (generation, server, notifier_id),
+        ).fetchone()
+        if row is not None:
+            known += 1
+            c.execute("UPDATE subscriptions SET status = ?, association = 0 WHERE ref = ?", (status, row[0]))
+            if row[1]:
+                left.append(notifier_id)
+        elif released:  # the server counts it no more either
+            released -= 1
+            released_xor = xor(released_xor, ids_hash([notifier_id]))
+            c.execute(
+                "UPDATE servers SET released = ?, released_xor = ? WHERE ref = ?", (released, released_xor, server)
+            )
+            left.append(notifier_id)
+    _account(c, server, [], left)
+    return known
 
 
 # --- services
 
 
+def begin(c: sqlite3.Connection, s: State, session: Session, service_id: bytes | None) -> ServiceState:
+    """See `Store.begin`."""
+    server = _server(c, s, session)
+    [before] = c.execute("SELECT service_id FROM servers WHERE ref = ?", (server,)).fetchone()
+    if before != service_id:
+        c.execute(
+            "UPDATE servers SET service_id = :id, generation = generation + 1, released = 0, released_xor = :none,"
+            " assoc_count = 0, assoc_xor = :none WHERE ref = :ref",
+            {"id": service_id, "none": NO_IDS, "ref": server},
+        )
+    if service_id is None:
+        s.generations.drop(session.server)
+    else:
+        c.execute("UPDATE servers SET generation = 1 WHERE ref = ? AND generation = 0", (server,))  # 0 stands for none
+        _keep_generation(c, s, session, server)
+    return _state(c, server, changed=before is not None and before != service_id)
+
+
+def _keep_generation(c: sqlite3.Connection, s: State, session: Session, server: int) -> None:
+    [generation] = c.execute("SELECT generation FROM servers WHERE ref = ?", (server,)).fetchone()
+    s.generations.put(session.server, generation)
+
+
+def service_state(c: sqlite3.Connection, s: State, session: Session) -> ServiceState:
+    """See `Store.service_state`."""
+    check(s, session)
+    server = find_server(c, session.server)
+    return _state(c, server) if server is not None else ServiceState(0, 0)
+
+
+def reassociate(c: sqlite3.Connection, s: State, session: Session) -> ServiceState:
+    """See `Store.reassociate`."""
+    server = _server(c, s, session)
+    c.execute(
+        "UPDATE servers SET generation = generation + 1, assoc_count = released, assoc_xor = released_xor"
+        " WHERE ref = ?",
+        (server,),
+    )
+    if session.server in s.generations:
+        _keep_generation(c, s, session, server)
+    return _state(c, server)
+
+
+def set_released(c: sqlite3.Connection, s: State, session: Session, count: int) -> None:
+    """See `Store.set_released`. Which ones it is that are left is known if none is."""
+    server = _server(c, s, session)
+    ids, released = c.execute("SELECT assoc_xor, released_xor FROM servers WHERE ref = ?", (server,)).fetchone()
+    if not count:
+        ids, released = xor(ids, released), NO_IDS
+    c.execute(
+        "UPDATE servers SET assoc_count = assoc_count - released + :count, released = :count, assoc_xor = :ids,"
+        " released_xor = :released WHERE ref = :ref",
+        {"count": count, "ids": ids, "released": released, "ref": server},
+    )
+
+
+def _state(c: sqlite3.Connection, server: int, *, changed: bool = False) -> ServiceState:
+    count, ids, released = c.execute(
+        "SELECT assoc_count, assoc_xor, released FROM servers WHERE ref = ?", (server,)
+    ).fetchone()
+    return ServiceState(max(0, count - released), released, changed, ids)
+
+
 def certificate(c: sqlite3.Connection, sealer: Sealer, server: ServerAddress) -> ServiceCertificate | None:
-    """See `Store.service_certificate`."""
+    """What is kept; None also if it cannot be read."""
     address = server.encode()
     row = c.execute("SELECT certificate, certificate_key FROM servers WHERE address = ?", (address,)).fetchone()
     if row is None or row[0] is None:
         return None
-    return ServiceCertificate(row[0], sealer.open(row[1], SERVICE_KEY + address))
+    try:
+        return ServiceCertificate(row[0], sealer.open(row[1], SERVICE_KEY + address))
+    except SealingError:
+        return None
 
 
-def set_certificate(c: sqlite3.Connection, sealer: Sealer, server: ServerAddress, new: ServiceCertificate) -> None:
-    """See `Store.set_service_certificate`."""
-    sealed = sealer.seal(new.key, SERVICE_KEY + server.encode())
+def keep_certificate(
+    c: sqlite3.Connection, s: State, server: ServerAddress, new: ServiceCertificate
+) -> ServiceCertificate:
+    """Keep it, unless there is one: the one that is kept."""
+    kept = certificate(c, s.sealer, server)
+    if kept is not None:
+        return kept
+    sealed = s.sealer.seal(new.key, SERVICE_KEY + server.encode())
     query = "UPDATE servers SET certificate = ?, certificate_key = ? WHERE ref = ?"
-    c.execute(query, (new.chain, sealed, server_ref(c, server)))
+    c.execute(query, (new.chain, sealed, make_server(c, s, server)))
+    return new
 
 
 def reseal_certificates(c: sqlite3.Connection, old: Sealer, new: Sealer) -> None:
-    """Seal the keys of all services anew."""
+    """Seal the keys of all services anew. One that cannot be opened is made anew when it is asked for."""
     rows = c.execute("SELECT ref, address, certificate_key FROM servers WHERE certificate_key IS NOT NULL").fetchall()
     for ref, address, key in rows:
         context = SERVICE_KEY + address
+        try:
+            sealed = new.seal(old.open(key, context), context)
+        except SealingError:
+            sealed = None
         c.execute(
-            "UPDATE servers SET certificate_key = ? WHERE ref = ?", (new.seal(old.open(key, context), context), ref)
+            "UPDATE servers SET certificate_key = ?, certificate = iif(? IS NULL, NULL, certificate) WHERE ref = ?",
+            (sealed, sealed, ref),
         )
 
 
-def begin_service(c: sqlite3.Connection, server: ServerAddress, service_id: bytes | None) -> ServiceState:
-    """See `Store.begin_service`."""
-    ref = server_ref(c, server)
-    [before] = c.execute("SELECT service_id FROM servers WHERE ref = ?", (ref,)).fetchone()
-    if before != service_id:
-        c.execute(
-            "UPDATE servers SET service_id = ?, generation = generation + 1, released = 0 WHERE ref = ?",
-            (service_id, ref),
-        )
-    return _state(c, ref, changed=before is not None and before != service_id)
-
-
-def service_state(c: sqlite3.Connection, server: ServerAddress) -> ServiceState:
-    """See `Store.service_state`."""
-    return _state(c, server_ref(c, server))
-
-
-def reassociate(c: sqlite3.Connection, server: ServerAddress) -> ServiceState:
-    """See `Store.reassociate`."""
-    ref = server_ref(c, server)
-    c.execute("UPDATE servers SET generation = generation + 1 WHERE ref = ?", (ref,))
-    return _state(c, ref)
-
-
-def set_released(c: sqlite3.Connection, server: ServerAddress, count: int) -> None:
-    """See `Store.set_released`."""
-    c.execute("UPDATE servers SET released = ? WHERE ref = ?", (count, server_ref(c, server)))
-
-
-def _state(c: sqlite3.Connection, ref: int, *, changed: bool = False) -> ServiceState:
-    generation, released = c.execute("SELECT generation, released FROM servers WHERE ref = ?", (ref,)).fetchone()
-    [associated] = c.execute(
-        f"SELECT count(*) FROM subscriptions WHERE server = ? AND association = ? AND {WANTED}",
-        (ref, generation or -1),  # 0 stands for none
-    ).fetchone()
-    return ServiceState(generation, associated, released, changed)
+def audited(subscriptions: Sequence[ToAudit]) -> dict[ServerAddress, tuple[Any, ...]]:
+    """Refs by server."""
+    out: dict[ServerAddress, list[Any]] = {}
+    for item in subscriptions:
+        out.setdefault(item.server, []).append(item.ref)
+    return {server: tuple(refs) for server, refs in out.items()}

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import client_certificate
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from ntf_server.cli import main as cli
+from ntf_server.cli import init as cli
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
-from ntf_server.config.files import Config, ConfigError
+from ntf_server.config.files import Config, ConfigError, NotNowError
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.config.settings import ApnsHost, Settings
 from ntf_server.store.sealing import generate_key_text
@@ -42,6 +43,7 @@ def identity_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "ed25519.p8").write_bytes(pem(Ed25519PrivateKey.generate()))
     (directory / "rubbish.p8").write_bytes(b"\x00\xff rubbish")
     (directory / "master.key").write_text(generate_key_text())
+    client_certificate(directory)
     (directory / "ca.pem").write_bytes((directory / "ca.crt").read_bytes())
     return directory
 
@@ -67,6 +69,8 @@ def look_up(settings: Settings, path: str) -> Any:
 
 APNS = 'key_file = "apns.p8"\nkey_id = "K"\nteam_id = "T"\n'
 TEST_HOST = '[apns.test]\nhost = "localhost"\nca_file = "ca.pem"\n'
+CERTIFICATE = "[apns]\ncertificate_file = 'push.pem'\ncertificate_key_file = 'push.key'\n"
+WEB_PUSH = "[web_push]\nkey_file = 'apns.p8'\ncontact = 'mailto:a@ntf.example.org'\nca_file = 'ca.pem'\n"
 KEY = base64.b64encode(bytes(range(32))).decode()
 SETTINGS = [  # section, key, as TOML, as a variable, value
     ("transport", "host", '"ntf.example.org"', "ntf.example.org", "ntf.example.org"),
@@ -84,6 +88,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("fcm", "port", "8443", "8443", 8443),
     ("fcm", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
     ("fcm", "proxy", '"http://u:p@localhost:3128"', "http://u:p@localhost:3128", "http://u:p@localhost:3128"),
+    ("web_push", "old_key_files", '["a.key", "b.key"]', "a.key, b.key", ("a.key", "b.key")),
     ("web_push", "contact", '"mailto:a@example.org"', "mailto:a@example.org", "mailto:a@example.org"),
     ("web_push", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
     ("web_push", "proxy", '"https://localhost:3128"', "https://localhost:3128", "https://localhost:3128"),
@@ -94,6 +99,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("apns.sandbox", "host", '"::1"', "::1", "::1"),
     ("apns.test", "host", '"localhost"', "localhost", "localhost"),
     ("delivery", "message_ttl", "3600", "3600", 3600),
+    ("delivery", "provider_ttl", "60", "60", 60),
     ("delivery", "verification_ttl", "60", "60", 60),
     ("delivery", "in_flight", "10", "10", 10),
     ("delivery", "timeout", "5", "5", 5.0),
@@ -119,6 +125,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("inactive_clients", "ttl", "0", "0", 0.0),
     ("metrics", "port", "9100", "9100", 9100),
     ("metrics", "bind", '"::1"', "::1", "::1"),
+    ("admin", "socket", '"a.sock"', "a.sock", "a.sock"),
     ("log", "level", '"debug"', "debug", "debug"),
     ("log", "format", '"json"', "json", "json"),
 ]
@@ -224,6 +231,27 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[apns.test]\nhost = 'a'\nport = 99999\n", "[apns.test] port", "expected `int` <= 65535"),
     ("[apns.test]\nhost = 'a'\nca_file='missing.pem'\n", "[apns.test] ca_file", "no such file; give a PEM bundle"),
     ("[apns.test]\nhost = 'a'\nca_file='.'\n", "[apns.test] ca_file", "no such file; give a PEM bundle"),
+    ("[apns]\ncertificate_file = 'push.pem'\n", "[apns] certificate_key_file", "is missing; give both files, in PEM"),
+    ("[apns]\ncertificate_key_file = 'push.key'\n", "[apns] certificate_file", "is missing; give both files, in PEM"),
+    (CERTIFICATE.replace("push.pem", "no.pem"), "[apns] certificate_file", "No such file or directory; give a file"),
+    (CERTIFICATE.replace("push.pem", "apns.p8"), "[apns] certificate_file", "holds no certificate in PEM; give"),
+    (CERTIFICATE.replace("push.key", "apns.p8"), "[apns] certificate_key_file", "is not the key of certificate_file"),
+    ("[fcm]\nservice_account_file = 'apns.p8'\n", "[fcm] service_account_file", "is not JSON; give the JSON key"),
+    (
+        f"{WEB_PUSH}old_key_files = ['apns.p8', 'no.key']\n",
+        "[web_push] old_key_files",
+        "no.key: No such file or directory",
+    ),
+    (f"{WEB_PUSH}old_key_files = ['rubbish.p8']\n", "[web_push] old_key_files", "rubbish.p8: not an unencrypted PEM"),
+    (f"{WEB_PUSH}old_key_files = ['p384.p8']\n", "[web_push] old_key_files", "p384.p8: not a P-256 key; give files"),
+    (f"{WEB_PUSH}old_key_files = 'apns.p8'\n", "[web_push] old_key_files", "expected `array`, got `str`"),
+    (WEB_PUSH.replace("@ntf.example.org", "@localhost"), "[web_push] contact", "localhost is no public DNS name"),
+    (WEB_PUSH.replace("mailto:a@", "a@"), "[web_push] contact", "give a mailto: or https: URL; give one"),
+    ("[admin]\nsocket = '" + "s" * 200 + "'\n", "[admin] socket", "bytes are too long for a socket's path; set"),
+    ("[admin]\nsocket = 'missing/a.sock'\n", "[admin] socket", "missing: no such folder; create it"),
+    ("[store]\nmaster_key_command = ' '\n", "[store] master_key_command", "is empty; give a program"),
+    ("[store]\nmaster_key_command = 'x \"'\n", "[store] master_key_command", "no closing quotation; mend it"),
+    ("[store]\nmaster_key_command = '/nonexistent'\n", "[store] master_key_command", "No such file or directory; mend"),
     ("[delivery]\nmessage_ttl = 0\n", "[delivery] message_ttl", "expected `int` >= 1"),
     ("[delivery]\nmessage_ttl = 99999999999999999999\n", "[delivery] message_ttl", "expected `int` <= 31536000"),
     ("[delivery]\nverification_ttl = -1\n", "[delivery] verification_ttl", "expected `int` >= 1"),
@@ -271,7 +299,7 @@ def test_a_mistake_is_one_line_with_file_key_and_mend(
     assert line.startswith(f"{identity_dir / config.CONFIG_FILE}: {key}: "), line
     assert what in line
     assert "\n" not in line
-    assert re.search(r"; (see|set|give|create|remove)|must be", line), line
+    assert re.search(r"; (see|set|give|create|remove|mend)|must be", line), line
 
 
 @pytest.mark.parametrize(
@@ -337,10 +365,10 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.touch(mode=0)
     if os.access(file, os.R_OK):  # root may read everything
 
-        def refuse(*_: Any) -> str:
+        def refuse(*_: Any) -> bytes:
             raise PermissionError(13, "Permission denied", str(file))
 
-        monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match=r"ntf-server\.toml: cannot be read: .*Permission denied"):
         config.load(tmp_path, {})
 
@@ -402,7 +430,7 @@ PROXY = "somebody:something@tor:9050"
 
 
 def test_how_smp_servers_are_reached(load: Load, identity_dir: Path) -> None:
-    defaults = config.smp_network(identity_dir, load().settings)
+    defaults = load().network
     assert defaults == Network()
     text = """
         allow_private_hosts = true
@@ -412,7 +440,7 @@ def test_how_smp_servers_are_reached(load: Load, identity_dir: Path) -> None:
         deny_servers = ["a.org", "8.8.8.8", "2a00::/16"]
     """
     loaded = load(f"[subscriber]\n{text}\nsocks_proxy = '{PROXY}'\n")
-    assert config.smp_network(identity_dir, loaded.settings) == Network(
+    assert loaded.network == Network(
         "onion",
         required_host_mode=True,
         socks_proxy=SocksProxy.parse(PROXY),
@@ -423,18 +451,106 @@ def test_how_smp_servers_are_reached(load: Load, identity_dir: Path) -> None:
 
 
 def test_which_smp_servers(load: Load, identity_dir: Path) -> None:
-    assert config.server_list(identity_dir, load().settings) == ANY_SERVER
+    assert load().servers == ANY_SERVER
     loaded = load(SUBSCRIBER__ALLOW_SERVERS="a.org,8.8.8.0/24", SUBSCRIBER__DENY_SERVERS="b.a.org c.a.org")
-    servers = config.server_list(identity_dir, loaded.settings)
+    servers = loaded.servers
     assert servers == ServerList(("a.org", ip_network("8.8.8.0/24")), ("b.a.org", "c.a.org"))
 
 
 def test_the_proxys_credentials_are_not_shown(load: Load, identity_dir: Path) -> None:
     loaded = load(SUBSCRIBER__SOCKS_PROXY=PROXY)
-    network = config.smp_network(identity_dir, loaded.settings)
+    network = loaded.network
     for bad in (f"{PROXY}:x", "somebody:something@", "somebody@tor", "ftp://somebody:something@tor:1"):
         with pytest.raises(ConfigError) as e:
             load(SUBSCRIBER__SOCKS_PROXY=bad)
         assert "some" not in str(e.value)
         assert e.value.__cause__ is None
     assert "some" not in repr(loaded) + repr(network)
+
+
+# --- all of it is parsed, once
+
+
+def test_everything_that_was_parsed(load: Load, identity_dir: Path) -> None:
+    account = {
+        "project_id": "p",
+        "client_email": "a@b",
+        "private_key": pem(rsa.generate_private_key(65537, 2048)).decode(),
+    }
+    (identity_dir / "account.json").write_text(json.dumps(account))
+    fcm = "[fcm]\nservice_account_file = 'account.json'\nca_file = 'ca.pem'\n"
+    loaded = load(f"[apns]\n{APNS}{TEST_HOST}{fcm}{WEB_PUSH}", SUBSCRIBER__MAX_SUBSCRIPTIONS_PER_TOKEN="7")
+    key = (identity_dir / "apns.p8").read_bytes()
+    assert loaded.apns_key is not None
+    assert loaded.vapid_key is not None
+    assert pem(loaded.apns_key) == pem(loaded.vapid_key) == key
+    assert loaded.service_account is not None
+    assert loaded.service_account.project_id == "p"
+    assert loaded.ca_files["apns.test"] == loaded.ca_files["fcm"] == loaded.ca_files["web_push"]
+    assert loaded.client_certificate is None
+    assert loaded.limits.per_token == 7
+    assert loaded.admin_socket == identity_dir / "ntf-server.sock"
+    assert set(loaded.environ) == {"NTF_SERVER__SUBSCRIBER__MAX_SUBSCRIPTIONS_PER_TOKEN"}
+
+
+def test_older_vapid_keys_in_the_order_of_the_setting(load: Load, identity_dir: Path) -> None:
+    names = ("old-1.key", "old-2.key")
+    for name in names:
+        (identity_dir / name).write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    keys = [(identity_dir / name).read_bytes() for name in names]
+    by_file = load(f"{WEB_PUSH}old_key_files = ['old-2.key', 'old-1.key']\n")
+    assert list(map(pem, by_file.old_vapid_keys)) == keys[::-1]
+    assert list(map(pem, load(WEB_PUSH, WEB_PUSH__OLD_KEY_FILES="old-1.key old-2.key").old_vapid_keys)) == keys
+    assert load(WEB_PUSH).old_vapid_keys == ()
+
+
+def test_a_client_certificate(load: Load, identity_dir: Path) -> None:
+    loaded = load(CERTIFICATE)
+    assert loaded.client_certificate is not None
+    assert loaded.client_certificate.key == (identity_dir / "push.key").read_bytes()
+    assert set(loaded.ca_files) == {"apns.production", "apns.sandbox"}
+
+
+def test_what_is_off_is_none(load: Load) -> None:
+    loaded = load()
+    off = (loaded.apns_key, loaded.client_certificate, loaded.service_account, loaded.vapid_key)
+    assert off == (None, None, None, None)
+    assert load("[web_push]\nold_key_files = ['missing.key']\n").old_vapid_keys == ()
+    assert loaded.ca_files == {}
+
+
+def test_no_file_is_read_twice(load: Load, identity_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    load(f"{CERTIFICATE}{TEST_HOST}{WEB_PUSH}")
+    names = [path.name for path in read]
+    assert len(names) == len(set(names))
+    assert {"ntf-server.toml", "push.pem", "push.key", "apns.p8", "server.key"} <= set(names)
+
+
+def test_a_byte_order_mark(load: Load) -> None:
+    assert load(b"\xef\xbb\xbf[transport]\nport = 5443\n").settings.transport.port == 5443
+
+
+@pytest.mark.parametrize("command", ["false", "sh -c 'kill -9 $$'", "echo rubbish"])
+def test_a_master_key_s_command_that_failed_may_do_better_later(load: Load, command: str) -> None:
+    with pytest.raises(NotNowError, match=r"\[store\] master_key_command: "):
+        load(STORE__MASTER_KEY_COMMAND=command)
+
+
+def test_a_running_relay_s_command_is_not_asked_again(load: Load, identity_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "kms"
+    script.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\necho {KEY}\n")
+    script.chmod(0o755)
+    running = load(STORE__MASTER_KEY_COMMAND=str(script))
+    again = config.load(identity_dir, running.environ, running=running)
+    assert again.master_key is running.master_key
+    assert (tmp_path / "log").read_text() == "asked\n"
+    other = config.load(identity_dir, {"NTF_SERVER__STORE__MASTER_KEY_COMMAND": f"{script} --other"}, running=running)
+    assert other.master_key is not running.master_key

@@ -43,7 +43,7 @@ class Pongs(Commands):
     def __init__(self) -> None:
         pass
 
-    async def handle(self, session: Session, t: Transmission) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
         return ntf.Pong()
 
 

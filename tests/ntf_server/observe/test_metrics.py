@@ -18,10 +18,10 @@ from ntf_server.observe.metrics import (
     ServerGauge,
 )
 from smp_bridge.address import ServerAddress
+from smp_bridge.failure import ConnectFailure
 from smp_bridge.ntf import Provider
-from smp_bridge.subscriptions import ConnectFailure
 
-PAGE = Path(__file__).parents[2] / "docs/reference/metrics.md"
+PAGE = Path(__file__).parents[3] / "docs/reference/metrics.md"
 OWN = ("simplex.example", ".smp.example.org")
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]

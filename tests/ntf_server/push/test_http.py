@@ -16,10 +16,13 @@ from typing import Any
 import pycurl
 import pytest
 from certificates import client_certificate
+from name_server import Dns
 from proxies import Proxy
 
-from ntf_server.push import http
-from ntf_server.push.http import Endpoint, HttpEngine, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push import links, names, worker
+from ntf_server.push.exchange import Endpoint, HttpFailure, HttpRequest, HttpResponse, HttpResult
+from ntf_server.push.http import HttpEngine
+from ntf_server.push.names import Addresses, Resolver
 from ntf_server.testing import (
     Answer,
     CutTls,
@@ -108,6 +111,13 @@ async def until_requests(server: Server, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.fixture
+async def dns() -> AsyncIterator[Dns]:
+    """A DNS server that answers for no name yet."""
+    async with Dns() as server:
+        yield server
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
@@ -166,7 +176,7 @@ async def test_no_retry_after_is_an_error_or_negative(value: str) -> None:
 
 
 async def test_more_requests_than_are_begun_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_STARTS", 2)
+    monkeypatch.setattr(worker, "_STARTS", 2)
     async with serving() as (server, client):
         bad = HttpRequest(client.endpoint, "/\0", (), BODY)
         failed: asyncio.Future[HttpResult] = asyncio.get_running_loop().create_future()
@@ -264,6 +274,7 @@ async def test_a_reset_stream_fails_alone(processed: bool) -> None:
 
 async def test_silence_ends_at_the_deadline_and_what_comes_later_has_another_connection() -> None:
     async with serving() as (server, client):
+        await client.post()
         server.script.add(Silence(), key="/silent")
         waiting = client.start("/slow")
         server.script.add(Delay(0.8), key="/slow")
@@ -336,6 +347,205 @@ async def test_connections_that_end_after_a_few_requests() -> None:
         assert server.counters.opened > 5
 
 
+# --- connections that are left
+
+
+async def warm(*clients: Client) -> None:
+    for client in clients:
+        assert statuses(await client.many(3)) == {200: 3}
+
+
+async def test_silence_of_one_origin_costs_the_others_nothing() -> None:
+    async with Server() as silent, Server() as one, Server() as two, running(silent) as client:
+        others = [Client(client.engine, endpoint_of(server)) for server in (one, two)]
+        await warm(client, *others)
+        silent.blackhole()
+        for _ in range(3):
+            assert statuses(await client.within(0.2).many(5)) == {-pycurl.E_OPERATION_TIMEDOUT: 5}
+            await warm(*others)
+        assert [one.counters.opened, two.counters.opened] == [1, 1]
+        silent.blackhole(False)
+        await warm(client)
+
+
+async def test_behind_a_proxy_too_silence_of_one_origin_costs_the_others_nothing() -> None:
+    async with Proxy() as proxy, Server() as silent, Server() as one, running(silent) as client:
+        client.endpoint = replace(client.endpoint, proxy=proxy.url())
+        other = Client(client.engine, replace(endpoint_of(one), proxy=proxy.url()))
+        await warm(client, other)
+        silent.script.add(Silence(), key="/silent")
+        before = silent.counters.opened
+        assert statuses([await client.within(0.3).post("/silent")]) == {-pycurl.E_OPERATION_TIMEDOUT: 1}
+        await warm(client, other)
+        assert silent.counters.opened == before + 1
+        assert one.counters.opened == 1
+
+
+class Ailing(Server):
+    """Answers 500 to everything on its first connection."""
+
+    def draw(self, request: Request) -> Fault | None:
+        return Answer(500) if request.connection == 1 else None
+
+
+async def test_a_connection_that_only_answers_errors_is_left() -> None:
+    async with Ailing() as server, running(server) as client:
+        answers = [await client.post(f"/{i}") for i in range(8)]
+        assert [r.status for r in answers if isinstance(r, HttpResponse)] == [500] * 3 + [200] * 5
+        assert server.counters.opened == 2
+
+
+async def test_errors_of_the_peer_itself_make_no_new_connections_all_the_time() -> None:
+    async with serving() as (server, client):
+        server.script.add(*[Answer(500)] * 60)
+        for _ in range(3):
+            assert statuses(await client.many(20)) == {500: 20}
+        assert server.counters.opened <= 2
+
+
+async def test_errors_between_successes_cost_no_connection() -> None:
+    async with serving() as (server, client):
+        for _ in range(10):
+            server.script.add(Answer(500), Answer(503))
+            assert statuses([await client.post() for _ in range(3)]) == {200: 1, 500: 1, 503: 1}
+        assert server.counters.opened == 1
+
+
+async def test_refusals_of_requests_cost_no_connection() -> None:
+    async with serving() as (server, client):
+        server.script.add(*[Answer(410, b"".decode())] * 20)
+        assert statuses([await client.post() for _ in range(20)]) == {410: 20}
+        assert server.counters.opened == 1
+
+
+async def test_a_connection_that_is_said_to_end_is_left_at_once() -> None:
+    async with serving() as (server, client):
+        ending = Client(client.engine, replace(client.endpoint, ends=(b"IdleTimeout",)))
+        server.script.add(Answer(400, "IdleTimeout"))
+        assert statuses([await ending.post() for _ in range(3)]) == {400: 1, 200: 2}
+        assert server.counters.opened == 2
+
+
+# --- cold connections
+
+
+@pytest.mark.parametrize("count", [1, 2, 300, 2500])
+async def test_a_cold_connection_to_a_peer_that_allows_one_stream_at_first_has_none_refused(count: int) -> None:
+    async with serving(first_streams=1, streams=1000, latency=0.02) as (server, client):
+        many = Client(client.engine, replace(client.endpoint, connections=4))
+        assert statuses(await many.many(count)) == {200: count}
+        assert server.counters.refused == 0
+        assert server.counters.opened == -(-count // 1000)
+        assert Counter(r.path for r in server.requests) == {f"/{i}": 1 for i in range(count)}
+
+
+async def test_a_connection_that_takes_anothers_place_is_cold_too_and_costs_no_request() -> None:
+    async with serving(first_streams=1, streams=1000, latency=0.02, linger=0.01) as (server, client):
+        for _ in range(3):
+            assert statuses(await client.many(300)) == {200: 300}
+            server.goaway_all()
+            await asyncio.sleep(0.1)
+
+
+async def test_who_goes_ahead_and_is_not_answered_holds_nobody_up_for_long() -> None:
+    async with serving() as (server, client):
+        server.script.add(Silence(), key="/0")
+        results = [client.within(4.0).start(f"/{i}") for i in range(20)]
+        assert statuses(await asyncio.wait_for(asyncio.gather(*results[1:]), 3)) == {200: 19}
+        assert not results[0].done()
+
+
+async def test_who_goes_ahead_and_fails_alone_fails_alone() -> None:
+    async with serving() as (server, client):
+        server.script.add(RstStream(), key="/0")
+        assert statuses(await client.many(20)) == {200: 19, -STREAM_RESET: 1}
+
+
+# --- names
+
+
+async def test_a_dead_name_delays_only_its_own_origin(dns: Dns) -> None:
+    async with Server() as server:
+        dns.names["push.test"] = ["127.0.0.1"]
+        engine = HttpEngine(resolver=Resolver([f"127.0.0.1:{dns.port}"], timeout=1.0))
+        try:
+            here = replace(endpoint_of(server), url=f"https://localhost:{server.port}")
+            dead = [Client(engine, replace(here, url=f"https://dead{i}.test")).start() for i in range(200)]
+            began = asyncio.get_running_loop().time()
+            assert statuses(await Client(engine, here).many(20)) == {200: 20}
+            assert asyncio.get_running_loop().time() - began < 0.8
+            failures = await asyncio.wait_for(asyncio.gather(*dead), 10)
+            assert {(str(f), getattr(f, "unreachable", None)) for f in failures} == {("host name not resolved", True)}
+        finally:
+            await engine.close()
+
+
+async def test_a_name_that_leads_elsewhere_later_is_followed(dns: Dns) -> None:
+    async with Server(host="127.0.0.1") as first, Server(host="127.0.0.2", port=first.port) as second:
+        dns.names["localhost.test"] = ["127.0.0.1"]
+        resolver = Resolver([f"127.0.0.1:{dns.port}"])
+        engine = HttpEngine(resolver=resolver)
+        try:
+            origin = replace(endpoint_of(first), url=f"https://localhost.test:{first.port}")
+            client = Client(engine, origin)
+            assert isinstance(await client.post(), HttpFailure)  # it has another name, so that TLS refuses
+            resolver._keep("localhost.test", Addresses.of(["127.0.0.2"]), float("inf"))
+            assert isinstance(await client.post(), HttpFailure)
+            assert (first.counters.opened, second.counters.opened) == (1, 1)
+        finally:
+            await engine.close()
+
+
+async def test_a_name_with_an_address_that_does_not_answer_is_reached_at_the_next(dns: Dns) -> None:
+    async with serving() as (server, client):
+        client.engine._names._keep("localhost", Addresses.of(["127.0.0.9", "127.0.0.1"]), float("inf"))
+        named = replace(client.endpoint, url=f"https://localhost:{server.port}")
+        assert statuses(await Client(client.engine, named).many(5)) == {200: 5}
+
+
+# --- what is told on demand
+
+
+async def test_the_date_of_an_answer_is_there_if_it_was_asked_for() -> None:
+    async with serving() as (server, client):
+        date = (("date", "Tue, 15 Nov 1994 08:12:31 GMT"),)
+        server.script.add(*[Answer(403, headers=date)] * 3, Answer(403, headers=(("date", "soon"),)), Answer(403))
+        plain = HttpRequest(client.endpoint, "/", (), BODY)
+        for request, expected in (
+            (plain, None),
+            (replace(plain, dated=True), 784_887_151.0),
+            (plain, None),
+            (replace(plain, dated=True), None),
+            (replace(plain, dated=True), None),
+        ):
+            result: asyncio.Future[HttpResult] = asyncio.get_running_loop().create_future()
+            client.engine.send([(request, result.set_result)])
+            answer = await asyncio.wait_for(result, 10)
+            assert isinstance(answer, HttpResponse)
+            assert answer.date == expected
+
+
+async def test_strangers_are_told_no_more_than_our_name() -> None:
+    async with serving() as (server, client):
+        await client.post()
+        assert dict(server.requests[0].headers)["user-agent"] == "ntf-relay"
+
+
+async def test_the_kernel_gives_up_a_peer_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[int] = []
+    notice = links._notice_soon
+
+    def spy(fd: int) -> None:
+        notice(fd)
+        with socket.socket(fileno=os.dup(fd)) as s:
+            set_to.append(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr(links, "_notice_soon", spy)
+    async with serving() as (_, client):
+        await client.post()
+    assert set_to == [10_000]
+
+
 # --- connections that go wrong
 
 
@@ -350,10 +560,27 @@ async def test_a_cut_connection_fails_its_requests_and_is_replaced(fault: CutTls
         assert server.counters.opened > 1
 
 
+async def test_what_is_lost_with_a_warm_connection_is_sent_again_a_few_times() -> None:
+    async with serving() as (server, client):
+        drawn: list[str] = []
+        draw = server.draw
+        server.draw = lambda r: (drawn.append(r.path), draw(r))[1]  # type: ignore[method-assign]
+        await client.post()
+        server.script.add(CutTls(), CutTls(), key="/once")
+        assert statuses([await client.post("/once")]) == {200: 1}
+        server.script.add(*[CutTls()] * 50, key="/always")
+        failure = await client.post("/always")
+        assert isinstance(failure, HttpFailure)
+        assert not (failure.unreachable or failure.timeout)
+        assert 2 <= drawn.count("/always") < 30
+        assert statuses(await client.many(10)) == {200: 10}
+
+
 async def test_an_outage_and_its_end() -> None:
     async with serving(latency=0.1) as (server, client):
+        await client.post()
         waiting = asyncio.gather(*(client.start() for _ in range(20)))
-        await until_requests(server, 20)
+        await until_requests(server, 21)
         await server.stop()
         assert all(isinstance(r, HttpFailure) for r in await asyncio.wait_for(waiting, 10))
         refused = await client.many(3)
@@ -473,7 +700,8 @@ async def test_an_endpoint_that_changes_takes_nothing_of_the_last_one(tmp_path: 
     """Transfers are used again: first through a proxy with a certificate and to public hosts only, then plainly."""
     async with Proxy() as proxy, serving() as (_, client):
         cert, key = client_certificate(tmp_path)
-        odd = replace(client.endpoint, proxy=proxy.url(), http2_only=False, client_cert=cert, client_key=key)
+        shown = {"client_cert": Path(cert).read_bytes(), "client_key": Path(key).read_bytes()}
+        odd = replace(client.endpoint, proxy=proxy.url(), http2_only=False, **shown)
         public = replace(client.endpoint, public_only=True)
         assert statuses([await Client(client.engine, odd).post()]) == {200: 1}
         assert statuses([await Client(client.engine, public).post()]) == {-pycurl.E_COULDNT_CONNECT: 1}
@@ -497,7 +725,7 @@ async def test_an_address_that_is_not_public_is_not_connected_to(host: str) -> N
 
 async def test_a_name_is_judged_by_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
-    monkeypatch.setattr(http, "is_public_ip", lambda ip: judged.append(ip) or ip == "127.0.0.1")
+    monkeypatch.setattr(names, "is_public_ip", lambda ip: judged.append(ip) or ip == "127.0.0.1")
     async with serving() as (_, client):
         named = replace(client.endpoint, url=client.endpoint.url.replace("127.0.0.1", "localhost"), public_only=True)
         assert statuses(await Client(client.engine, named).many(5)) == {200: 5}
@@ -606,7 +834,8 @@ async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
         server._context.verify_mode = ssl.CERT_REQUIRED
         refused = await client.post()
         assert isinstance(refused, HttpFailure)
-        shown = Client(client.engine, replace(client.endpoint, client_cert=cert, client_key=key))
+        pem = {"client_cert": Path(cert).read_bytes(), "client_key": Path(key).read_bytes()}
+        shown = Client(client.engine, replace(client.endpoint, **pem))
         assert statuses(await shown.many(20)) == {200: 20}
         assert isinstance(await client.post(), HttpFailure)  # not on the connection of the other
         [link] = server.connections
@@ -620,16 +849,17 @@ async def test_a_client_certificate_that_cannot_be_used(tmp_path: Path, damage: 
     cert, key = client_certificate(tmp_path)
     match damage:
         case "no certificate":
-            cert = str(tmp_path / "none.pem")
+            Path(cert).write_bytes(b"none")
         case "no key":
-            key = str(tmp_path / "none.key")
+            Path(key).write_bytes(b"none")
         case "another key":
             (tmp_path / "other").mkdir()
             _, key = client_certificate(tmp_path / "other")
         case _:
             cert, key = client_certificate(tmp_path, b"password")
     async with serving() as (_, client):
-        failure = await Client(client.engine, replace(client.endpoint, client_cert=cert, client_key=key)).post()
+        pem = {"client_cert": Path(cert).read_bytes(), "client_key": Path(key).read_bytes()}
+        failure = await Client(client.engine, replace(client.endpoint, **pem)).post()
         assert isinstance(failure, HttpFailure)
         assert (str(failure), failure.unreachable) == ("client certificate not usable", True)
         assert statuses([await client.post()]) == {200: 1}

@@ -4,15 +4,17 @@ import os
 from collections.abc import Sequence
 
 import pytest
+from claims import claim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntf_server.push import payload
 from ntf_server.push.payload import APNS_LIMIT, PADDED_SIZE, entries
-from ntf_server.store.records import MAX_ENTRIES, Notification, Push, PushKind, StoredNotification
+from ntf_server.store.records import MAX_ENTRIES, Claim, PushKind
+from ntf_server.store.records import Entry as Stored
 from smp_bridge import crypto
 from smp_bridge.address import ServerAddress
-from smp_bridge.ntf import DeviceToken, Entry, Provider
+from smp_bridge.ntf import Entry, Provider
 
 SECRET = bytes(range(32))
 CODE = bytes(range(100, 132))
@@ -26,17 +28,15 @@ SERVER = ServerAddress("smp", ("smp8.simplex.im", "a" * 56 + ".onion"), "5223", 
 LONG = ServerAddress("smp", ("h" * 200, "i" * 200), "5223", b"h" * 32)  # SNEW, in a block of 512 bytes, has no room
 
 
-def stored(seq: int, *, sent: bool = False, server: ServerAddress = SERVER) -> StoredNotification:
-    notification = Notification(seq.to_bytes(24), 1_800_000_000 + seq, bytes([seq]) * 24, bytes([seq]) * 144)
-    return StoredNotification(seq, seq, sent, server, notification)
+def stored(seq: int, *, sent: bool = False, server: ServerAddress = SERVER) -> Stored:
+    return Stored(seq, seq, sent, server, seq.to_bytes(24), 1_800_000_000 + seq, bytes([seq]) * 24, bytes([seq]) * 144)
 
 
-def push(kind: PushKind, notifications: Sequence[StoredNotification] = (), code: bytes = CODE) -> Push:
-    device = DeviceToken(Provider.APNS, b"device")
-    return Push(1, 0, device, crypto.box_key(SECRET), kind, 1_800_000_000, code, tuple(notifications))
+def push(kind: PushKind, notifications: Sequence[Stored] = (), code: bytes = CODE) -> Claim:
+    return claim(Provider.APNS, b"device", kind, code=code, entries=tuple(notifications))
 
 
-def apns_body(push: Push) -> tuple[bytes, tuple[StoredNotification, ...]]:
+def apns_body(push: Claim) -> tuple[bytes, tuple[Stored, ...]]:
     return payload.apns_body(push, os.urandom(24))
 
 
@@ -52,9 +52,8 @@ def parsed(body: bytes) -> list[Entry]:
     return [Entry.parse(entry) for entry in opened(body, "message").split(b";")]
 
 
-def entry(s: StoredNotification) -> Entry:
-    n = s.notification
-    return Entry(str(s.server), n.notifier_id, n.received_at, n.nonce, n.meta)
+def entry(s: Stored) -> Entry:
+    return Entry(str(s.server), s.notifier_id, s.received_at, s.nonce, s.meta)
 
 
 # --- the bodies, to the letter
@@ -118,8 +117,7 @@ SERVERS = st.builds(
     st.sampled_from(["", "5223", "65535"]),
     st.binary(min_size=32, max_size=32),
 )
-NOTIFICATIONS = st.builds(
-    Notification,
+NOTIFICATIONS = st.tuples(
     st.binary(max_size=255),
     st.integers(0, 2**40),
     st.binary(min_size=24, max_size=24),
@@ -128,18 +126,18 @@ NOTIFICATIONS = st.builds(
 
 
 @st.composite
-def pushed(draw: st.DrawFn) -> list[StoredNotification]:
+def pushed(draw: st.DrawFn) -> list[Stored]:
     """Up to six, in the order of arrival, at least one of them not sent."""
     count = draw(st.integers(1, MAX_ENTRIES))
     sent = draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(lambda s: not all(s)))
     servers = draw(st.lists(SERVERS, min_size=1, max_size=2))
-    return [StoredNotification(i, i, s, servers[i % len(servers)], draw(NOTIFICATIONS)) for i, s in enumerate(sent)]
+    return [Stored(i, i, s, servers[i % len(servers)], *draw(NOTIFICATIONS)) for i, s in enumerate(sent)]
 
 
 @settings(max_examples=150, deadline=None)
 @given(pushed())
 def test_whatever_it_holds_a_body_has_one_size_and_nothing_is_left_out_in_silence(
-    notifications: list[StoredNotification],
+    notifications: list[Stored],
 ) -> None:
     body, held = apns_body(push(PushKind.MESSAGES, notifications))
     assert len(body) == len(apns_body(push(PushKind.MESSAGES, [stored(1)]))[0]) <= APNS_LIMIT
@@ -182,8 +180,8 @@ def test_six_queues_of_a_usual_server_fit() -> None:
 
 
 def test_the_longest_notification_there_can_be_fits() -> None:
-    longest = Notification(bytes(255), 2**40, bytes(24), bytes(255))
-    body, held = apns_body(push(PushKind.MESSAGES, [StoredNotification(1, 1, False, LONG, longest)]))
+    longest = Stored(1, 1, False, LONG, bytes(255), 2**40, bytes(24), bytes(255))
+    body, held = apns_body(push(PushKind.MESSAGES, [longest]))
     assert len(held) == 1
     assert len(body) <= APNS_LIMIT
 

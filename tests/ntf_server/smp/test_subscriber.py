@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from node import NOW, Node, settled
 
 from ntf_server.observe.metrics import KindCounter
-from ntf_server.smp import subscriber as module
-from ntf_server.store.records import Due, PushKind
+from ntf_server.smp import inbox as module
+from ntf_server.store.contract import Store
+from ntf_server.store.records import PushKind
 from smp_bridge import ntf, smp
 from smp_bridge.client import Client
 from smp_bridge.ntf import Provider, SubscriptionStatus
@@ -39,6 +40,12 @@ def open_node(tmp_path: Path) -> Open:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
+
+
+async def associated(node: Node, server: SmpServer) -> int:
+    """Subscriptions that our service on the server has."""
+    store: Store = node.store.store
+    return (await store.service_state(node.subscriber._sessions[server.address].stored)).associated
 
 
 # --- statuses
@@ -80,7 +87,7 @@ async def test_a_lost_connection_costs_no_write_a_subscription(
     await smp_server.start()
     for subscription in subscriptions:
         await node.until(subscription, S.ACTIVE)
-    assert (node.store.calls["begin_service"], node.store.calls["page"], node.store.calls["confirm"]) == (1, 2, 0)
+    assert (node.store.calls["begin"], node.store.calls["page"], node.store.calls["confirm"]) == (1, 1, 0)
 
 
 async def test_a_page_is_active_as_far_as_it_was_answered(
@@ -107,7 +114,7 @@ async def test_what_was_not_paged_yet_is_not_active(
     page, gate = node.store.store.page, asyncio.Event()
 
     async def second_waits(*args: Any) -> Any:
-        if args[1] != (0, 0):
+        if args[1] is not None:
             await gate.wait()
         return await page(*args)
 
@@ -262,6 +269,58 @@ async def test_more_than_a_page(
     assert smp_server.nsubs() == len(queues)
 
 
+# --- servers that nobody needs
+
+
+async def test_a_session_ends_some_time_after_its_last_subscription_is_gone(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    async with open_node({"release_after": 0.3}) as node:
+        deleted, ended, gone_there = [await recipient.queue() for _ in range(3)]
+        ids = await node.add_active(smp_server, deleted, ended, gone_there)
+        await node.delete(ids[0])
+        await gone_there.delete()
+        await node.until(ids[2], S.DELETED)
+        await asyncio.sleep(0.5)
+        assert smp_server.connections == 2  # one is left
+        async with await Client.connect(smp_server.address) as other:
+            await other.request(smp.NSub(), ended.notifier_id, ended.notifier_key)
+            await node.until(ids[1], S.END)
+        await smp_server.until(lambda: smp_server.connections == 1)
+        accepted = smp_server.accepted
+        await asyncio.sleep(0.3)
+        assert smp_server.accepted == accepted  # and it does not come back
+        await node.until(await node.add_queue(smp_server, await recipient.queue()), S.ACTIVE)
+
+
+async def test_a_session_ends_when_its_token_is_deleted(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    async with open_node({"release_after": 0.05}) as node:
+        await node.add_active(smp_server, *[await recipient.queue() for _ in range(3)])
+        await node.store.store.delete_token(node.token)
+        await smp_server.until(lambda: smp_server.connections == 1)
+
+
+async def test_a_session_ends_when_all_was_refused(open_node: Open, smp_server: SmpServer) -> None:
+    async with open_node({"release_after": 0.05}) as node:
+        await node.until(await node.add(smp_server.address, os.urandom(24), Ed25519PrivateKey.generate()), S.AUTH)
+        await smp_server.until(lambda: smp_server.accepted == 1 and not smp_server.connections)
+
+
+async def test_a_session_stays_for_who_subscribes_another_queue_soon(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    async with open_node({"release_after": 0.3}) as node:
+        [first] = await node.add_active(smp_server, await recipient.queue())
+        accepted = smp_server.accepted
+        await node.delete(first)
+        second = await node.add_queue(smp_server, await recipient.queue())
+        await asyncio.sleep(0.6)
+        await node.until(second, S.ACTIVE)
+        assert smp_server.accepted == accepted
+
+
 # --- events
 
 
@@ -269,10 +328,12 @@ async def test_a_notification_is_stored(node: Node, smp_server: SmpServer, recip
     queue = await recipient.queue()
     await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
     await queue.send("hello")
-    assert await node.due.get() == Due(node.token, Provider.APNS_NULL, PushKind.MESSAGES)
-    [notification] = await node.notifications()
-    assert (notification.notifier_id, notification.received_at) == (queue.notifier_id, NOW)
-    meta = queue.open_notification(notification.nonce, notification.meta)
+    claim = await asyncio.wait_for(node.pushed.claims.get(), 10)
+    assert (claim.token, claim.kind, claim.device.provider) == (node.token, PushKind.MESSAGES, Provider.APNS_NULL)
+    [entry] = claim.entries
+    assert (entry.notifier_id, entry.server) == (queue.notifier_id, smp_server.address)
+    assert NOW <= entry.received_at < NOW + 3600
+    meta = queue.open_notification(entry.nonce, entry.meta)
     assert meta.message_id == (await queue.receive()).message_id
 
 
@@ -288,7 +349,7 @@ async def test_the_newest_notification_of_each_queue_is_kept(
     async with asyncio.timeout(10):
         while newest != {
             n.notifier_id: q.open_notification(n.nonce, n.meta).message_id
-            for n in await node.notifications()
+            for n in node.pushed.newest.values()
             for q in queues
             if q.notifier_id == n.notifier_id
         }:
@@ -301,8 +362,8 @@ async def test_what_waited_on_the_server_comes_with_the_subscription(
     queue = await recipient.queue()
     await queue.send("early")
     await node.add_queue(smp_server, queue)
-    await asyncio.wait_for(node.due.get(), 10)
-    assert [n.notifier_id for n in await node.notifications()] == [queue.notifier_id]
+    await asyncio.wait_for(node.pushed.claims.get(), 10)
+    assert list(node.pushed.newest) == [queue.notifier_id]
 
 
 async def test_a_notification_of_a_deleted_subscription(
@@ -313,19 +374,17 @@ async def test_a_notification_of_a_deleted_subscription(
         subscription = await node.add_queue(smp_server, queue)
         await node.until(subscription, S.ACTIVE)
         if queue is gone:
-            found = await node.store.store.find_subscription(subscription)
-            assert found is not None
-            await node.store.store.delete_subscription(found[1].ref)
+            await node.delete(subscription)
     await gone.send("nobody wants it")
     await kept.send("hello")
-    await asyncio.wait_for(node.due.get(), 10)
-    assert [n.notifier_id for n in await node.notifications()] == [kept.notifier_id]
+    await asyncio.wait_for(node.pushed.claims.get(), 10)
+    assert list(node.pushed.newest) == [kept.notifier_id]
 
 
 # --- a store that fails for a while
 
 
-@pytest.mark.parametrize("method", ["is_wanted", "begin_service", "page", "load_wanted", "confirm"])
+@pytest.mark.parametrize("method", ["is_wanted", "acquire", "begin", "page", "load", "confirm"])
 async def test_subscribing_survives_a_failing_store(
     open_node: Open, smp_server: SmpServer, recipient: Recipient, method: str
 ) -> None:
@@ -340,10 +399,10 @@ async def test_subscribing_survives_a_failing_store(
     [
         "is_wanted",
         "service_certificate",
-        "set_service_certificate",
-        "begin_service",
+        "acquire",
+        "begin",
         "page",
-        "load_wanted",
+        "load",
         "confirm",
         "service_state",
     ],
@@ -357,10 +416,10 @@ async def test_becoming_a_service_survives_a_failing_store(
         await settled(node, smp_server)
         assert node.store.failing[method] == 0
         assert smp_server.accepted == 2
-        assert (await node.store.store.service_state(smp_server.address)).associated == 2
+        assert await associated(node, smp_server) == 2
 
 
-@pytest.mark.parametrize("method", ["service_state", "reassociate", "set_released", "begin_service", "confirm"])
+@pytest.mark.parametrize("method", ["service_state", "reassociate", "set_released", "begin", "confirm"])
 async def test_a_fallback_survives_a_failing_store(
     open_node: Open, smp_server: SmpServer, queues: list[Queue], method: str
 ) -> None:
@@ -388,9 +447,9 @@ async def test_notifications_survive_a_failing_store(node: Node, smp_server: Smp
     for queue in queues:
         await queue.send("hello")
     async with asyncio.timeout(10):
-        while len(await node.store.store.load_pushes([node.token], NOW)) == 0 or len(await node.notifications()) < 5:
+        while len(node.pushed.newest) < 5:
             await asyncio.sleep(0.005)
-    assert {n.notifier_id for n in await node.notifications()} == {q.notifier_id for q in queues}
+    assert set(node.pushed.newest) == {q.notifier_id for q in queues}
 
 
 async def test_a_block_that_is_tried_again_does_not_replace_a_later_one(
@@ -404,9 +463,10 @@ async def test_a_block_that_is_tried_again_does_not_replace_a_later_one(
         await queue.send(text)
         ids.append((await queue.receive()).message_id)
     async with asyncio.timeout(10):
-        while node.store.calls["notify"] < 3 or node.subscriber._inboxes:
+        while node.store.calls["notify"] < 3 or node.subscriber._inbox.waiting or not node.pushed.newest:
             await asyncio.sleep(0.005)
-    [newest] = await node.notifications()
+    await asyncio.sleep(0.1)  # what a second push would bring
+    [newest] = node.pushed.newest.values()
     assert queue.open_notification(newest.nonce, newest.meta).message_id == ids[1]
 
 
@@ -417,7 +477,7 @@ async def test_ends_survive_a_failing_store(
     queue = await recipient.queue()
     subscription = await node.add_queue(smp_server, queue)
     await node.until(subscription, S.ACTIVE)
-    node.store.failing["end_subscriptions"] = 5
+    node.store.failing["end"] = 5
     async with await Client.connect(smp_server.address) as other:
         if event == "END":
             await other.request(smp.NSub(), queue.notifier_id, queue.notifier_key)
@@ -431,15 +491,15 @@ async def test_reading_stops_while_the_store_fails(
 ) -> None:
     queue = await recipient.queue()
     await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
-    monkeypatch.setattr(module, "_EVENTS", 10)
+    monkeypatch.setattr(module, "_PER_SESSION", 10)
     node.store.failing["notify"] = 10**9
     for _ in range(100):
         smp_server.notify(queue.notifier_id)
         await asyncio.sleep(0)
     await asyncio.sleep(0.2)
-    assert node.subscriber._waiting <= 10
+    assert node.subscriber._inbox.waiting <= 10
     node.store.failing.clear()
-    await asyncio.wait_for(node.due.get(), 10)
+    await asyncio.wait_for(node.pushed.claims.get(), 10)
 
 
 async def test_what_comes_while_the_store_is_busy_is_stored_together(
@@ -453,25 +513,24 @@ async def test_what_comes_while_the_store_is_busy_is_stored_together(
         smp_server.notify(queue.notifier_id)  # a block each
         await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        while len(await node.notifications()) < 5:
+        while len(node.pushed.newest) < 5:
             await asyncio.sleep(0.005)
     assert node.store.calls["notify"] <= 4
-    assert node.subscriber._waiting == 0
+    assert node.subscriber._inbox.waiting == 0
 
 
 async def test_a_failing_store_does_not_hold_up_a_stop_for_ever(
-    node: Node, smp_server: SmpServer, recipient: Recipient, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
 ) -> None:
-    monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.1)
     queue = await recipient.queue()
     await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
     node.store.failing["notify"] = 10**9
     await queue.send("hello")
     async with asyncio.timeout(10):
-        while not node.subscriber._inboxes:
+        while not node.subscriber._inbox.waiting:
             await asyncio.sleep(0.005)
-        await node.subscriber.close()
-    assert "1 events could not be stored before the stop" in [r.getMessage() for r in logged]
+        await node.subscriber.close(0.1)
+    assert "1 events of SMP servers could not be stored before the stop" in [r.getMessage() for r in logged]
 
 
 async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
@@ -480,10 +539,11 @@ async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, re
     node.store.failing["notify"] = 5
     await queue.send("hello")
     async with asyncio.timeout(10):
-        while not node.subscriber._inboxes:
+        while not node.subscriber._inbox.waiting:
             await asyncio.sleep(0.005)
-        await node.subscriber.close()
-    assert [n.notifier_id for n in await node.notifications()] == [queue.notifier_id]
+        await node.subscriber.close(10)
+        while list(node.pushed.newest) != [queue.notifier_id]:
+            await asyncio.sleep(0.005)
 
 
 async def test_many_servers(node: Node) -> None:

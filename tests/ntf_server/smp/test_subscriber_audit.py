@@ -14,8 +14,8 @@ from ntf_server.config.server_list import ServerList
 from ntf_server.observe.metrics import Counter, KindCounter, ServerCounter
 from smp_bridge import ntf, smp
 from smp_bridge.address import ServerAddress
+from smp_bridge.failure import ConnectFailure
 from smp_bridge.ntf import SubscriptionStatus
-from smp_bridge.subscriptions import ConnectFailure
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Err
 
@@ -150,7 +150,7 @@ async def test_nothing_is_audited_before_all_was_subscribed_or_without_a_session
 async def test_what_was_deleted_meanwhile_is_forgotten(node: Node, smp_server: SmpServer, queues: list[Queue]) -> None:
     ids = await node.add_active(smp_server, *queues[:2])
     await settled(node, smp_server)
-    node.store.failing["load_wanted"] = 10**9
+    node.store.failing["load"] = 10**9
     await node.audit(smp_server, *ids)
     await node.delete(ids[0])
     node.store.failing.clear()

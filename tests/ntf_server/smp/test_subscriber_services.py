@@ -11,7 +11,8 @@ import pytest
 from node import Node, connect_service, notified, service_credentials, settled, take_over
 
 from ntf_server.observe.metrics import KindCounter
-from ntf_server.smp import subscriber as module
+from ntf_server.smp import inbox as module
+from ntf_server.store.records import Change, ChangeKind, ServiceState, Session
 from smp_bridge import ntf, smp
 from smp_bridge.client import Client, Event
 from smp_bridge.ntf import SubscriptionStatus
@@ -53,8 +54,12 @@ class Gate:
         return await self._method(*args)
 
 
+async def service_state(node: Node, server: SmpServer) -> ServiceState:
+    return await node.store.store.service_state(node.subscriber._sessions[server.address].stored)
+
+
 async def released(node: Node, server: SmpServer) -> int:
-    return (await node.store.store.service_state(server.address)).released
+    return (await service_state(node, server)).released
 
 
 async def until_released(node: Node, server: SmpServer, expected: int) -> None:
@@ -72,7 +77,7 @@ async def test_queues_are_associated_and_a_restart_needs_no_nsub(
     async with open_node() as first:
         ids = await first.add_active(smp_server, *queues)
         assert all(smp_server.associated(q.notifier_id) for q in queues)
-        assert (await first.store.store.service_state(smp_server.address)).associated == 5
+        assert (await service_state(first, smp_server)).associated == 5
         await notified(first, smp_server, queues[0])
     await smp_server.until(lambda: smp_server.connections == 1)
     nsubs, commands = smp_server.nsubs(), smp_server.nsubs_commands
@@ -123,7 +128,8 @@ async def test_a_page_of_which_all_was_asked_for_already(
     await smp_server.start()
     await asyncio.wait_for(pages.waiting.wait(), 10)
     for i in ids[:2]:
-        node.subscriber.subscribe(smp_server.address, (await node.find(i)).ref)
+        ref = (await node.find(i)).ref
+        node.subscriber._take_change(Change(ChangeKind.ADDED, smp_server.address, (ref,)))
     pages.open.set()
     await node.all_active(ids)
     assert [smp_server.nsubs(q.notifier_id) for q in queues] == [1] * 5
@@ -182,7 +188,7 @@ async def test_what_is_added_while_connected_is_associated_and_counted(
 ) -> None:
     await node.add_active(smp_server, *queues[:2])
     ids = await node.add_active(smp_server, *queues[2:])
-    assert (await node.store.store.service_state(smp_server.address)).associated == 5
+    assert (await service_state(node, smp_server)).associated == 5
     assert node.gauge("ntf_subscriptions_active") == 5
     nsubs = smp_server.nsubs()
     smp_server.drop_all()
@@ -204,7 +210,7 @@ async def test_a_server_that_does_not_associate(open_node: Open, smp_server: Smp
     async with open_node() as node:
         smp_server.script_nsub(queues[0].notifier_id, smp.SOk())
         ids = await node.add_active(smp_server, *queues[:2])
-        assert (await node.store.store.service_state(smp_server.address)).associated == 1
+        assert (await service_state(node, smp_server)).associated == 1
         smp_server.script_nsub(queues[0].notifier_id, smp.SOk())
         smp_server.drop_all()
         await node.until(ids[0], S.INACTIVE)
@@ -220,7 +226,7 @@ async def test_a_server_that_does_not_associate(open_node: Open, smp_server: Smp
                     await asyncio.sleep(0.005)
             assert node.counts(DRIFT) == ({} if nsubs == 5 else {"reassociated": 1})
         assert node.gauge("ntf_subscriptions_active") == 2
-        assert (await node.store.store.service_state(smp_server.address)).associated == 2
+        assert (await service_state(node, smp_server)).associated == 2
 
 
 # --- what was deleted here, or there
@@ -276,14 +282,14 @@ async def test_a_count_that_is_too_low_for_a_moment(node: Node, smp_server: SmpS
     nsubs, store = smp_server.nsubs(), node.store.store
     calls: list[int] = []
 
-    async def service_state(*args: Any) -> Any:
-        state = await store.service_state(*args)
+    async def then_deleted(session: Session) -> ServiceState:
+        state = await store.service_state(session)
         if not calls:
-            await store.end_subscriptions(smp_server.address, [queues[0].notifier_id], S.DELETED)
+            await store.end(session, [queues[0].notifier_id], S.DELETED)
         calls.append(state.associated)
         return state
 
-    node.store.service_state = service_state  # type: ignore[attr-defined]
+    node.store.service_state = then_deleted  # type: ignore[attr-defined]
     smp_server.service_count_offset = -1
     smp_server.drop_all()
     await node.until(ids[1], S.INACTIVE)
@@ -517,7 +523,7 @@ async def test_switched_off_and_on(open_node: Open, smp_server: SmpServer, queue
         await queues[0].send("while away")
         nsubs = smp_server.nsubs()
         async with open_node(services=services) as node:
-            await asyncio.wait_for(node.due.get(), 10)  # it waited on the server
+            await asyncio.wait_for(node.pushed.claims.get(), 10)  # it waited on the server
             await node.all_active(ids)
             await settled(node, smp_server)
             assert {smp_server.associated(q.notifier_id) for q in queues[:4]} == {services}
@@ -549,7 +555,7 @@ async def test_ends_by_another_relay(open_node: Open, smp_server: SmpServer, que
             await queues[0].send("to the rival")
             taken = await asyncio.wait_for(events.get(), 5)
             assert isinstance(taken.message, smp.NMsg)
-            assert node.due.empty()
+            assert node.pushed.claims.empty()
             ended = await asyncio.wait_for(events.get(), 5)
             assert ended.message == smp.Ends(5)
             assert smp_server.accepted == accepted + 1

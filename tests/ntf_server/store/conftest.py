@@ -1,11 +1,11 @@
-"""A store on a file of its own."""
+"""A store on a file of its own, with a clock that a test sets."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from store_world import MASTER, FakeClock
 
-from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
 
 
@@ -15,7 +15,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(path, master_key=MasterKey(b"a master key of thirty-two bytes"))
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def store(path: Path, clock: FakeClock) -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(path, master_key=MASTER, clock=clock.clock)
     yield store
     await store.close()

@@ -743,12 +743,3 @@ async def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process.send_signal(signal.SIGTERM)
     output, errors = await asyncio.wait_for(process.communicate(), 10)
     assert (process.returncode, output, errors) == (0, b"", b"")
-
-
-async def test_command_refuses_options_of_another_kind() -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ntf_server.testing", "--kind", "fcm", "--topic", "x"),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, errors = await asyncio.wait_for(process.communicate(), 10)
-    assert (process.returncode, b"--kind apns" in errors) == (2, True)

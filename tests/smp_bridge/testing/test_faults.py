@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from smp_bridge import smp
 from smp_bridge.client import Client
+from smp_bridge.connecting import connect
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.testing.faults import duplicate, lose_every, mix_blocks, reverse
 from smp_bridge.transmission import Session, encode_blocks, encode_transmission, parse_block
-from smp_bridge.transport import BlockConnection, ConnectionClosedError, connect
+from smp_bridge.transport import BlockConnection, ConnectionClosedError
 
 _blocks = st.lists(st.lists(st.binary(min_size=1, max_size=3), max_size=5))
 

@@ -1,7 +1,5 @@
 import asyncio
 import os
-import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import crypto, smp
-from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Event, Request, ServerError
+from smp_bridge.connecting import connect
 from smp_bridge.encoding import short
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Invalid, Session, encode_transmission, parse_block
-from smp_bridge.transport import BlockConnection, connect
+from smp_bridge.transport import BlockConnection
 
 ALL_VERSIONS = range(6, 19)
 
@@ -555,35 +553,3 @@ async def test_until_gives_up(server: SmpServer) -> None:
 async def test_versions_can_be_limited() -> None:
     async with SmpServer(versions=(8, 12)) as server, await Raw.connect(server) as raw:
         assert raw.session.version == 12
-
-
-# --- the command
-
-
-async def _run(*arguments: str) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "smp_bridge.testing", *arguments]
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-
-
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_the_command_serves_until_a_signal(stop: signal.Signals) -> None:
-    process = await _run("--port", "0")
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
-    address = ServerAddress.from_text(line.rstrip("\n"))
-    assert address.hosts == ("localhost",)
-    async with await Recipient.connect(address) as recipient:
-        queue = await recipient.queue()
-        await queue.send("x")
-        assert (await queue.receive()).body == b"x"
-        process.send_signal(stop)
-        assert await asyncio.wait_for(process.communicate(), 10) == (b"", b"")
-    assert process.returncode == 0
-
-
-async def test_the_command_says_that_the_port_is_taken(server: SmpServer) -> None:
-    process = await _run("--port", server.address.port)
-    out, err = await asyncio.wait_for(process.communicate(), 20)
-    assert (process.returncode, out, err.count(b"\n")) == (2, b"", 1)
-    assert server.address.port.encode() in err

@@ -10,13 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import smp
 from smp_bridge.client import Client, Event, Request, ServerError
+from smp_bridge.connecting import connect
 from smp_bridge.crypto import AuthPrivateKey
 from smp_bridge.handshake import HandshakeError, ServiceCredentials, ServiceRefusedError
 from smp_bridge.identity import Credentials, generate_key, issue_leaf
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import ERR_INTERNAL, ERR_SERVICE, Message, encode_transmission
-from smp_bridge.transport import connect
 
 CREDENTIALS, CA_KEY = Credentials.generate("ED25519", "service")
 OTHER, _ = Credentials.generate("ED448", "other service")

@@ -3,43 +3,27 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google.oauth2.service_account import Credentials
 
-from ntf_server.push.fcm.oauth import SCOPE, AccessToken, ServiceAccount, ServiceAccountError
-from ntf_server.push.http import Endpoint, HttpEngine
-from ntf_server.push.provider import Permanent, Result, Retry, Scope
+from ntf_server.config.service_account import parse_service_account
+from ntf_server.push.exchange import Endpoint, HttpFailure, HttpResponse
+from ntf_server.push.fcm.oauth import SCOPE, AccessToken, judge
+from ntf_server.push.fcm.settings import ServiceAccount
+from ntf_server.push.http import HttpEngine
+from ntf_server.push.verdict import Again, Ours, Scope, Verdict
 from ntf_server.testing import Answer, Delay, MockFcm, RstStream, Silence, grant_error
 
 NOW = 1_800_000_000
 KEY = rsa.generate_private_key(65537, 2048)
-Outcome = tuple[str | None, Result | None]
-
-
-def pem(key: Any, encryption: KeySerializationEncryption | None = None) -> str:
-    return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())).decode()
-
-
-FILE = {
-    "type": "service_account",
-    "project_id": "project",
-    "private_key_id": "kid",
-    "private_key": pem(KEY),
-    "client_email": "relay@project.iam.gserviceaccount.com",
-    "token_uri": "https://oauth2.googleapis.com/token",
-}
+Outcome = tuple[str | None, Verdict | None]
 
 
 class Clock:
@@ -77,7 +61,7 @@ async def granting(
 ) -> AsyncIterator[tuple[MockFcm, Tokens, Clock]]:
     clock = Clock()
     async with MockFcm(private_key=KEY, clock=clock, **options) as fcm:
-        account = ServiceAccount.parse(fcm.service_account(tmp_path / "account.json").read_bytes())
+        account = parse_service_account(fcm.service_account(tmp_path / "account.json").read_bytes())
         engine = HttpEngine()
         try:
             endpoint = Endpoint(fcm.token_url, str(fcm.ca_file), timeout=timeout, http2_only=False)
@@ -92,42 +76,6 @@ async def until_grants(fcm: MockFcm, tokens: Tokens, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
-# --- the file
-
-
-def test_a_service_account_as_google_gives_it_out() -> None:
-    account = ServiceAccount.parse(json.dumps(FILE).encode())
-    assert (account.project_id, account.key_id, account.client_email) == ("project", "kid", FILE["client_email"])
-    assert account.token_uri == "https://oauth2.googleapis.com/token"
-    assert account.key.private_numbers() == KEY.private_numbers()
-    assert "PRIVATE" not in repr(account)
-    without = {k: v for k, v in FILE.items() if k not in {"token_uri", "private_key_id"}}
-    assert ServiceAccount.parse(json.dumps(without).encode()).token_uri == account.token_uri
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"SECRET",
-        b"[]",
-        b"\xff",
-        json.dumps(FILE | {"private_key": None}).encode(),
-        json.dumps(FILE | {"private_key": "SECRET"}).encode(),
-        json.dumps(FILE | {"private_key": pem(KEY, BestAvailableEncryption(b"SECRET"))}).encode(),
-        json.dumps(FILE | {"private_key": pem(ec.generate_private_key(ec.SECP256R1()))}).encode(),
-        json.dumps(FILE | {"token_uri": "http://oauth2.googleapis.com/SECRET"}).encode(),
-        json.dumps({k: v for k, v in FILE.items() if k != "client_email"}).encode(),
-        json.dumps({k: v for k, v in FILE.items() if k != "project_id"}).encode(),
-    ],
-)
-def test_another_file_is_refused_and_not_shown(content: bytes) -> None:
-    with pytest.raises(ServiceAccountError) as caught:
-        ServiceAccount.parse(content)
-    assert "SECRET" not in str(caught.value)
-    assert "BEGIN" not in str(caught.value)
-
-
 # --- the grant
 
 
@@ -140,7 +88,7 @@ async def test_the_assertion_is_what_google_s_own_library_sends(tmp_path: Path) 
         assert ours.keys() == expected.keys()
         assert (ours["iss"], ours["scope"]) == (expected["iss"], expected["scope"])
         assert ours["aud"] == fcm.token_url
-        assert (ours["iat"], ours["exp"]) == (NOW, NOW + 3600)
+        assert (ours["iat"], ours["exp"]) == (NOW - 60, NOW + 3540)
         headers = [jwt.get_unverified_header(t) for t in (tokens.access._assertion(), theirs)]
         assert headers[0] == headers[1]
 
@@ -238,32 +186,72 @@ async def test_a_token_that_is_not_taken_any_more_is_replaced_once(tmp_path: Pat
 @pytest.mark.parametrize("error", ["invalid_grant", "invalid_client", "invalid_scope"])
 async def test_a_refused_grant_is_for_the_operator(tmp_path: Path, error: str) -> None:
     async with granting(tmp_path) as (fcm, tokens, _):
-        fcm.script_grants(grant_error(error, "SECRET"))
+        fcm.script_grants(grant_error(error, "Not\nthis one"))
         token, failure = await tokens.one()
         assert token is None
-        assert failure == Permanent("OAuth: 400: the service account is refused")
+        assert failure == Ours(f"OAuth: 400 {error}: Not this one", Scope.PROVIDER)
         await tokens.token()
 
 
 async def test_an_account_with_another_key_is_refused(tmp_path: Path) -> None:
     async with granting(tmp_path) as (fcm, tokens, _):
         fcm._account._private_key = rsa.generate_private_key(65537, 2048)
-        assert isinstance((await tokens.one())[1], Permanent)
+        assert isinstance((await tokens.one())[1], Ours)
         assert fcm.refused_grants == 1
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [
+        (30, ""),
+        (600, ": this machine's clock is 600 s behind Google's"),
+        (-600, ": this machine's clock is 600 s ahead of Google's"),
+    ],
+)
+async def test_a_clock_that_is_wrong_is_named(tmp_path: Path, ahead: int, words: str) -> None:
+    async with granting(tmp_path) as (fcm, tokens, _):
+        refusal = grant_error("invalid_grant", "Too old")
+        fcm.script_grants(replace(refusal, headers=(("date", formatdate(NOW + ahead, usegmt=True)),)))
+        _, failure = await tokens.one()
+        assert failure == Ours(f"OAuth: 400 invalid_grant: Too old{words}", Scope.PROVIDER)
+
+
+async def test_a_clock_that_is_a_minute_ahead_is_no_trouble(tmp_path: Path) -> None:
+    async with granting(tmp_path) as (fcm, tokens, clock):
+        clock.now += 110
+        fcm._account._clock = lambda: NOW
+        assert await tokens.token()
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[" * 60_000, b'{"error":7,"error_description":["SECRET"]}'])
+def test_words_that_google_would_not_use_are_left_out(body: bytes) -> None:
+    assert judge(HttpResponse(400, body), NOW) == Ours("OAuth: 400", Scope.PROVIDER)
+
+
+def test_words_are_of_one_line_and_short() -> None:
+    body = json.dumps({"error": "invalid_grant", "error_description": "x\n\x1b[31m" * 100}).encode()
+    verdict = judge(HttpResponse(400, body), NOW)
+    assert isinstance(verdict, Ours)
+    assert verdict.reason.isprintable()
+    assert len(verdict.reason) < 200
+
+
+def test_no_answer_is_retried() -> None:
+    assert judge(HttpFailure(7, timeout=False), NOW) == Again("OAuth: connection refused", Scope.PROVIDER)
 
 
 @pytest.mark.parametrize(
     ("fault", "failure"),
     [
-        (Answer(503), Retry("OAuth: 503", Scope.PROVIDER)),
-        (Answer(500), Retry("OAuth: 500", Scope.PROVIDER)),
-        (Answer(429, headers=(("retry-after", "30"),)), Retry("OAuth: 429", Scope.PROVIDER, 30.0)),
-        (RstStream(), Retry("OAuth: HTTP/2 stream reset", Scope.PROVIDER)),
-        (Answer(302, headers=(("location", "/x"),)), Permanent("OAuth: 302: the service account is refused")),
-        (Silence(), Retry("OAuth: timed out", Scope.PROVIDER)),
+        (Answer(503), Again("OAuth: 503", Scope.PROVIDER)),
+        (Answer(500), Again("OAuth: 500", Scope.PROVIDER)),
+        (Answer(429, headers=(("retry-after", "30"),)), Again("OAuth: 429", Scope.PROVIDER, 30.0)),
+        (RstStream(), Again("OAuth: HTTP/2 stream reset", Scope.PROVIDER)),
+        (Answer(302, headers=(("location", "/x"),)), Ours("OAuth: 302", Scope.PROVIDER)),
+        (Silence(), Again("OAuth: timed out", Scope.PROVIDER)),
     ],
 )
-async def test_faults_of_the_token_endpoint(tmp_path: Path, fault: Any, failure: Result) -> None:
+async def test_faults_of_the_token_endpoint(tmp_path: Path, fault: Any, failure: Verdict) -> None:
     async with granting(tmp_path, timeout=0.3) as (fcm, tokens, _):
         fcm.script_grants(fault)
         waiting = [tokens.ask() for _ in range(10)]
@@ -274,7 +262,7 @@ async def test_faults_of_the_token_endpoint(tmp_path: Path, fault: Any, failure:
 async def test_a_token_endpoint_that_is_down(tmp_path: Path) -> None:
     async with granting(tmp_path) as (fcm, tokens, _):
         await fcm.stop()
-        assert await tokens.one() == (None, Retry("OAuth: connection refused", Scope.PROVIDER))
+        assert await tokens.one() == (None, Again("OAuth: connection refused", Scope.PROVIDER))
         await fcm.start()
         assert await tokens.token()
 
@@ -307,7 +295,7 @@ async def test_a_token_endpoint_that_is_down(tmp_path: Path) -> None:
 async def test_an_answer_that_google_would_not_give(tmp_path: Path, body: bytes) -> None:
     async with granting(tmp_path) as (fcm, tokens, _):
         fcm.script_grants(Answer(200, body=body))
-        assert await tokens.one() == (None, Retry("OAuth: the answer does not parse", Scope.PROVIDER))
+        assert await tokens.one() == (None, Again("OAuth: the answer does not parse", Scope.PROVIDER))
         assert await tokens.token()
 
 

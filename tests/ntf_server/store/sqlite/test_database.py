@@ -1,65 +1,30 @@
+"""Group commit, reads beside it, and what happens when the medium is in trouble."""
+
 import asyncio
-import contextlib
-import os
-import shutil
 import sqlite3
-import stat
-import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from database_world import FIRST, crash_image, insert, opened, values
 
-from ntf_server.store.records import StoreCorruptError, StoreError
+from ntf_server.store.contract import (
+    StoreConflictError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from ntf_server.store.sqlite import database as module
-from ntf_server.store.sqlite.database import APPLICATION_ID, Database
+from ntf_server.store.sqlite.database import LINGER, After, Database
 
 PAGE = 4096
-FIRST = "CREATE TABLE item (n INTEGER PRIMARY KEY, value BLOB NOT NULL UNIQUE) STRICT;"
-SECOND = "ALTER TABLE item ADD COLUMN size INTEGER NOT NULL DEFAULT 0; UPDATE item SET size = length(value);"
-
-
-def unexpected(error: StoreCorruptError) -> None:
-    raise AssertionError from error
-
-
-@contextlib.asynccontextmanager
-async def opened(
-    path: Path, *migrations: str, on_corrupt: Callable[[StoreCorruptError], None] = unexpected
-) -> AsyncIterator[Database]:
-    database = Database.open(path, migrations or (FIRST,), on_corrupt)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "relay.db"
 
 
 @pytest.fixture
 async def database(path: Path) -> AsyncIterator[Database]:
     async with opened(path) as database:
         yield database
-
-
-def insert(value: bytes) -> Callable[[sqlite3.Connection], int]:
-    def operation(c: sqlite3.Connection) -> int:
-        c.execute("INSERT INTO item (value) VALUES (?)", (value,))
-        return len(value)
-
-    return operation
-
-
-def values(c: sqlite3.Connection) -> list[bytes]:
-    return [value for (value,) in c.execute("SELECT value FROM item ORDER BY n")]
-
-
-def ask(sql: str) -> Callable[[sqlite3.Connection], object]:
-    return lambda c: c.execute(sql).fetchone()[0]
 
 
 class Gate:
@@ -121,7 +86,7 @@ async def test_a_huge_queue_is_committed_in_bounded_groups(database: Database) -
 async def asked(database: Database, count: int) -> list[asyncio.Task[int]]:
     """Patient operations while others were done just now; they wait."""
     database._given_at = asyncio.get_running_loop().time() + 1000
-    tasks = [asyncio.create_task(database.run(insert(b"%d" % i), patient=True)) for i in range(count)]
+    tasks = [asyncio.create_task(database.run(insert(b"%d" % i), linger=LINGER)) for i in range(count)]
     await asyncio.sleep(0)
     return tasks
 
@@ -154,10 +119,10 @@ async def test_many_patient_operations_wait_no_more(database: Database) -> None:
 
 async def test_a_patient_operation_after_a_pause_is_not_held_up(database: Database) -> None:
     """Whatever LINGER is."""
-    await database.run(insert(b"1"), patient=True)
+    await database.run(insert(b"1"), linger=LINGER)
     database._given_at -= 1000
     before = asyncio.get_running_loop().time()
-    task = asyncio.create_task(database.run(insert(b"2"), patient=True))
+    task = asyncio.create_task(database.run(insert(b"2"), linger=LINGER))
     await asyncio.sleep(0)
     assert database._timer is not None
     assert database._timer.when() <= asyncio.get_running_loop().time()
@@ -190,7 +155,7 @@ async def test_a_failing_operation_does_not_hurt_its_group(database: Database, w
 async def test_a_conflict_fails_the_later_operation_only(database: Database) -> None:
     first, second, third = await grouped(database, insert(b"same"), insert(b"same"), insert(b"other"))
     assert (first, third) == (4, 5)
-    assert isinstance(second, StoreError)
+    assert isinstance(second, StoreConflictError)
     assert "UNIQUE" in str(second)
 
 
@@ -210,310 +175,6 @@ async def test_what_has_returned_survives_a_crash(database: Database, path: Path
         assert sorted(await other.run(values)) == [bytes([i]) for i in range(50)]
 
 
-# --- opening
-
-
-async def test_settings_that_make_writes_durable(database: Database, path: Path) -> None:
-    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "application_id": APPLICATION_ID}
-    assert {name: await database.run(ask(f"PRAGMA {name}")) for name in wanted} == wanted
-    assert await database.run(ask("PRAGMA user_version")) == 1
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_files_are_private(path: Path, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        async with opened(path) as database:
-            await database.run(insert(b"secret"))
-            modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir() if p.suffix != ".lock"}
-    finally:
-        os.umask(before)
-    assert modes == {"relay.db": 0o600, "relay.db-wal": 0o600, "relay.db-shm": 0o600}
-
-
-async def test_reopening_finds_everything(path: Path) -> None:
-    for i in range(3):
-        async with opened(path) as database:
-            await database.run(insert(bytes([i])))
-            assert await database.run(values) == [bytes([j]) for j in range(i + 1)]
-
-
-@pytest.mark.parametrize("name", ["with space.db", "per%41cent.db", "what?mode=memory.db", "hash#1.db", "ümlaut.db"])
-async def test_any_file_name(tmp_path: Path, name: str) -> None:
-    async with opened(tmp_path / name) as database:
-        await database.run(insert(b"x"))
-        crashed = crash_image(tmp_path / name, tmp_path / ("2" + name))
-    for each in (tmp_path / name, crashed):
-        async with opened(each) as database:
-            assert await database.run(values) == [b"x"]
-
-
-@pytest.mark.parametrize("link", ["symbolic", "folder", None])
-async def test_a_second_instance_is_refused(tmp_path: Path, link: str | None) -> None:
-    (tmp_path / "data").mkdir()
-    path = second = tmp_path / "data" / "relay.db"
-    if link == "symbolic":
-        second = tmp_path / "link.db"
-        second.symlink_to(path)
-    elif link == "folder":
-        (tmp_path / "linked").symlink_to(tmp_path / "data")
-        second = tmp_path / "linked" / "relay.db"
-    async with opened(path) as database:
-        with pytest.raises(StoreError, match="another ntf-server"):
-            Database.open(second, (FIRST,), unexpected)
-        await database.run(insert(b"unharmed"))
-    async with opened(second) as database:
-        assert await database.run(values) == [b"unharmed"]
-
-
-async def test_another_process_is_refused_until_it_is_killed(path: Path) -> None:
-    program = (
-        "import asyncio, sys, pathlib\n"
-        "from ntf_server.store.sqlite.database import Database\n"
-        "async def main():\n"
-        "    database = Database.open(pathlib.Path(sys.argv[1]), (sys.argv[2],), print)\n"
-        "    await database.run(lambda c: c.execute('INSERT INTO item (value) VALUES (?)', (b'kept',)) and None)\n"
-        "    print('open', flush=True)\n"
-        "    await asyncio.Event().wait()\n"
-        "asyncio.run(main())\n"
-    )
-    command = sys.executable, "-c", program, str(path), FIRST
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == b"open\n"
-        with pytest.raises(StoreError, match="another ntf-server"):
-            Database.open(path, (FIRST,), unexpected)
-    finally:
-        process.kill()
-        await process.wait()
-    async with opened(path) as database:
-        assert await database.run(values) == [b"kept"]
-
-
-@pytest.mark.parametrize("place", ["absent/relay.db", "folder.db", "file/relay.db"])
-async def test_a_place_that_cannot_hold_a_database(tmp_path: Path, place: str) -> None:
-    (tmp_path / "folder.db").mkdir()
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=place):
-        Database.open(tmp_path / place, (FIRST,), unexpected)
-
-
-# --- migrations
-
-
-async def test_a_database_of_version_1_is_upgraded(path: Path) -> None:
-    async with opened(path, FIRST) as database:
-        await database.run(insert(b"four"))
-    async with opened(path, FIRST, SECOND) as database:
-        assert await database.run(lambda c: c.execute("SELECT value, size FROM item").fetchall()) == [(b"four", 4)]
-        assert await database.run(ask("PRAGMA user_version")) == 2
-    async with opened(path, FIRST, SECOND) as database:  # and once only: it would fail
-        assert await database.run(values) == [b"four"]
-
-
-async def test_a_new_database_goes_through_all_migrations(path: Path) -> None:
-    async with opened(path, FIRST, SECOND) as database:
-        await database.run(insert(b"x"))
-        assert await database.run(ask("SELECT size FROM item")) == 0
-
-
-async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
-    async with opened(path, FIRST, SECOND):
-        pass
-    before = contents(path)
-    with pytest.raises(StoreError, match="newer ntf-server"):
-        Database.open(path, (FIRST,), unexpected)
-    assert contents(path) == before
-
-
-async def test_a_failing_migration_leaves_the_file_unchanged(path: Path) -> None:
-    async with opened(path, FIRST) as database:
-        await database.run(insert(b"x"))
-    before = contents(path)
-    broken = f"{SECOND} CREATE TABLE other (n INTEGER) STRICT; INSERT INTO absent VALUES (1);"
-    with pytest.raises(StoreError, match="absent"):
-        Database.open(path, (FIRST, broken), unexpected)
-    assert contents(path) == before
-    async with opened(path, FIRST, SECOND) as database:
-        assert await database.run(values) == [b"x"]
-
-
-async def test_a_migration_may_remake_a_table_that_others_refer_to(path: Path) -> None:
-    first = f"{FIRST} CREATE TABLE part (item INTEGER NOT NULL REFERENCES item ON DELETE CASCADE) STRICT;"
-    remake = (
-        "CREATE TABLE item_2 (n INTEGER PRIMARY KEY, value BLOB NOT NULL, added INTEGER) STRICT;"
-        "INSERT INTO item_2 SELECT n, value, 0 FROM item; DROP TABLE item; ALTER TABLE item_2 RENAME TO item;"
-    )
-    async with opened(path, first) as database:
-        await database.run(insert(b"x"))
-        await database.run(lambda c: c.execute("INSERT INTO part VALUES (1)") and None)
-    async with opened(path, first, remake) as database:
-        assert await database.run(ask("SELECT count(*) FROM part")) == 1
-        await database.run(lambda c: c.execute("DELETE FROM item") and None)
-        assert await database.run(ask("SELECT count(*) FROM part")) == 0
-
-
-def grow(c: sqlite3.Connection) -> None:
-    """SECOND, as a function."""
-    assert c.in_transaction
-    for statement in SECOND.split(";"):
-        c.execute(statement)
-
-
-async def test_a_migration_may_be_a_function(path: Path) -> None:
-    async with opened(path, FIRST) as database:
-        await database.run(insert(b"four"))
-    for _ in range(2):  # once only: it would fail
-        database = Database.open(path, (FIRST, grow), unexpected)
-        assert await database.run(lambda c: c.execute("SELECT value, size FROM item").fetchall()) == [(b"four", 4)]
-        assert await database.run(ask("PRAGMA user_version")) == 2
-        assert await database.run(ask("PRAGMA application_id")) == APPLICATION_ID
-        await database.close()
-
-
-@pytest.mark.parametrize("error", [sqlite3.OperationalError("broken"), LookupError("broken")])
-async def test_a_failing_function_leaves_the_file_unchanged(path: Path, error: Exception) -> None:
-    async with opened(path, FIRST) as database:
-        await database.run(insert(b"x"))
-    before = contents(path)
-
-    def fail(c: sqlite3.Connection) -> None:
-        grow(c)
-        raise error
-
-    with pytest.raises(StoreError if isinstance(error, sqlite3.Error) else LookupError, match="broken"):
-        Database.open(path, (FIRST, fail), unexpected)
-    assert contents(path) == before
-    async with opened(path, FIRST, SECOND) as database:
-        assert await database.run(values) == [b"x"]
-
-
-async def test_prepare_runs_at_every_opening_outside_a_transaction(path: Path) -> None:
-    seen: list[object] = []
-
-    def prepare(c: sqlite3.Connection) -> None:
-        assert not c.in_transaction
-        seen.append(ask("SELECT count(*) FROM item")(c))
-
-    for i in range(3):
-        database = Database.open(path, (FIRST,), unexpected, prepare)
-        await database.run(insert(bytes([i])))
-        await database.close()
-    assert seen == [0, 1, 2]
-
-
-async def test_if_prepare_fails_nothing_is_left_open(path: Path) -> None:
-    def fail(_: sqlite3.Connection) -> None:
-        raise sqlite3.OperationalError("not now")
-
-    with pytest.raises(StoreError, match="cannot open the database: not now"):
-        Database.open(path, (FIRST,), unexpected, fail)
-    async with opened(path) as database:
-        await database.run(insert(b"x"))
-
-
-# --- damaged and foreign files
-
-
-def crash_image(path: Path, to: Path) -> Path:
-    """The files as a power failure would leave them: the -wal not yet moved into the database."""
-    for suffix in ("", "-wal"):
-        shutil.copy(f"{path}{suffix}", f"{to}{suffix}")
-    return to
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """What counts: not the lock, nor the -shm, which can be made again."""
-    files = [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-journal")]
-    return {file.name: file.read_bytes() for file in files if file.exists()}
-
-
-def overwrite(path: Path, at: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(data)
-
-
-async def filled(path: Path, tmp_path: Path, *, crashed: bool) -> Path:
-    """A database of many pages; `crashed`: with a -wal that was not moved into it."""
-    async with opened(path) as database:
-        await database.run(lambda c: [insert(i.to_bytes(2) * 700)(c) for i in range(100)])
-    if not crashed:
-        return path
-    async with opened(path) as database:
-        await database.run(insert(b"in the wal"))
-        return crash_image(path, tmp_path / "crashed.db")
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "garbage": lambda p: overwrite(p, 0, b"\x5a" * 200),
-    "only garbage": lambda p: p.write_bytes(b"not a database\n" * 20) and None,
-    "a few bytes": lambda p: p.write_bytes(b"SQLite") and None,
-    "truncated": lambda p: os.truncate(p, p.stat().st_size // 2),
-    "cut in a page": lambda p: os.truncate(p, p.stat().st_size - 20 * PAGE - 100),
-    "first page only": lambda p: os.truncate(p, PAGE),
-    "pages of zeros": lambda p: overwrite(p, 5 * PAGE, bytes(10 * PAGE)),
-    "flipped pages": lambda p: overwrite(p, 2 * PAGE, b"\xff" * 3 * PAGE),
-    "last page": lambda p: overwrite(p, p.stat().st_size - PAGE, b"\x11" * PAGE),
-}
-
-
-@pytest.mark.parametrize("crashed", [False, True], ids=["closed", "crashed"])
-@pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_corrupt_file_is_refused_and_left_as_it_is(
-    path: Path, tmp_path: Path, damage: str, crashed: bool
-) -> None:
-    path = await filled(path, tmp_path, crashed=crashed)
-    DAMAGES[damage](path)
-    before = contents(path)
-    assert len(before) == (2 if crashed else 1)
-    for _ in range(2):
-        with pytest.raises(StoreCorruptError, match="restore a backup") as caught:
-            Database.open(path, (FIRST,), unexpected)
-        assert str(path) in str(caught.value)
-        assert contents(path) == before
-    assert "\n" not in str(caught.value)
-
-
-async def test_an_emptied_file_beside_its_wal_is_refused(path: Path, tmp_path: Path) -> None:
-    path = await filled(path, tmp_path, crashed=True)
-    os.truncate(path, 0)
-    before = contents(path)
-    with pytest.raises(StoreCorruptError, match="restore a backup"):
-        Database.open(path, (FIRST,), unexpected)
-    assert contents(path) == before
-
-
-async def test_an_empty_file_becomes_a_database(path: Path) -> None:
-    os.mknod(path)
-    async with opened(path) as database:
-        await database.run(insert(b"x"))
-
-
-@pytest.mark.parametrize("journal", ["delete", "wal"])
-async def test_the_database_of_another_program_is_refused_and_left_as_it_is(path: Path, journal: str) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute(f"PRAGMA journal_mode = {journal}")
-        other.execute("CREATE TABLE theirs (n)")
-        before = contents(path)
-        assert len(before) == (2 if journal == "wal" else 1)
-        with pytest.raises(StoreCorruptError, match="another program"):
-            Database.open(path, (FIRST,), unexpected)
-        assert contents(path) == before
-
-
-async def test_corruption_that_shows_later_is_reported(path: Path, tmp_path: Path) -> None:
-    await filled(path, tmp_path, crashed=False)
-    reported: asyncio.Future[StoreCorruptError] = asyncio.get_running_loop().create_future()
-    async with opened(path, on_corrupt=lambda e: reported.done() or reported.set_result(e)) as database:
-        await database.run(insert(b"before"))
-        overwrite(path, 2 * PAGE, b"\xff" * 50 * PAGE)
-        with pytest.raises(StoreCorruptError, match="restore a backup"):
-            await database.run(values)
-        assert isinstance(await asyncio.wait_for(reported, 10), StoreCorruptError)
-
-
 # --- a full disk
 
 
@@ -523,23 +184,236 @@ async def test_a_full_disk_is_an_error_until_there_is_room(database: Database) -
 
     await database.run(insert(b"before"))
     await limit(20)
-    results = await grouped(database, insert(b"a"), insert(bytes(100 * PAGE)), insert(b"b"))
-    assert results[::2] == [1, 1]
-    assert isinstance(results[1], StoreError)
-    assert "full" in str(results[1])
-    assert await database.run(values) == [b"before", b"a", b"b"]
+    with pytest.raises(StoreFullError, match="full"):
+        await database.run(insert(bytes(100 * PAGE)))
+    assert await database.run(insert(b"a")) == 1
+    assert await database.read(values) == [b"before", b"a"]
     await limit(1_000_000)
     assert await database.run(insert(bytes(100 * PAGE))) == 100 * PAGE
+
+
+# --- reads
+
+
+class Locked:
+    """Another program writes to the file, and does not end."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+        self._connection.close()
+
+    def end(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+async def test_a_read_sees_what_was_written_before(database: Database) -> None:
+    for i in range(50):
+        await database.run(insert(b"%d" % i))
+        assert len(await database.read(values)) == i + 1
+
+
+async def test_a_read_waits_for_no_write(database: Database) -> None:
+    await database.run(insert(b"before"))
+    async with Gate(database):
+        assert await asyncio.wait_for(database.read(values), 5) == [b"before"]
+
+
+async def test_a_read_cannot_write(database: Database) -> None:
+    with pytest.raises(StoreUnavailableError):
+        await database.read(insert(b"x"))
+    assert await database.read(values) == []
+
+
+async def test_many_reads_at_once(database: Database) -> None:
+    await database.run(insert(b"x"))
+    assert await asyncio.gather(*(database.read(values) for _ in range(200))) == [[b"x"]] * 200
+
+
+async def test_a_failing_read_hurts_no_other(database: Database) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise LookupError("a fault in the operation")
+
+    results = await asyncio.gather(database.read(fail), database.read(values), return_exceptions=True)
+    assert isinstance(results[0], LookupError)
+    assert results[1] == []
+
+
+# --- another process's lock
+
+
+async def test_under_anothers_lock_reads_go_on_and_writes_are_told_within_a_second(
+    database: Database, path: Path
+) -> None:
+    await database.run(insert(b"before"))
+    with Locked(path):
+        began = time.monotonic()
+        writes = [asyncio.create_task(database.run(insert(b"%d" % i))) for i in range(20)]
+        for _ in range(20):
+            looked = time.monotonic()
+            assert await database.read(values) == [b"before"]
+            assert time.monotonic() - looked < 0.5
+            await asyncio.sleep(0.02)
+        writes += [asyncio.create_task(database.run(insert(b"later %d" % i))) for i in range(20)]
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        took = time.monotonic() - began
+    assert {type(r) for r in results} == {StoreUnavailableError}
+    assert took < 0.4 + module.RETRY + 1
+    assert await database.run(insert(b"after")) == 5
+    assert await database.read(values) == [b"before", b"after"]
+
+
+async def test_a_lock_that_passes_is_not_noticed(database: Database, path: Path) -> None:
+    locked = Locked(path)
+    with locked:
+        write = asyncio.create_task(database.run(insert(b"x")))
+        await asyncio.sleep(0.1)
+        assert not write.done()
+        locked.end()
+        assert await write == 1
+
+
+async def test_closing_under_anothers_lock_ends(path: Path) -> None:
+    began = time.monotonic()
+    async with opened(path) as database:
+        locked = Locked(path)
+        with locked:
+            write = asyncio.create_task(database.run(insert(b"x")))
+            await asyncio.sleep(0)
+            await database.close()
+    assert time.monotonic() - began < module.CLOSE + 2
+    assert isinstance((await asyncio.gather(write, return_exceptions=True))[0], StoreUnavailableError)
+
+
+async def test_what_can_never_be_done_is_not_called_passing(database: Database) -> None:
+    for sql in ("INSERT INTO absent VALUES (1)", "INSERT INTO item (n, value) VALUES (1, NULL)", "nonsense"):
+        with pytest.raises(StoreConflictError):
+            await database.run(lambda c, sql=sql: c.execute(sql) and None)  # type: ignore[misc]
+
+
+async def test_a_connection_that_cannot_roll_back_is_replaced(database: Database) -> None:
+    class Broken:
+        """A connection whose ROLLBACK fails, as after an error of the disk."""
+
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._connection, name)
+
+        def execute(self, sql: str) -> object:
+            if sql == "ROLLBACK":
+                raise sqlite3.OperationalError("disk I/O error")
+            return self._connection.execute(sql)
+
+    def fail(c: sqlite3.Connection) -> None:
+        raise LookupError("a fault in the operation")
+
+    await database.run(insert(b"before"))
+    database._connection = Broken(database._connection)  # type: ignore[assignment]
+    with pytest.raises(LookupError):
+        await database.run(fail)
+    assert await database.run(insert(b"after")) == 5
+    assert await database.read(values) == [b"before", b"after"]
+
+
+# --- what goes on beside
+
+
+class Log:
+    """Turns that write down what they are told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begin(self, c: sqlite3.Connection) -> None:
+        assert c.in_transaction
+        self.said.append("begin")
+
+    def commit(self) -> After | None:
+        self.said.append("commit")
+        return lambda: self.said.append("told")
+
+    def rollback(self) -> None:
+        self.said.append("rollback")
+
+
+async def test_memory_hears_what_became_of_every_transaction(path: Path) -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise LookupError("a fault in the operation")
+
+    log = Log()
+    async with opened(path, turns=log) as database:
+        await database.run(insert(b"x"))
+        assert log.said == ["begin", "commit", "told"]
+        log.said.clear()
+        with pytest.raises(LookupError):
+            await database.run(fail)
+        assert log.said == ["begin", "rollback"]
+
+
+async def test_what_was_done_for_a_caller_who_is_gone_is_given_back(database: Database) -> None:
+    lost: list[int] = []
+    async with Gate(database):
+        task = asyncio.create_task(database.run(insert(b"x"), lost=lost.append))
+        await asyncio.sleep(0)
+        task.cancel()
+    await database.run(insert(b"y"))
+    assert lost == [1]
+
+
+async def test_an_answer_that_comes_as_its_caller_is_cancelled_is_given_back(database: Database) -> None:
+    """Cancelled in the turn of the loop that has the answer, before it wakes up."""
+    lost: list[int] = []
+    async with Gate(database):
+        first = asyncio.create_task(database.run(insert(b"x"), lost=lost.append))
+        second = asyncio.create_task(database.run(insert(b"y"), lost=lambda _: first.cancel() and None))
+        await asyncio.sleep(0)
+        second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert lost == [1]
+
+
+async def test_errors_are_told_to_who_counts_them(path: Path) -> None:
+    errors: list[Exception] = []
+    async with opened(path, on_error=errors.append) as database:
+        await database.run(insert(b"x"))
+        with pytest.raises(StoreConflictError) as caught:
+            await database.run(insert(b"x"))
+        assert errors == [caught.value]
+
+
+async def test_in_memory_everything_is_done_at_once(path: Path) -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(FIRST)
+    threads = threading.active_count()
+    database = Database("memory", connection, connect=None)
+    run = database.run(insert(b"x"))
+    with pytest.raises(StopIteration) as stopped:
+        run.send(None)
+    assert stopped.value.value == 1
+    assert await database.read(values) == [b"x"]
+    assert threading.active_count() == threads
+    await database.close()
+    with pytest.raises(StoreConflictError, match="closed"):
+        await database.run(values)
+    connection.close()
 
 
 # --- the end
 
 
 async def test_close_finishes_what_was_asked(path: Path) -> None:
-    database = Database.open(path, (FIRST,), unexpected)
-    tasks = [asyncio.create_task(database.run(insert(i.to_bytes(2)))) for i in range(600)]
-    await asyncio.sleep(0)
-    await database.close()
+    async with opened(path) as database:
+        tasks = [asyncio.create_task(database.run(insert(i.to_bytes(2)))) for i in range(600)]
+        await asyncio.sleep(0)
     assert await asyncio.gather(*tasks) == [2] * 600
     async with opened(path) as again:
         assert len(await again.run(values)) == 600
@@ -547,11 +421,11 @@ async def test_close_finishes_what_was_asked(path: Path) -> None:
 
 async def test_after_close_nothing_runs_and_nothing_is_left(path: Path) -> None:
     threads = threading.active_count()
-    database = Database.open(path, (FIRST,), unexpected)
+    async with opened(path) as database:
+        pass
     await database.close()
-    await database.close()
-    with pytest.raises(StoreError, match="closed"):
+    with pytest.raises(StoreConflictError, match="closed"):
         await database.run(values)
-    assert "store" not in {t.name for t in threading.enumerate()}
+    assert not {t.name for t in threading.enumerate()} & {"store", "store reads"}
     assert threading.active_count() <= threads + 1  # asyncio's own, for to_thread
     assert not path.with_name("relay.db-wal").exists()

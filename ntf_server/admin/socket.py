@@ -1,0 +1,197 @@
+"""The operator's side of a running relay: a Unix socket that only its own user and root may speak to.
+
+A request is a line of JSON, `{"command": NAME, …}`; so is its answer: `{"ok": true, …}` or
+`{"ok": false, "error": TEXT}`. A connection takes any number of them, one after the other.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ntf_server.config.files import socket_path_error
+from ntf_server.listener import ListenError
+
+log = logging.getLogger(__name__)
+
+MAX_LINE: Final = 64 * 1024  # bytes, of a request or an answer
+MAX_CONNECTIONS: Final = 16
+IDLE: Final = 10.0  # seconds for a request to come, and for an answer to be taken
+WORK: Final = 120.0  # seconds for a command
+_ROOT: Final = 0
+_PEER: Final = struct.Struct("3i")  # pid, uid, gid (unix(7): SO_PEERCRED)
+
+Handler = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+
+
+class AdminError(Exception):
+    """One line: why a running relay did not do what it was asked for."""
+
+
+class AdminSocket:
+    """The socket and the connections on it. `start` it in a running loop; `close` it.
+
+    `commands`: by name; each gets the request and gives what its answer holds. `idle` and `work` in seconds.
+    """
+
+    def __init__(self, path: Path, commands: Mapping[str, Handler], *, idle: float = IDLE, work: float = WORK) -> None:
+        self._path = path
+        self._commands = commands
+        self._idle = idle
+        self._work = work
+        self._server: asyncio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; a socket that nobody listens on any more is replaced. Raises ListenError."""
+        if error := socket_path_error(self._path):
+            raise ListenError(error)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            _remove_stale(self._path)
+            bound.bind(os.fspath(self._path))
+            self._path.chmod(0o600)  # nobody can connect before somebody listens
+            self._inode = _identity(self._path)
+            self._server = await asyncio.start_unix_server(self._on_connected, sock=bound, limit=MAX_LINE)
+        except OSError as e:
+            bound.close()
+            raise ListenError(f"{self._path}: {e.strerror or e}") from e
+        except BaseException:
+            bound.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop accepting, disconnect all, remove the file."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(list(self._connections))
+        with contextlib.suppress(OSError):
+            if self._inode is not None and _identity(self._path) == self._inode:  # else it is another's
+                self._path.unlink()
+
+    def _on_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS or not _may_ask(writer.get_extra_info("socket")):
+            writer.transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._run(reader, writer), name="admin socket")
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._idle):
+                    line = await reader.readline()
+                if not line.endswith(b"\n"):
+                    return
+                answer = await self._answer_to(line)
+                async with asyncio.timeout(self._idle):
+                    writer.write(msgspec.json.encode(answer) + b"\n")
+                    await writer.drain()
+        except ValueError:  # a line that is too long: what follows cannot be told from it
+            writer.write(msgspec.json.encode(_failure(f"more than {MAX_LINE} bytes")) + b"\n")
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(self._idle):
+                    await writer.drain()
+        except (OSError, TimeoutError) as e:
+            log.debug("an operator's connection came to nothing: %s", type(e).__name__)
+        except Exception:
+            log.exception("an operator's connection failed")
+        finally:
+            writer.close()
+
+    async def _answer_to(self, line: bytes) -> Mapping[str, Any]:
+        try:
+            request = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            return _failure("not JSON")
+        name = request.get("command") if isinstance(request, dict) else None
+        if not isinstance(name, str):
+            return _failure("no command")
+        handler = self._commands.get(name)
+        if handler is None:
+            return _failure(f"unknown command; there are {', '.join(sorted(self._commands))}")
+        try:
+            async with asyncio.timeout(self._work):
+                return {"ok": True, **await handler(request)}
+        except AdminError as e:
+            return _failure(str(e))
+        except TimeoutError:
+            return _failure(f"not done within {self._work:g} s")
+        except Exception:
+            log.exception("the command %s failed", name)
+            return _failure("it failed; the server's log says why")
+
+
+def ask(path: Path, command: str, *, timeout: float = WORK, **arguments: Any) -> dict[str, Any]:
+    """Have a running relay do something; its answer. Blocks. Raises AdminError."""
+    if error := socket_path_error(path):
+        raise AdminError(error)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as s:
+            s.settimeout(timeout)
+            s.connect(os.fspath(path))
+            s.sendall(msgspec.json.encode({"command": command, **arguments}) + b"\n")
+            with s.makefile("rb") as file:
+                line = file.readline(MAX_LINE + 1)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise AdminError(f"{path}: no ntf-server is running there") from None
+    except PermissionError:
+        raise AdminError(f"{path}: not allowed; be the server's user, or root") from None
+    except (ConnectionResetError, BrokenPipeError):
+        line = b""
+    except TimeoutError:
+        raise AdminError(f"{path}: the server did not answer within {timeout:g} s") from None
+    except OSError as e:
+        raise AdminError(f"{path}: {e.strerror or e}") from e
+    if not line.endswith(b"\n"):
+        raise AdminError(f"{path}: the server hung up; be its user, or root")
+    answer: dict[str, Any] = msgspec.json.decode(line)
+    if answer.pop("ok") is not True:
+        raise AdminError(answer["error"])
+    return answer
+
+
+def _failure(error: str) -> Mapping[str, Any]:
+    return {"ok": False, "error": error}
+
+
+def _may_ask(connected: socket.socket) -> bool:
+    """Whether the peer is this process's user, or root: a folder that others may enter must not let them in."""
+    _, uid, _ = _PEER.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return uid in (_ROOT, os.geteuid())
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _remove_stale(path: Path) -> None:
+    """Raises OSError if somebody listens there, or if it is no socket."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(None, "is in the way, and no socket; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(1)
+        try:
+            s.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise FileExistsError(None, "another ntf-server listens there")

@@ -1,0 +1,40 @@
+"""Arguments that several commands take."""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from ntf_server.config import identity_files
+from ntf_server.config.files import DEFAULT_DIR, config_dir
+from smp_bridge.address import DEFAULT_PORT, ServerAddress, parse_host
+from smp_bridge.encoding import ParseError
+from smp_bridge.identity import SignAlgorithm
+
+ALGORITHMS: Final[dict[str, SignAlgorithm]] = {"ED448": "ED448", "ED25519": "ED25519"}
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """`--path`."""
+    parser.add_argument(
+        "--path", metavar="DIR", help=f"configuration folder ($NTF_SERVER_CFG_PATH, else {DEFAULT_DIR})"
+    )
+
+
+def directory(arguments: argparse.Namespace) -> Path:
+    """What `--path` says."""
+    return config_dir(arguments.path)
+
+
+def host(text: str) -> str:
+    """The argument type of host names and addresses that become a certificate's common name."""
+    if len(text) > identity_files.MAX_NAME:
+        raise argparse.ArgumentTypeError(f"is longer than the {identity_files.MAX_NAME} characters of a common name")
+    try:
+        return parse_host(text)
+    except ParseError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def server_address(name: str, port: int, key_hash: bytes) -> ServerAddress:
+    """As apps are given it."""
+    return ServerAddress("ntf", (name,), "" if port == DEFAULT_PORT["ntf"] else str(port), key_hash)

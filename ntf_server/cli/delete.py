@@ -1,0 +1,49 @@
+"""`ntf-server delete`."""
+
+import argparse
+import shutil
+
+from ntf_server.cli import arguments as common
+from ntf_server.cli.errors import UsageError
+from ntf_server.config import files as config
+from ntf_server.config import identity_files
+from ntf_server.store.sqlite.file import lock_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    common.add_path(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """1 if the answer was no."""
+    directory = common.directory(arguments)
+    file = directory / config.CONFIG_FILE
+    if not file.exists():
+        raise UsageError(f"{file}: not found; nothing was deleted")
+    database = config.load_database_path(directory)
+    socket = config.load_admin_socket(directory)
+    print(
+        f"The identity in {directory} and the database {database} will be gone: devices cannot use this server again."
+    )
+    if not arguments.yes and not _confirmed():
+        print("Nothing was deleted.")
+        return 1
+    with lock_file(database):  # not under a running server
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            database.with_name(database.name + suffix).unlink(missing_ok=True)
+        socket.unlink(missing_ok=True)  # one that a killed server left
+    for name in (config.CONFIG_FILE, *identity_files.FILES):
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        shutil.rmtree(directory)
+    return 0
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Type DELETE to delete them: ") == "DELETE"
+    except EOFError:  # nobody is there to answer
+        print()
+        return False

@@ -1,0 +1,227 @@
+"""A new configuration for a running relay: what differs, what of it can be swapped, and what needs a restart."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ntf_server.config import files
+from ntf_server.config.files import Config, ConfigError
+from ntf_server.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Part(StrEnum):
+    """What can take a new configuration while it runs."""
+
+    LISTENER = "listener"  # the online certificate
+    APNS = "apns"
+    FCM = "fcm"
+    WEB_PUSH = "web_push"
+    SUBSCRIBER = "subscriber"  # lists of servers, limits
+    LOG = "log"
+
+
+# Settings that a part can take; all others need a restart.
+_SWAPPED: Final[Mapping[str, Part]] = {
+    "apns.key_file": Part.APNS,
+    "apns.key_id": Part.APNS,
+    "apns.team_id": Part.APNS,
+    "apns.topic": Part.APNS,
+    "apns.certificate_file": Part.APNS,
+    "apns.certificate_key_file": Part.APNS,
+    "fcm.service_account_file": Part.FCM,
+    "web_push.key_file": Part.WEB_PUSH,
+    "web_push.old_key_files": Part.WEB_PUSH,
+    "web_push.contact": Part.WEB_PUSH,
+    "subscriber.allow_servers": Part.SUBSCRIBER,
+    "subscriber.deny_servers": Part.SUBSCRIBER,
+    "subscriber.max_subscriptions_per_token": Part.SUBSCRIBER,
+    "subscriber.max_subscriptions_per_server": Part.SUBSCRIBER,
+    "log.level": Part.LOG,
+    "log.format": Part.LOG,
+}
+_IDENTITY: Final = "the server's identity"
+_CERTIFICATE: Final = "the online certificate"
+_MASTER_KEY: Final = "the master key"
+_DENIED: Final = "the networks of [subscriber] deny_servers, where names lead to them"
+
+Swap = Callable[[Config], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a reload, by name. `error`: one line; nothing has changed then but for what is in `swapped`."""
+
+    swapped: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+    error: str = ""
+
+    def __str__(self) -> str:
+        said = [f"in use now: {', '.join(self.swapped)}"] if self.swapped else []
+        if self.error:
+            return "; ".join([*said, f"not changed: {self.error}"])
+        if self.needs_restart:
+            said.append(f"restart to use it: {', '.join(self.needs_restart)}")
+        return "; ".join(said) or "nothing differs"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """`swapped`: names, by the part that takes them; `config`: what is in force then."""
+
+    swapped: Mapping[Part, tuple[str, ...]]
+    needs_restart: tuple[str, ...]
+    config: Config
+
+
+class Reloader:
+    """Loads anew and hands out what differs. `swaps`: called in this order, each with the configuration in force then.
+
+    A part that is not in it needs a restart. A swap that raises has changed nothing itself.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        swaps: Mapping[Part, Swap],
+        load: Callable[[Config], Config] = lambda c: files.load(c.directory, c.environ, running=c),
+    ) -> None:
+        self._config = config
+        self._swaps = swaps
+        self._load = load
+        self._turn = asyncio.Lock()
+
+    @property
+    def config(self) -> Config:
+        """What is in force."""
+        return self._config
+
+    async def reload(self) -> Report:
+        """Read everything again; what is bad changes nothing. The outcome is logged as one line."""
+        async with self._turn:
+            report = await self._reload()
+        (log.error if report.error else log.info)("reload: %s", report)
+        return report
+
+    async def _reload(self) -> Report:
+        try:
+            new = await asyncio.to_thread(partial(self._load, self._config))  # a master key's command may take long
+        except ConfigError as e:
+            return Report(error=str(e))
+        changes = compare(self._config, new, self._swaps.keys())
+        done: list[str] = []
+        taken: list[Part] = []
+        for part, swap in self._swaps.items():
+            if part not in changes.swapped:
+                continue
+            try:
+                swap(changes.config)
+            except Exception as e:
+                log.exception("%s did not take the new configuration", part)
+                self._config = compare(self._config, new, taken).config
+                return Report(tuple(done), error=f"{', '.join(changes.swapped[part])}: {e or type(e).__name__}")
+            done += changes.swapped[part]
+            taken.append(part)
+        self._config = changes.config
+        return Report(tuple(done), changes.needs_restart)
+
+
+def compare(old: Config, new: Config, parts: Container[Part]) -> Changes:
+    """What differs. `parts`: those that can take something new."""
+    swapped: dict[Part, list[str]] = {}
+    restart: list[str] = []
+    fixed = {part for part in _MODES if _MODES[part](old) != _MODES[part](new)}  # on or off, by key or certificate
+    differing = dict.fromkeys(_differing_settings(old.settings, new.settings))
+    differing |= dict.fromkeys(_differing_content(old, new))
+    for name in differing:
+        part = Part.LISTENER if name == _CERTIFICATE else _SWAPPED.get(name)
+        if part is None or part in fixed or part not in parts:
+            restart.append(_shown(name))
+        else:
+            swapped.setdefault(part, []).append(_shown(name))
+    merged = _merge(old, new, swapped.keys())
+    return Changes({part: tuple(names) for part, names in swapped.items()}, tuple(restart), merged)
+
+
+_MODES: Final[Mapping[Part, Callable[[Config], object]]] = {
+    Part.APNS: lambda c: (c.apns_key is None, c.client_certificate is None),
+    Part.FCM: lambda c: c.service_account is None,
+    Part.WEB_PUSH: lambda c: c.vapid_key is None,
+}
+
+
+def _shown(name: str) -> str:
+    section, dot, key = name.rpartition(".")
+    return f"[{section}] {key}" if dot else name
+
+
+def _differing_settings(old: Settings, new: Settings) -> Iterator[str]:
+    for section in old.__struct_fields__:
+        before, after = getattr(old, section), getattr(new, section)
+        for key in before.__struct_fields__:
+            if getattr(before, key) != getattr(after, key):
+                yield f"{section}.{key}"
+
+
+def _differing_content(old: Config, new: Config) -> Iterator[str]:
+    """Of files that are named as before."""
+    if old.credentials.key_hash != new.credentials.key_hash:
+        yield _IDENTITY
+    elif old.credentials.chain_pem != new.credentials.chain_pem:
+        yield _CERTIFICATE
+    if old.master_key.key_id != new.master_key.key_id:
+        yield _MASTER_KEY
+    if old.network.denied != new.network.denied:
+        yield _DENIED
+    if _public(old.apns_key) != _public(new.apns_key):
+        yield "apns.key_file"
+    if old.client_certificate != new.client_certificate:
+        yield "apns.certificate_file"
+    if _account(old) != _account(new):
+        yield "fcm.service_account_file"
+    if _public(old.vapid_key) != _public(new.vapid_key):
+        yield "web_push.key_file"
+    if [*map(_public, old.old_vapid_keys)] != [*map(_public, new.old_vapid_keys)]:
+        yield "web_push.old_key_files"
+
+
+def _public(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None) -> bytes:
+    """What tells private keys apart: they cannot be compared."""
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) if key else b""
+
+
+def _account(config: Config) -> object:
+    account = config.service_account
+    if account is None:
+        return None
+    return account.project_id, account.client_email, account.key_id, account.token_uri, _public(account.key)
+
+
+def _merge(old: Config, new: Config, parts: Container[Part]) -> Config:
+    """The new values of what these parts take, the old ones of all else."""
+    sections = {}
+    for section in old.settings.__struct_fields__:
+        before, after = getattr(old.settings, section), getattr(new.settings, section)
+        keys = [k for k in before.__struct_fields__ if _SWAPPED.get(f"{section}.{k}") in parts]
+        sections[section] = msgspec.structs.replace(before, **{k: getattr(after, k) for k in keys})
+    merged = replace(old, settings=Settings(**sections))
+    if Part.LISTENER in parts:
+        merged = replace(merged, credentials=new.credentials)
+    if Part.APNS in parts:
+        merged = replace(merged, apns_key=new.apns_key, client_certificate=new.client_certificate)
+    if Part.FCM in parts:
+        merged = replace(merged, service_account=new.service_account)
+    if Part.WEB_PUSH in parts:
+        merged = replace(merged, vapid_key=new.vapid_key, old_vapid_keys=new.old_vapid_keys)
+    if Part.SUBSCRIBER in parts:
+        merged = replace(merged, servers=new.servers, limits=new.limits)
+    return merged

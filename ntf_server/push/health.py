@@ -1,0 +1,184 @@
+"""Is this way open? What is known of a provider, or of one push service of Web Push, from its answers. No I/O, no
+clock.
+
+A way is *open*, or *paused* until a moment, or *probed*: after a pause one push shows whether the trouble is over.
+Times are seconds of one monotonic clock.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+FIRST_PAUSE = 1.0
+
+
+class Level(IntEnum):
+    """How loud a notice is: those of `logging`."""
+
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A line for the operator."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """Seconds. `longest_pause`: of a way whose trouble is the operator's; `longest_silence`: of one that cannot be
+    reached; `longest_asked`: of what a peer asks for by Retry-After; `loud_after`: that nothing went through, before it
+    is an error, repeated after `loud_again`.
+
+    `suspicious`: answers that all call good tokens bad, before the way is paused instead; `refusals`: pushes refused in
+    a row, before the whole way counts as refusing.
+    """
+
+    longest_pause: float = 600.0
+    longest_silence: float = 30.0
+    longest_asked: float = 3600.0
+    loud_after: float = 60.0
+    loud_again: float = 600.0
+    suspicious: int = 3
+    refusals: int = 10
+
+
+class Health:
+    """Of one way. `loud`: its lasting trouble is the operator's to know, even if nothing ever went through."""
+
+    __slots__ = (
+        "_config",
+        "_loud",
+        "_paused",
+        "_rng",
+        "_said_at",
+        "paused_until",
+        "pauses",
+        "proven",
+        "reason",
+        "refused",
+        "suspected",
+        "troubled_since",
+    )
+
+    def __init__(self, config: HealthConfig, rng: Callable[[], float], *, loud: bool = True) -> None:
+        self._config = config
+        self._rng = rng
+        self._loud = loud
+        self._paused = False
+        self._said_at: float | None = None  # when its trouble was told last
+        self.paused_until = 0.0
+        self.proven = False  # something went through since the start, or since `mended`
+        self.pauses = 0  # in a row
+        self.refused = 0  # in a row
+        self.suspected = 0
+        self.troubled_since: float | None = None
+        self.reason = ""
+
+    def is_paused(self, now: float) -> bool:
+        """Nothing may be sent now."""
+        return self._paused and now < self.paused_until
+
+    def is_probed(self, now: float) -> bool:
+        """A pause is over: one push at a time, until one goes through."""
+        return self._paused and now >= self.paused_until
+
+    def succeeded(self, name: str, now: float) -> Notice | None:
+        """A push went through: the way is open."""
+        if self._paused or self.troubled_since is not None or not self.proven:
+            return self._recovered(name, now)
+        self.refused = 0
+        return None
+
+    def _recovered(self, name: str, now: float) -> Notice | None:
+        since, told = self.troubled_since, self._said_at is not None
+        self._paused, self.proven = False, True
+        self.pauses = self.refused = self.suspected = 0
+        self.troubled_since = self._said_at = None
+        if not told or since is None:
+            return None
+        return Notice(Level.WARNING, f"{name}: pushes go through again, after {now - since:.0f} s: {self.reason}")
+
+    def answered(self, now: float) -> None:
+        """An answer that is about the push alone: whoever was out of reach is there again."""
+        if self.is_probed(now):
+            self._paused = False
+            self.pauses = 0
+
+    def pause(self, now: float, reason: str, *, longest: float, after: float | None = None) -> None:
+        """Send nothing for a while: longer each time, and no less than the peer asked for.
+
+        While it is paused already, answers that come late change nothing.
+        """
+        self._trouble(now, reason)
+        if self.is_paused(now):
+            return
+        bound = min(FIRST_PAUSE * 2.0 ** min(self.pauses, 30), longest)
+        delay = bound * (0.75 + 0.25 * self._rng())
+        if after is not None:
+            delay = max(delay, min(after, self._config.longest_asked))
+        self.pauses += 1
+        self._paused = True
+        self.paused_until = now + delay
+
+    def ours(self, name: str, now: float, reason: str) -> Notice | None:
+        """The operator's fault, or ours: pause, and say so at once."""
+        self.pause(now, reason, longest=self._config.longest_pause)
+        return self._say(now, f"{name} refuses pushes for a fault of this server: {reason}")
+
+    def unreachable(self, now: float, reason: str, after: float | None) -> None:
+        """It cannot be reached, or asks to be left alone."""
+        self.pause(now, reason, longest=self._config.longest_silence, after=after)
+
+    def refuse(self, name: str, now: float, reason: str) -> Notice | None:
+        """A push was refused for whatever reason. Whoever refuses everything is paused."""
+        self._trouble(now, reason)
+        self.refused += 1
+        if self.refused < self._config.refusals and not self.is_probed(now):
+            return None
+        self.pause(now, reason, longest=self._config.longest_pause)
+        return self._say(now, f"{name} refuses all pushes: {reason}") if self.proven else None
+
+    def suspect(self, name: str, now: float, reason: str) -> Notice | None:
+        """A token that was good is called bad, and nothing went through yet: is it we who are wrong?"""
+        self._trouble(now, reason)
+        self.suspected += 1
+        if self.suspected < self._config.suspicious:
+            return None
+        self.pause(now, reason, longest=self._config.longest_pause)
+        text = (
+            f"{name} calls tokens bad that it took before, and has taken none since the start ({reason}): are topic,"
+            " host and key the right ones? The tokens stay as they are; mend the configuration, then reload"
+        )
+        return self._say(now, text)
+
+    def failed(self, name: str, now: float, reason: str) -> Notice | None:
+        """A push failed, for a reason that may be its own. If that lasts, it is told."""
+        self._trouble(now, reason)
+        since = self.troubled_since
+        if since is None or now - since < self._config.loud_after or not (self._loud or self.proven):
+            return None
+        return self._say(now, f"{name}: no push has gone through for {now - since:.0f} s: {reason}")
+
+    def mended(self, now: float) -> None:
+        """The operator may have mended it: try at once, and trust nothing that was proven before."""
+        self.proven = False
+        self.suspected = 0
+        self.pauses = 0
+        if self._paused:
+            self.paused_until = now
+
+    def _trouble(self, now: float, reason: str) -> None:
+        self.reason = reason
+        if self.troubled_since is None:
+            self.troubled_since = now
+
+    def _say(self, now: float, text: str) -> Notice | None:
+        if self._said_at is not None and now - self._said_at < self._config.loud_again:
+            return None
+        self._said_at = now
+        return Notice(Level.ERROR, text)

@@ -1,0 +1,136 @@
+"""Names of push hosts, resolved in the loop by c-ares: a name that nobody answers for holds up nobody else.
+
+libcurl would resolve in a few threads of its own, where dead names queue before living ones, and would not let go of
+them at the end. c-ares knows `/etc/hosts`, `localhost` and `/etc/resolv.conf`, but no other source of the C library's.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pycares
+
+from smp_bridge.network import is_public_ip
+
+_TIMEOUT: Final = 5.0  # seconds of a lookup
+_FRESH: Final = 60.0  # seconds that an answer is used without asking again
+_MAX_NAMES: Final = 4096  # kept
+_AT_ONCE: Final = 256  # lookups of one kind, the operator's hosts or strangers'; others wait for their turn
+_MAX_ADDRESSES: Final = 16  # of one name
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a name leads: `all` addresses, and those `public` ones among them. Empty: nowhere."""
+
+    all: tuple[str, ...] = ()
+    public: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, addresses: Sequence[str]) -> "Addresses":
+        """Of IP addresses, as text."""
+        few = tuple(dict.fromkeys(addresses))[:_MAX_ADDRESSES]
+        return cls(few, tuple(a for a in few if is_public_ip(a)))
+
+
+NOWHERE: Final = Addresses()
+Then = Callable[[Addresses], None]
+
+
+class Resolver:
+    """Used in one running loop. `servers`: `IP:PORT` of DNS servers, None for the system's."""
+
+    def __init__(self, servers: Sequence[str] | None = None, *, timeout: float = _TIMEOUT) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._servers = servers
+        self._timeout = timeout
+        self._channel: pycares.Channel | None = None
+        self._known: OrderedDict[str, tuple[Addresses, float]] = OrderedDict()  # with when to ask again, monotonic
+        self._waiting: dict[str, list[Then]] = {}
+        self._turns = {kind: asyncio.Semaphore(_AT_ONCE) for kind in (False, True)}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def known(self, host: str) -> Addresses | None:
+        """What is known of a host, if it need not be asked for first: old answers serve while new ones are got."""
+        found = self._known.get(host)
+        if found is None:
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                return None
+            found = self._keep(host, Addresses.of([host]), float("inf"))
+        elif found[1] < time.monotonic():
+            self._known[host] = found[0], time.monotonic() + _FRESH  # who asks meanwhile need not ask again
+            self._start(host, strangers=False)
+        return found[0]
+
+    def resolve(self, host: str, then: Then, *, strangers: bool) -> None:
+        """Ask for a host; `then` is called in the loop, once. `strangers`: somebody else chose it."""
+        waiting = self._waiting.get(host)
+        if waiting is not None:
+            waiting.append(then)
+            return
+        self._waiting[host] = [then]
+        self._start(host, strangers=strangers)
+
+    async def close(self) -> None:
+        """Ask no more; nothing that waits is called."""
+        self._waiting.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._channel is not None:
+            self._channel.close()
+
+    def _start(self, host: str, *, strangers: bool) -> None:
+        task = self._loop.create_task(self._ask(host, self._turns[strangers]), name="push name")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, host: str, turns: asyncio.Semaphore) -> None:
+        try:
+            async with turns, asyncio.timeout(self._timeout):
+                addresses = Addresses.of(await self._look_up(host))
+        except (OSError, ValueError, TimeoutError):
+            addresses = NOWHERE
+        if addresses.all:
+            self._keep(host, addresses, time.monotonic() + _FRESH)
+        elif host in self._known:  # better an old answer than none (RFC 8767)
+            addresses = self._known[host][0]
+        for then in self._waiting.pop(host, ()):
+            then(addresses)
+
+    def _keep(self, host: str, addresses: Addresses, until: float) -> tuple[Addresses, float]:
+        self._known[host] = found = addresses, until
+        self._known.move_to_end(host)
+        if len(self._known) > _MAX_NAMES:
+            self._known.popitem(last=False)
+        return found
+
+    async def _look_up(self, host: str) -> list[str]:
+        """IP addresses of a name, in the order to try them in. Raises OSError, ValueError."""
+        answer: asyncio.Future[list[str]] = self._loop.create_future()
+
+        def answered(result: Any, error: int | None) -> None:  # in a thread of c-ares
+            found = [] if error else [node.addr[0].decode() for node in result.nodes]
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(_give, answer, found)
+
+        if self._channel is None:
+            self._channel = pycares.Channel(timeout=self._timeout / 3, tries=2, servers=self._servers)
+        try:
+            self._channel.getaddrinfo(host, None, type=1, callback=answered)
+        except (pycares.AresError, UnicodeError) as e:
+            raise ValueError("not a host name") from e
+        return await answer
+
+
+def _give(answer: asyncio.Future[list[str]], found: list[str]) -> None:
+    if not answer.done():  # nobody waits any more
+        answer.set_result(found)

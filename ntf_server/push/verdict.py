@@ -1,0 +1,74 @@
+"""What every push provider is, and the only things that its answer can mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeAlias
+
+from ntf_server.store.records import Claim, Entry
+from smp_bridge.ntf import InvalidReason
+
+
+class Scope(StrEnum):
+    """Whom a trouble concerns."""
+
+    TOKEN = "token"  # noqa: S105
+    ORIGIN = "origin"  # one push service of Web Push
+    PROVIDER = "provider"
+
+
+@dataclass(slots=True, eq=False)  # as quick to make as can be: see store.records
+class Delivered:
+    """The provider took the push, which held these entries."""
+
+    held: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadToken:
+    """The provider says that the token is no longer valid."""
+
+    reason: InvalidReason
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try again. `reason`: the provider's words; `after`: seconds that it asked for, None: our own backoff.
+
+    `scope` ORIGIN or PROVIDER: all that goes that way waits.
+    """
+
+    reason: str
+    scope: Scope = Scope.TOKEN
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A fault of the operator's, or of ours: loud. `scope` TOKEN: this push alone; else all that goes that way waits,
+    and is probed with one push from 1 s up to 10 min.
+    """
+
+    reason: str
+    scope: Scope = Scope.PROVIDER
+
+
+Verdict: TypeAlias = Delivered | DeadToken | Again | Ours
+OnVerdict: TypeAlias = Callable[[Claim, Verdict], None]
+
+
+class PushProvider(Protocol):
+    """A way to devices."""
+
+    def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
+        """Start these pushes; `on_verdict` is called in the loop, once for each, soon or at once. Never raises."""
+        ...
+
+
+class NullProvider:
+    """APNs null (`AN`): answers as if delivered, sends nothing. For testing a server from an app."""
+
+    def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
+        """See `PushProvider`."""
+        for claim in claims:
+            on_verdict(claim, Delivered(claim.entries))

@@ -1,0 +1,176 @@
+"""What was read from SMP servers and is not in the store yet.
+
+SMP acknowledges no NMSG: what a socket has read must reach the store, and outlives the session that it came in. Whoever
+reads waits while much of its own session waits here, so that TCP slows that server down; all sessions together have a
+bound too, but each may put a block in.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
+from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.store.contract import FencedError, Store, StoreError, StoreUnavailableError
+from ntf_server.store.records import Notification, Session
+from smp_bridge import smp
+from smp_bridge.client import Event
+from smp_bridge.ntf import SubscriptionStatus
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+OnEnded = Callable[[Session, int], None]
+
+_PER_SESSION: Final = 512  # events that may wait before no more of that session is read
+_IN_ALL: Final = 8192
+_STORE_BACKOFF: Final = 1.0
+_REPEAT_LOG: Final = 60.0
+_ENDS: Final = ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus.DELETED))
+
+
+class _Waiting:
+    """Events of one session; `count`: also those that the store is just asked to take."""
+
+    __slots__ = ("count", "ended", "notifications", "writing")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.writing = False
+        self.notifications: list[Notification] = []
+        self.ended: list[Event] = []
+
+    def take_out(self) -> tuple[int, list[Notification], list[Event]]:
+        """All that came since the last time, and how many events that is."""
+        out = self.count, self.notifications, self.ended
+        self.notifications, self.ended = [], []
+        return out
+
+
+class Inbox:
+    """Takes events to the store. `spawn` runs a task to its end; `close` it last of all that reads."""
+
+    def __init__(
+        self, store: Store, dispatcher: Dispatcher, spawn: Spawn, on_ended: OnEnded, metrics: Metrics | None = None
+    ) -> None:
+        """`on_ended`: so many of a session's subscriptions ended."""
+        self._store = store
+        self._dispatcher = dispatcher
+        self._spawn = spawn
+        self._on_ended = on_ended
+        self._metrics = metrics or Metrics()
+        self._sessions: dict[Session, _Waiting] = {}
+        self._count = 0
+        self._changed = asyncio.Event()
+        self._said_at: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not in the store yet."""
+        return self._count
+
+    async def take(self, session: Session, events: Sequence[Event]) -> None:
+        """Events of a block; returns when more of this session may be read."""
+        waiting = self._sessions.get(session)
+        while waiting is not None and (waiting.count >= _PER_SESSION or self._count >= _IN_ALL):
+            self._changed.clear()
+            await self._changed.wait()
+            waiting = self._sessions.get(session)
+        if waiting is None:
+            waiting = self._sessions[session] = _Waiting()
+        messages = [(e.entity_id, e.message) for e in events if isinstance(e.message, smp.NMsg)]
+        if messages:
+            first, now = self._store.arrive(session, len(messages))
+            waiting.notifications += [
+                Notification(notifier_id, seq, now, message.nonce, message.meta)
+                for seq, (notifier_id, message) in enumerate(messages, first)
+            ]
+        if len(messages) != len(events):
+            waiting.ended += [e for e in events if isinstance(e.message, smp.End | smp.Deld)]
+        waiting.count += len(events)
+        self._count += len(events)
+        if not waiting.writing:
+            waiting.writing = True
+            self._spawn(self._write(session, waiting), "smp events")
+
+    async def close(self, grace: float) -> int:
+        """Wait until all is in the store, `grace` seconds at most: how many events are not."""
+        try:
+            async with asyncio.timeout(grace):
+                while self._count:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.error("%d events of SMP servers could not be stored before the stop", self._count)
+        return self._count
+
+    async def _write(self, session: Session, waiting: _Waiting) -> None:
+        """Store what waits of a session, with what comes while the store is busy."""
+        try:
+            while waiting.count:
+                count, notifications, ended = waiting.take_out()
+                try:
+                    await self._store_events(session, notifications, ended)
+                except StoreError as e:  # no other try mends it, and what came behind must not wait for that
+                    log.error("%d events of SMP servers cannot be stored: %s", count, e)
+                finally:
+                    waiting.count -= count
+                    self._count -= count
+                    self._changed.set()
+        finally:
+            waiting.writing = False
+            if self._sessions.get(session) is waiting and not waiting.count:
+                del self._sessions[session]
+
+    async def _store_events(
+        self, session: Session, notifications: Sequence[Notification], ended: Sequence[Event]
+    ) -> None:
+        if notifications:
+            try:
+                unknown = await self.insist(lambda: self._notify(session, notifications))
+            except FencedError:
+                log.error("%d notifications came in a session that another node has taken over", len(notifications))
+                return
+            self._metrics.count_server(ServerCounter.RECEIVED, session.server, len(notifications))
+            if unknown:
+                self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, session.server, unknown)
+        for kind, status in _ENDS:
+            ids = [e.entity_id for e in ended if isinstance(e.message, kind)]
+            if ids:
+                await self._end(session, ids, status)
+
+    async def _notify(self, session: Session, notifications: Sequence[Notification]) -> int:
+        offer = self._dispatcher.offer(len(notifications))
+        try:
+            notified = await self._store.notify(session, notifications, offer)
+        except BaseException:
+            self._dispatcher.accept(offer, [])
+            raise
+        self._dispatcher.accept(offer, notified.claims)
+        return notified.unknown
+
+    async def _end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> None:
+        try:
+            known = await self.insist(lambda: self._store.end(session, notifier_ids, status))
+        except FencedError:
+            log.debug("%d subscriptions ended in a session that is over: they are another's now", len(notifier_ids))
+            return
+        self._on_ended(session, known)
+        self._metrics.count_kind(KindCounter.SUBSCRIPTIONS_ENDED, status.value.lower(), known)
+
+    async def insist(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do it until the store can: nothing that was received is dropped, reading waits instead. Raises StoreError."""
+        while True:
+            try:
+                return await operation()
+            except StoreUnavailableError as e:
+                self._say(e)
+                await asyncio.sleep(_STORE_BACKOFF)
+
+    def _say(self, error: StoreError) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._said_at is None or now - self._said_at >= _REPEAT_LOG:
+            self._said_at = now
+            log.error("the store fails, trying again: %s", error)

@@ -1,0 +1,290 @@
+"""What every store does, by concern. The conformance suite (`ntf_server.testing.store_suite`) holds engines to it.
+
+The engine owns the clock: no method takes a time, and those that ask for a delay take seconds from now. What a method
+wrote is durable when it returns. A method that was cancelled, or that raised, may or may not have been done; each may
+be repeated.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Protocol
+
+from ntf_server.store.records import (
+    NO_LIMITS,
+    Added,
+    Arrival,
+    Change,
+    Confirmed,
+    Cursor,
+    LastPush,
+    LimitReached,
+    Limits,
+    NewSubscription,
+    NewToken,
+    Notification,
+    Notified,
+    Outcome,
+    Page,
+    Ref,
+    Registered,
+    Replacement,
+    ServiceCertificate,
+    ServiceState,
+    Session,
+    Subscription,
+    Taken,
+    ToAudit,
+    Token,
+    Wanted,
+)
+from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import Provider, SubscriptionStatus
+
+
+class StoreError(Exception):
+    """What a store cannot do. The class says who tries again."""
+
+
+class StoreUnavailableError(StoreError):
+    """Not now: another process holds a lock, the server cannot be reached. The caller tries again, later."""
+
+
+class StoreFullError(StoreUnavailableError):
+    """There is no room. The caller tries again, later; the operator makes room."""
+
+
+class FencedError(StoreError):
+    """Another session speaks for the server by now. Nobody tries again."""
+
+
+class StoreConflictError(StoreError):
+    """The engine was asked for what cannot be: a fault of ours. Nobody tries again."""
+
+
+class DamagedRecordError(StoreError):
+    """A record cannot be read. It is set aside and counted; nobody tries again, and everything else goes on."""
+
+
+class StoreCorruptError(Exception):
+    """Nothing that is stored can be trusted; an operator has to restore it. The text says how."""
+
+
+class Places(Protocol):
+    """How many claims may be handed out. Asked by the engine, perhaps in another thread: reads only."""
+
+    @property
+    def total(self) -> int:
+        """Of the provider."""
+        ...
+
+    def room(self, origin: bytes) -> int:
+        """Of these, in the lane of one origin; 0: it is paused, or has as many as it may."""
+        ...
+
+
+class Tokens(Protocol):
+    """Registrations."""
+
+    async def register(self, new: NewToken) -> Registered | None:
+        """TNEW: create, or find the same registration and revive it; its verification becomes due.
+
+        The same: device token (that of APNs without regard to case) and verify key. None if it exists with another
+        client DH key. One that cannot be read is made anew.
+        """
+        ...
+
+    async def find_token(self, token_id: bytes) -> Token | None:
+        """A token by its id; opens nothing that is sealed. Raises DamagedRecordError if it was set aside."""
+        ...
+
+    async def verify(self, token: Ref, code: bytes) -> bool:
+        """TVFY: ACTIVE from now on, other registrations of the device token deleted. False: wrong code or status."""
+        ...
+
+    async def replace(self, token: Ref, new: Replacement) -> bool:
+        """TRPL: another device token and code, REGISTERED, verification due.
+
+        False: the token is gone, or another registration has that device token and this verify key.
+        """
+        ...
+
+    async def delete_token(self, token: Ref) -> None:
+        """TDEL: with all its subscriptions. From now on nobody finds them; what they take up is cleared by `tend`."""
+        ...
+
+    async def set_period(self, token: Ref, minutes: int) -> None:
+        """TCRN: the first period begins now, unless one of this length runs."""
+        ...
+
+    async def mark_checks(self, limit: int) -> int:
+        """Make a check due for ACTIVE tokens whose period is over, `limit` of these at most: how many there were.
+
+        One that was pushed to within its period is owed none (wire.md, section 6): its next period began then.
+        """
+        ...
+
+    async def last_push(self, token: Ref) -> LastPush | None:
+        """What came of the last push to a token."""
+        ...
+
+
+class Queues(Protocol):
+    """Subscriptions of tokens."""
+
+    async def subscribe(
+        self, token: Ref, new: NewSubscription, limits: Limits = NO_LIMITS
+    ) -> Added | LimitReached | None:
+        """SNEW: None if the queue is another token's, or was subscribed with another key.
+
+        One that ended (END, DELETED, AUTH, …) is wanted again. Limits hold up to commands that are under way together.
+        """
+        ...
+
+    async def find_subscription(self, subscription_id: bytes) -> tuple[Token, Subscription] | None:
+        """A subscription by its id, and its token; as `find_token`. Raises DamagedRecordError."""
+        ...
+
+    async def unsubscribe(self, subscription: Ref) -> None:
+        """SDEL."""
+        ...
+
+    async def subscription_count(self) -> int:
+        """All subscriptions, in whatever status."""
+        ...
+
+
+class Deliveries(Protocol):
+    """What is to be pushed.
+
+    A token is due while it has a notification that no push held, a code or a check that was not pushed. There is one
+    claim of a token at a time; what arrives meanwhile is due when that claim has ended, and not before a few
+    milliseconds after a push, so that what comes together goes out together. What waits for a retry waits in the store.
+    """
+
+    def watch(self, on_due: Callable[[Provider, float], None]) -> None:
+        """Have `on_due` called, in the loop, when something becomes due that nobody was handed: seconds until it is."""
+        ...
+
+    def arrive(self, session: Session, count: int) -> Arrival:
+        """A stamp for `count` notifications that arrived now. At once, without the store's medium."""
+        ...
+
+    async def notify(
+        self, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]
+    ) -> Notified:
+        """Each becomes its queue's newest, unless a later one is there; its token is due, or handed out where there is
+        room.
+
+        Those of an earlier session of this node are taken too: nobody else has them. Raises FencedError if another node
+        holds the server.
+        """
+        ...
+
+    async def take(self, provider: Provider, places: Places) -> Taken:
+        """Claims of tokens that are due, oldest first; lanes in turn where a provider has several.
+
+        Lanes without room are passed over. What is over its time to live is not handed out, but counted as expired.
+        """
+        ...
+
+    async def record(self, outcomes: Sequence[Outcome]) -> int:
+        """End claims. How many were not claimed any more: of these nothing is recorded."""
+        ...
+
+    async def due_count(self, provider: Provider) -> int:
+        """Tokens that are due or wait for a retry and are not claimed."""
+        ...
+
+
+class Sessions(Protocol):
+    """SMP servers, and what is subscribed on them. Methods that take a session raise FencedError once another one
+    counts.
+    """
+
+    async def servers(self) -> list[ServerAddress]:
+        """Those that have subscriptions to keep active."""
+        ...
+
+    async def is_wanted(self, server: ServerAddress) -> bool:
+        """Whether the server has any of them."""
+        ...
+
+    async def acquire(self, server: ServerAddress) -> Session | None:
+        """Speak for a server from now on, with a fence above all before; None: another node does."""
+        ...
+
+    async def renew(self, sessions: Sequence[Session]) -> list[Session]:
+        """Keep them; gives those that are lost."""
+        ...
+
+    async def release(self, session: Session) -> None:
+        """Speak for it no more."""
+        ...
+
+    def changes(self) -> AsyncIterator[Change]:
+        """Changes of servers that this node holds or that nobody holds, as they happen."""
+        ...
+
+    async def begin(self, session: Session, service_id: bytes | None) -> ServiceState:
+        """The session is a service's with this id, or nobody's: if it is another id than before, no association
+        holds.
+        """
+        ...
+
+    async def service_state(self, session: Session) -> ServiceState:
+        """As it is now."""
+        ...
+
+    async def reassociate(self, session: Session) -> ServiceState:
+        """The server does not have what it should: from now on no association holds."""
+        ...
+
+    async def set_released(self, session: Session, count: int) -> None:
+        """See `ServiceState.released`."""
+        ...
+
+    async def page(self, session: Session, after: Cursor | None, limit: int) -> Page:
+        """Subscriptions that should be active behind a cursor, without those that the session's service has."""
+        ...
+
+    async def load(self, session: Session, refs: Sequence[Ref]) -> list[Wanted]:
+        """Those of these subscriptions that should be active."""
+        ...
+
+    async def confirm(self, session: Session, answers: Sequence[Confirmed]) -> None:
+        """Answers to NSUBs; a subscription that ended meanwhile stays so."""
+        ...
+
+    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+        """END and DELD: how many of them there are here."""
+        ...
+
+    async def to_audit(
+        self, after: Cursor | None, limit: int, silent_for: float
+    ) -> tuple[list[ToAudit], Cursor | None]:
+        """Subscriptions that should be active, of all servers; where the next page begins, None: that was the last.
+
+        Silent: nothing arrived for it for so many seconds.
+        """
+        ...
+
+    async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
+        """Have who holds their servers look at these: a change of kind AUDIT."""
+        ...
+
+    async def service_certificate(
+        self, server: ServerAddress, make: Callable[[], ServiceCertificate]
+    ) -> ServiceCertificate:
+        """What our service on this server shows: the one that is kept; `make` gives the first, and the first stays."""
+        ...
+
+
+class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
+    """All of it. Methods raise StoreError in one of its classes, and StoreCorruptError."""
+
+    async def tend(self) -> float:
+        """A slice of upkeep (deletions, what expired, the file); seconds until the next one is due."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was asked, within a second if the medium fails, and close."""
+        ...

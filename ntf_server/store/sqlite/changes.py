@@ -1,0 +1,33 @@
+"""Changes of servers, for who holds them: kept until they are asked for, one of a kind for each server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ntf_server.store.records import Change, ChangeKind
+from smp_bridge.address import ServerAddress
+
+
+class Changes:
+    """Bounded by the number of subscriptions: what is told of one twice, before anybody asks, is told once."""
+
+    def __init__(self) -> None:
+        self._pending: dict[tuple[ServerAddress, ChangeKind], dict[Any, None]] = {}
+        self._some = asyncio.Event()
+
+    def tell(self, changes: Sequence[Change]) -> None:
+        """These happened."""
+        for change in changes:
+            refs = self._pending.setdefault((change.server, change.kind), {})
+            refs.update(dict.fromkeys(change.refs))
+        if changes:
+            self._some.set()
+
+    async def __aiter__(self) -> AsyncIterator[Change]:
+        while True:
+            while self._pending:
+                server, kind = key = next(iter(self._pending))
+                refs = self._pending.pop(key)
+                yield Change(kind, server, tuple(refs))
+            self._some.clear()
+            await self._some.wait()

@@ -1,0 +1,113 @@
+"""That a token is due: by a row, unless memory knows it already. Run inside a transaction."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from ntf_server.store.sqlite.memory import State, provider_of
+
+_MARK: Final = (
+    "UPDATE deliveries SET due_at = :at WHERE due_at IS NULL AND token IN (SELECT value FROM json_each(:refs))"
+    " AND NOT EXISTS (SELECT 1 FROM tokens t WHERE t.ref = deliveries.token AND t.damaged IS NOT NULL)"
+)
+_LANES: Final = (
+    "SELECT json_group_array(lane) FROM (SELECT DISTINCT hex(d.lane) lane FROM json_each(:refs) j"
+    " CROSS JOIN deliveries d ON d.token = j.value)"
+)
+
+
+def due_now(c: sqlite3.Connection, s: State, token: int, lane: bytes) -> None:
+    """Something became due that waits for no retry, nor for what failed before."""
+    if s.touch(token):
+        return
+    c.execute(
+        "INSERT INTO deliveries (token, lane, due_at) VALUES (:token, :lane, :now) ON CONFLICT (token) DO UPDATE"
+        " SET lane = :lane, due_at = min(coalesce(due_at, :now), :now), attempts = 0",
+        {"token": token, "lane": lane, "now": s.now_ms},
+    )
+    s.owe(lane)
+    s.effects.due(provider_of(lane), 0.0)
+
+
+def due_when_free(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
+    """Something became due; those that wait for a retry go on waiting."""
+    refs = [token for token in tokens if not s.touch(token)]
+    if refs:
+        mark(c, s, refs)
+
+
+def mark(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
+    """Write it down, for tokens that memory does not know to be due."""
+    refs = {"refs": json.dumps(tokens), "at": s.now_ms}
+    c.execute(_MARK, refs)
+    for text in json.loads(c.execute(_LANES, refs).fetchone()[0]):
+        lane = bytes.fromhex(text)
+        s.owe(lane)
+        s.effects.due(provider_of(lane), 0.0)
+
+
+def is_due(c: sqlite3.Connection, s: State, lane: bytes) -> bool:
+    """Whether a row of this lane really is due now; memory knows when none can be."""
+    row = c.execute("SELECT 1 FROM deliveries WHERE lane = ? AND due_at <= ? LIMIT 1", (lane, s.now_ms)).fetchone()
+    if row is None:
+        s.backlog.drop(lane)
+    return row is not None
+
+
+def park(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
+    """What is ready in a lane without room waits in the store, not in memory."""
+    c.executemany(
+        "UPDATE deliveries SET due_at = ? WHERE token = ?", [(s.ready[token].since, token) for token in tokens]
+    )
+    for token in tokens:
+        s.owe(s.ready[token].lane)
+        s.ready.drop(token)
+
+
+# What was claimed, or about to be, when the process ended; what was migrated.
+_RECOVER: Final = (
+    "UPDATE deliveries SET due_at = min(u.since * 1000, :now_ms)"
+    " FROM (SELECT token, min(received_at) since FROM notifications WHERE sent = 0 GROUP BY token) u"
+    " WHERE deliveries.token = u.token AND due_at IS NULL"
+    " AND EXISTS (SELECT 1 FROM tokens t WHERE t.ref = u.token AND t.status = 'ACTIVE' AND t.damaged IS NULL)",
+    "UPDATE deliveries SET due_at = min(coalesce(verification_due, check_due) * 1000, :now_ms) FROM tokens t"
+    " WHERE t.ref = token"
+    " AND (t.verification_due IS NOT NULL OR t.check_due IS NOT NULL) AND due_at IS NULL AND t.damaged IS NULL"
+    " AND (t.verification_due IS NOT NULL OR t.status = 'ACTIVE')",
+    # A clock that was wrong, and was set while nobody looked: what lies in the future is due now.
+    "UPDATE deliveries SET due_at = :now_ms WHERE due_at > :latest",
+    "UPDATE tokens SET registered_at = :now WHERE registered_at > :now",
+)
+LATEST: Final = 3600 * 1000  # milliseconds that anything may wait for its retry
+
+
+def recover(c: sqlite3.Connection, s: State) -> None:
+    """When the database is opened: what is unsent is due."""
+    times = {"now": s.now, "now_ms": s.now_ms, "latest": s.now_ms + LATEST}
+    for statement in _RECOVER:
+        c.execute(statement, {name: value for name, value in times.items() if f":{name}" in statement})
+    lane = b""
+    while row := c.execute(
+        "SELECT lane FROM deliveries WHERE lane > ? AND due_at IS NOT NULL ORDER BY lane LIMIT 1", (lane,)
+    ).fetchone():
+        [lane] = row
+        s.owe(lane)
+
+
+# Kept times that are moved with the clock. Those of the past stay in the past; what waits, waits for an hour at most.
+_SHIFT: Final = (
+    "UPDATE notifications SET received_at = min(received_at + :step, :now) WHERE sent = 0",
+    "UPDATE deliveries SET due_at = min(due_at + :step * 1000, :now_ms + 3600000) WHERE due_at IS NOT NULL",
+    "UPDATE tokens SET verification_due = min(verification_due + :step, :now), check_due = min(check_due + :step, :now)"
+    " WHERE verification_due IS NOT NULL OR check_due IS NOT NULL",
+    "UPDATE tokens SET period_at = min(period_at + :step, :now) WHERE period > 0",
+    "UPDATE tokens SET registered_at = min(registered_at + :step, :now)",
+)
+
+
+def shift(c: sqlite3.Connection, s: State, step: int) -> None:
+    """The clock was set by so many seconds: nothing is to expire, or to wait, because of that."""
+    times = {"step": step, "now": s.now, "now_ms": s.now_ms}
+    for statement in _SHIFT:
+        c.execute(statement, {name: value for name, value in times.items() if f":{name}" in statement})

@@ -1,0 +1,164 @@
+"""The database's file: locked, checked and brought up to date before anything is done with it."""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError, StoreUnavailableError
+from ntf_server.store.sealing import SealingError, WrongMasterKeyError
+from ntf_server.store.sqlite.database import Operation, corrupt_error, is_corrupt, primary_code, translate
+from ntf_server.store.sqlite.migrations import APPLICATION_ID, Migration, migrate
+
+_CHECK_BELOW: Final = 64 * 2**20  # bytes of a file that is checked whole at start
+WAL_LIMIT: Final = 64 * 2**20  # bytes that the -wal keeps when it is empty
+_OPERATORS: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)  # no retry mends these
+_OPENING: Final = 5000  # milliseconds that another process's lock may hold up the start
+_SMALL_TEMPORARIES: Final = "PRAGMA temp_store = MEMORY"  # what undoes one statement is a file each time else
+
+
+class DatabaseFile:
+    """An open file that is ours alone; `connection` is the writer's. `release` it when all connections are closed."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: Any) -> None:
+        self.path: Final = path
+        self.connection: Final = connection
+        self._lock = lock
+        self._inode = path.stat().st_ino
+
+    @classmethod
+    def open(
+        cls, path: Path, migrations: tuple[Migration, ...], prepare: Operation[None] = lambda _: None
+    ) -> "DatabaseFile":
+        """Open or create the file and bring its schema up to date. `prepare` then runs, outside a transaction.
+
+        Raises StoreCorruptError (also for another program's file), StoreUnavailableError (in use, no room), StoreError
+        (no permission, newer schema, wrong master key).
+        """
+        path = path.resolve()  # so that a link to the file has the same lock
+        lock = lock_file(path)
+        try:
+            return cls(path, _open(path, migrations, prepare), lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    def connect(self) -> sqlite3.Connection:
+        """One more connection."""
+        return _connect(self.path)
+
+    def is_there(self) -> bool:
+        """Whether what is open is still what the path names."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def wal_size(self) -> int:
+        """Bytes of the -wal."""
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._lock.close()
+
+
+def lock_file(path: Path) -> Any:
+    """One process a file: two relays on it would push everything twice.
+
+    Raises StoreUnavailableError (in use), StoreError; close it to let go.
+    """
+    lock = path.with_name(path.name + ".lock")
+    try:
+        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
+        lock.chmod(0o600)  # whoever may open it may hold it: older relays made it for all
+    except OSError as e:
+        raise StoreError(f"{path}: cannot create the database there: {e.strerror}") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        raise StoreUnavailableError(f"{path}: another ntf-server uses this database") from e
+    return file
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute(_SMALL_TEMPORARIES)
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def opening_errors(path: Path) -> Any:
+    """What goes wrong while a file is opened, in the store's terms."""
+    try:
+        yield
+    except WrongMasterKeyError as e:
+        raise StoreError(
+            f"{path}: the master key is not the one that this database was sealed with ({e}); give the right one"
+        ) from e
+    except SealingError as e:  # of the key of all values
+        raise corrupt_error(path, e) from e
+    except (OSError, sqlite3.Error) as e:
+        if is_corrupt(e):
+            raise corrupt_error(path, e) from e
+        told = translate(path, e)
+        passes = isinstance(told, StoreUnavailableError) and primary_code(e) not in _OPERATORS
+        kind = type(told) if passes else StoreError
+        raise kind(f"{path}: cannot open the database: {e}") from e
+
+
+def _open(path: Path, migrations: tuple[Migration, ...], prepare: Operation[None]) -> sqlite3.Connection:
+    with opening_errors(path):
+        path.touch(mode=0o600)
+        if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):  # SQLite would open it, and fail later
+            raise StoreError(f"{path}: cannot be written to: give the file to the user that the relay runs as")
+        _check(path, len(migrations))
+        connection = _connect(path)
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {_OPENING}")
+            connection.execute("PRAGMA temp_store = FILE")  # a VACUUM, or a new index, has a copy of all
+            migrate(connection, migrations, path)
+            prepare(connection)
+            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute(_SMALL_TEMPORARIES)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _check(path: Path, newest: int) -> None:
+    """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
+    # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
+    wal = path.with_name(path.name + "-wal")
+    mode = "ro" if wal.exists() else "rw"
+    if mode == "ro" and wal.stat().st_size and not path.stat().st_size:
+        raise corrupt_error(path, "it is empty, its -wal is not")  # SQLite would begin anew, and delete the -wal
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
+        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        [application] = connection.execute("PRAGMA application_id").fetchone()
+        if tables and application != APPLICATION_ID:
+            raise StoreCorruptError(f"{path}: this is the database of another program; set [store] url to a new file")
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        if version > newest:
+            raise StoreConflictError(
+                f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay"
+            )
+        if path.stat().st_size < _CHECK_BELOW:
+            [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if result != "ok":
+                raise corrupt_error(path, result.splitlines()[-1])

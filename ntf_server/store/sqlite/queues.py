@@ -1,0 +1,178 @@
+"""Subscriptions in the SQLite store. Run inside a transaction."""
+
+import hmac
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ntf_server.store.records import (
+    WANTED,
+    Added,
+    Change,
+    ChangeKind,
+    LimitReached,
+    Limits,
+    NewSubscription,
+    Subscription,
+    Token,
+)
+from ntf_server.store.sealing import Sealer, SealingError
+from ntf_server.store.sqlite.keys import NOTIFIER_KEY
+from ntf_server.store.sqlite.memory import State
+from ntf_server.store.sqlite.rows import (
+    SUBSCRIPTION_COLUMNS,
+    TOKEN_COLUMNS,
+    TOKEN_WIDTH,
+    ids_hash,
+    server_address,
+    subscription_record,
+    token_record,
+    xor,
+)
+from smp_bridge.address import ServerAddress
+
+WANTED_SQL: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
+
+
+def find_server(c: sqlite3.Connection, server: ServerAddress) -> int | None:
+    """The server's row."""
+    row = c.execute("SELECT ref FROM servers WHERE address = ?", (server.encode(),)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def make_server(c: sqlite3.Connection, s: State, server: ServerAddress) -> int:
+    """The server's row, made if there is none."""
+    ref = find_server(c, server)
+    if ref is None:
+        row = c.execute(
+            "INSERT INTO servers (address, unused_since) VALUES (?, ?) RETURNING ref", (server.encode(), s.now)
+        ).fetchone()
+        ref = int(row[0])
+    return ref
+
+
+def subscribe(
+    c: sqlite3.Connection, s: State, token: int, new: NewSubscription, limits: Limits
+) -> Added | LimitReached | None:
+    """See `Store.subscribe`."""
+    owned = c.execute("SELECT subscriptions FROM tokens WHERE ref = ?", (token,)).fetchone()
+    if owned is None:
+        return None  # deleted since the command was authorized
+    known = c.execute(
+        "SELECT s.ref, s.token, s.subscription_id, s.notifier_key, s.status, s.damaged, t.ref IS NULL"
+        " FROM subscriptions s LEFT JOIN tokens t ON t.ref = s.token"
+        " WHERE s.server = (SELECT ref FROM servers WHERE address = ?) AND s.notifier_id = ?",
+        (new.server.encode(), new.notifier_id),
+    ).fetchone()
+    if known is not None:
+        ref, owner, subscription_id, sealed, status, damaged, orphan = known
+        if not orphan:
+            if owner != token or not _is_same_key(s.sealer, sealed, subscription_id, new.notifier_key):
+                return None
+            if status not in WANTED or damaged is not None:
+                _want_again(c, s, ref, subscription_id, new)
+            return Added(subscription_id, created=False)
+        remove(c, s, [ref])  # its token is gone, and it only was not cleared yet
+        c.execute("UPDATE gone SET subscriptions = subscriptions - 1 WHERE token = ?", (owner,))
+    if limits.per_token and owned[0] >= limits.per_token:
+        return LimitReached.TOKEN
+    server = make_server(c, s, new.server)  # not before: what is refused must not fill the table of servers
+    if limits.per_server and _subscriptions_on(c, server) >= limits.per_server:
+        return LimitReached.SERVER
+    sealed = s.sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
+    cursor = c.execute(
+        "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status,"
+        " created_at) VALUES (?, ?, ?, ?, ?, 'NEW', ?)",
+        (new.subscription_id, token, server, new.notifier_id, sealed, s.now),
+    )
+    assert cursor.lastrowid is not None
+    s.effects.changes.append(Change(ChangeKind.ADDED, new.server, (cursor.lastrowid,)))
+    return Added(new.subscription_id, created=True)
+
+
+def _is_same_key(sealer: Sealer, sealed: bytes, subscription_id: bytes, given: bytes) -> bool:
+    """What cannot be read is no reason to refuse: the key that is given takes its place."""
+    try:
+        kept = sealer.open(sealed, NOTIFIER_KEY + subscription_id)
+    except SealingError:
+        return True
+    return hmac.compare_digest(kept, given[: len(kept)])  # an older relay kept the key without its public half
+
+
+def _want_again(c: sqlite3.Connection, s: State, ref: int, subscription_id: bytes, new: NewSubscription) -> None:
+    c.execute(
+        "UPDATE subscriptions SET status = 'NEW', error = '', damaged = NULL, notifier_key = ? WHERE ref = ?",
+        (s.sealer.seal(new.notifier_key, NOTIFIER_KEY + subscription_id), ref),
+    )
+    s.effects.changes.append(Change(ChangeKind.ADDED, new.server, (ref,)))
+
+
+def _subscriptions_on(c: sqlite3.Connection, server: int) -> int:
+    [count] = c.execute("SELECT subscriptions FROM servers WHERE ref = ?", (server,)).fetchone()
+    return int(count)
+
+
+def find(c: sqlite3.Connection, subscription_id: bytes) -> tuple[Token, Subscription] | None:
+    """See `Store.find_subscription`."""
+    row = c.execute(
+        f"SELECT {TOKEN_COLUMNS}, {SUBSCRIPTION_COLUMNS} FROM subscriptions s JOIN tokens t ON t.ref = s.token"
+        " JOIN servers v ON v.ref = s.server WHERE s.subscription_id = ?",
+        (subscription_id,),
+    ).fetchone()
+    return (token_record(row[:TOKEN_WIDTH]), subscription_record(row[TOKEN_WIDTH:])) if row else None
+
+
+def count(c: sqlite3.Connection) -> int:
+    """See `Store.subscription_count`."""
+    [total] = c.execute(
+        "SELECT (SELECT coalesce(sum(subscriptions), 0) FROM servers)"
+        " - (SELECT coalesce(sum(subscriptions), 0) FROM gone)"
+    ).fetchone()
+    return int(total)
+
+
+_OF_SERVERS: Final = (
+    f"SELECT s.server, v.address, s.notifier_id, s.{WANTED_SQL}, s.association > 0 AND s.association = v.generation"
+    " FROM json_each(?) j CROSS JOIN subscriptions s ON s.ref = j.value CROSS JOIN servers v ON v.ref = s.server"
+)
+
+
+def remove(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> None:
+    """Delete subscriptions with their notifications. What a service had of them the SMP server goes on counting."""
+    given = json.dumps(refs)
+    rows: list[tuple[Any, ...]] = c.execute(_OF_SERVERS, (given,)).fetchall()
+    released: defaultdict[int, list[bytes]] = defaultdict(list)
+    servers: dict[int, bytes] = {}
+    changed: set[int] = set()
+    for server, address, notifier_id, wanted, associated in rows:
+        servers[server] = address
+        if wanted:
+            changed.add(server)
+            if associated:
+                released[server].append(notifier_id)
+    for server, ids in released.items():
+        [before] = c.execute("SELECT released_xor FROM servers WHERE ref = ?", (server,)).fetchone()
+        c.execute(
+            "UPDATE servers SET released = released + ?, released_xor = ? WHERE ref = ?",
+            (len(ids), xor(before, ids_hash(ids)), server),
+        )
+    c.execute("DELETE FROM notifications WHERE subscription IN (SELECT value FROM json_each(?))", (given,))
+    c.execute("DELETE FROM subscriptions WHERE ref IN (SELECT value FROM json_each(?))", (given,))
+    for server, address in servers.items():
+        c.execute("UPDATE servers SET unused_since = ? WHERE ref = ? AND subscriptions = 0", (s.now, server))
+        if server in changed:
+            s.effects.changes.append(Change(ChangeKind.REMOVED, server_address(address)))
+
+
+def clear_slice(c: sqlite3.Connection, s: State, token: int, limit: int) -> int:
+    """Delete some of what a token left behind: how many."""
+    rows = c.execute("SELECT ref FROM subscriptions WHERE token = ? LIMIT ?", (token, limit)).fetchall()
+    if rows:
+        remove(c, s, [ref for (ref,) in rows])
+    if len(rows) < limit:
+        c.execute("DELETE FROM gone WHERE token = ?", (token,))
+    else:
+        c.execute("UPDATE gone SET subscriptions = subscriptions - ? WHERE token = ?", (len(rows), token))
+    return len(rows)

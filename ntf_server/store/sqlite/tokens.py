@@ -1,0 +1,223 @@
+"""Registrations in the SQLite store. Run inside a transaction."""
+
+import hmac
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from ntf_server.store.records import ALIVE, LastPush, NewToken, Registered, Replacement, Token
+from ntf_server.store.sealing import Sealer, SealingError
+from ntf_server.store.sqlite.due import due_now, due_when_free
+from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH, SERVER_PRIVATE
+from ntf_server.store.sqlite.memory import State
+from ntf_server.store.sqlite.queues import clear_slice
+from ntf_server.store.sqlite.rows import (
+    TOKEN_COLUMNS,
+    TOKEN_WIDTH,
+    DamagedRowError,
+    insert_token,
+    lane_of,
+    token_record,
+)
+from smp_bridge.crypto import CryptoError, dh_box_key
+from smp_bridge.ntf import TokenStatus
+
+_AT_ONCE: Final = 500  # subscriptions that a deletion clears itself
+
+
+def register(c: sqlite3.Connection, s: State, new: NewToken) -> Registered | None:
+    """See `Store.register`. What cannot be read is made anew."""
+    lane = lane_of(s.sealer, new.device, new.origin)
+    known = c.execute(
+        f"SELECT {TOKEN_COLUMNS}, t.device_token, t.server_dh, t.client_dh, t.secret, t.server_private FROM tokens t"
+        " WHERE device_lookup = ? AND verify_key = ?",
+        (s.sealer.lookup(new.device.provider, new.device.token), new.verify_key),
+    ).fetchone()
+    if known is not None:
+        try:
+            token = token_record(known[:TOKEN_WIDTH])
+            device_token, server_dh, *client = known[TOKEN_WIDTH:]
+            s.sealer.open(device_token, DEVICE_TOKEN + token.token_id)  # or it could not be pushed to
+            server_dh = s.sealer.open(server_dh, SERVER_DH + token.token_id)
+            same = _is_same_client(s.sealer, token.token_id, client, new.client_dh)
+        except (DamagedRowError, SealingError):
+            drop(c, s, known[0])
+            known = None
+        else:
+            return _revive(c, s, token, lane, server_dh) if same else None
+    made = insert_token(c, s, new, lane)
+    due_now(c, s, _number(made.ref), lane)
+    return made
+
+
+def _is_same_client(sealer: Sealer, token_id: bytes, row: Sequence[Any], client_dh: bytes) -> bool:
+    """Whether it has the same DH key. What came from the reference has no client key, but the server's private one."""
+    kept, secret, private = row
+    if private is None:
+        return hmac.compare_digest(sealer.open(kept, CLIENT_DH + token_id), client_dh)
+    try:
+        shared = dh_box_key(
+            sealer.open(private, SERVER_PRIVATE + token_id), X25519PublicKey.from_public_bytes(client_dh)
+        )
+    except (CryptoError, ValueError):
+        return False
+    return hmac.compare_digest(shared, sealer.open(secret, SECRET + token_id))
+
+
+def _revive(c: sqlite3.Connection, s: State, token: Token, lane: bytes, server_dh: bytes) -> Registered:
+    status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
+    c.execute(
+        "UPDATE tokens SET status = :status, reason = NULL, registration = registration + 1, verification_due = :now,"
+        " registered_at = :now, active_at = :now WHERE ref = :ref",
+        {"status": status, "now": s.now, "ref": token.ref},
+    )
+    s.anew(_number(token.ref))
+    due_now(c, s, _number(token.ref), lane)
+    return Registered(token.ref, token.token_id, token.verify_key, status, None, token.period, server_dh)
+
+
+def find(c: sqlite3.Connection, token_id: bytes) -> Token | None:
+    """See `Store.find_token`."""
+    row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE token_id = ?", (token_id,)).fetchone()
+    return token_record(row) if row else None
+
+
+def verify(c: sqlite3.Connection, s: State, ref: int, code: bytes) -> bool:
+    """See `Store.verify`."""
+    row = c.execute(
+        "SELECT token_id, device_lookup, code, status, check_due FROM tokens WHERE ref = ? AND damaged IS NULL", (ref,)
+    ).fetchone()
+    if row is None:
+        return False
+    token_id, device_lookup, sealed, status, check_due = row
+    try:
+        right = hmac.compare_digest(s.sealer.open(sealed, CODE + token_id), code)
+    except SealingError as e:
+        raise DamagedRowError("tokens", ref) from e
+    if status not in ALIVE or not right:
+        return False
+    c.execute("UPDATE tokens SET status = 'ACTIVE', verification_due = NULL, active_at = ? WHERE ref = ?", (s.now, ref))
+    others = c.execute("SELECT ref FROM tokens WHERE device_lookup = ? AND ref <> ?", (device_lookup, ref)).fetchall()
+    for (other,) in others:
+        drop(c, s, other)
+    unsent = c.execute("SELECT 1 FROM notifications WHERE token = ? AND sent = 0 LIMIT 1", (ref,)).fetchone()
+    if not s.is_taken(ref):  # a retry of the code is for nothing, nor is there a reason to wait for it
+        c.execute("UPDATE deliveries SET due_at = NULL, attempts = 0 WHERE token = ?", (ref,))
+    if unsent or check_due is not None:
+        due_when_free(c, s, [ref])
+    return True
+
+
+def replace(c: sqlite3.Connection, s: State, ref: int, new: Replacement) -> bool:
+    """See `Store.replace`."""
+    row = c.execute("SELECT token_id, verify_key FROM tokens WHERE ref = ? AND damaged IS NULL", (ref,)).fetchone()
+    if row is None:
+        return False
+    token_id, verify_key = row
+    lookup = s.sealer.lookup(new.device.provider, new.device.token)
+    taken = "SELECT 1 FROM tokens WHERE device_lookup = ? AND verify_key = ? AND ref <> ?"
+    if c.execute(taken, (lookup, verify_key, ref)).fetchone():
+        return False
+    lane = lane_of(s.sealer, new.device, new.origin)
+    c.execute(
+        "UPDATE tokens SET provider = :provider, lane = :lane, app = :app, vapid_key = :vapid_key,"
+        " device_lookup = :lookup, device_token = :device_token, code = :code, status = 'REGISTERED', reason = NULL,"
+        " registration = registration + 1, verification_due = :now, registered_at = :now, active_at = :now,"
+        " check_due = NULL WHERE ref = :ref",
+        {
+            "provider": new.device.provider,
+            "lane": lane,
+            "app": new.app,
+            "vapid_key": new.vapid_key,
+            "lookup": lookup,
+            "device_token": s.sealer.seal(new.device.token, DEVICE_TOKEN + token_id),
+            "code": s.sealer.seal(new.code, CODE + token_id),
+            "now": s.now,
+            "ref": ref,
+        },
+    )
+    c.execute("UPDATE deliveries SET lane = ?, delivered_at = NULL WHERE token = ?", (lane, ref))
+    s.anew(ref)
+    due_now(c, s, ref, lane)
+    return True
+
+
+def drop(c: sqlite3.Connection, s: State, ref: int) -> None:
+    """Delete a token. Nobody finds it or what is its from now on; what is more than a little is cleared later."""
+    row = c.execute("DELETE FROM tokens WHERE ref = ? RETURNING subscriptions", (ref,)).fetchone()
+    if row is None:
+        return
+    c.execute("DELETE FROM deliveries WHERE token = ?", (ref,))
+    s.forget(ref)
+    if row[0]:
+        c.execute("INSERT INTO gone (token, subscriptions) VALUES (?, ?)", (ref, row[0]))
+        clear_slice(c, s, ref, _AT_ONCE)
+
+
+def set_period(c: sqlite3.Connection, s: State, ref: int, minutes: int) -> None:
+    """See `Store.set_period`. A period that begins in the future was set by a clock that was wrong."""
+    c.execute(
+        "UPDATE tokens SET period_at = CASE WHEN period = :minutes AND period_at <= :now THEN period_at ELSE :now END,"
+        " check_due = CASE WHEN :minutes = 0 THEN NULL ELSE check_due END, period = :minutes WHERE ref = :ref",
+        {"minutes": minutes, "now": s.now, "ref": ref},
+    )
+
+
+# To the letter of the indexes tokens_check and tokens_period. A period that begins in the future counts as over.
+_TO_CHECK: Final = (
+    "SELECT json_group_array(ref) FROM (SELECT ref FROM tokens WHERE period > 0 AND status = 'ACTIVE'"
+    " AND check_due IS NULL AND period_at + period * 60 <= :now ORDER BY period_at + period * 60 LIMIT :limit)"
+)
+_FROM_THE_FUTURE: Final = (
+    "SELECT json_group_array(ref) FROM (SELECT ref FROM tokens WHERE period > 0 AND period_at > :now"
+    " AND status = 'ACTIVE' AND check_due IS NULL LIMIT :limit)"
+)
+
+
+_WOKEN: Final = (  # by a push since their period began
+    "SELECT json_group_array(t.ref) FROM json_each(:refs) j CROSS JOIN tokens t ON t.ref = j.value"
+    " CROSS JOIN deliveries d ON d.token = t.ref WHERE d.delivered_at <= :now"
+    " AND d.delivered_at > max(t.period_at, :now - t.period * 60)"
+)
+_PUT_OFF: Final = (
+    "UPDATE tokens SET period_at = (SELECT d.delivered_at FROM deliveries d WHERE d.token = tokens.ref)"
+    " WHERE ref IN (SELECT value FROM json_each(:refs))"
+)
+
+
+def mark_checks(c: sqlite3.Connection, s: State, limit: int) -> int:
+    """See `Store.mark_checks`."""
+    refs: list[int] = []
+    for query in (_TO_CHECK, _FROM_THE_FUTURE):
+        if limit > len(refs):
+            [found] = c.execute(query, {"now": s.now, "limit": limit - len(refs)}).fetchone()
+            refs += json.loads(found)
+    seen = len(refs)
+    if refs:
+        [found] = c.execute(_WOKEN, {"now": s.now, "refs": json.dumps(refs)}).fetchone()
+        woken = json.loads(found)
+        c.execute(_PUT_OFF, {"refs": json.dumps(woken)})
+        refs = [ref for ref in refs if ref not in set(woken)]
+    if refs:
+        c.execute(
+            "UPDATE tokens SET check_due = :now, period_at = min(period_at, :now)"
+            " WHERE ref IN (SELECT value FROM json_each(:refs))",
+            {"now": s.now, "refs": json.dumps(refs)},
+        )
+        due_when_free(c, s, refs)
+    return seen
+
+
+def last_push(c: sqlite3.Connection, ref: int) -> LastPush | None:
+    """See `Store.last_push`."""
+    row = c.execute(
+        "SELECT push_id, pushed_at, ended, reason FROM deliveries WHERE token = ? AND ended IS NOT NULL", (ref,)
+    ).fetchone()
+    return LastPush(row[0], row[1], row[2], row[3] or "") if row else None
+
+
+def _number(ref: Any) -> int:
+    return int(ref)

@@ -1,0 +1,139 @@
+"""Whether a way is open: pauses, probes, what is said."""
+
+import pytest
+
+from ntf_server.push.health import Health, HealthConfig, Level
+
+
+def health(*, loud: bool = True, **config: float) -> Health:
+    return Health(HealthConfig(**config), lambda: 1.0, loud=loud)  # type: ignore[arg-type]
+
+
+def test_a_new_way_is_open_and_not_proven() -> None:
+    h = health()
+    assert not h.is_paused(0) and not h.is_probed(0) and not h.proven
+
+
+def test_pauses_double_from_one_second_to_ten_minutes() -> None:
+    h, now, lengths = health(), 0.0, []
+    for _ in range(12):
+        h.ours("AP", now, "403 InvalidProviderToken")
+        lengths.append(h.paused_until - now)
+        now = h.paused_until
+        assert h.is_probed(now) and not h.is_paused(now)
+    assert lengths == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
+
+
+def test_a_way_that_cannot_be_reached_is_tried_every_half_minute() -> None:
+    h, now = health(), 0.0
+    for _ in range(8):
+        h.unreachable(now, "connection refused", None)
+        pause, now = h.paused_until - now, h.paused_until
+    assert pause == 30
+
+
+def test_late_answers_do_not_lengthen_a_pause() -> None:
+    h = health()
+    h.unreachable(0, "timed out", None)
+    for _ in range(100):
+        h.unreachable(0.5, "timed out", None)
+    assert h.paused_until == 1 and h.pauses == 1
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(0.5, 1), (120, 120), (86400, 3600)])
+def test_retry_after_is_honoured_up_to_an_hour(asked: float, waited: float) -> None:
+    h = health()
+    h.unreachable(0, "503", asked)
+    assert h.paused_until == waited
+
+
+def test_a_success_opens_the_way_and_forgets_the_pauses() -> None:
+    h = health()
+    h.unreachable(0, "refused", None)
+    h.unreachable(1, "refused", None)
+    h.succeeded("AP", 3)
+    assert not h.is_paused(3) and not h.is_probed(3) and h.proven
+    h.unreachable(4, "refused", None)
+    assert h.paused_until == 5
+
+
+def test_an_answer_about_the_push_alone_ends_the_probing() -> None:
+    h = health()
+    h.unreachable(0, "refused", None)
+    h.answered(0.5)
+    assert h.is_paused(0.5)  # an answer from before
+    h.answered(1)
+    assert not h.is_probed(1)
+
+
+def test_a_fault_of_ours_is_said_at_once_then_every_ten_minutes_and_so_is_its_end() -> None:
+    h, said = health(), []
+    for now in range(0, 1300, 10):
+        notice = h.ours("AP", float(now), "403 InvalidProviderToken")
+        if notice:
+            said.append((now, notice.level))
+    assert said == [(0, Level.ERROR), (600, Level.ERROR), (1200, Level.ERROR)]
+    end = h.succeeded("AP", 1300)
+    assert end is not None and "1300 s" in end.text and "InvalidProviderToken" in end.text
+    assert h.succeeded("AP", 1301) is None
+
+
+def test_failures_that_last_a_minute_are_said() -> None:
+    h = health()
+    assert h.failed("AP", 0, "500") is None
+    assert h.failed("AP", 59, "500") is None
+    notice = h.failed("AP", 60, "500 InternalServerError")
+    assert notice is not None and notice.level == Level.ERROR
+    assert "60 s" in notice.text and "500 InternalServerError" in notice.text
+    assert h.succeeded("AP", 61) is not None
+
+
+def test_a_failure_between_successes_is_not_said() -> None:
+    h = health()
+    for now in range(1000):
+        assert h.failed("AP", now, "500") is None
+        assert h.succeeded("AP", now + 0.5) is None
+
+
+def test_a_strangers_way_that_never_took_anything_is_not_the_operators_alarm() -> None:
+    h = health(loud=False)
+    assert all(h.failed("WP", float(now), "400") is None for now in range(0, 5000, 50))
+    assert all(h.refuse("WP", float(now), "403") is None for now in range(5000, 9000, 50))
+    h.succeeded("WP", 9000)
+    for _ in range(9):
+        assert h.refuse("WP", 9001, "403") is None
+    notice = h.refuse("WP https://push.example", 9002, "403")
+    assert notice is not None and "https://push.example" in notice.text and "403" in notice.text
+
+
+def test_a_way_that_refuses_ten_in_a_row_is_paused_and_one_success_resets_the_count() -> None:
+    h = health()
+    for _ in range(9):
+        h.refuse("WP", 0, "400")
+    h.succeeded("WP", 0)
+    for _ in range(9):
+        h.refuse("WP", 0, "400")
+        assert not h.is_paused(0)
+    h.refuse("WP", 0, "400")
+    assert h.is_paused(0)
+
+
+def test_the_third_good_token_that_is_called_bad_pauses_a_way_that_took_nothing_yet() -> None:
+    h = health()
+    assert h.suspect("AP", 0, "TOPIC") is None
+    assert h.suspect("AP", 0, "TOPIC") is None
+    assert not h.is_paused(0)
+    notice = h.suspect("AP", 0, "TOPIC")
+    assert notice is not None and notice.level == Level.ERROR and "topic" in notice.text
+    assert h.is_paused(0)
+
+
+def test_what_was_mended_is_tried_at_once_and_nothing_is_proven_any_more() -> None:
+    h = health()
+    h.succeeded("AP", 0)
+    for _ in range(8):
+        h.ours("AP", h.paused_until, "403")
+    now = h.paused_until - 100
+    assert h.is_paused(now)
+    h.mended(now)
+    assert h.is_probed(now) and not h.proven

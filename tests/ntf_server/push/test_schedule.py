@@ -1,0 +1,220 @@
+"""Places, and what a verdict comes to."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ntf_server.push.schedule import Schedule, ScheduleConfig
+from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, Scope, Verdict
+from ntf_server.store.records import Claim, Ended, Lane, Outcome, PushKind
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider
+
+
+def claim(origin: bytes = b"", *, attempts: int = 0, delivered_before: bool = False) -> Claim:
+    provider = Provider.WEB_PUSH if origin else Provider.APNS
+    return Claim(
+        1,
+        1,
+        Lane(provider, origin),
+        DeviceToken(provider, b"token"),
+        bytes(32),
+        PushKind.MESSAGES,
+        0,
+        bytes(16),
+        attempts=attempts,
+        delivered_before=delivered_before,
+    )
+
+
+def schedule(places: int = 8, *, by_origin: bool = False, **config: float) -> Schedule:
+    return Schedule("AP", ScheduleConfig(places, by_origin=by_origin, **config), lambda: 1.0)  # type: ignore[arg-type]
+
+
+def push(s: Schedule, verdict: Verdict, c: Claim | None = None, now: float = 0.0) -> Outcome:
+    c = c or claim()
+    s.begin(c)
+    outcome, _ = s.end(c, verdict, now, lambda _: "https://push.example")
+    assert outcome.claim is c
+    return outcome
+
+
+def fill(s: Schedule, origins: Sequence[bytes], now: float = 0.0) -> list[Claim]:
+    """As many as may be under way, in turn."""
+    begun = []
+    more = True
+    while more:
+        more = False
+        for origin in origins:
+            if s.free(now) and s.room(origin, now):
+                begun.append(claim(origin))
+                s.begin(begun[-1])
+                more = True
+    return begun
+
+
+def test_places_are_freed_by_verdicts_and_kept_by_reservations() -> None:
+    s = schedule(3)
+    s.begin(claim())
+    s.reserved = 1
+    assert s.free(0) == 1
+    push(s, Delivered())
+    assert s.free(0) == 1
+    s.reserved = 0
+    assert s.free(0) == 2
+
+
+@pytest.mark.parametrize(("attempts", "wait"), [(0, 1), (1, 2), (5, 32), (20, 300), (10_000, 300)])
+def test_a_tokens_backoff_doubles_up_to_its_bound(attempts: int, wait: float) -> None:
+    outcome = push(schedule(), Again("500"), claim(attempts=attempts))
+    assert (outcome.ended, outcome.after, outcome.reason) == (Ended.AGAIN, wait, "500")
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(0.5, 0.5), (90, 90), (1e9, 3600)])
+def test_retry_after_of_a_token(asked: float, wait: float) -> None:
+    s = schedule()
+    assert push(s, Again("429", after=asked)).after == wait
+    assert s.free(0) == 8  # nobody else waits
+
+
+def test_a_dead_token_of_a_way_that_works_is_dead() -> None:
+    s = schedule()
+    push(s, Delivered())
+    outcome = push(s, DeadToken(InvalidReason.BAD), claim(delivered_before=True))
+    assert (outcome.ended, outcome.dead) == (Ended.DEAD, InvalidReason.BAD)
+
+
+@pytest.mark.parametrize("reason", [InvalidReason.BAD, InvalidReason.TOPIC])
+def test_no_token_that_was_delivered_to_is_marked_before_the_first_success(reason: InvalidReason) -> None:
+    s = schedule()
+    outcomes = [push(s, DeadToken(reason), claim(delivered_before=True)) for _ in range(8)]
+    assert {o.ended for o in outcomes} == {Ended.AGAIN}
+    assert s.free(0) == 0  # the third paused it
+    assert s.free(1000) == 1  # a probe
+    push(s, Delivered(), now=1000)
+    assert push(s, DeadToken(reason), claim(delivered_before=True)).ended is Ended.DEAD
+
+
+def test_a_new_token_that_is_bad_and_one_that_was_unregistered_are_marked_at_once() -> None:
+    s = schedule()
+    assert push(s, DeadToken(InvalidReason.BAD)).ended is Ended.DEAD
+    assert push(s, DeadToken(InvalidReason.UNREGISTERED), claim(delivered_before=True)).ended is Ended.DEAD
+
+
+def test_after_a_reload_it_begins_anew() -> None:
+    s = schedule()
+    push(s, Delivered())
+    s.mended(0)
+    assert push(s, DeadToken(InvalidReason.TOPIC), claim(delivered_before=True)).ended is Ended.AGAIN
+
+
+def test_a_fault_of_the_provider_pauses_it_and_one_probe_follows() -> None:
+    s = schedule()
+    outcome = push(s, Ours("403 InvalidProviderToken"))
+    assert (outcome.ended, outcome.after) == (Ended.OURS, 0)  # the token is due at once: it is the way that waits
+    assert s.free(0.5) == 0 and s.free(1) == 1
+    s.begin(claim())
+    assert s.free(1) == 0
+
+
+def test_a_fault_of_one_push_pauses_nobody() -> None:
+    s = schedule()
+    outcome = push(s, Ours("413 PayloadTooLarge", Scope.TOKEN))
+    assert (outcome.ended, outcome.after) == (Ended.OURS, 120)
+    assert s.free(0) == 8
+
+
+def test_silence_of_a_provider_pauses_it() -> None:
+    s = schedule()
+    assert push(s, Again("connection refused", Scope.PROVIDER)).ended is Ended.AGAIN
+    assert s.free(0) == 0
+
+
+# --- origins
+
+
+def test_an_origin_that_took_nothing_yet_has_one_place_and_all_such_together_half() -> None:
+    s = schedule(8, by_origin=True)
+    begun = fill(s, [b"a", b"b", b"c", b"d", b"e", b"f"])
+    assert [c.lane.origin for c in begun] == [b"a", b"b", b"c", b"d"]
+    assert s.free(0) == 4
+
+
+def test_an_origin_that_takes_pushes_may_use_all_places_in_the_end() -> None:
+    s = schedule(8, by_origin=True)
+    for _ in range(8):
+        push(s, Delivered(), claim(b"a"))
+    assert len(fill(s, [b"a"])) == 8
+
+
+def test_tarpits_leave_room_for_a_proven_origin() -> None:
+    s = schedule(8, by_origin=True)
+    for _ in range(4):
+        push(s, Delivered(), claim(b"good"))
+    fill(s, [b"%d" % n for n in range(100)])
+    assert s.room(b"good", 0) >= 4 and s.free(0) == 4
+
+
+def test_a_silent_origin_is_paused_alone() -> None:
+    s = schedule(8, by_origin=True)
+    push(s, Delivered(), claim(b"a"))
+    push(s, Again("timed out", Scope.ORIGIN), claim(b"b"))
+    assert s.room(b"b", 0) == 0 and s.room(b"a", 0) == 2 and s.free(0) == 8
+    assert s.next_resume(0) == 1
+    assert s.room(b"b", 1) == 1
+
+
+def test_one_bad_endpoint_of_an_origin_pauses_nobody_else() -> None:
+    s = schedule(8, by_origin=True)
+    for _ in range(100):
+        push(s, Ours("400", Scope.ORIGIN), claim(b"a"))
+        push(s, Delivered(), claim(b"a"))
+    assert s.room(b"a", 0) == 8
+
+
+def test_an_origin_that_refuses_everything_is_paused() -> None:
+    s = schedule(8, by_origin=True)
+    for _ in range(10):
+        push(s, Ours("403", Scope.ORIGIN), claim(b"a"))
+    assert s.room(b"a", 0) == 0
+
+
+def test_a_bounded_number_of_origins_is_remembered() -> None:
+    s = schedule(8, by_origin=True, max_origins=10)
+    for n in range(1000):
+        push(s, Delivered(), claim(b"%d" % n))
+    assert len(s._origins) == 10
+
+
+@given(st.integers(0, 2**32), st.integers(2, 12))
+def test_counts_never_drift(seed: int, places: int) -> None:
+    rng = random.Random(seed)
+    s = schedule(places, by_origin=True, max_origins=3)
+    verdicts: list[Verdict] = [
+        Delivered(),
+        Again("x"),
+        Again("x", Scope.ORIGIN),
+        Again("x", Scope.PROVIDER),
+        Ours("x"),
+        Ours("x", Scope.ORIGIN),
+        DeadToken(InvalidReason.UNREGISTERED),
+    ]
+    flying: list[Claim] = []
+    now = 0.0
+    for _ in range(200):
+        now += rng.random() * 5
+        origin = b"%d" % rng.randrange(6)
+        if rng.random() < 0.05:
+            s.mended(now)
+        if rng.random() < 0.6 and s.free(now) and s.room(origin, now):
+            flying.append(claim(origin))
+            s.begin(flying[-1])
+        elif flying:
+            s.end(flying.pop(rng.randrange(len(flying))), rng.choice(verdicts), now, lambda _: "")
+        assert s.in_flight == len(flying) <= places
+    for c in flying:
+        s.end(c, Delivered(), now, lambda _: "")
+    assert s.in_flight == s._unproven == 0
+    assert all(o.in_flight == 0 for o in s._origins.values())

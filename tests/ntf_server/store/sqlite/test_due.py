@@ -1,0 +1,64 @@
+"""That a token is due: by a row, unless memory knows it."""
+
+import pytest
+from store_world import NOW, PHONE, FakeClock, again, register, take, take_one
+
+from ntf_server.store.sqlite import due as module
+from ntf_server.store.sqlite.engine import SqliteStore
+from smp_bridge.ntf import DeviceToken, Provider
+
+
+async def rows(store: SqliteStore) -> list[tuple[int, int | None]]:
+    query = "SELECT token, due_at FROM deliveries ORDER BY token"
+    return await store._database.read(lambda c: c.execute(query).fetchall())
+
+
+async def test_of_what_is_claimed_no_row_says_that_it_is_due(store: SqliteStore) -> None:
+    token = await register(store)
+    assert await rows(store) == [(token.ref, NOW * 1000)]
+    assert await take(store)
+    await register(store)
+    assert await rows(store) == [(token.ref, None)]
+
+
+async def test_a_mark_moves_no_retry(store: SqliteStore) -> None:
+    token = await register(store)
+    await store.record([again(await take_one(store), 10)])
+    await store._database.run(lambda c: module.mark(c, store._state, [1, 10**6]))
+    assert await rows(store) == [(token.ref, (NOW + 10) * 1000)]
+
+
+async def test_a_lane_is_due_only_if_a_row_is(store: SqliteStore, clock: FakeClock) -> None:
+    async def is_due() -> bool:
+        return await store._database.run(lambda c: module.is_due(c, store._state, b"AP"))
+
+    assert not await is_due()
+    await register(store)
+    assert await is_due()
+    await store.record([again(await take_one(store), 10)])
+    assert not await is_due()
+    assert not store._state.owes(b"AP")
+    clock.pass_(10)
+    assert await is_due()
+
+
+async def test_recovery_does_not_hide_what_is_already_written(store: SqliteStore) -> None:
+    await register(store)
+    await register(store, DeviceToken(Provider.FCM, b"x"))
+    await store.record([again(await take_one(store), 10)])
+    before = await rows(store)
+    await store._database.run(lambda c: module.recover(c, store._state))
+    assert await rows(store) == before
+    assert store._state.owes(b"FC")
+
+
+@pytest.mark.parametrize("step", [-1000, 1000, 10**8])
+async def test_a_shift_moves_what_is_kept_but_not_into_the_future(store: SqliteStore, step: int) -> None:
+    await register(store, PHONE)
+    await store.record([again(await take_one(store), 10)])
+    await store._database.run(lambda c: module.shift(c, store._state, step))
+    [(_, due_at)] = await rows(store)
+    assert due_at == min(NOW + 10 + step, NOW + 3600) * 1000
+    query = "SELECT verification_due, registered_at FROM tokens"
+    times = await store._database.read(lambda c: c.execute(query).fetchone())
+    assert times == (min(NOW + step, NOW),) * 2

@@ -1,0 +1,14 @@
+"""`python -m ntf_server` is the command."""
+
+import subprocess
+import sys
+
+from ntf_server.version import version
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-W", "error", "-m", "ntf_server"]
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"ntf-server {version()}\n"
+    wrong = subprocess.run([*command, "nothing"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -1,0 +1,20 @@
+"""All faults by name: each is to fire in a set of runs."""
+
+from itertools import product
+from typing import Final
+
+_HOSTS: Final = ("apns", "fcm", "web")
+_BAD_TIMES: Final = ("refused", "tarpit", "errors", "bad_connection", "busy")
+_REQUESTS: Final = ("lost_before", "lost_answer", "late_answer", "one_500", "one_429")
+
+FAULTS: Final = frozenset(
+    [f"{host}:{trouble}" for host, trouble in product(_HOSTS, (*_BAD_TIMES, *_REQUESTS, "failing_token"))]
+    + ["apns:bad_key", "apns:wrong_topic", "apns:ExpiredProviderToken", "apns:unregistered"]
+    + ["fcm:quota", "fcm:bad_account", "fcm:no_permission", "fcm:assertion_refused", "fcm:unregistered"]
+    + ["web:forbidden", "web:vapid_refused", "web:gone"]
+    + ["relay:crash", "relay:crash_at_start_or_stop", "relay:restart", "relay:reload", "relay:provider_raises"]
+    + ["disk:busy", "disk:full", "disk:slow", "disk:damaged_record", "clock:step", "clock:right_after_restart"]
+    + ["smp:drop", "smp:down", "smp:refused", "smp:hangs", "smp:silent", "smp:vanish", "smp:storm", "smp:take_over"]
+    + ["smp:late_end", "smp:deleted", "smp:rush", "smp:end_before_another_session"]
+    + ["phone:TRPL", "phone:TDEL", "phone:SDEL", "phone:uninstalled", "phone:strangers"]
+)

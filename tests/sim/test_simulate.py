@@ -1,0 +1,70 @@
+"""Fifty seeds, a replay, and that the mutants fit the code; all seeds and all mutants: `scripts/simulate`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim import mutate
+from sim.known import FAULTS
+from sim.mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = 50
+
+
+def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-m", "sim", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_what_is_promised_holds_in_fifty_worlds() -> None:
+    done = simulate("--seeds", str(SEEDS))
+    assert done.returncode in {0, 1}, done.stderr
+    counted = re.search(r"(\d+) seeds, (\d+) pushes, (\d+) violations", done.stdout)
+    assert counted is not None, done.stdout + done.stderr
+    assert (int(counted[1]), int(counted[3])) == (SEEDS, 0), done.stdout
+    assert int(counted[2]) >= 200 * SEEDS, done.stdout
+    fired = dict(re.findall(r"([a-z]+:\w+) (\d+)", done.stdout.partition("faults: ")[2]))
+    assert fired.keys() >= FAULTS
+    assert sum(int(n) == 0 for n in fired.values()) <= 4, done.stdout  # of a thousand seeds: none
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_a_seed_gives_the_same_trace_each_time(seed: int) -> None:
+    first, second = (simulate("--seed", str(seed), "--trace", hash_seed=h).stdout for h in ("0", "1"))
+    assert re.search(r"trace [0-9a-f]{16}", first)
+    assert len(first.splitlines()) > 500
+    assert first == second
+
+
+def test_seeds_differ() -> None:
+    first, second = (simulate("--seed", seed).stdout.rpartition(" ")[2] for seed in ("1", "2"))
+    assert first != second
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_mutant_fits_the_code_and_changes_it(mutant: Mutant) -> None:
+    assert mutate.mutated(mutant) != (ROOT / mutant.file).read_text()
+
+
+def test_mutants_have_names_of_their_own_and_are_enough() -> None:
+    names = [m.name for m in MUTANTS]
+    assert len(set(names)) == len(names) >= 20
+    for finding in ("B2", "B6", "B7", "B8", "B9", "B10", "B11", "B12", "K1", "K2", "K3", "K10", "K12"):
+        assert any(name.split()[0] == finding for name in names), finding
+
+
+def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
+    with pytest.raises(mutate.MisfitError):
+        mutate.mutated(Mutant("x", "y", "ntf_server/supervisor.py", "this is not there", ""))
+
+
+def test_a_mutant_is_found() -> None:
+    done = simulate("--mutants", "--only", "B11", "--limit", "20", "--jobs", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 mutants found" in done.stdout
