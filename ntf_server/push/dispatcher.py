@@ -202,10 +202,11 @@ class Dispatcher:
         for claim in claims:
             by_provider.setdefault(claim.lane.provider, []).append(claim)
         for name, those in by_provider.items():
-            try:
-                self._send(self._lanes[name], those)
-            except Exception:  # they wait for another try, and whoever brought them goes on
-                log.exception("pushes through %s could not be made", name.value)
+            for begin in range(0, len(those), _BATCH):  # the first are on their way while the others are made
+                try:
+                    self._send(self._lanes[name], those[begin : begin + _BATCH])
+                except Exception:  # they wait for another try, and whoever brought them goes on
+                    log.exception("pushes through %s could not be made", name.value)
 
     def mended(self) -> None:
         """A fault of ours may be mended: what waits for that is tried at once."""
