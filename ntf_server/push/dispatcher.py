@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
-from ntf_server.push.health import Level, Notice
+from ntf_server.push.health import Notice
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, PushProvider, Verdict
 from ntf_server.store.contract import Deliveries, StoreError, StoreUnavailableError
@@ -336,4 +336,4 @@ class Dispatcher:
 
 
 def _tell(notice: Notice) -> None:
-    log.log(Level(notice.level), "%s", notice.text)
+    log.log(notice.level, "%s", notice.text)

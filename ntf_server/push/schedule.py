@@ -97,10 +97,6 @@ class Schedule:
             origin.in_flight += 1
             self._unproven += not origin.health.proven
 
-    def paused_until(self) -> float:
-        """When the pause of the provider, if it is in one, is over."""
-        return self.health.paused_until
-
     def next_resume(self, now: float) -> float | None:
         """When the first origin that is paused now may be tried again."""
         ends = [o.health.paused_until for o in self._origins.values() if o.health.is_paused(now)]
