@@ -73,6 +73,11 @@ class Link:
         self.used_at = 0.0
         self.idle: list[Transfer] = []
 
+    def forget(self) -> None:
+        """libcurl need not know its name any more, once it is left and nothing is under way on it."""
+        if self.resolve and self.left and not self.running:
+            self.multi.stale.append(self.connect_to[0].replace("::", "-", 1))
+
     def opens(self) -> None:
         """A connection is being made: what comes next is new to the peer."""
         self.opened = True
@@ -117,7 +122,7 @@ class Origin:
         if link.name:
             addresses = ",".join(f"[{a}]" if ":" in a else a for a in self.addresses)
             link.connect_to = [f"::{link.name}:{self._port}"]
-            link.resolve = [f"+{link.name}:{self._port}:{addresses}"]
+            link.resolve = [f"{link.name}:{self._port}:{addresses}"]  # for good: nobody else could resolve it
 
     def add(self, link: Link) -> Link:
         """A new link, which is to be used from now on."""
@@ -222,7 +227,8 @@ class Transfer:
         if link.resolve is not self._resolve and link.name:
             self._resolve = link.resolve
             c.setopt(pycurl.CONNECT_TO, link.connect_to)
-            c.setopt(pycurl.RESOLVE, link.resolve)
+            c.setopt(pycurl.RESOLVE, [*link.multi.stale, *link.resolve])
+            link.multi.stale.clear()
         if request.dated:
             self.dated = True  # and of no use for other requests
             c.setopt(pycurl.HEADERFUNCTION, self._on_header)
@@ -301,6 +307,7 @@ class Multi:
         self.running = 0
         self.links = 0  # that are not left
         self.deadline: float | None = None
+        self.stale: list[str] = []  # names of links, to be forgotten with the next that is told
         self.renewed: dict[Link, Transfer] = {}  # links that another connection is being made for, and by whom
         self._selector = selector
         self.curl = pycurl.CurlMulti()

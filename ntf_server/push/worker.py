@@ -320,7 +320,9 @@ class Worker:
         link.running -= 1
         link.used_at = self._now
         transfer.request = transfer.done = transfer.origin = transfer.link = None
-        if not link.left:
+        if link.left:
+            link.forget()
+        else:
             self._keep(link, transfer)
 
     def _keep(self, link: Link, transfer: Transfer) -> None:
@@ -330,6 +332,7 @@ class Worker:
 
     def _leave(self, origin: Origin, link: Link) -> None:
         origin.leave(link)
+        link.forget()
         link.multi.links -= 1
         self._idle -= len(link.idle)
         link.idle.clear()

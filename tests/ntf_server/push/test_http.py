@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -345,6 +345,26 @@ async def test_connections_that_end_after_a_few_requests() -> None:
         for _ in range(5):
             assert statuses(await client.many(25)) == {200: 25}
         assert server.counters.opened > 5
+
+
+@pytest.mark.parametrize("end", [Server.cut_all, Server.goaway_all])
+async def test_a_connection_that_ends_when_libcurl_keeps_no_other_name_any_more(
+    end: Callable[[Server], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aim = links.Transfer._aim
+
+    def aim_forgetful(self: links.Transfer, endpoint: Endpoint) -> None:
+        aim(self, endpoint)
+        self.curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 1)  # second; libcurl's own is a minute
+
+    monkeypatch.setattr(links.Transfer, "_aim", aim_forgetful)
+    async with serving() as (server, client):
+        await client.post()
+        await asyncio.sleep(2.1)
+        end(server)
+        await asyncio.sleep(0.1)
+        assert statuses([await client.post(), await client.post()]) == {200: 2}
+        assert server.counters.opened == 2
 
 
 # --- connections that are left

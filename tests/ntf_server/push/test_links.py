@@ -1,8 +1,10 @@
+import selectors
+
 import pycurl
 import pytest
 
 from ntf_server.push.exchange import OK, Endpoint, HttpFailure, HttpRequest, HttpResponse, HttpResult
-from ntf_server.push.links import Held, Link, Origin
+from ntf_server.push.links import Held, Link, Multi, Origin, Transfer
 
 NOW = 100.0
 ENDPOINT = Endpoint("https://push.example:8443", "ca.pem", streams=3, connections=2, ends=(b"IdleTimeout",))
@@ -32,12 +34,12 @@ def test_each_link_has_a_name_of_its_own_that_leads_to_the_addresses() -> None:
     assert one.name != two.name
     assert one.name.endswith(".invalid")
     assert one.connect_to == [f"::{one.name}:8443"]
-    assert one.resolve == [f"+{one.name}:8443:192.0.2.1,[2001:db8::1]"]
+    assert one.resolve == [f"{one.name}:8443:192.0.2.1,[2001:db8::1]"]
     before = one.resolve
     o.lead_to(("192.0.2.1", "2001:db8::1"))
     assert one.resolve is before
     o.lead_to(("192.0.2.2",))
-    assert one.resolve == [f"+{one.name}:8443:192.0.2.2"]
+    assert one.resolve == [f"{one.name}:8443:192.0.2.2"]
 
 
 def test_behind_a_proxy_there_is_one_link_without_a_name() -> None:
@@ -148,3 +150,19 @@ def test_a_link_that_is_left_gets_nothing_more() -> None:
     o.leave(link)
     assert link.left
     assert o.pick(NOW) is None
+
+
+def test_the_name_of_a_link_that_is_left_is_forgotten_with_the_next_one() -> None:
+    with selectors.DefaultSelector() as selector:
+        multi, o = Multi(selector, 2, 3), origin()
+        link, other = o.add(Link(multi, direct=True)), o.add(Link(multi, direct=True))
+        link.running = 1
+        o.leave(link)
+        link.forget()
+        assert multi.stale == []  # what is under way may yet connect
+        link.running = 0
+        link.forget()
+        assert multi.stale == [f"-{link.name}:8443"]
+        Transfer().prepare(REQUEST, lambda _: None, other)
+        assert multi.stale == []
+        multi.curl.close()
