@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -15,9 +16,9 @@ from typing import Final
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.health import Notice
 from ntf_server.push.schedule import Schedule, ScheduleConfig
-from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, PushProvider, Verdict
+from ntf_server.push.verdict import Again, DeadToken, Ours, PushProvider, Verdict
 from ntf_server.store.contract import Deliveries, StoreError, StoreUnavailableError
-from ntf_server.store.records import Claim, Ended, Outcome
+from ntf_server.store.records import Claim, Ended, Entry, Outcome
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
 _REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble of the store
 
 _KINDS: Final[Mapping[type[Verdict], KindCounter]] = {
-    Delivered: KindCounter.PUSHES_DELIVERED,
     DeadToken: KindCounter.PUSHES_FAILED,
     Again: KindCounter.PUSHES_RETRIED,
     Ours: KindCounter.PUSHES_REFUSED,
@@ -257,45 +257,51 @@ class Dispatcher:
     def _send(self, lane: _Lane, claims: Sequence[Claim]) -> None:
         if self._closing:
             return  # a claim that is not used is no claim in the next run
-        left = {id(claim): claim for claim in claims}
-        for claim in claims:
-            lane.schedule.begin(claim)
+        left = set(claims)
+        lane.schedule.begin(claims)
 
         def on_verdict(claim: Claim, verdict: Verdict) -> None:
-            if left.pop(id(claim), None) is not None:
+            if claim in left:
+                left.remove(claim)
                 self._on_verdict(lane, claim, verdict)
 
         try:
             lane.provider.send(claims, on_verdict)
         except Exception:  # a fault of ours: none of them may be lost
-            for claim in list(left.values()):
+            for claim in [c for c in claims if c in left]:
                 on_verdict(claim, Again("the push could not be made"))
             raise
 
     def _on_verdict(self, lane: _Lane, claim: Claim, verdict: Verdict) -> None:
         outcome, notice = lane.schedule.end(claim, verdict, self._clock(), self._service)
-        self._count(lane, claim, verdict, outcome)
+        if outcome.ended is not Ended.DELIVERED:  # those are counted together
+            self._count(lane, claim, verdict, outcome)
         if notice is not None:
             _tell(notice)
-        if outcome.ended is not Ended.DELIVERED:
-            log.debug("a push through %s: %s: %s", lane.name.value, outcome.ended.value, outcome.reason)
+        if not self._pending:
+            self._work.set()
         self._pending.append(outcome)
-        self._work.set()
         lane.changed()
 
     def _count(self, lane: _Lane, claim: Claim, verdict: Verdict, outcome: Outcome) -> None:
+        log.debug("a push through %s: %s: %s", lane.name.value, outcome.ended.value, outcome.reason)
         suspected = isinstance(verdict, DeadToken) and outcome.ended is not Ended.DEAD  # but nothing is done to it
         self._metrics.count_kind(KindCounter.PUSHES_RETRIED if suspected else _KINDS[type(verdict)], lane.name)
-        if isinstance(verdict, Delivered):
-            name, entries = ServerCounter.DELIVERED, verdict.held
-        elif isinstance(verdict, DeadToken) and not suspected:
+        if isinstance(verdict, DeadToken) and not suspected:
             log.info("a token of %s is invalid: %s", lane.name.value, verdict.reason.value)
-            name, entries = ServerCounter.FAILED, claim.entries
-        else:
-            return
-        for entry in entries:
-            if not entry.sent:
-                self._metrics.count_server(name, entry.server)
+            self._count_entries(ServerCounter.FAILED, claim.entries)
+
+    def _count_delivered(self, outcomes: Sequence[Outcome]) -> None:
+        delivered = [o for o in outcomes if o.ended is Ended.DELIVERED]
+        for provider, count in Tally([o.claim.lane.provider for o in delivered]).items():
+            self._metrics.count_kind(KindCounter.PUSHES_DELIVERED, provider, count)
+        self._count_entries(ServerCounter.DELIVERED, [entry for o in delivered for entry in o.held])
+
+    def _count_entries(self, name: ServerCounter, entries: Iterable[Entry]) -> None:
+        servers = [entry.server for entry in entries if not entry.sent]
+        by_id = {id(server): server for server in servers}  # most are the same object: to hash one takes long
+        for key, count in Tally(map(id, servers)).items():
+            self._metrics.count_server(name, by_id[key], count)
 
     # --- recording
 
@@ -304,6 +310,7 @@ class Dispatcher:
             await self._work.wait()
             self._work.clear()
             outcomes, self._pending = self._pending, []
+            self._count_delivered(outcomes)
             self._recording = True
             try:
                 await self._record(outcomes)

@@ -150,6 +150,10 @@ class Origin:
             return None
         return best
 
+    def room(self, link: Link) -> int:
+        """Requests that may go over a link that was picked, without another look."""
+        return max(1, self.endpoint.streams - link.running) if link.proven else 1
+
     @property
     def _may_add(self) -> bool:
         return len(self.links) < (1 if self.endpoint.proxy else self.endpoint.connections)
@@ -161,11 +165,14 @@ class Origin:
 
     def answered(self, link: Link, result: HttpResult, now: float) -> bool:
         """Learn of a link from what came over it. Whether the link is to be left."""
+        if result is OK:  # as almost all are
+            link.proven, link.errors = True, 0
+            return False
         if isinstance(result, HttpFailure):
             link.proven = False
             return result.timeout  # silence may be a dead connection: libcurl would go on using it
         link.proven = True
-        if result is OK or not self._is_error(result):
+        if not self._is_error(result):
             link.errors = 0
             return False
         link.errors += _ERRORS if self._ends(result) else 1

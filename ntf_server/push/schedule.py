@@ -7,7 +7,7 @@ nothing.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ntf_server.push.health import Health, HealthConfig, Notice
@@ -89,10 +89,12 @@ class Schedule:
     def _half(self) -> int:
         return max(1, self._config.places // 2)
 
-    def begin(self, claim: Claim) -> None:
-        """Its push is under way."""
-        self.in_flight += 1
-        if self._config.by_origin:
+    def begin(self, claims: Sequence[Claim]) -> None:
+        """Their pushes are under way."""
+        self.in_flight += len(claims)
+        if not self._config.by_origin:
+            return
+        for claim in claims:
             origin = self._origin(claim.lane.origin)
             origin.in_flight += 1
             self._unproven += not origin.health.proven

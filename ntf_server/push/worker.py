@@ -229,11 +229,11 @@ class Worker:
         room = _STARTS
         for origin in list(self._released):
             while room and origin.held and (link := self._link(origin)) is not None:
-                held = origin.held.popleft()
-                if held.deadline < self._now:
-                    self._results.append((held.done, HttpFailure(pycurl.E_OPERATION_TIMEDOUT, timeout=True)))
+                deadline, request, done, lost = origin.held.popleft()
+                if deadline < self._now:
+                    self._results.append((done, HttpFailure(pycurl.E_OPERATION_TIMEDOUT, timeout=True)))
                     continue
-                self._start(origin, link, held)
+                self._start(origin, link, request, done, deadline, lost=lost)
                 room -= 1
             if room:
                 del self._released[origin]
@@ -241,15 +241,16 @@ class Worker:
                 self._holding.pop(origin, None)
         while room and self._waiting:
             origin, requests = self._waiting[0]
+            deadline = self._now + requests[0][0].endpoint.timeout
             while room and requests:
-                request, done = requests.popleft()
-                held = Held(self._now + request.endpoint.timeout, request, done)
                 link = None if origin.held else self._link(origin)
                 if link is None:
-                    self._hold(origin, held)
+                    self._hold(origin, Held(deadline, *requests.popleft()))
                     continue
-                self._start(origin, link, held)
-                room -= 1
+                count = min(room, len(requests), origin.room(link))
+                for _ in range(count):
+                    self._start(origin, link, *requests.popleft(), deadline)
+                room -= count
             if not requests:
                 self._waiting.popleft()
 
@@ -270,8 +271,9 @@ class Worker:
             self._multis.append(multi)
         return multi
 
-    def _start(self, origin: Origin, link: Link, held: Held) -> None:
-        deadline, request, done, lost = held
+    def _start(
+        self, origin: Origin, link: Link, request: HttpRequest, done: Done, deadline: float, *, lost: int = 0
+    ) -> None:
         if link.idle:
             transfer = link.idle.pop()
             self._idle -= 1

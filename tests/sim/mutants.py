@@ -29,16 +29,18 @@ MUTANTS: Final = (
         "B2 what waits for a retry keeps its place",
         "what waits keeps nobody out",
         _DISPATCHER,
-        """        self._count(lane, claim, verdict, outcome)
-        if notice is not None:""",
-        """        self._count(lane, claim, verdict, outcome)
-        if outcome.after:
+        """        if notice is not None:
+            _tell(notice)
+""",
+        """        if outcome.after:
             def unpark() -> None:
                 lane.schedule.reserved -= 1
                 lane.changed()
             lane.schedule.reserved += 1
             asyncio.get_running_loop().call_later(outcome.after, unpark, context=__import__("contextvars").Context())
-        if notice is not None:""",
+        if notice is not None:
+            _tell(notice)
+""",
     ),
     Mutant(
         "B3 an origin that took nothing yet has all places",

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
+import msgspec
+
 from ntf_server.store.records import MAX_ENTRIES, Claim, Entry, Lane, PushKind
 from ntf_server.store.sealing import SealingError
 from ntf_server.store.sqlite.keys import CODE, DEVICE_TOKEN, SECRET
@@ -54,7 +56,8 @@ _EXPIRE: Final = (
 
 def one_row(c: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> Rows:
     """What the one row of a query holds."""
-    rows: Rows = json.loads(c.execute(query, parameters).fetchone()[0])
+    [text] = c.execute(query, parameters).fetchone()
+    rows: Rows = msgspec.json.decode(text)  # in half the time that `json` takes
     return rows
 
 
@@ -106,6 +109,7 @@ def _expire_due(c: sqlite3.Connection, s: State, rows: Rows) -> None:
 def _claim(c: sqlite3.Connection, s: State, found: Sequence[_Content]) -> list[Claim]:
     """Opens no more than what these pushes need. What cannot be opened is set aside."""
     claims: list[Claim] = []
+    held: dict[int, Held] = {}
     damaged: list[DamagedRowError] = []
     fromhex, open_ = bytes.fromhex, s.sealer.open
     fresh = s.random(16 * len(found))  # at once: each call is a turn at Python's lock
@@ -136,7 +140,8 @@ def _claim(c: sqlite3.Connection, s: State, found: Sequence[_Content]) -> list[C
             damaged.append(DamagedRowError("tokens", ref))
             continue
         claims.append(claim)
-        s.claims.put(ref, Held(claim, kept, more))
+        held[ref] = Held(claim, kept, more)
+    s.claims.put_all(held)
     if damaged:
         quarantine(c, s, damaged)
     return claims

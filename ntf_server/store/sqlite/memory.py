@@ -5,7 +5,7 @@ Touched in the writer's turn only. Nothing of it is needed after a restart: what
 
 import os
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -29,16 +29,12 @@ class Journal:
     """How to undo what was done to memory since the transaction began."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[dict[Any, Any], Any, Any]] = []
-
-    def note(self, kept: dict[Any, Any], key: Any) -> None:
-        """What this key had is what it has after `undo`."""
-        self._undo.append((kept, key, kept.get(key, _MISSING)))
+        self.notes: list[tuple[dict[Any, Any], Any, Any]] = []  # dict, key, and what that had before
 
     def undo(self) -> None:
         """The transaction failed."""
-        while self._undo:
-            kept, key, value = self._undo.pop()
+        while self.notes:
+            kept, key, value = self.notes.pop()
             if value is _MISSING:
                 kept.pop(key, None)
             else:
@@ -46,7 +42,7 @@ class Journal:
 
     def forget(self) -> None:
         """The transaction is done."""
-        self._undo.clear()
+        self.notes.clear()
 
 
 class Kept(dict[K, V], Generic[K, V]):
@@ -54,19 +50,23 @@ class Kept(dict[K, V], Generic[K, V]):
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()
-        self._journal = journal
+        self._notes = journal.notes
 
     def put(self, key: K, value: V) -> None:
         """Set it."""
-        self._journal.note(self, key)
+        self._notes.append((self, key, self.get(key, _MISSING)))
         self[key] = value
 
-    def drop(self, key: K) -> V | None:
+    def put_all(self, values: Mapping[K, V]) -> None:
+        """Set these."""
+        self._notes += [(self, key, self.get(key, _MISSING)) for key in values]
+        self.update(values)
+
+    def drop(self, key: K) -> None:
         """Remove it, if it is there."""
-        if key not in self:
-            return None
-        self._journal.note(self, key)
-        return self.pop(key)
+        value = self.pop(key, _MISSING)
+        if value is not _MISSING:
+            self._notes.append((self, key, value))
 
 
 class Held(NamedTuple):
@@ -289,9 +289,11 @@ class State:
                 break
             ripe.append((token, cooling))
         for token, cooling in ripe:
-            self._warm(token)
             if cooling.again:
+                self._warm(token)
                 self.ready.put(token, Ready(cooling.lane, self.now_ms))
+            else:
+                del self.cooling[token]  # for good: it means nothing any more
 
 
 def provider_of(lane: bytes) -> Provider:

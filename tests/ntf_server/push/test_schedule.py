@@ -35,7 +35,7 @@ def schedule(places: int = 8, *, by_origin: bool = False, **config: float) -> Sc
 
 def push(s: Schedule, verdict: Verdict, c: Claim | None = None, now: float = 0.0) -> Outcome:
     c = c or claim()
-    s.begin(c)
+    s.begin([c])
     outcome, _ = s.end(c, verdict, now, lambda _: "https://push.example")
     assert outcome.claim is c
     return outcome
@@ -50,14 +50,14 @@ def fill(s: Schedule, origins: Sequence[bytes], now: float = 0.0) -> list[Claim]
         for origin in origins:
             if s.free(now) and s.room(origin, now):
                 begun.append(claim(origin))
-                s.begin(begun[-1])
+                s.begin([begun[-1]])
                 more = True
     return begun
 
 
 def test_places_are_freed_by_verdicts_and_kept_by_reservations() -> None:
     s = schedule(3)
-    s.begin(claim())
+    s.begin([claim()])
     s.reserved = 1
     assert s.free(0) == 1
     push(s, Delivered())
@@ -115,7 +115,7 @@ def test_a_fault_of_the_provider_pauses_it_and_one_probe_follows() -> None:
     outcome = push(s, Ours("403 InvalidProviderToken"))
     assert (outcome.ended, outcome.after) == (Ended.OURS, 0)  # the token is due at once: it is the way that waits
     assert s.free(0.5) == 0 and s.free(1) == 1
-    s.begin(claim())
+    s.begin([claim()])
     assert s.free(1) == 0
 
 
@@ -210,7 +210,7 @@ def test_counts_never_drift(seed: int, places: int) -> None:
             s.mended(now)
         if rng.random() < 0.6 and s.free(now) and s.room(origin, now):
             flying.append(claim(origin))
-            s.begin(flying[-1])
+            s.begin([flying[-1]])
         elif flying:
             s.end(flying.pop(rng.randrange(len(flying))), rng.choice(verdicts), now, lambda _: "")
         assert s.in_flight == len(flying) <= places
