@@ -53,8 +53,8 @@ MUTANTS: Final = (
         "B6 reads wait behind what is written",
         "a read waits for nobody",
         _DATABASE,
-        "            self._reads.put(item)\n",
-        "            self._queue.put([item])\n",
+        "            self._reads.put(asked)\n",
+        "            self._queue.put(asked)\n",
     ),
     Mutant(
         "B6 a lock is waited for as long as SQLite would",

@@ -207,14 +207,15 @@ class _Reader:
     def __init__(self, of: SimDatabase) -> None:
         self._of = of
 
-    def put(self, item: Any) -> None:
+    def put(self, asked: Sequence[Any] | None) -> None:
         """Read; None: nothing any more."""
-        if item is None:
+        if asked is None:
             self._of.end()
             return
-        assert self._of.disk.connection is not None
-        result = self._of._read(self._of.disk.connection, item)
-        self._of._loop.call_later(self._of.disk.rng.uniform(0.0001, 0.002), self._of._resolve, [result], [])
+        connection = self._of.disk.connection
+        assert connection is not None
+        results = [self._of._read(connection, item) for item in asked]
+        self._of._loop.call_later(self._of.disk.rng.uniform(0.0001, 0.002), self._of._resolve, results, [])
 
 
 class WatchedStore:

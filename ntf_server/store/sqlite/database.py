@@ -149,6 +149,7 @@ class Database:
         self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._urgent: list[_Item] = []  # asked for, and not given to the thread yet
         self._patient: list[_Item] = []
+        self._to_read: list[_Item] = []
         self._timer: asyncio.TimerHandle | None = None
         self._given_at = 0.0
         self._closed = False
@@ -157,7 +158,7 @@ class Database:
         self._done: list[asyncio.Future[None]] = []
         self.inline: Final = connect is None
         if connect is not None:
-            self._reads: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+            self._reads: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
             self._reads_end = threading.Event()
             reading = connect()
             reading.execute("PRAGMA query_only = ON")
@@ -205,7 +206,9 @@ class Database:
         if self.inline:
             self._resolve([self._read(self._connection, item)], [])
         else:
-            self._reads.put(item)
+            self._to_read.append(item)
+            if len(self._to_read) == 1:
+                self._loop.call_soon(self._give_reads)
         answer: T = await self._answer(item)
         return answer
 
@@ -238,6 +241,11 @@ class Database:
             asked, self._urgent = self._urgent, []
             self._queue.put(asked)
 
+    def _give_reads(self) -> None:
+        if self._to_read:
+            asked, self._to_read = self._to_read, []
+            self._reads.put(asked)
+
     def _give_patient(self) -> None:
         self._timer = None
         self._given_at = self._loop.time()
@@ -255,6 +263,7 @@ class Database:
             self._timer.cancel()
         self._give_patient()
         self._give_urgent()
+        self._give_reads()
         self._give_up_at = time.monotonic() + CLOSE
         self._reads.put(None)
         self._queue.put(None)
@@ -347,20 +356,9 @@ class Database:
     # --- the reader
 
     def _read_all(self, connection: sqlite3.Connection) -> None:
-        more = True
-        while more:
-            item = self._reads.get()
-            results: list[_Result] = []
-            while True:
-                if item is None:
-                    more = False
-                    break
-                results.append(self._read(connection, item))
-                if self._reads.empty() or len(results) >= _ENOUGH:
-                    break
-                item = self._reads.get()
-            if results:
-                self._tell(lambda results=results: self._resolve(results, []))  # type: ignore[misc]
+        while (asked := self._reads.get()) is not None:
+            results = [self._read(connection, item) for item in asked]
+            self._tell(lambda results=results: self._resolve(results, []))  # type: ignore[misc]
         connection.close()
         self._reads_end.set()
 
