@@ -377,12 +377,14 @@ class Database:
             except Exception:  # whoever asked must have an answer nevertheless
                 log.exception("what the store tells of could not be told")
         for item, value, error in results:
+            future = item.future
+            if error is None:
+                if not future.cancelled():
+                    future.set_result(value)
+                elif item.lost is not None:
+                    item.lost(value)
+                continue
             if isinstance(error, StoreError | StoreCorruptError):
                 self._on_error(error)
-            if item.future.cancelled():
-                if item.lost is not None and error is None:
-                    item.lost(value)
-            elif error is not None:
-                item.future.set_exception(error)
-            else:
-                item.future.set_result(value)
+            if not future.cancelled():
+                future.set_exception(error)
