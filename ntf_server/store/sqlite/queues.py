@@ -53,21 +53,24 @@ def make_server(c: sqlite3.Connection, s: State, server: ServerAddress) -> int:
     return ref
 
 
+# In one statement, since each is some turns at Python's lock.
+_ASKED: Final = (
+    "SELECT t.subscriptions, v.ref, v.subscriptions, s.ref, s.token, s.subscription_id, s.notifier_key, s.status,"
+    " s.damaged, o.ref IS NULL FROM tokens t LEFT JOIN servers v ON v.address = :address"
+    " LEFT JOIN subscriptions s ON s.server = v.ref AND s.notifier_id = :id LEFT JOIN tokens o ON o.ref = s.token"
+    " WHERE t.ref = :token"
+)
+
+
 def subscribe(
     c: sqlite3.Connection, s: State, token: int, new: NewSubscription, limits: Limits
 ) -> Added | LimitReached | None:
     """See `Store.subscribe`."""
-    owned = c.execute("SELECT subscriptions FROM tokens WHERE ref = ?", (token,)).fetchone()
-    if owned is None:
+    row = c.execute(_ASKED, {"token": token, "address": new.server.encode(), "id": new.notifier_id}).fetchone()
+    if row is None:
         return None  # deleted since the command was authorized
-    known = c.execute(
-        "SELECT s.ref, s.token, s.subscription_id, s.notifier_key, s.status, s.damaged, t.ref IS NULL"
-        " FROM subscriptions s LEFT JOIN tokens t ON t.ref = s.token"
-        " WHERE s.server = (SELECT ref FROM servers WHERE address = ?) AND s.notifier_id = ?",
-        (new.server.encode(), new.notifier_id),
-    ).fetchone()
-    if known is not None:
-        ref, owner, subscription_id, sealed, status, damaged, orphan = known
+    owned, server, on_server, ref, owner, subscription_id, sealed, status, damaged, orphan = row
+    if ref is not None:
         if not orphan:
             if owner != token or not _is_same_key(s.sealer, sealed, subscription_id, new.notifier_key):
                 return None
@@ -75,11 +78,13 @@ def subscribe(
                 _want_again(c, s, ref, subscription_id, new)
             return Added(subscription_id, created=False)
         remove(c, s, [ref])  # its token is gone, and it only was not cleared yet
+        on_server -= 1
         c.execute("UPDATE gone SET subscriptions = subscriptions - 1 WHERE token = ?", (owner,))
-    if limits.per_token and owned[0] >= limits.per_token:
+    if limits.per_token and owned >= limits.per_token:
         return LimitReached.TOKEN
-    server = make_server(c, s, new.server)  # not before: what is refused must not fill the table of servers
-    if limits.per_server and _subscriptions_on(c, server) >= limits.per_server:
+    if server is None:  # not made before: what is refused must not fill the table of servers
+        server, on_server = make_server(c, s, new.server), 0
+    if limits.per_server and on_server >= limits.per_server:
         return LimitReached.SERVER
     sealed = s.sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
     cursor = c.execute(
@@ -107,11 +112,6 @@ def _want_again(c: sqlite3.Connection, s: State, ref: int, subscription_id: byte
         (s.sealer.seal(new.notifier_key, NOTIFIER_KEY + subscription_id), ref),
     )
     s.effects.changes.append(Change(ChangeKind.ADDED, new.server, (ref,)))
-
-
-def _subscriptions_on(c: sqlite3.Connection, server: int) -> int:
-    [count] = c.execute("SELECT subscriptions FROM servers WHERE ref = ?", (server,)).fetchone()
-    return int(count)
 
 
 def find(c: sqlite3.Connection, subscription_id: bytes) -> tuple[Token, Subscription] | None:
