@@ -32,7 +32,7 @@ from ntf_server.store.contract import Store
 from ntf_server.store.open import open_store
 from ntf_server.store.sqlite.memory import Times
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
-from ntf_server.version import version
+from ntf_server.version import VERSION
 from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
 
@@ -258,7 +258,7 @@ class Relay:
     async def _on_status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         assert self._providers is not None
         return {
-            "version": version(),
+            "version": VERSION,
             "pid": os.getpid(),
             "started": self._started,
             "port": self.port,

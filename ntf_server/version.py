@@ -1,11 +1,3 @@
-"""Which version of ntf-relay this is."""
+"""Which version of ntf-relay this is; the package is built with it."""
 
-import importlib.metadata
-
-
-def version() -> str:
-    """As it was installed."""
-    try:
-        return importlib.metadata.version("ntf-relay")
-    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
+VERSION = "0.1.0"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.signals import Signals
+from ntf_server.version import VERSION
 
 COMMANDS: Final = {
     "init": "Make a new server identity and configuration.",
@@ -61,7 +62,8 @@ def _run(argv: Sequence[str], chosen: str, signals: Signals) -> int:
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """Only the chosen command is imported: `status` needs no push engine."""
     parser = argparse.ArgumentParser(prog="ntf-server", description="SimpleX push notification server.")
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    version = f"ntf-server {VERSION}"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -70,15 +72,3 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
-
-
-class _Version(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print and end."""
-        from ntf_server.version import version  # noqa: PLC0415
-
-        print(f"ntf-server {version()}")
-        parser.exit()

@@ -6,7 +6,7 @@ import pytest
 from command_line import in_process, one_line
 
 from ntf_server.cli.main import COMMANDS
-from ntf_server.version import version
+from ntf_server.version import VERSION
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_folder_without_configuration(tmp_path: Path, command: str, capsys: py
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert in_process(capsys, "--version") == (0, f"ntf-server {version()}\n", "")
+    assert in_process(capsys, "--version") == (0, f"ntf-server {VERSION}\n", "")
 
 
 def test_every_command_is_a_module_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
