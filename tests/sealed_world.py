@@ -5,10 +5,10 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from store_world import OTHER_SMP, SMP
 
 from ntf_server.store.records import Added, NewSubscription, NewToken, ServiceCertificate

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import Places, Store
@@ -168,7 +168,7 @@ async def deliver(store: Store, provider: Provider = Provider.APNS) -> Claim:
 
 async def kill(store: Store, token: Token, reason: InvalidReason = InvalidReason.BAD) -> None:
     """Of PHONE: the provider says that the token is dead, in answer to a push of its code."""
-    await store.register(replace(new_token(PHONE, token.verify_key)))
+    await store.register(new_token(PHONE, token.verify_key))
     [claim] = [c for c in await take(store, PHONE.provider) if c.token == token.ref]
     assert await store.record([dead(claim, reason)]) == 0
 

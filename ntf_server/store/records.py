@@ -1,14 +1,15 @@
 """What is kept, and what the store and its callers hand each other.
 
 Times are Unix seconds of the engine's clock. A `Ref` is the engine's own key of a record: it says where the record
-lives, is never sent to anyone, and nobody but the engine looks into it. No record is changed once it is made; those
-that are made for every push are not frozen, since that takes three times as long.
+lives, is never sent to anyone, and nobody but the engine looks into it. No record is changed once it is made. Those
+that are made for every push are without `gc`: none is part of a cycle, and the collector has less to go through.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -21,6 +22,15 @@ WANTED: Final = frozenset([SubscriptionStatus.NEW, SubscriptionStatus.PENDING, S
 
 Ref: TypeAlias = Hashable
 Cursor: TypeAlias = Any  # a place in the order of a server's pages: opaque, but cursors of one server compare
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Made in half the time, and of a sixth of the code, of a dataclass. Its repr shows no bytes: most are secret."""
+
+    def __repr__(self) -> str:
+        values = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        shown = ", ".join(f"{name}={value!r}" for name, value in values if not isinstance(value, bytes))
+        return f"{type(self).__name__}({shown})"
 
 
 class Lane(NamedTuple):
@@ -36,30 +46,27 @@ class Lane(NamedTuple):
 # --- tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Record, frozen=True):
     """A registration, as far as nothing of it is sealed: to look one up takes no longer than to find none.
 
     `verify_key`: DER; `reason`: why it is INVALID; `period`: minutes, of TCRN.
     """
 
     ref: Ref
-    token_id: bytes = field(repr=False)
-    verify_key: bytes = field(repr=False)
+    token_id: bytes
+    verify_key: bytes
     status: TokenStatus
     reason: InvalidReason | None
     period: int
 
 
-@dataclass(frozen=True, slots=True)
-class Registered(Token):
+class Registered(Token, frozen=True):
     """What TNEW came to; `server_dh`: raw X25519, of the registration as it was made first."""
 
-    server_dh: bytes = field(repr=False)
+    server_dh: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewToken:
+class NewToken(Record, frozen=True):
     """What TNEW creates.
 
     `client_dh`, `server_dh`: raw X25519 public keys; `secret`: what pushes are boxed with (`crypto.box_key` of the DH
@@ -67,31 +74,29 @@ class NewToken:
     there is one; `vapid_key`: id of the VAPID key in force, for Web Push.
     """
 
-    token_id: bytes = field(repr=False)
+    token_id: bytes
     device: DeviceToken
-    verify_key: bytes = field(repr=False)
-    client_dh: bytes = field(repr=False)
-    server_dh: bytes = field(repr=False)
-    secret: bytes = field(repr=False)
-    code: bytes = field(repr=False)
+    verify_key: bytes
+    client_dh: bytes
+    server_dh: bytes
+    secret: bytes
+    code: bytes
     origin: str = ""
     app: str = ""
     vapid_key: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(Record, frozen=True):
     """What TRPL puts in the device token's place; fields as in `NewToken`."""
 
     device: DeviceToken
-    code: bytes = field(repr=False)
+    code: bytes
     origin: str = ""
     app: str = ""
     vapid_key: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class LastPush:
+class LastPush(Record, frozen=True):
     """What came of the last push to a token: `outcome` a value of `Ended`; `reason` the provider's words, or empty."""
 
     push_id: bytes
@@ -103,43 +108,39 @@ class LastPush:
 # --- queues
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
+class Subscription(Record, frozen=True):
     """A subscribed queue of a token.
 
     `associated`: our service on the server has it; `cursor`: its place in the order of the server's pages.
     """
 
     ref: Ref
-    subscription_id: bytes = field(repr=False)
+    subscription_id: bytes
     server: ServerAddress
-    notifier_id: bytes = field(repr=False)
+    notifier_id: bytes
     status: SubscriptionStatus
     error: str
     associated: bool
     cursor: Cursor
 
 
-@dataclass(frozen=True, slots=True)
-class NewSubscription:
+class NewSubscription(Record, frozen=True):
     """What SNEW creates; `notifier_key` is DER PKCS#8, or that and more (`crypto.quick_private`)."""
 
-    subscription_id: bytes = field(repr=False)
+    subscription_id: bytes
     server: ServerAddress
-    notifier_id: bytes = field(repr=False)
-    notifier_key: bytes = field(repr=False)
+    notifier_id: bytes
+    notifier_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(Record, frozen=True):
     """What SNEW came to: `created` is False when the token had this subscription already."""
 
-    subscription_id: bytes = field(repr=False)
+    subscription_id: bytes
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Record, frozen=True):
     """How many subscriptions one token, and one SMP server, may have; 0: no limit."""
 
     per_token: int = 0
@@ -167,15 +168,14 @@ class PushKind(IntEnum):
     CHECK = 2
 
 
-@dataclass(slots=True, eq=False)
-class Notification:
+class Notification(Record, frozen=True, eq=False, gc=False):
     """An NMSG as it arrived; `seq` and `received_at` are those of its `Arrival`."""
 
-    notifier_id: bytes = field(repr=False)
+    notifier_id: bytes
     seq: int
     received_at: int
-    nonce: bytes = field(repr=False)
-    meta: bytes = field(repr=False)
+    nonce: bytes
+    meta: bytes
 
 
 class Arrival(NamedTuple):
@@ -187,8 +187,7 @@ class Arrival(NamedTuple):
     received_at: int
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(Record, frozen=True, eq=False, gc=False):
     """The newest notification of a queue, as a push holds it; `seq` tells a newer one apart; `sent`: in an earlier
     push.
     """
@@ -197,14 +196,13 @@ class Entry:
     seq: int
     sent: bool
     server: ServerAddress
-    notifier_id: bytes = field(repr=False)
+    notifier_id: bytes
     received_at: int
-    nonce: bytes = field(repr=False)
-    meta: bytes = field(repr=False)
+    nonce: bytes
+    meta: bytes
 
 
-@dataclass(slots=True, eq=False)
-class Claim:
+class Claim(Record, frozen=True, eq=False, gc=False):
     """What is to be pushed to a token, and the right to do so now: there is one claim of a token at a time.
 
     `registration` tells this device token and code from later ones; `since`: when what it says became due; `entries`:
@@ -217,11 +215,11 @@ class Claim:
     registration: int
     lane: Lane
     device: DeviceToken
-    secret: bytes = field(repr=False)
+    secret: bytes
     kind: PushKind
     since: int
-    push_id: bytes = field(repr=False)
-    code: bytes = field(default=b"", repr=False)
+    push_id: bytes
+    code: bytes = b""
     entries: tuple[Entry, ...] = ()
     attempts: int = 0
     registered_at: int = 0
@@ -241,8 +239,7 @@ class Ended(StrEnum):
     UNTRIED = "untried"  # given back: nothing was sent
 
 
-@dataclass(slots=True, eq=False)
-class Outcome:
+class Outcome(Record, frozen=True, eq=False, gc=False):
     """What came of a claim.
 
     `reason`: the provider's words; `dead`: the token's status from now on, if DEAD; `after`: seconds until it is due
@@ -257,8 +254,7 @@ class Outcome:
     held: tuple[Entry, ...] = ()
 
 
-@dataclass(slots=True, eq=False)
-class Taken:
+class Taken(Record, frozen=True, eq=False, gc=False):
     """What `take` gives; `next_in`: seconds until more is due where there is room, 0 if it is due now, None if nothing
     is.
     """
@@ -267,8 +263,7 @@ class Taken:
     next_in: float | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Notified:
+class Notified(Record, frozen=True, eq=False, gc=False):
     """What NMSGs came to: claims that were handed out at once, and how many NMSGs were for no subscription."""
 
     claims: list[Claim]
@@ -278,8 +273,7 @@ class Notified:
 # --- sessions
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Record, frozen=True):
     """The right to speak for an SMP server's subscriptions. Of two with one server the one with the higher fence
     counts.
     """
@@ -288,8 +282,7 @@ class Session:
     fence: int
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceState:
+class ServiceState(Record, frozen=True):
     """Our service on an SMP server, as this session has it.
 
     `associated`: how many wanted subscriptions it has; `released`: how many others the server may count, as their
@@ -303,35 +296,31 @@ class ServiceState:
     ids_hash: bytes = bytes(16)
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceCertificate:
+class ServiceCertificate(Record, frozen=True):
     """The certificate chain (PEM) that an SMP server knows us by as a service, and its key (DER PKCS#8)."""
 
-    chain: bytes = field(repr=False)
-    key: bytes = field(repr=False)
+    chain: bytes
+    key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Record, frozen=True):
     """A subscription that should be active; `fresh`: it was never confirmed; `associated`: our service has it."""
 
     ref: Ref
     associated: bool
     fresh: bool
-    notifier_id: bytes = field(repr=False)
-    notifier_key: bytes = field(repr=False)
+    notifier_id: bytes
+    notifier_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Record, frozen=True):
     """Subscriptions in the order of their cursors; `cursor`: behind the last of them, None: there are no more."""
 
     wanted: list[Wanted]
     cursor: Cursor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmed:
+class Confirmed(Record, frozen=True):
     """What an NSUB came to; `associated`: our service has it from now on, None: that did not change."""
 
     ref: Ref
@@ -348,8 +337,7 @@ class ChangeKind(StrEnum):
     AUDIT = "audit"  # they should be active: is that so?
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Record, frozen=True):
     """For whoever holds the server, or should. `refs`: which ones; REMOVED names none."""
 
     kind: ChangeKind
@@ -357,8 +345,7 @@ class Change:
     refs: tuple[Ref, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ToAudit:
+class ToAudit(Record, frozen=True):
     """A subscription that should be active; `silent`: nothing was heard of it for long."""
 
     ref: Ref

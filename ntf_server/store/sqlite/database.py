@@ -156,6 +156,7 @@ class Database:
         self._give_up_at = float("inf")
         self._broken = False  # the connection is to be replaced
         self._done: list[asyncio.Future[None]] = []
+        self._threads: list[threading.Thread] = []
         self.inline: Final = connect is None
         if connect is not None:
             self._reads: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
@@ -176,7 +177,9 @@ class Database:
             finally:
                 self._tell(lambda: None if done.done() else done.set_result(None))
 
-        threading.Thread(target=body, name=name, daemon=True).start()
+        thread = threading.Thread(target=body, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     # --- asking
 
@@ -270,6 +273,9 @@ class Database:
         _, late = await asyncio.wait(self._done, timeout=CLOSE + _LAST_WRITES)
         if late:  # in a call of the system: nobody can end that
             log.error("%s: the disk does not answer; what was not written is lost", self._path)
+            return
+        for thread in self._threads:  # which have nothing left to do
+            thread.join()
 
     # --- the writer
 

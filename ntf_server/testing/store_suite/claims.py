@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ntf_server.store.records import Claim, Ended, Outcome, PushKind, Replacement
 from ntf_server.testing.store_suite.medium import (

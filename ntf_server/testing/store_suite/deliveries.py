@@ -1,5 +1,7 @@
 """What is pushed: the newest notification of each queue, in which order, and how long it is worth it."""
 
+from msgspec.structs import replace
+
 from ntf_server.store.records import MAX_ENTRIES, Ended, Outcome, PushKind
 from ntf_server.testing.store_suite.medium import (
     DAY,
@@ -71,8 +73,8 @@ async def notifications_of_any_size_are_kept(bench: Bench) -> None:
     await subscribe(store, token, *queues)
     session = await acquire(store)
     block = stamp(store, session, *queues)
-    for nmsg, meta, nonce in zip(block, (b"", b"m" * 144, b"\0\0", b"'\""), (b"", b"n", b"\0" * 24, b"x"), strict=True):
-        nmsg.meta, nmsg.nonce = meta, nonce
+    given = zip((b"", b"m" * 144, b"\0\0", b"'\""), (b"", b"n", b"\0" * 24, b"x"), strict=True)
+    block = [replace(n, meta=meta, nonce=nonce) for n, (meta, nonce) in zip(block, given, strict=True)]
     assert (await store.notify(session, block, {})).unknown == 0
     entries = (await take_one(store)).entries
     assert [(e.notifier_id, e.nonce, e.meta) for e in entries] == [(n.notifier_id, n.nonce, n.meta) for n in block]
@@ -108,8 +110,7 @@ async def the_newest_of_a_queue_counts(bench: Bench) -> None:
     await store.notify(session, third, {})
     assert await drain(bench, store) == []
     one, two = stamp(store, session, b"queue", b"queue")
-    one.meta, two.meta = b"one", b"two"
-    await store.notify(session, [one, two], {})
+    await store.notify(session, [replace(one, meta=b"one"), replace(two, meta=b"two")], {})
     assert [e.meta for e in (await take_cool(bench, store))[0].entries] == [b"two"]
 
 

@@ -1,6 +1,6 @@
 """Registrations: TNEW, TVFY, TRPL, TDEL, TCRN, and the last push."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from ntf_server.store.contract import DamagedRecordError
 from ntf_server.store.records import Added, Ended, Outcome, PushKind, Replacement

@@ -2,10 +2,10 @@
 
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from shared_nodes import Node, SharedMedium
 from store_media import MemoryMedium
 

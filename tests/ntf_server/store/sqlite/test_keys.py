@@ -2,10 +2,10 @@
 
 import base64
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from sealed_world import (
     NEW,
     OLD,

@@ -4,10 +4,10 @@ import asyncio
 import os
 import sqlite3
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from sealed_world import (
     NEW,
     OLD,

@@ -1,10 +1,10 @@
 """Registrations."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from msgspec.structs import replace
 from store_world import (
     CHECK,
     CODE,
