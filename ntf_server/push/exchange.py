@@ -6,6 +6,8 @@ from typing import Final, TypeAlias
 
 import pycurl
 
+from ntf_server.store.records import Record
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -33,22 +35,23 @@ class Endpoint:
     ends: tuple[bytes, ...] = ()
 
 
-@dataclass(slots=True)  # as quick to make as can be: see store.records
-class HttpRequest:
+class HttpRequest(Record, frozen=True):
     """A POST; `path` is appended to the endpoint's URL, and is secret, since it may hold a device token.
 
     `dated`: the answer's `Date` is wanted; that takes more time.
     """
 
     endpoint: Endpoint
-    path: str = field(repr=False)
-    headers: Sequence[str] = field(repr=False)
-    body: bytes = field(repr=False)
+    path: str
+    headers: Sequence[str]
+    body: bytes
     dated: bool = False
 
+    def __repr__(self) -> str:
+        return f"HttpRequest(endpoint={self.endpoint!r})"
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+
+class HttpResponse(Record, frozen=True):
     """An answer. `retry_after`: seconds that `Retry-After` asks for (RFC 9110, section 10.2.3), None for none or 0.
 
     `date`: of the header `Date`, Unix seconds, if it was asked for. There are no other headers: libcurl would call for
@@ -56,13 +59,12 @@ class HttpResponse:
     """
 
     status: int
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = b""
     retry_after: float | None = None
     date: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HttpFailure:
+class HttpFailure(Record, frozen=True):
     """No answer: libcurl's error number and its name. `timeout`: the deadline passed; `connected`: on a connection."""
 
     code: int

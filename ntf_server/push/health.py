@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ntf_server.store.records import Record
+
 FIRST_PAUSE = 1.0
 
 
@@ -20,8 +22,7 @@ class Level(IntEnum):
     ERROR = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Record, frozen=True):
     """A line for the operator."""
 
     level: Level

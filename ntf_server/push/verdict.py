@@ -1,11 +1,10 @@
 """What every push provider is, and the only things that its answer can mean."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
-from ntf_server.store.records import Claim, Entry
+from ntf_server.store.records import Claim, Entry, Record
 from smp_bridge.ntf import InvalidReason
 
 
@@ -17,22 +16,19 @@ class Scope(StrEnum):
     PROVIDER = "provider"
 
 
-@dataclass(slots=True, eq=False)  # as quick to make as can be: see store.records
-class Delivered:
+class Delivered(Record, frozen=True, eq=False, gc=False):
     """The provider took the push, which held these entries."""
 
     held: tuple[Entry, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeadToken:
+class DeadToken(Record, frozen=True):
     """The provider says that the token is no longer valid."""
 
     reason: InvalidReason
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(Record, frozen=True):
     """Try again. `reason`: the provider's words; `after`: seconds that it asked for, None: our own backoff.
 
     `scope` ORIGIN or PROVIDER: all that goes that way waits.
@@ -43,8 +39,7 @@ class Again:
     after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ours:
+class Ours(Record, frozen=True):
     """A fault of the operator's, or of ours: loud. `scope` TOKEN: this push alone; else all that goes that way waits,
     and is probed with one push from 1 s up to 10 min.
     """

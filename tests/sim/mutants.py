@@ -212,7 +212,7 @@ MUTANTS: Final = (
         """        held = self.claims.get(token)
         if held is not None:
             if not held.again:
-                self.claims.put(token, held._replace(again=True))
+                self.claims.put(token, replace(held, again=True))
             return True
 """,
         "",

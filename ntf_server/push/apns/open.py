@@ -3,9 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
+
+from msgspec.structs import replace
 
 from ntf_server.push.apns.judge import EXPIRED, error, judge
 from ntf_server.push.apns.provider_token import ProviderToken

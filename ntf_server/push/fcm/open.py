@@ -80,7 +80,7 @@ class Fcm:
     ) -> None:
         verdict = Delivered() if answer is OK else judge(answer, renewed=self._refused not in {"", token})
         if isinstance(verdict, Delivered):
-            verdict.held = held
+            verdict = Delivered(held)
             if token != self._refused:
                 self._refused = ""
         elif refuses_access_token(answer):

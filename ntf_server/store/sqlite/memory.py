@@ -7,10 +7,12 @@ import os
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec.structs import replace
 
 from ntf_server.store.clock import Clock
-from ntf_server.store.records import Change, Claim
+from ntf_server.store.records import Change, Claim, Record
 from ntf_server.store.sealing import Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
@@ -69,7 +71,7 @@ class Kept(dict[K, V], Generic[K, V]):
             self._notes.append((self, key, value))
 
 
-class Held(NamedTuple):
+class Held(Record, frozen=True, eq=False, gc=False):
     """A claim that was handed out.
 
     `more`: behind what it says something else is due; `again`: something came meanwhile; `stale`: the device token or
@@ -83,7 +85,7 @@ class Held(NamedTuple):
     stale: bool = False
 
 
-class Cooling(NamedTuple):
+class Cooling(Record, frozen=True, eq=False, gc=False):
     """A token whose push ended a moment ago: when (steady seconds), and whether it has more to be pushed."""
 
     since: float
@@ -91,7 +93,7 @@ class Cooling(NamedTuple):
     again: bool
 
 
-class Ready(NamedTuple):
+class Ready(Record, frozen=True, eq=False, gc=False):
     """A token that is due though no row says so: since when, in Unix milliseconds."""
 
     lane: bytes
@@ -220,12 +222,12 @@ class State:
         held = self.claims.get(token)
         if held is not None:
             if not held.again:
-                self.claims.put(token, held._replace(again=True))
+                self.claims.put(token, replace(held, again=True))
             return True
         cooling = self.cooling.get(token)
         if cooling is not None:
             if not cooling.again:
-                self.cool(token, cooling._replace(again=True))
+                self.cool(token, replace(cooling, again=True))
             return True
         return token in self.ready
 
@@ -233,7 +235,7 @@ class State:
         """Its device token or its code is another: a claim of it is worth nothing, and there is no reason to wait."""
         held = self.claims.get(token)
         if held is not None:
-            self.claims.put(token, held._replace(stale=True, again=True))
+            self.claims.put(token, replace(held, stale=True, again=True))
         self._warm(token)
         self.ready.drop(token)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pycurl
 import pytest
 from certificates import client_certificate
+from msgspec import structs
 from name_server import Dns
 from proxies import Proxy
 
@@ -533,10 +534,10 @@ async def test_the_date_of_an_answer_is_there_if_it_was_asked_for() -> None:
         plain = HttpRequest(client.endpoint, "/", (), BODY)
         for request, expected in (
             (plain, None),
-            (replace(plain, dated=True), 784_887_151.0),
+            (structs.replace(plain, dated=True), 784_887_151.0),
             (plain, None),
-            (replace(plain, dated=True), None),
-            (replace(plain, dated=True), None),
+            (structs.replace(plain, dated=True), None),
+            (structs.replace(plain, dated=True), None),
         ):
             result: asyncio.Future[HttpResult] = asyncio.get_running_loop().create_future()
             client.engine.send([(request, result.set_result)])
