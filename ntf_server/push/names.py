@@ -10,11 +10,11 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pycares
 
+from ntf_server.store.records import Record
 from smp_bridge.network import is_public_ip
 
 _TIMEOUT: Final = 5.0  # seconds of a lookup
@@ -24,8 +24,7 @@ _AT_ONCE: Final = 256  # lookups of one kind, the operator's hosts or strangers'
 _MAX_ADDRESSES: Final = 16  # of one name
 
 
-@dataclass(frozen=True, slots=True)
-class Addresses:
+class Addresses(Record, frozen=True):
     """Where a name leads: `all` addresses, and those `public` ones among them. Empty: nowhere."""
 
     all: tuple[str, ...] = ()

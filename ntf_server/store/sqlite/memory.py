@@ -125,8 +125,7 @@ class Round:
         return next_at
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(Record, frozen=True):
     """Seconds: how long a message and a code are worth a push, and the least time between two pushes of one token.
 
     `crowded_spacing`: that time while more notifications come than can be stored at once, also before the first push
