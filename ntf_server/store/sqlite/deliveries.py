@@ -6,8 +6,9 @@ Batches as in content.py, and for the same reason.
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, cast
+
+import msgspec
 
 from ntf_server.store.contract import Places
 from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
@@ -164,21 +165,20 @@ _UNTRIED: Final = (
 )
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct):
     """Rows for the statements above."""
 
-    sent: dict[Any, int] = field(default_factory=dict)
-    delivered: list[int] = field(default_factory=list)
-    delivered_ids: list[bytes] = field(default_factory=list)
-    verified: Rows = field(default_factory=list)
-    checked: Rows = field(default_factory=list)
-    dead: Rows = field(default_factory=list)
-    untried: Rows = field(default_factory=list)
-    ended: Rows = field(default_factory=list)
-    ended_ids: list[bytes] = field(default_factory=list)
-    over: list[int] = field(default_factory=list)
-    stale: list[int] = field(default_factory=list)
+    sent: dict[Any, int] = {}
+    delivered: list[int] = []
+    delivered_ids: list[bytes] = []
+    verified: Rows = []
+    checked: Rows = []
+    dead: Rows = []
+    untried: Rows = []
+    ended: Rows = []
+    ended_ids: list[bytes] = []
+    over: list[int] = []
+    stale: list[int] = []
 
 
 def record(c: sqlite3.Connection, s: State, outcomes: Sequence[Outcome]) -> int:

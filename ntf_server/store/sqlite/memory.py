@@ -6,9 +6,9 @@ Touched in the writer's turn only. Nothing of it is needed after a restart: what
 import os
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from ntf_server.store.clock import Clock
@@ -100,8 +100,7 @@ class Ready(Record, frozen=True, eq=False, gc=False):
     since: int
 
 
-@dataclass(slots=True)
-class Round:
+class Round(msgspec.Struct):
     """Where in the order of a provider's lanes the last take stopped.
 
     `began`: where a round began that is not over yet; `wrapped`: it went on from the first lane; `next_at`: when, in
@@ -138,14 +137,13 @@ class Times(Record, frozen=True):
     crowded_spacing: float = 2.0
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(msgspec.Struct):
     """What the loop is told of when the transaction is durable."""
 
-    wake: dict[Provider, float] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
-    expired: Tally[str] = field(default_factory=Tally)
-    quarantined: Tally[str] = field(default_factory=Tally)
+    wake: dict[Provider, float] = {}
+    changes: list[Change] = []
+    expired: Tally[str] = msgspec.field(default_factory=Tally)
+    quarantined: Tally[str] = msgspec.field(default_factory=Tally)
     stepped: float = 0.0
 
     def due(self, provider: Provider, seconds: float) -> None:
