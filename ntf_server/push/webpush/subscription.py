@@ -16,13 +16,17 @@ _PATH: Final = frozenset(b"!$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXY
 
 @dataclass(frozen=True, slots=True)
 class WebPushSubscription:
-    """Where to push and how to encrypt: `key` is the user agent's P-256 key (65 bytes), `auth` its secret (16)."""
+    """Where to push and how to encrypt.
+
+    `key`: the user agent's P-256 key (65 bytes); `point`: the same, parsed; `auth`: its secret (16 bytes).
+    """
 
     origin: str
     host: str
     path: str = field(repr=False)
     auth: bytes = field(repr=False)
     key: bytes = field(repr=False)
+    point: ec.EllipticCurvePublicKey = field(repr=False)
 
     @classmethod
     def parse(cls, token: bytes) -> "WebPushSubscription":
@@ -32,7 +36,7 @@ class WebPushSubscription:
         r.end()
         try:
             host, port = parse_host(host_bytes.decode("ascii")).lower(), port_bytes.decode("ascii") or "443"
-            ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key)
+            point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key)
         except ValueError as e:  # ParseError and UnicodeDecodeError are ValueErrors
             raise ParseError("bad Web Push subscription") from e
         if not (port.isdigit() and 0 < int(port) < 65536) or len(auth) != 16:
@@ -41,4 +45,4 @@ class WebPushSubscription:
             raise ParseError("bad Web Push subscription")
         authority = f"[{host}]" if ":" in host else host
         origin = f"https://{authority}" + ("" if int(port) == 443 else f":{int(port)}")
-        return cls(origin, host, "/" + path.decode("ascii").removeprefix("/"), auth, key)
+        return cls(origin, host, "/" + path.decode("ascii").removeprefix("/"), auth, key, point)

@@ -10,8 +10,9 @@ from ntf_server.store.records import PushKind
 from smp_bridge.ntf import Provider
 
 ENDPOINT = Endpoint("https://push.example", "ca.pem")
+KEY = ec.generate_private_key(ec.SECP256R1())
 SUBSCRIPTION = WebPushSubscription(
-    "https://push.example", "push.example", "/p", bytes(16), public_point(ec.generate_private_key(ec.SECP256R1()))
+    "https://push.example", "push.example", "/p", bytes(16), public_point(KEY), KEY.public_key()
 )
 
 
