@@ -28,7 +28,7 @@ T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
 After = Callable[[], None]
 
-LINGER: Final = 0.008  # seconds that what nobody waits for at once may wait for others
+LINGER: Final = 0.005  # seconds that what nobody waits for at once may wait for others
 LONG_LINGER: Final = 0.05  # seconds, of what nobody waits for at all
 RETRY: Final = 0.8  # seconds, since it was asked for
 CLOSE: Final = 1.0  # seconds that a medium in trouble may hold up a stop
