@@ -215,24 +215,24 @@ class _Server(Generic[S]):
         return session.remedy
 
     async def _connect(self) -> tuple[BlockConnection, Session] | None:
-        try:
-            async with self._shared.places.place():
-                service, context = await self._credentials()
-                return await self._shared.connect(
-                    self.address,
-                    context=context,
-                    service=service,
-                    network=self._config.network,
-                    scratch=self._shared.scratch,
-                    clock=self._config.clock,
-                )
-        except (OSError, HandshakeError) as e:
-            ruling = TABLE[connecting(e)]
-            if ruling.remedy is Remedy.WITHOUT_SERVICE:
-                self._without_service("the handshake", ruling)
-            else:
-                self._failed(e, ruling)
-        return None
+        while True:
+            try:
+                async with self._shared.places.place():
+                    service, context = await self._credentials()
+                    return await self._shared.connect(
+                        self.address,
+                        context=context,
+                        service=service,
+                        network=self._config.network,
+                        scratch=self._shared.scratch,
+                        clock=self._config.clock,
+                    )
+            except (OSError, HandshakeError) as e:
+                ruling = TABLE[connecting(e)]
+                if ruling.remedy is not Remedy.WITHOUT_SERVICE:
+                    self._failed(e, ruling)
+                    return None
+                self._without_service("the handshake", ruling)  # and at once again
 
     async def _credentials(self) -> tuple[ServiceCredentials | None, ssl.SSLContext]:
         if not self._service.may_be_one(asyncio.get_running_loop().time()):

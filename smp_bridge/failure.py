@@ -12,7 +12,7 @@ from enum import Enum, StrEnum, auto
 from typing import ClassVar, Final
 
 from smp_bridge import smp
-from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceRefusedError
+from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceRefusedError, ServiceUnreadyError
 from smp_bridge.transmission import Err
 
 # --- what the owner is told
@@ -89,6 +89,7 @@ class Happened(Enum):
     IMPOSTOR = auto()
     HANDSHAKE_FAILED = auto()
     SERVICE_NOT_TAKEN = auto()
+    SERVICE_UNREADY = auto()
     # NSUB.
     NSUB_OK = auto()
     NSUB_ASSOCIATED = auto()
@@ -104,7 +105,6 @@ class Happened(Enum):
     NSUBS_OK = auto()
     NSUBS_TEMPORARY = auto()
     NSUBS_SILENCE = auto()
-    NSUBS_TRIES_OVER = auto()
     NSUBS_SERVICE = auto()
     NSUBS_SERVICE_AGAIN = auto()  # in the same session
     NSUBS_AUTH = auto()
@@ -138,6 +138,7 @@ TABLE: Final[Mapping[Happened, Ruling]] = {
     Happened.IMPOSTOR: _connect(ConnectFailure.IDENTITY, logging.ERROR),
     Happened.HANDSHAKE_FAILED: _connect(ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: _WITHOUT_SERVICE,
+    Happened.SERVICE_UNREADY: _connect(ConnectFailure.HANDSHAKE),
     Happened.NSUB_OK: Ruling(Remedy.NOTHING, answer=NsubAnswer.SUBSCRIBED),
     Happened.NSUB_ASSOCIATED: Ruling(Remedy.NOTHING, answer=NsubAnswer.ASSOCIATED),
     Happened.NSUB_TEMPORARY: _TRY_AGAIN,
@@ -150,8 +151,7 @@ TABLE: Final[Mapping[Happened, Ruling]] = {
     Happened.NSUB_KEY_UNUSABLE: _final(NsubAnswer.ERROR),
     Happened.NSUBS_OK: Ruling(Remedy.NOTHING),
     Happened.NSUBS_TEMPORARY: _TRY_AGAIN,
-    Happened.NSUBS_SILENCE: _TRY_AGAIN,
-    Happened.NSUBS_TRIES_OVER: _WITHOUT_SERVICE,
+    Happened.NSUBS_SILENCE: Ruling(Remedy.AGAIN, Wait.SERVER, logging.WARNING),
     Happened.NSUBS_SERVICE: Ruling(Remedy.REASSOCIATE),
     Happened.NSUBS_SERVICE_AGAIN: _WITHOUT_SERVICE,
     Happened.NSUBS_AUTH: Ruling(Remedy.RECONNECT, Wait.SERVER, logging.WARNING),
@@ -175,6 +175,7 @@ class ConnectError(OSError):
 
 _EXCEPTIONS: Final[tuple[tuple[type[Exception], Happened], ...]] = (  # the first that fits
     (ServiceRefusedError, Happened.SERVICE_NOT_TAKEN),
+    (ServiceUnreadyError, Happened.SERVICE_UNREADY),
     (IdentityMismatchError, Happened.IMPOSTOR),
     (HandshakeError, Happened.HANDSHAKE_FAILED),
     (ssl.SSLError, Happened.TLS_FAILED),

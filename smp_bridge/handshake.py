@@ -37,6 +37,10 @@ class ServiceRefusedError(HandshakeError):
     """The server does not take the client as a service."""
 
 
+class ServiceUnreadyError(HandshakeError):
+    """The server cannot read or write what it keeps of the service, for now (`HANDSHAKE BAD_SERVICE`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerHello:
     """Step 1. `chain` is sent in SMP only; `key` from SMP 7 and NTF 2."""
@@ -208,10 +212,13 @@ class ServerHandshake:
             raise HandshakeError(f"the service's certificates are bad: {e}") from e
         if not isinstance(hello.key.key, Ed25519PublicKey) or not hello.key.verify(leaf):
             raise HandshakeError("the service's session key is not Ed25519, or not signed by its certificate")
-        self.answer = _BAD_SERVICE
         if hello.role != b"N" or self._services is None:
             raise HandshakeError("this server takes no such services")
-        service_id = self._services(hello)
+        try:
+            service_id = self._services(hello)
+        except ServiceUnreadyError:
+            self.answer = _BAD_SERVICE
+            raise
         self.answer = b"R" + short(service_id)
         return Service(service_id, key_hash, hello.key.key)
 
@@ -300,6 +307,8 @@ class ClientHandshake:
 
     def _take_service_answer(self, session: Session, r: Reader) -> Session:
         if not r.choice({b"R": True, b"E": False}):
+            if r.rest() == _BAD_SERVICE[1:]:
+                raise ServiceUnreadyError("the server cannot take the service now")
             raise ServiceRefusedError("the server refused the service")
         assert self._service is not None
         service = Service(r.short(), service_hash(self._service.chain), self._service.session_key)

@@ -17,7 +17,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.backoff import Backoff, Rng
 from smp_bridge.client import Batch, Client, Request, ServerError, UnexpectedAnswerError
 from smp_bridge.encoding import ParseError
-from smp_bridge.failure import TABLE, Happened, NsubAnswer, Remedy
+from smp_bridge.failure import TABLE, Happened, NsubAnswer, Remedy, Ruling, Wait
 from smp_bridge.network import Network
 from smp_bridge.subscriptions import NsubRequest, NsubResult, Ref, S, Subscriptions
 from smp_bridge.transmission import Message, Service
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 PAGE: Final = 134  # NSUBs with an Ed25519 key that fill a block; of longer ones fewer do
 _TURNS: Final = 2  # blocks being loaded or signed: one holds the loop, the other the store
-_NSUBS_TRIES: Final = 3  # before the server is subscribed without a service
 _MAX_AGAIN: Final = 4 * PAGE  # so many may wait for another try before the next pages wait with them
 
 
@@ -37,7 +36,8 @@ class AgentConfig:
 
     `window`: blocks of NSUBs without an answer on one server; `in_flight`: on all servers, as far as each may have
     one; `connecting`: simultaneous connects, where those that take longer than `slow_connect` count among `slow`;
-    `without_service`: how long a server that refuses the service is not asked again; `ended_backoff`: before a
+    `service_timeout`: for NSUBS, which a server that counts very many queues answers after minutes; `without_service`:
+    how long a server that refuses the service is not asked again; `ended_backoff`: before a
     service subscription that another session took over is taken back, longer each time. `rng` jitters the delays;
     `clock`: Unix seconds, by which certificates are valid. All else is timed by the event loop.
     """
@@ -45,6 +45,7 @@ class AgentConfig:
     min_backoff: float = 1.0
     max_backoff: float = 10.0
     request_timeout: float = 30.0
+    service_timeout: float = 600.0
     ping_interval: float = 60.0
     window: int = 8
     in_flight: int = 256
@@ -83,7 +84,7 @@ class Share:
 class QueueSession(Generic[S]):
     """Subscribes in one session, the owner's `handle`. `run` it; what was received is left to `Client.finish`.
 
-    After it, `remedy`: what the session's service calls for (NOTHING, RECONNECT, WITHOUT_SERVICE).
+    After it, `remedy`: what the session's service calls for (NOTHING, AGAIN, RECONNECT, WITHOUT_SERVICE).
     """
 
     def __init__(self, owner: Subscriptions[S], share: Share, server: ServerAddress, handle: S, client: Client) -> None:
@@ -276,34 +277,32 @@ class QueueSession(Generic[S]):
         """NSUBS, until it is answered; whether the pages have more to give after that."""
         service = self._client.session.service
         assert service is not None
-        for _ in range(_NSUBS_TRIES):
+        while True:
             answer = await self._nsubs(service)
             happened = failure.nsubs(answer, reassociated=self._reassociated)
-            match TABLE[happened].remedy:
-                case Remedy.AGAIN:
-                    await asyncio.sleep(self._backoff.delay())
-                    continue
-                case Remedy.NOTHING | Remedy.REASSOCIATE:
-                    count = answer.count if isinstance(answer, smp.SOks) else None
-                    self._reassociated = self._reassociated or count is None
-                    self._backoff.reset()
-                    return await self._owner.service_subscribed(self._handle, count)
-            raise self._give_up(happened, failure.words(answer))
-        raise self._give_up(Happened.NSUBS_TRIES_OVER, "no answer")
+            ruling = TABLE[happened]
+            if ruling.remedy is Remedy.AGAIN and ruling.wait is Wait.SESSION:
+                await asyncio.sleep(self._backoff.delay())
+            elif ruling.remedy in {Remedy.NOTHING, Remedy.REASSOCIATE}:
+                count = answer.count if isinstance(answer, smp.SOks) else None
+                self._reassociated = self._reassociated or count is None
+                self._backoff.reset()
+                return await self._owner.service_subscribed(self._handle, count)
+            else:
+                raise self._give_up(ruling, "no answer" if answer is None else failure.words(answer))
 
-    def _give_up(self, happened: Happened, why: str) -> ConnectionClosedError:
+    def _give_up(self, ruling: Ruling, why: str) -> ConnectionClosedError:
         """What ends the session: NSUBs in it would get errors that look final."""
-        ruling = TABLE[happened]
-        log.log(ruling.level, "SMP server %s: NSUBS is refused: %s", self._server.hosts[0], why)
+        log.log(ruling.level, "SMP server %s: the service is not subscribed: %s", self._server.hosts[0], why)
         self.remedy = ruling.remedy
-        return ConnectionClosedError("the service is given up")
+        return ConnectionClosedError("the service is not subscribed")
 
     async def _nsubs(self, service: Service) -> Message | UnexpectedAnswerError | None:
         """The answer to NSUBS, whatever it is; None while there is none."""
         assert isinstance(service.key, Ed25519PrivateKey)
         try:
             return await self._client.request(
-                smp.NSubs(), service.service_id, service.key, timeout=self._config.request_timeout
+                smp.NSubs(), service.service_id, service.key, timeout=self._config.service_timeout
             )
         except ServerError as e:
             return e.error

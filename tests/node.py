@@ -48,7 +48,12 @@ from smp_bridge.transmission import Message
 NOW = 1_700_000_000  # when the tests begin
 _BEGAN = since_boot()
 FAST = AgentConfig(
-    min_backoff=0.01, max_backoff=0.05, request_timeout=0.3, ended_backoff=0.5, network=Network(allow_private=True)
+    min_backoff=0.01,
+    max_backoff=0.05,
+    request_timeout=0.3,
+    service_timeout=0.3,
+    ended_backoff=0.5,
+    network=Network(allow_private=True),
 )
 
 

@@ -22,7 +22,13 @@ from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import AuthKey
 
-FAST = AgentConfig(min_backoff=0.02, max_backoff=0.1, request_timeout=0.3, network=Network(allow_private=True))
+FAST = AgentConfig(
+    min_backoff=0.02,
+    max_backoff=0.1,
+    request_timeout=0.3,
+    service_timeout=0.3,
+    network=Network(allow_private=True),
+)
 
 
 @dataclass(slots=True, eq=False)

@@ -20,6 +20,7 @@ from smp_bridge.agent import Agent
 from smp_bridge.backoff import Backoff
 from smp_bridge.client import Client, Event
 from smp_bridge.failure import ConnectFailure, NsubAnswer
+from smp_bridge.handshake import ServiceHello, ServiceUnreadyError
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
 from smp_bridge.queue_session import PAGE
@@ -960,8 +961,8 @@ async def test_nsubs_is_refused(server: SmpServer, service_owner: Owner, answers
     assert len(service_owner.service_ids[server.address]) == len(answers) + 1
 
 
-@pytest.mark.parametrize("answer", [ERR_INTERNAL, ERR_QUOTA, Err("STORE", "text"), Err("EXPIRED"), None])
-async def test_nsubs_is_tried_again(server: SmpServer, service_owner: Owner, answer: Message | None) -> None:
+@pytest.mark.parametrize("answer", [ERR_INTERNAL, ERR_QUOTA, Err("STORE", "text"), Err("EXPIRED")])
+async def test_nsubs_is_tried_again(server: SmpServer, service_owner: Owner, answer: Message) -> None:
     server.script_nsubs(answer, answer)
     async with running(service_owner) as agent:
         agent.start(server.address)
@@ -985,21 +986,54 @@ async def test_nothing_is_subscribed_singly_before_nsubs_is_answered(server: Smp
     assert server.nsubs() == 12
 
 
-@pytest.mark.parametrize("answer", [None, ERR_INTERNAL])
-async def test_a_server_that_never_says_what_the_service_has(
-    server: SmpServer, service_owner: Owner, answer: Message | None
+@pytest.mark.parametrize(("answer", "sessions"), [(None, 6), (ERR_INTERNAL, 2)])
+async def test_a_server_that_takes_long_to_say_what_the_service_has(
+    server: SmpServer, service_owner: Owner, answer: Message | None, sessions: int
 ) -> None:
     async with running(service_owner) as agent:
         agent.start(server.address)
         await settled(service_owner, server, 1)
-        server.script_nsubs(*[answer] * 3)
+        server.script_nsubs(*[answer] * 4)
         server.drop_all()
-        await service_owner.until(lambda: service_owner.refused == 1)
-        await service_owner.all_active(server.address)
-        assert not associated(server, service_owner)
-    assert server.nsubs_commands == 4
-    assert service_owner.service_ids[server.address][-1] is None
+        await settled(service_owner, server, 2)
+        assert associated(server, service_owner)
+    assert (server.nsubs_commands, server.nsubs()) == (6, 12)
+    assert service_owner.sessions.count(("connected", server.address)) == sessions
+    assert service_owner.refused == 0
+    assert None not in service_owner.service_ids[server.address]
     assert not service_owner.ended
+
+
+async def test_a_server_that_cannot_take_the_service_for_now_keeps_its_associations(
+    server: SmpServer, service_owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(service_owner) as agent:
+        agent.start(server.address)
+        await settled(service_owner, server, 1)
+        register, times = server._service_id, 3
+
+        def unready(hello: ServiceHello) -> bytes:
+            nonlocal times
+            times -= 1
+            if times >= 0:
+                raise ServiceUnreadyError("the store is busy")
+            return register(hello)
+
+        monkeypatch.setattr(server, "_service_id", unready)
+        server.drop_all()
+        await settled(service_owner, server, 2)
+        assert associated(server, service_owner)
+    assert service_owner.failures == [ConnectFailure.HANDSHAKE] * 3
+    assert service_owner.refused == 0
+    assert server.nsubs() == 12
+
+
+async def test_a_service_that_is_refused_is_left_out_at_once(server: SmpServer, service_owner: Owner) -> None:
+    server.refuse_services = True
+    async with running(service_owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0)) as agent:
+        agent.start(server.address)
+        await service_owner.all_active(server.address)
+    assert service_owner.refused == 1
 
 
 async def test_err_service_to_an_nsub_in_a_service_session(server: SmpServer, service_owner: Owner) -> None:

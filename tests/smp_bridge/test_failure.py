@@ -21,7 +21,7 @@ from smp_bridge.failure import (
     nsubs,
     words,
 )
-from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceRefusedError
+from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceRefusedError, ServiceUnreadyError
 from smp_bridge.network import HostNotAllowedError, NoHostError, ProxyError, ResolveError
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, ERR_SERVICE, Err
 from smp_bridge.transport import BadBlockError, ConnectionClosedError
@@ -37,6 +37,7 @@ ROWS: dict[Happened, tuple[Remedy, Wait, int, ConnectFailure | NsubAnswer | None
     Happened.TOOK_TOO_LONG: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TIMEOUT),
     Happened.TLS_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TLS),
     Happened.IMPOSTOR: (Remedy.AGAIN, Wait.SERVER, ERROR, ConnectFailure.IDENTITY),
+    Happened.SERVICE_UNREADY: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.HANDSHAKE_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: (Remedy.WITHOUT_SERVICE, Wait.SERVICE, WARNING, None),
     Happened.NSUB_OK: (Remedy.NOTHING, Wait.NONE, QUIET, NsubAnswer.SUBSCRIBED),
@@ -51,8 +52,7 @@ ROWS: dict[Happened, tuple[Remedy, Wait, int, ConnectFailure | NsubAnswer | None
     Happened.NSUB_KEY_UNUSABLE: (Remedy.FINAL, Wait.NONE, QUIET, NsubAnswer.ERROR),
     Happened.NSUBS_OK: (Remedy.NOTHING, Wait.NONE, QUIET, None),
     Happened.NSUBS_TEMPORARY: (Remedy.AGAIN, Wait.SESSION, QUIET, None),
-    Happened.NSUBS_SILENCE: (Remedy.AGAIN, Wait.SESSION, QUIET, None),
-    Happened.NSUBS_TRIES_OVER: (Remedy.WITHOUT_SERVICE, Wait.SERVICE, WARNING, None),
+    Happened.NSUBS_SILENCE: (Remedy.AGAIN, Wait.SERVER, WARNING, None),
     Happened.NSUBS_SERVICE: (Remedy.REASSOCIATE, Wait.NONE, QUIET, None),
     Happened.NSUBS_SERVICE_AGAIN: (Remedy.WITHOUT_SERVICE, Wait.SERVICE, WARNING, None),
     Happened.NSUBS_AUTH: (Remedy.RECONNECT, Wait.SERVER, WARNING, None),
@@ -81,6 +81,7 @@ def test_row(happened: Happened) -> None:
     ("e", "expected"),
     [
         (ServiceRefusedError("no"), Happened.SERVICE_NOT_TAKEN),
+        (ServiceUnreadyError("not now"), Happened.SERVICE_UNREADY),
         (IdentityMismatchError("no"), Happened.IMPOSTOR),
         (HandshakeError("no"), Happened.HANDSHAKE_FAILED),
         (ConnectionClosedError("no"), Happened.HANDSHAKE_FAILED),

@@ -26,6 +26,7 @@ from smp_bridge.handshake import (
     ServiceCredentials,
     ServiceHello,
     ServiceRefusedError,
+    ServiceUnreadyError,
 )
 from smp_bridge.identity import Credentials, generate_key, issue_ca
 from smp_bridge.transmission import Service, encode_blocks, encode_transmission, parse_block, verify_transmission
@@ -303,16 +304,30 @@ def hello_with(**changes):
     return ClientHello(18, SERVER.key_hash, CLIENT_KEY.public_key(), hello).encode("smp")
 
 
+def test_a_server_that_cannot_take_the_service_for_now():
+    def unready(_):
+        raise ServiceUnreadyError("the store is busy")
+
+    theirs = server("smp", peer_chain=SERVICE.chain, services=unready)
+    with pytest.raises(ServiceUnreadyError):
+        theirs.receive(padded(hello_with(), "smp"))
+    assert theirs.answer == b"EHANDSHAKE BAD_SERVICE"
+    ours = service_client()
+    ours.receive(theirs.hello)
+    with pytest.raises(ServiceUnreadyError):
+        ours.receive(padded(theirs.answer, "smp"))
+
+
 @pytest.mark.parametrize("services", [None, refuse])
 def test_this_server_takes_no_service(services):
     theirs = server("smp", peer_chain=SERVICE.chain, services=services)
-    check_refused(theirs, hello_with(), b"EHANDSHAKE BAD_SERVICE")
+    check_refused(theirs, hello_with(), b"EHANDSHAKE BAD_AUTH")
 
 
 @pytest.mark.parametrize("role", [b"M", b"P", b"n"])
 def test_service_of_another_role(role):
     theirs = server("smp", peer_chain=SERVICE.chain, services=never)
-    check_refused(theirs, hello_with(role=role), b"EHANDSHAKE BAD_SERVICE")
+    check_refused(theirs, hello_with(role=role), b"EHANDSHAKE BAD_AUTH")
 
 
 @pytest.mark.parametrize(
