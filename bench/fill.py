@@ -66,11 +66,12 @@ async def init(directory: Path) -> None:
 
 
 def environment(*, services: bool) -> dict[str, str]:
-    """What differs from the defaults: loopback, and whether to be a service."""
+    """What differs from the defaults: loopback, no budgets of clients, and whether to be a service."""
     settings = {
         "TRANSPORT__BIND": "127.0.0.1",
         "TRANSPORT__PORT": "0",
         "SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "LIMITS__ENABLED": "false",
         "SUBSCRIBER__USE_SERVICE_CREDENTIALS": str(services).lower(),
         "SUBSCRIBER__AUDIT_PERIOD": "0",  # its NSUBs would be counted
     }
@@ -141,7 +142,8 @@ def _add_subscriptions(
         sealer = Sealer(load_key(c, loaded.master_key))
         c.execute("BEGIN")
         addresses = [server.encode() for server in servers]
-        c.executemany("INSERT OR IGNORE INTO servers (address) VALUES (?)", [(a,) for a in addresses])
+        query = "INSERT OR IGNORE INTO servers (address, canonical) VALUES (?, ?)"
+        c.executemany(query, [(server.encode(), server.identity) for server in servers])
         known = {
             a: (ref, generation) for a, ref, generation in c.execute("SELECT address, ref, generation FROM servers")
         }

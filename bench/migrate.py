@@ -1,7 +1,8 @@
 """A database of an earlier schema is made, then migrated by the store in a process of its own: time, and peak memory.
 
 What is written: tokens of APNs (one in a hundred in upper case, with a twin), their subscriptions, of which a service
-has half, a notification for one in five. The store is opened as the relay opens it, and its log is shown as it comes.
+has half, a notification for one in five; one server in ten is another spelling of the one before it. The store is
+opened as the relay opens it, and its log is shown as it comes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from smp_bridge.address import ServerAddress
 NEWEST_OLD: Final = 4  # the newest schema that is not made by this code
 MASTER: Final = MasterKey(b"a master key of thirty-two bytes")
 _TWIN_EACH: Final = 100  # tokens
+_SPELLING_EACH: Final = 10  # servers
 _NOTIFICATION_EACH: Final = 5  # subscriptions
 _KEY: Final = bytes.fromhex("302e020100300506032b657004220420")  # what precedes the 32 bytes of a key (RFC 8410)
 _OPEN: Final = """
@@ -109,7 +111,7 @@ def make(path: Path, content: Content) -> None:
         sealed = content.schema >= 2
         writer = Writer(Sealer(load_key(c, MASTER)) if sealed else None, content)
         c.execute("BEGIN")
-        addresses = [ServerAddress("smp", (f"smp{n}.example.org",), "", os.urandom(32)) for n in range(content.servers)]
+        addresses = list(_servers(content.servers))
         generation = "generation" if content.schema >= 3 else "session"
         query = f"INSERT INTO servers (ref, address, {generation}) VALUES (?, ?, 1)"
         c.executemany(query, [(ref, address.encode()) for ref, address in enumerate(addresses, 1)])
@@ -133,6 +135,16 @@ def make(path: Path, content: Content) -> None:
         )
         c.execute("COMMIT")
         c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _servers(count: int) -> Iterator[ServerAddress]:
+    address = ServerAddress("smp", ("smp.example.org",), "", os.urandom(32))
+    for number in range(count):
+        if number % _SPELLING_EACH == 1:
+            address = ServerAddress("smp", (address.hosts[0].upper(),), "5223", address.key_hash)
+        else:
+            address = ServerAddress("smp", (f"smp{number}.example.org",), "", os.urandom(32))
+        yield address
 
 
 class Writer:

@@ -16,7 +16,7 @@ from control import Child, child
 from devices import Device
 from ntf_load import Connection, connected
 from smp_load import notifier_id
-from wire_relay import Folder, Running, Side, new_folder, running
+from wire_relay import OPTIONAL, Folder, Running, Side, new_folder, running
 
 from ntf_client.push import Notifications
 from ntf_server.testing.tls import TlsFiles, throwaway_tls
@@ -52,6 +52,7 @@ key_file = "vapid.key"
 contact = "mailto:bench@example.org"
 ca_file = "{ca_file}"
 """
+_ALLOW_HOSTS: Final = 'allow_hosts = ["localhost"]\n'  # goes on with [web_push]; earlier revisions do not know it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Scene:
         """A relay of which nobody knows. Raises RelayError."""
         values = {"port": self.mock.ready["port"], "ca_file": self.tls.ca_file}
         sections = [_BASE.format(**values), *([_WEB_PUSH.format(**values)] if self.web_push else [])]
-        return await new_folder(side, Path(tempfile.mkdtemp(dir=self.folder), "relay"), sections)
+        optional = [*([_ALLOW_HOSTS] if self.web_push else []), *OPTIONAL]
+        return await new_folder(side, Path(tempfile.mkdtemp(dir=self.folder), "relay"), sections, optional)
 
     async def populate(self, sides: Sequence[Side], new: Callable[[], list[Device]]) -> None:
         """For each side a relay with devices of its own, to which all queues belong in turn.

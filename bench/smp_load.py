@@ -318,7 +318,10 @@ class SmpLoad:
             connection.send(block)
 
     def _answer(self, server: LoadServer, session: Session, t: Transmission | Invalid) -> bytes:
-        answer = t.error if isinstance(t, Invalid) else self._do(server, session, t)
+        if isinstance(t, Invalid):
+            self._refused += 1
+            return encode_transmission(session, t.corr_id, b"", t.error.encode(session.version))
+        answer = self._do(server, session, t)
         if isinstance(answer, Err):
             self._refused += 1
         return encode_transmission(session, t.corr_id, t.entity_id, answer.encode(session.version))

@@ -12,7 +12,7 @@ from ntf_client.push import (
     open_push,
 )
 from ntf_client.state import StateError, StateNotFoundError, Subscription
-from ntf_client.webpush import subscription_token
+from ntf_client.webpush import subscription_text, subscription_token
 
 __all__ = [
     "CheckMessages",
@@ -32,5 +32,6 @@ __all__ = [
     "TokenCheck",
     "VerificationCode",
     "open_push",
+    "subscription_text",
     "subscription_token",
 ]

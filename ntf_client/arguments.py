@@ -65,6 +65,9 @@ def _parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     unsubscribe.add_argument("id", metavar="ID", type=_checked(parse_id), help="subscription or notifier id")
     status = command("status", "Ask for the status of the token and of all subscriptions.")
     status.add_argument("--json", action="store_true", help="for scripts")
+    status.add_argument(
+        "--show-token", action="store_true", help="the device token too; of Web Push who has it can push to the device"
+    )
     periodic = command("periodic", "Ask for a push every so many minutes.")
     periodic.add_argument("minutes", metavar="MINUTES", type=_minutes, help="20 or more; 0: none")
     decrypt = command("decrypt", "Open a push; needs no server.")
@@ -102,9 +105,9 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     text = "AT: APNs test; AP: APNs; AD: APNs sandbox; AN: APNs null; FC: FCM; WP: Web Push"
     parser.add_argument("--provider", required=True, choices=_PROVIDERS, help=text)
     token = parser.add_mutually_exclusive_group(required=True)
-    token.add_argument("--token", metavar="HEX", help="the device token; of AN and FC any text")
+    token.add_argument("--token", metavar="HEX", help="the device token; of AN and FC any text; of WP `webpush …`")
     token.add_argument(
-        "--subscription", metavar="FILE", help="of WP: JSON of the push subscription; - is standard input"
+        "--subscription", metavar="FILE", help="of WP: the push subscription, JSON or `webpush …`; - is standard input"
     )
 
 
@@ -169,13 +172,14 @@ def _seconds(text: str) -> float:
 def device_token(arguments: argparse.Namespace) -> DeviceToken:
     """From --provider and --token or --subscription; APNs tokens are hex text on the wire too. Raises UsageError."""
     provider = Provider(arguments.provider)
-    if (provider is Provider.WEB_PUSH) != (arguments.token is None):
-        raise UsageError("--subscription: goes with --provider WP, --token with the others")
     if provider is Provider.WEB_PUSH:
+        option = "--token" if arguments.subscription is None else "--subscription"
         try:
-            return subscription_token(payload(arguments.subscription))
+            return subscription_token(arguments.token or payload(arguments.subscription))
         except ParseError as e:
-            raise UsageError(f"--subscription: {e}") from None
+            raise UsageError(f"{option}: {e}") from None
+    if arguments.token is None:
+        raise UsageError("--subscription: goes with --provider WP, --token with the others")
     text = arguments.token.strip()
     if not 0 < len(text) <= 255 or not text.isascii() or not text.isprintable():
         raise UsageError("--token: must be 1 to 255 printable ASCII characters")

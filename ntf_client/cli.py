@@ -23,6 +23,7 @@ from ntf_client.client import NtfClient, TokenCheck
 from ntf_client.device import Device, NotRegisteredError
 from ntf_client.push import CheckMessages, NotificationInfo, Notifications, PushContent, PushError, VerificationCode
 from ntf_client.state import StateError, StateNotFoundError, Subscription
+from ntf_client.webpush import subscription_text
 from smp_bridge.client import REQUEST_TIMEOUT, ServerError, UnexpectedAnswerError
 from smp_bridge.encoding import b64url
 from smp_bridge.handshake import HandshakeError, IdentityMismatchError
@@ -234,11 +235,14 @@ class _Status(NamedTuple):
     device: Device
     token: TokenCheck
     subscriptions: list[tuple[Subscription, _Checked]]
+    show_token: bool
 
     def json(self) -> dict[str, Any]:
         assert self.device.token_id is not None
+        shown = {"device_token": _token_text(self.device.token)} if self.show_token else {}
         return {
             "server": str(self.device.server),
+            **shown,
             "token": {
                 "id": b64url(self.device.token_id),
                 "provider": self.device.token.provider,
@@ -263,6 +267,8 @@ class _Status(NamedTuple):
             f"server        {self.device.server}",
             f"token         {self.device.token.provider} {self.token.status}{reason}",
         ]
+        if self.show_token:
+            out.append(f"device token  {_token_text(self.device.token)}")
         for s, checked in self.subscriptions:
             what = f"{checked.status or 'refused'} {checked.error}".rstrip()
             out.append(f"subscription  {b64url(s.subscription_id)}  {what}")
@@ -278,13 +284,18 @@ def _status(arguments: argparse.Namespace) -> None:
     async def check(client: NtfClient) -> _Status:
         token = await device.check(client)
         checked = await asyncio.gather(*(_check(device, client, s) for s in device.subscriptions))
-        return _Status(device, token, list(zip(device.subscriptions, checked, strict=True)))
+        return _Status(device, token, list(zip(device.subscriptions, checked, strict=True)), arguments.show_token)
 
     status = _connected(arguments, device, check)
     if arguments.json:
         print(json.dumps(status.json(), indent=2))
     else:
         _say(*status.lines())
+
+
+def _token_text(token: DeviceToken) -> str:
+    """As `register` takes it."""
+    return subscription_text(token) if token.provider is Provider.WEB_PUSH else token.token.decode()
 
 
 async def _check(device: Device, client: NtfClient, subscription: Subscription) -> _Checked:

@@ -13,7 +13,7 @@ from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import REQUEST_TIMEOUT, Client, UnexpectedAnswerError
 from smp_bridge.handshake import Versions
-from smp_bridge.transmission import Message
+from smp_bridge.transmission import CORR_ID_SIZE, Message, encode_blocks, encode_transmission
 
 A = TypeVar("A", bound=Message)
 
@@ -135,6 +135,16 @@ class NtfClient:
     async def ping(self) -> None:
         """PING: whether the server is there."""
         await self._request(ntf.Pong, ntf.Ping())
+
+    def fits(self, command: Message, entity_id: bytes = b"", key: crypto.AuthPrivateKey | None = None) -> bool:
+        """Whether a command fits a block of this connection. Nothing is sent."""
+        session = self._client.session
+        encoded = encode_transmission(session, bytes(CORR_ID_SIZE), entity_id, command.encode(session.version), key)
+        try:
+            encode_blocks(session, [encoded])
+        except ValueError:
+            return False
+        return True
 
     async def _request(
         self, kind: type[A], command: Message, entity_id: bytes = b"", key: crypto.AuthPrivateKey | None = None

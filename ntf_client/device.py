@@ -1,20 +1,24 @@
 """A device: its registration with one notification server and its queues, over restarts and lost answers."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ntf_client import state as state_file
 from ntf_client.client import NtfClient, SubscriptionCheck, TokenCheck
 from ntf_client.push import NotificationInfo, PushContent, open_push
 from ntf_client.state import DeviceState, Subscription
-from smp_bridge import crypto, smp
+from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.client import REQUEST_TIMEOUT
-from smp_bridge.ntf import DeviceToken
+from smp_bridge.client import REQUEST_TIMEOUT, ServerError
+from smp_bridge.ntf import DeviceToken, Provider
+from smp_bridge.transmission import ERR_AUTH
+
+_MAX_ENDPOINT: Final = 283  # bytes of host, port and path that TRPL has room for; TNEW, which brings two keys, 216
 
 
 class NotRegisteredError(Exception):
@@ -99,14 +103,50 @@ class Device:
         """TNEW: the server pushes a code to the device; see `open_push` and `verify`.
 
         Again: the same registration and another push of the code; also what revives an INVALID token. If the server
-        has forgotten the device, it is a new registration, without subscriptions.
+        has forgotten the device, it is a new registration, without subscriptions. A token that is too long for TNEW, as
+        those of Mozilla's Web Push are, is brought by TRPL, to a registration that is made with a null token; again, it
+        has to be verified again. Raises ValueError if it is too long for that too.
         """
+        s = self._state
+        fits = client.fits(ntf.TNew(s.token, s.verify_key.public_key(), s.dh_key.public_key()), key=s.verify_key)
+        if not fits:
+            self._check_size(client, s.token)
         if self._path is not None:
             self.save()  # first: with these keys the same TNEW repairs a lost answer
+        if fits:
+            await self._register(client, s.token)
+        else:
+            await self._register_long(client)
+
+    async def _register(self, client: NtfClient, token: DeviceToken) -> None:
         s = self._state
-        registration = await client.register(s.token, s.verify_key, s.dh_key)
+        registration = await client.register(token, s.verify_key, s.dh_key)
         kept = s.subscriptions if registration.token_id == s.token_id else ()
         self._change(token_id=registration.token_id, secret=registration.secret, subscriptions=kept)
+
+    async def _register_long(self, client: NtfClient) -> None:
+        s = self._state
+        if s.token_id is None or not await self._is_known(client):
+            null = hashlib.sha256(s.verify_key.public_key().public_bytes_raw()).hexdigest()  # the same each time
+            await self._register(client, DeviceToken(Provider.APNS_NULL, null.encode()))
+        await client.replace(self._registered(), s.verify_key, s.token)
+
+    async def _is_known(self, client: NtfClient) -> bool:
+        """Whether the server still has the registration."""
+        try:
+            await self.check(client)
+        except ServerError as e:
+            if e.error != ERR_AUTH:
+                raise
+            return False
+        return True
+
+    def _check_size(self, client: NtfClient, token: DeviceToken) -> None:
+        if not client.fits(ntf.TRpl(token), bytes(ntf.ENTITY_ID_SIZE), self._state.verify_key):
+            raise ValueError(
+                f"a device token of {len(token.token)} bytes is too long for the protocol: of Web Push,"
+                f" host, port and path of the endpoint may have {_MAX_ENDPOINT} bytes together"
+            )
 
     async def verify(self, client: NtfClient, code: bytes) -> None:
         """TVFY: with the code that was pushed the token becomes ACTIVE."""
@@ -117,8 +157,13 @@ class Device:
         return await client.check(self._registered(), self._state.verify_key)
 
     async def replace(self, client: NtfClient, token: DeviceToken) -> None:
-        """TRPL: the device's provider gave it a new token, which has to be verified; subscriptions stay."""
-        await client.replace(self._registered(), self._state.verify_key, token)
+        """TRPL: the device's provider gave it a new token, which has to be verified; subscriptions stay.
+
+        Raises ValueError if the token is too long.
+        """
+        token_id = self._registered()
+        self._check_size(client, token)
+        await client.replace(token_id, self._state.verify_key, token)
         self._change(token=token)
 
     async def set_period(self, client: NtfClient, minutes: int) -> None:

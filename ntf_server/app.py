@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Self
 
 from ntf_server import periodic, systemd
 from ntf_server.admin.health import Admin
-from ntf_server.admin.socket import AdminError, AdminSocket
+from ntf_server.admin.socket import AdminError, AdminSocket, Handler
+from ntf_server.admin.tokens import INVALIDATE, on_invalidate
+from ntf_server.admission.gate import Admission
 from ntf_server.commands import Commands
 from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
 from ntf_server.config.reload import Part, Reloader, Report, Swap
@@ -26,6 +29,7 @@ from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.signals import Signals
 from ntf_server.smp import audit
+from ntf_server.smp.lost import LostConfig
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock, since_boot
 from ntf_server.store.contract import Store
@@ -58,6 +62,7 @@ class Relay:
         self._steady = steady
         self._started = clock()
         self._metrics = Metrics(config.settings.subscriber.own_server_domains)
+        self._admission = Admission(config.budgets, metrics=self._metrics, clock=steady)
         self._supervisor = Supervisor(self._metrics.count_part)
         self._listener: Listener | None = None
         self._providers: Providers | None = None
@@ -110,6 +115,7 @@ class Relay:
             AgentConfig(network=config.network, slow=settings.subscriber.connecting),
             servers=config.servers,
             services=settings.subscriber.use_service_credentials,
+            lost=None if settings.delivery.checks == "off" else LostConfig(),
             metrics=self._metrics,
             clock=self._clock,
         )
@@ -124,30 +130,32 @@ class Relay:
             servers=config.servers,
             limits=config.limits,
             metrics=self._metrics,
+            admission=self._admission,
         )
         self._listener = listener = self._make_listener(commands)
         supervisor.on_stop(Stage.ACCEPT, "listener", lambda left: listener.close(min(left, GRACE)))
         with self._listening("[transport] bind, port"):
             await listener.start()
         await subscriber.start()
-        supervisor.part("periodic checks", lambda: periodic.check(store))
+        checks = periodic.Checks(store, settings.delivery.checks)
+        supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
         supervisor.part("tokens due", periodic.Backlog(store, providers.table, self._metrics).run)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
-        self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber))
-        await self._start_admin()
+        self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
+        await self._start_admin(store)
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
-        delivery = self._config.settings.delivery
+        delivery, ttl = self._config.settings.delivery, self._config.settings.store.token_ttl
         opening = asyncio.create_task(
             open_store(
                 f"sqlite:///{self._config.database}",
                 directory=self._config.directory,
                 master_key=self._config.master_key,
-                times=Times(delivery.message_ttl, delivery.verification_ttl),
+                times=Times(delivery.message_ttl, delivery.verification_ttl, silent_ttl=ttl),
                 metrics=self._metrics,
                 on_corrupt=self._supervisor.fail,
                 clock=Clock(self._clock, self._steady),
@@ -184,14 +192,21 @@ class Relay:
         transport = self._config.settings.transport
         inactive_ttl = self._config.settings.inactive_clients.ttl
         return Listener(
-            ListenerConfig(transport.bind or None, transport.port, inactive_ttl=inactive_ttl),
+            ListenerConfig(
+                transport.bind or None, transport.port, inactive_ttl=inactive_ttl, proxies=self._config.proxies
+            ),
             self._config.credentials,
             commands,
+            self._admission,
         )
 
-    @staticmethod
     def _swaps(
-        providers: Providers, listener: Listener, commands: Commands, subscriber: Subscriber
+        self,
+        providers: Providers,
+        listener: Listener,
+        commands: Commands,
+        subscriber: Subscriber,
+        checks: periodic.Checks,
     ) -> Mapping[Part, Swap]:
         """Who takes what of a new configuration. First what may refuse it."""
 
@@ -205,15 +220,22 @@ class Relay:
             Part.FCM: providers.use,
             Part.WEB_PUSH: providers.use,
             Part.SUBSCRIBER: swap_lists,
+            Part.CHECKS: lambda config: checks.use(config.settings.delivery.checks),
+            Part.LIMITS: lambda config: self._admission.use(config.budgets),
             Part.LOG: lambda config: set_up_logging(config.settings.log.level, config.settings.log.format),
         }
 
-    async def _start_admin(self) -> None:
+    async def _start_admin(self, store: Store) -> None:
         """Last: healthy is who has started, and not begun to stop."""
         if error := socket_path_error(self._config.admin_socket):
             log.warning("no admin socket: %s", error)
         else:
-            operators = AdminSocket(self._config.admin_socket, {"status": self._on_status, "reload": self._on_reload})
+            commands: dict[str, Handler] = {
+                "status": self._on_status,
+                "reload": self._on_reload,
+                INVALIDATE: partial(on_invalidate, store),
+            }
+            operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())
             await operators.start()
         settings = self._config.settings.metrics

@@ -6,6 +6,8 @@ from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+from ntf_server.admission.gate import Admission
+from ntf_server.admission.sessions import Peer
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.push.front import Front, Refusal
@@ -37,6 +39,7 @@ from smp_bridge.transmission import (
     Session,
     Transmission,
     UnknownTagError,
+    nobodys_key,
     verify_transmission,
 )
 
@@ -87,6 +90,7 @@ class Commands:
         servers: ServerList = ANY_SERVER,
         limits: Limits = NO_LIMITS,
         metrics: Metrics | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._store = store
         self._subscriber = subscriber
@@ -95,27 +99,29 @@ class Commands:
         self._servers = servers
         self._limits = limits
         self._metrics = metrics or Metrics()
+        self._admission = admission or Admission()
 
     def use(self, servers: ServerList, limits: Limits) -> None:
         """From the next command on."""
         self._servers, self._limits = servers, limits
 
-    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         """Authorize and do one command, which `parse` gave. Raises StoreError, StoreCorruptError.
 
         A damaged record is as good as none: the device that is told so registers anew, which mends it.
         """
         try:
-            return await self._handle(session, t, command)
+            return await self._handle(session, t, command, peer)
         except DamagedRecordError:
-            return _refuse(session, t)
+            self._is_authorized(session, t, None)
+            return ERR_AUTH
 
-    async def _handle(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def _handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         match command:
             case ntf.Ping():
                 return ntf.Pong()
             case ntf.TNew():
-                return await self._register(session, t, command)
+                return await self._register(session, t, command, peer)
             case ntf.SNew():
                 return await self._subscribe(session, t, command)
             case ntf.SChk() | ntf.SDel():
@@ -123,11 +129,11 @@ class Commands:
             case Err():
                 return command
             case _:
-                return await self._on_token(session, t, command)
+                return await self._on_token(session, t, command, peer)
 
     # --- tokens
 
-    async def _register(self, session: Session, t: Transmission, command: ntf.TNew) -> Message:
+    async def _register(self, session: Session, t: Transmission, command: ntf.TNew, peer: Peer) -> Message:
         if not verify_transmission(session, t, command.verify_key):
             return ERR_AUTH
         front = self._fronts.get(command.token.provider)
@@ -135,40 +141,51 @@ class Commands:
             return ERR_PROHIBITED
         if refusal := front.refusal(command.token):
             return _REFUSALS[refusal]
+        verify_key = crypto.encode_public(command.verify_key)
         private, public = crypto.x25519_keypair()
         try:
             secret = crypto.dh_box_key(private, command.dh_key)
         except crypto.CryptoError:
             return ERR_AUTH
+        known = None
+        if self._admission.takes_turns:
+            known = await self._store.find_registration(command.token, verify_key)
+        asked = self._admission.turn_of_registration(peer, command.token, known)
+        if asked is None:
+            return ERR_QUOTA
         token = await self._store.register(
             NewToken(
                 os.urandom(ntf.ENTITY_ID_SIZE),
                 command.token,
-                crypto.encode_public(command.verify_key),
+                verify_key,
                 command.dh_key.public_bytes_raw(),
                 public,
                 secret,
                 os.urandom(ntf.CODE_SIZE),
                 front.origin(command.token),
                 vapid_key=front.key_id,
-            )
+            ),
+            asked.wait,
         )
         if token is None:
             return ERR_AUTH
+        if moved := self._admission.made(asked, token.ref):
+            await self._store.put_off(moved)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
 
-    async def _on_token(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def _on_token(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         token = await self._store.find_token(t.entity_id)
-        if token is None or not _authorized(session, t, token):
-            return ERR_AUTH if token else _refuse(session, t)
+        if not self._is_authorized(session, t, token) or token is None:
+            return ERR_AUTH
         match command:
             case ntf.TChk():
                 return ntf.Tkn(token.status, token.reason)
             case ntf.TVfy(code):
                 if not await self._store.verify(token.ref, code):
                     return ERR_AUTH
+                self._admission.verified(token.ref)
             case ntf.TRpl(device):
-                return await self._replace(token, device)
+                return await self._replace(token, device, peer)
             case ntf.TDel():
                 await self._store.delete_token(token.ref)
             case ntf.TCrn(minutes):
@@ -179,23 +196,30 @@ class Commands:
                 return ERR_PROHIBITED
         return ntf.Ok()
 
-    async def _replace(self, token: Token, device: ntf.DeviceToken) -> Message:
+    async def _replace(self, token: Token, device: ntf.DeviceToken, peer: Peer) -> Message:
         front = self._fronts.get(device.provider)
         if front is None:
             return ERR_PROHIBITED
         if refusal := front.refusal(device):
             return _REFUSALS[refusal]
+        asked = self._admission.turn_of_replacement(peer, device, token)
+        if asked is None:
+            return ERR_QUOTA
         new = Replacement(device, os.urandom(ntf.CODE_SIZE), front.origin(device), vapid_key=front.key_id)
-        return ntf.Ok() if await self._store.replace(token.ref, new) else ERR_AUTH
+        if not await self._store.replace(token.ref, new, asked.wait):
+            return ERR_AUTH
+        if moved := self._admission.made(asked, token.ref):
+            await self._store.put_off(moved)
+        return ntf.Ok()
 
     # --- subscriptions
 
     async def _subscribe(self, session: Session, t: Transmission, command: ntf.SNew) -> Message:
         token = await self._store.find_token(command.token_id)
-        if token is None:
-            return _refuse(session, t)
-        if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
+        if not self._is_authorized(session, t, token) or token is None or token.status not in SUBSCRIBABLE:
             return ERR_AUTH
+        if not token.proven:
+            return self._refuse_subscription("never_active", ERR_AUTH)
         if not self._allow_private_hosts and not all(map(is_public_host, command.server.hosts)):
             return self._refuse_subscription("host", ERR_AUTH)
         if not self._servers.permits(command.server):
@@ -215,22 +239,19 @@ class Commands:
 
     async def _on_subscription(self, session: Session, t: Transmission, command: ntf.SChk | ntf.SDel) -> Message:
         found = await self._store.find_subscription(t.entity_id)
-        if found is None:
-            return _refuse(session, t)
-        token, subscription = found
-        if not _authorized(session, t, token) or token.status not in SUBSCRIBABLE:
+        token, subscription = found or (None, None)
+        if not self._is_authorized(session, t, token) or token is None or token.status not in SUBSCRIBABLE:
             return ERR_AUTH
+        assert subscription is not None
         if isinstance(command, ntf.SChk):
             return self._subscriber.status(subscription)
         await self._store.unsubscribe(subscription.ref)
         return ntf.Ok()
 
-
-def _authorized(session: Session, t: Transmission, token: Token) -> bool:
-    return verify_transmission(session, t, crypto.parse_auth_public(token.verify_key))
-
-
-def _refuse(session: Session, t: Transmission) -> Err:
-    """An entity that does not exist takes as long as a wrong key."""
-    verify_transmission(session, t, None)
-    return ERR_AUTH
+    def _is_authorized(self, session: Session, t: Transmission, token: Token | None) -> bool:
+        """Whether the token's owner did it. Where there is no token the same work is done for nobody's."""
+        der = nobodys_key(t) if token is None else token.verify_key
+        if not verify_transmission(session, t, crypto.parse_auth_public(der)) or token is None:
+            return False
+        self._store.seen(token)
+        return True

@@ -67,6 +67,7 @@ class RelayProcess:
         # Settings of a real server, in this shell, must not reach the demo's.
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith(_PREFIX)} | {
             "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+            "NTF_SERVER__LIMITS__ENABLED": "false",
             "NTF_SERVER__TRANSPORT__BIND": "127.0.0.1",
             "NTF_SERVER__LOG__LEVEL": "warning",
         }
@@ -221,6 +222,7 @@ class WebPushService(PushService):
             "NTF_SERVER__WEB_PUSH__KEY_FILE": VAPID_KEY,
             "NTF_SERVER__WEB_PUSH__CONTACT": "mailto:operator@relay.example",
             "NTF_SERVER__WEB_PUSH__CA_FILE": str(self.server.ca_file),
+            "NTF_SERVER__WEB_PUSH__ALLOW_HOSTS": "localhost",
         }
 
     def registration(self) -> tuple[str, list[str]]:

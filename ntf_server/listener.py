@@ -7,11 +7,15 @@ import itertools
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeAlias
 
+from ntf_server.admission.addresses import Network, is_in
+from ntf_server.admission.gate import Admission
+from ntf_server.admission.proxy_header import HEAD, ProxyHeaderError, client_address, rest_size
+from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
@@ -37,7 +41,6 @@ log = logging.getLogger(__name__)
 ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
 _BACKLOG: Final = 1024
 _MAX_BLOCKS: Final = 16  # that are answered together
-_REPEAT_LOG: Final = 60.0  # seconds
 
 
 class ListenError(Exception):
@@ -65,28 +68,118 @@ def listen_errors(host: str | None, port: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class ListenerConfig:
-    """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay."""
+    """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay.
+
+    `proxies`: networks of balancers, which say whose connection it is.
+    """
 
     host: str | None
     port: int
     handshake_timeout: float = transport.HANDSHAKE_TIMEOUT
     inactive_ttl: float = 12 * 3600.0
+    proxies: tuple[Network, ...] = ()
+
+
+class _Door(asyncio.BufferedProtocol):
+    """A connection that was accepted, before anything is spent on it. One of a proxy says first whose it is.
+
+    No more is read than that: the rest is the client's.
+    """
+
+    __slots__ = ("_config", "_deadline", "_filled", "_head", "_open", "_room", "_transport")
+
+    def __init__(self, config: ListenerConfig, open_: Callable[[asyncio.Transport, str], None]) -> None:
+        self._config = config
+        self._open = open_
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._head = b""
+        self._room = bytearray(HEAD)
+        self._filled = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let it in, close it, or wait for its proxy."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        address = transport.get_extra_info("peername")
+        host: str = address[0] if address else ""
+        if is_in(host, self._config.proxies):
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(self._config.handshake_timeout, transport.abort)
+        else:
+            self._open(transport, host)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Room for what is missing of the proxy's header."""
+        return memoryview(self._room)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Some of it came."""
+        assert self._transport is not None
+        self._filled += nbytes
+        if self._filled < len(self._room):
+            return
+        try:
+            if not self._head:
+                self._head = bytes(self._room)
+                self._room, self._filled = bytearray(rest_size(self._head)), 0
+                if self._room:
+                    return
+            host = client_address(self._head, bytes(self._room))
+        except ProxyHeaderError as e:
+            log.debug("a connection was closed: %s", e)
+            self._transport.abort()
+            return
+        self.connection_lost(None)
+        self._open(self._transport, host or "")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody waits any more."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+
+class _Connection(BlockConnection):
+    """Its end is told to the budgets, whatever state it was in."""
+
+    __slots__ = ("_on_lost",)
+
+    def __init__(self, on_lost: Callable[[], None], *args: Any) -> None:
+        super().__init__(*args)
+        self._on_lost = on_lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As the base's."""
+        self._on_lost()
+        super().connection_lost(exc)
+
+
+_Asked: TypeAlias = list[tuple[Transmission | Invalid, Message]]
 
 
 class Listener:
-    """The server's socket and the sessions on it. `start` it in a running loop; `close` it."""
+    """The server's socket and the sessions on it. `start` it in a running loop; `close` it.
 
-    def __init__(self, config: ListenerConfig, credentials: Credentials, commands: Commands) -> None:
+    `admission`: budgets of clients; None: they have none.
+    """
+
+    def __init__(
+        self,
+        config: ListenerConfig,
+        credentials: Credentials,
+        commands: Commands,
+        admission: Admission | None = None,
+    ) -> None:
         self._config = config
         self._credentials = credentials
         self._context: ssl.SSLContext | None = None
         self._scratch = Scratch()
         self._commands = commands
+        self._admission = admission or Admission()
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._said_at: float | None = None
 
     async def start(self) -> None:
         """Accept connections. Raises ListenError (port in use, no such address), ssl.SSLError."""
@@ -94,7 +187,7 @@ class Listener:
         self._context = server_context("ntf", self._credentials)
         with listen_errors(host, port):
             self._server = await asyncio.get_running_loop().create_server(
-                self._connection, host, port, backlog=_BACKLOG, reuse_address=True
+                lambda: _Door(self._config, self._open), host, port, backlog=_BACKLOG, reuse_address=True
             )
 
     def use(self, credentials: Credentials) -> None:
@@ -102,13 +195,21 @@ class Listener:
         self._context = server_context("ntf", credentials)
         self._credentials = credentials
 
-    def _connection(self) -> BlockConnection:
-        """TLS and the handshake in it show the same certificate, also when another one comes between the two."""
+    def _open(self, transport: asyncio.Transport, host: str) -> None:
+        """A client's connection, from this address. Over a budget it is closed, and no TLS was made for it."""
         assert self._context is not None
-        tls = SslTls(self._context, server_side=True)
-        credentials = self._credentials
-        on_connected = partial(self._on_connected, credentials)
-        return BlockConnection("ntf", tls, on_connected, self._config.handshake_timeout, self._scratch)
+        peer = self._admission.open(host, transport.abort)
+        if peer is None:
+            transport.abort()
+            return
+        credentials = self._credentials  # TLS and the handshake in it show the same, also if another one comes between
+        connection = _Connection(
+            partial(self._admission.closed, peer),
+            *("ntf", SslTls(self._context, server_side=True), partial(self._on_connected, credentials, peer)),
+            *(self._config.handshake_timeout, self._scratch),
+        )
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
 
     @property
     def port(self) -> int:
@@ -129,18 +230,19 @@ class Listener:
         if self._sessions:
             await asyncio.wait(list(self._sessions))
 
-    def _on_connected(self, credentials: Credentials, connection: BlockConnection) -> None:
+    def _on_connected(self, credentials: Credentials, peer: Peer, connection: BlockConnection) -> None:
         if self._closing:
             connection.abort()
             return
-        task = asyncio.create_task(self._run(credentials, connection), name="ntf session")
+        task = asyncio.create_task(self._run(credentials, peer, connection), name="ntf session")
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
 
-    async def _run(self, credentials: Credentials, connection: BlockConnection) -> None:
+    async def _run(self, credentials: Credentials, peer: Peer, connection: BlockConnection) -> None:
         try:
             session = await transport.accept(connection, credentials, timeout=self._config.handshake_timeout)
-            await self._serve(connection, session)
+            self._admission.established(peer)
+            await self._serve(connection, session, peer)
         except (TimeoutError, HandshakeError, ConnectionClosedError) as e:
             log.debug("a client was disconnected: %s", e or type(e).__name__)
         except Exception:
@@ -148,12 +250,14 @@ class Listener:
         finally:
             await connection.close()
 
-    async def _serve(self, connection: BlockConnection, session: Session) -> None:
+    async def _serve(self, connection: BlockConnection, session: Session, peer: Peer) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
             while not self._closing or connection.has_blocks():
-                answers = await self._next_answers(connection, session, task)
+                asked = await self._next(connection, session, peer)
+                self._busy.add(task)
+                answers = await self._answers(session, asked, peer)
                 for block in encode_blocks(session, answers):
                     connection.send(block)
                 self._busy.discard(task)  # a client that does not read must not hold up a shutdown
@@ -162,52 +266,49 @@ class Listener:
         finally:
             self._busy.discard(task)
 
-    async def _next_answers(
-        self, connection: BlockConnection, session: Session, task: "asyncio.Task[None]"
-    ) -> list[bytes]:
-        """Answers to the next block, and to those that came with it."""
+    async def _next(self, connection: BlockConnection, session: Session, peer: Peer) -> _Asked:
+        """The next block, and those that came with it; over a budget no more is read, and it waits for its turn."""
         async with asyncio.timeout(self._config.inactive_ttl or None):
             asked = await _receive(connection, session)
-        self._busy.add(task)
+        wait = self._admission.delay(peer, [command for _, command in asked])
         for _ in range(_MAX_BLOCKS - 1):
-            if connection.has_blocks():
-                asked += await _receive(connection, session)
-        return await self._answers(session, asked)
+            if wait or not connection.has_blocks():
+                break
+            more = await _receive(connection, session)
+            wait = self._admission.delay(peer, [command for _, command in more])
+            asked += more
+        if wait:
+            await asyncio.sleep(wait)
+        return asked
 
-    async def _answers(self, session: Session, asked: Sequence[Transmission | Invalid]) -> list[bytes]:
+    async def _answers(self, session: Session, asked: _Asked, peer: Peer) -> list[bytes]:
         """In order. What may be done together is, so that a store that is busy is waited for once."""
-        commands = [(t, t.error if isinstance(t, Invalid) else parse(session, t)) for t in asked]
         answers: list[bytes] = []
-        for _, group in itertools.groupby(commands, lambda c: company(c[1])):
-            answers += await asyncio.gather(*(self._answer(session, t, command) for t, command in group))
+        for _, group in itertools.groupby(asked, lambda c: company(c[1])):
+            answers += await asyncio.gather(*(self._answer(session, t, command, peer) for t, command in group))
         return answers
 
-    async def _answer(self, session: Session, t: Transmission | Invalid, command: Message) -> bytes:
+    async def _answer(self, session: Session, t: Transmission | Invalid, command: Message, peer: Peer) -> bytes:
         if isinstance(t, Invalid):
-            return _encode(session, t.corr_id, t.entity_id, command)
+            return _encode(session, t.corr_id, b"", command)
         try:
-            answer = await self._commands.handle(session, t, command)
+            answer = await self._commands.handle(session, t, command, peer)
         except StoreConflictError as e:
             log.error("a command failed: %s", e)
             answer = ERR_INTERNAL
         except (StoreError, StoreCorruptError) as e:
-            self._say(e)
+            log.debug("a command failed: %s", e)  # which the store says itself
             answer = ERR_STORE
         return _encode(session, t.corr_id, t.entity_id, answer)
 
-    def _say(self, error: Exception) -> None:
-        """Once a minute: while a store fails, every command does."""
-        now = asyncio.get_running_loop().time()
-        if self._said_at is None or now - self._said_at >= _REPEAT_LOG:
-            self._said_at = now
-            log.error("commands fail: %s", error)
 
-
-async def _receive(connection: BlockConnection, session: Session) -> list[Transmission | Invalid]:
+async def _receive(connection: BlockConnection, session: Session) -> _Asked:
+    """A block's commands, parsed, or the errors that are their answers."""
     try:
-        return parse_block(session, await connection.receive())
+        block = parse_block(session, await connection.receive())
     except BadBlockError:
-        return [Invalid(ERR_BLOCK)]
+        block = [Invalid(ERR_BLOCK)]
+    return [(t, t.error if isinstance(t, Invalid) else parse(session, t)) for t in block]
 
 
 def _encode(session: Session, corr_id: bytes, entity_id: bytes, answer: Message) -> bytes:

@@ -5,7 +5,7 @@ at what is due.
 import asyncio
 import logging
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ntf_server.observe.metrics import Gauge, Metrics
 from ntf_server.store.contract import Store, StoreUnavailableError
@@ -13,23 +13,45 @@ from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
-INTERVAL: Final = 30.0  # seconds between two looks; periods are whole minutes
+INTERVAL: Final = 5.0  # seconds between two looks: what is due in one goes out together
 LOOK: Final = 15.0  # seconds between two looks at how many tokens are due
 _SLICE: Final = 500  # tokens marked at once
+_SLICE_PAUSE: Final = 0.5  # seconds: after an outage all are due, and are not to be pushed to in one second
 _ERROR_PAUSE: Final = 5.0
 _MIN_PAUSE: Final = 0.01
 
 
-async def check(store: Store, *, interval: float = INTERVAL) -> None:
-    """Make checks due for tokens whose period is over, until cancelled."""
-    while True:
-        pause = interval
-        try:
-            if await store.mark_checks(_SLICE) == _SLICE:
-                pause = _MIN_PAUSE
-        except StoreUnavailableError as e:
-            log.error("periodic pushes are late: %s", e)
-        await asyncio.sleep(pause)
+Mode: TypeAlias = Literal["quiet", "always", "off"]  # of `[delivery] checks`
+
+
+class Checks:
+    """Checks of tokens whose period is over become due. Its `run` never ends.
+
+    `mode`: "quiet": of those that were pushed nothing within their period; "always": of all; "off": none become due.
+    """
+
+    def __init__(self, store: Store, mode: Mode = "quiet", *, interval: float = INTERVAL) -> None:
+        self._store = store
+        self._mode: Mode = mode
+        self._interval = interval
+
+    def use(self, mode: Mode) -> None:
+        """From the next look on."""
+        self._mode = mode
+
+    async def run(self) -> None:
+        """Look, until cancelled."""
+        while True:
+            pause = self._interval
+            try:
+                if self._mode != "off" and await self._mark() == _SLICE:
+                    pause = min(pause, _SLICE_PAUSE)
+            except StoreUnavailableError as e:
+                log.debug("periodic pushes are late: %s", e)  # the store itself says why
+            await asyncio.sleep(pause)
+
+    async def _mark(self) -> int:
+        return await self._store.mark_checks(_SLICE, quiet_only=self._mode == "quiet")
 
 
 async def tend(store: Store) -> None:
@@ -38,7 +60,7 @@ async def tend(store: Store) -> None:
         try:
             pause = await store.tend()
         except StoreUnavailableError as e:
-            log.error("the store's upkeep is late: %s", e)
+            log.debug("the store's upkeep is late: %s", e)
             pause = _ERROR_PAUSE
         await asyncio.sleep(max(_MIN_PAUSE, pause))
 

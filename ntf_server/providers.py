@@ -21,6 +21,7 @@ from ntf_server.push.fcm.open import OpenFcm
 from ntf_server.push.fcm.settings import FcmSettings
 from ntf_server.push.front import Front, OneProvider
 from ntf_server.push.http import HttpEngine
+from ntf_server.push.names import Resolver
 from ntf_server.push.verdict import NullProvider, PushProvider
 from ntf_server.push.webpush import settings as web_push
 from ntf_server.push.webpush.open import OpenWebPush
@@ -83,7 +84,8 @@ class Providers:
             self._fcm = OpenFcm(of_fcm, self._engines[0], clock)
             opened.append(self._fcm)
         if (of_web_push := web_push_settings(config)) is not None:
-            self._engines.append(HttpEngine(streams=self._streams(Provider.WEB_PUSH)))
+            names = Resolver(own=of_web_push.own_host)
+            self._engines.append(HttpEngine(streams=self._streams(Provider.WEB_PUSH), resolver=names))
             self._web_push = OpenWebPush(of_web_push, self._engines[1], clock)
             opened.append(self._web_push)
         self.fronts: Mapping[Provider, Front] = {p: each.front for each in opened for p in each.providers}
@@ -191,19 +193,18 @@ def web_push_settings(config: Config) -> WebPushSettings | None:
     s, key = config.settings.web_push, config.vapid_key
     if key is None:
         return None
-    private = config.settings.subscriber.allow_private_hosts
     endpoint = Endpoint(
         "",
         config.ca_files["web_push"],
         timeout=config.settings.delivery.timeout,
         http2_only=False,
         proxy=s.proxy,
-        public_only=not private,
         streams=web_push.STREAMS,
         connections=_connections(config.settings, Provider.WEB_PUSH, web_push.STREAMS),
     )
     keys = (key, *config.old_vapid_keys)
-    return WebPushSettings(keys, s.contact, endpoint, _ttl(config.settings), allow_private_hosts=private)
+    own = config.settings.transport.host
+    return WebPushSettings(keys, s.contact, endpoint, _ttl(config.settings), config.push_hosts, own)
 
 
 def _url(host: str, port: int) -> str:

@@ -1,9 +1,10 @@
 """Server addresses and identities (wire.md, section 1)."""
 
+import contextlib
 import ipaddress
 import re
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, Self
 
 from smp_bridge.encoding import ParseError, Reader, b64url, listing, short, un_b64url
 
@@ -14,6 +15,15 @@ DEFAULT_PORT: dict[Scheme, int] = {"smp": 5223, "ntf": 443}
 _ADDRESS = re.compile(r"(smp|ntf)://([A-Za-z0-9_=-]+)(?::([^@]*))?@(.+)")
 _HOST_NAME = re.compile(r"[\x21-\x7e]+")
 _FORBIDDEN = frozenset("#,;/@[]:")
+_PRESETS: Final = {  # servers that apps name by one host or by both (wire.md, section 6)
+    "smp4.simplex.im": "o5vmywmrnaxalvz6wi3zicyftgio6psuvyniis6gco6bp6ekl4cqj4id.onion",
+    "smp5.simplex.im": "jjbyvoemxysm7qxap7m5d5m35jzv5qq6gnlv7s4rsn7tdwwmuqciwpid.onion",
+    "smp6.simplex.im": "bylepyau3ty4czmn77q4fglvperknl4bi2eb2fdy2bh4jxtf32kf73yd.onion",
+    "smp8.simplex.im": "beccx4yfxxbvyhqypaavemqurytl6hozr47wfc7uuecacjqdvwpw2xid.onion",
+    "smp9.simplex.im": "jssqzccmrcws6bhmn77vgmhfjmhwlyr3u7puw4erkyoosywgl67slqqd.onion",
+    "smp10.simplex.im": "rb2pbttocvnbrngnwziclp2f4ckjq65kebafws6g4hy22cdaiv5dwjqd.onion",
+}
+_TWINS: Final = _PRESETS | {onion: host for host, onion in _PRESETS.items()}
 
 
 def parse_host(text: str) -> str:
@@ -51,9 +61,23 @@ def _split_port(text: str) -> tuple[str, str]:
     return host, port
 
 
-@dataclass(frozen=True, slots=True)
+def _usual(host: str) -> str:
+    """The one spelling of a host."""
+    if ":" in host:
+        with contextlib.suppress(ValueError):
+            ip = ipaddress.IPv6Address(host)
+            return str(ip.ipv4_mapped or ip)
+    return host.lower().rstrip(".")
+
+
+def twin(host: str) -> str | None:
+    """The other host of a preset server, which its operators answer for as well."""
+    return _TWINS.get(_usual(host))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ServerAddress:
-    """Where a server is and who it is.
+    """Where a server is and who it is, in somebody's spelling. All spellings of one server are equal (`identity`).
 
     `hosts`: in order of preference, IPv6 without brackets; `port`: decimal text, empty for the default;
     `key_hash`: SHA-256 of the identity certificate (32 bytes); `password`: for creating queues, never on the wire.
@@ -64,7 +88,8 @@ class ServerAddress:
     port: str
     key_hash: bytes
     password: str | None = field(default=None, repr=False)
-    _text: str = field(default="", init=False, repr=False, compare=False)  # kept: it is asked for with each push
+    _text: str = field(default="", init=False, repr=False)  # kept: it is asked for with each push
+    _identity: bytes = field(default=b"", init=False, repr=False)  # kept: it is asked for with each block
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -104,6 +129,40 @@ class ServerAddress:
             text = f"{self.scheme}://{b64url(self.key_hash)}@{hosts}" + (f":{self.port}" if self.port else "")
             object.__setattr__(self, "_text", text)
         return self._text
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ServerAddress):
+            return NotImplemented
+        return self is other or (self.identity == other.identity and self.scheme == other.scheme)
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    @property
+    def identity(self) -> bytes:
+        """What the server is known by, the same for all its spellings: the binary form with `reachable` hosts, sorted.
+
+        What counts (wire.md, section 6): the key hash, the set of hosts, and the port, by number.
+        """
+        if not self._identity:
+            plain = self.plain
+            sorted_hosts = tuple(sorted(plain.hosts))
+            object.__setattr__(self, "_identity", replace(plain, hosts=sorted_hosts).encode())
+        return self._identity
+
+    @property
+    def plain(self) -> Self:
+        """The same server in its usual spelling, with the order of hosts kept."""
+        port = "" if self.port_number == DEFAULT_PORT[self.scheme] else str(self.port_number)
+        return replace(self, hosts=self.reachable, port=port)
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """The hosts to connect to, in order of preference: each once, and both of a preset server."""
+        hosts = tuple(dict.fromkeys(map(_usual, self.hosts)))
+        if self.scheme == "smp" and len(hosts) == 1 and (other := twin(hosts[0])):
+            return *hosts, other
+        return hosts
 
     @property
     def port_number(self) -> int:

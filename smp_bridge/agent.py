@@ -130,6 +130,8 @@ class _Server(Generic[S]):
         self._ending = False
         self._released = False
         self._service = ServiceLife(self._config.without_service, self._config.ended_backoff)
+        self._failing: ConnectFailure | None = None  # what the last connect came to
+        self._shown: tuple[tuple[bytes, ...], ssl.SSLContext] | None = None  # TLS with this chain of the service
         self.task = asyncio.create_task(self._run(), name="smp agent")
 
     def add(self, refs: Sequence[Ref]) -> None:
@@ -178,6 +180,7 @@ class _Server(Generic[S]):
         if connected is None:
             return False
         connection, agreed = connected
+        self._failing = None
         try:
             handle = await self._owner.connected(self.address, agreed.service.service_id if agreed.service else None)
         except BaseException:
@@ -185,7 +188,10 @@ class _Server(Generic[S]):
             raise
         # Only now: what it receives has a session to belong to.
         on_events = partial(self._on_events, handle)
-        client = Client(connection, agreed, on_events, ping_interval=self._config.ping_interval)
+        config = self._config
+        client = Client(
+            connection, agreed, on_events, ping_interval=config.ping_interval, ping_timeout=config.ping_timeout
+        )
         self._service.begin_session()
         self.session = QueueSession(self._owner, self._shared.sessions, self.address, handle, client)
         remedy = await self._stay(self.session, handle, client)
@@ -208,6 +214,8 @@ class _Server(Generic[S]):
             try:
                 untaken = await client.stop()
                 self.untaken = untaken if self._ending else 0  # else the owner failed, which was logged
+                if client.way_is_dead:
+                    self._owner.way_was_dead(handle)
                 await self._owner.disconnected(handle)  # first: closing may take seconds
             finally:
                 self._in_session = False
@@ -242,7 +250,9 @@ class _Server(Generic[S]):
             return None, self._shared.context
         key = Ed25519PrivateKey.generate()
         service = ServiceCredentials(tuple(credentials.chain_der), credentials.key, key)
-        return service, client_context("smp", credentials)
+        if self._shown is None or self._shown[0] != service.chain:
+            self._shown = service.chain, client_context("smp", credentials)
+        return service, self._shown[1]
 
     def _without_service(self, what: str, ruling: Ruling) -> None:
         log.log(ruling.level, "SMP server %s refuses %s as a service; going on without", self.address.hosts[0], what)
@@ -252,10 +262,10 @@ class _Server(Generic[S]):
     def _failed(self, e: Exception, ruling: Ruling) -> None:
         failure = ruling.failure
         assert failure is not None
+        level = logging.DEBUG if failure is self._failing else ruling.level  # strangers choose servers: once is enough
+        self._failing = failure
         host, text = self.address.hosts[0], str(e) or type(e).__name__
-        if failure is ConnectFailure.IDENTITY:
-            text = f"it is not whom its address names, someone may be impersonating it: {text}"
-        log.log(ruling.level, "SMP server %s: cannot connect (%s): %s", host, failure, text)
+        log.log(level, "SMP server %s: cannot connect (%s): %s", host, failure, text)
         self._owner.connect_failed(self.address, failure)
 
     async def _on_events(self, handle: S, events: Sequence[Event]) -> None:

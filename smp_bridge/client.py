@@ -34,8 +34,11 @@ from smp_bridge.transport import BlockConnection, ConnectionClosedError, Scratch
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT: Final = 30.0
-PING_INTERVAL: Final = 60.0
-MAX_UNANSWERED_PINGS: Final = 3
+PING_INTERVAL: Final = 30.0
+PING_TIMEOUT: Final = 15.0
+_MAX_SILENCE: Final = 900.0  # seconds that a command may be at work before a silent server counts as hung
+_PINGS: Final = (smp.Ping, ntf.Ping)
+_PONGS: Final = (smp.Pong, ntf.Pong)
 _PREFIX_SIZE: Final = CORR_ID_SIZE - 2
 _SOON: Final = 0.001
 _SIGNED_AT_ONCE: Final = 32
@@ -122,6 +125,11 @@ class Client:
 
     `on_events` is awaited with the events of each block before the next block is read: it is the backpressure. When
     the connection is lost it still gets the events of all blocks that were read before; `closed` is done after that.
+
+    A PING is sent after `ping_interval` seconds of silence, and when it is not answered within `ping_timeout` the
+    connection is closed: the way is dead (`way_is_dead`). Servers answer PING behind the commands that came before,
+    which may take minutes (wire.md, section 7): while any of these is unanswered only TCP judges, by what is
+    acknowledged, for 15 minutes.
     """
 
     def __init__(
@@ -131,6 +139,7 @@ class Client:
         on_events: EventHandler = _ignore,
         *,
         ping_interval: float = PING_INTERVAL,
+        ping_timeout: float = PING_TIMEOUT,
     ) -> None:
         self.session = session
         self._connection = connection
@@ -141,6 +150,9 @@ class Client:
         self._taking = False  # a block was received, and `on_events` is not done with it
         self._failed = 0  # blocks
         self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._sent = self._answered = 0  # commands, but PINGs
+        self._silent = False
         self.closed: asyncio.Task[None] = asyncio.create_task(self._run(), name=f"{session.scheme} client")
 
     @classmethod
@@ -155,13 +167,14 @@ class Client:
         network: Network | None = None,
         scratch: Scratch | None = None,
         ping_interval: float = PING_INTERVAL,
+        ping_timeout: float = PING_TIMEOUT,
         by: Connect = connect,
     ) -> Self:
         """Connect and shake hands. Raises what `connecting.connect` raises."""
         connection, session = await by(
             address, context=context, versions=versions, service=service, network=network, scratch=scratch
         )
-        return cls(connection, session, on_events, ping_interval=ping_interval)
+        return cls(connection, session, on_events, ping_interval=ping_interval, ping_timeout=ping_timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,6 +208,7 @@ class Client:
         encoded = [self._encode(corr_id, r) for corr_id, r in zip(corr_ids, requests, strict=True)]
         for block in encode_blocks(self.session, encoded):
             self._connection.send(block)
+        self._sent += sum(not isinstance(r.command, _PINGS) for r in requests)
         futures: list[asyncio.Future[Message]] = []
         for corr_id in corr_ids:
             future: asyncio.Future[Message] = loop.create_future()
@@ -215,6 +229,7 @@ class Client:
             if i % _SIGNED_AT_ONCE == _SIGNED_AT_ONCE - 1:
                 await asyncio.sleep(0)  # a whole block takes some milliseconds: let others have the loop
         self._connection.send(block.content)
+        self._sent += len(block)
         batch = self._batches[prefix] = Batch(prefix, len(block))
         return batch
 
@@ -238,6 +253,11 @@ class Client:
     def untaken(self) -> int:
         """How many blocks were read from the socket that `on_events` did not take, or not yet."""
         return self._connection.blocks + self._taking + self._failed
+
+    @property
+    def way_is_dead(self) -> bool:
+        """Whether the connection ended since nothing came of what was sent: what the peer sent of late is lost too."""
+        return self._silent or self._connection.timed_out
 
     async def finish(self) -> None:
         """Send no more, and hand to `on_events` what was received and what is about to come; `close` after it.
@@ -316,6 +336,7 @@ class Client:
             self._taking = True
             await self._on_events(events)
             self._taking = False
+            self._received_at = asyncio.get_running_loop().time()  # meanwhile nothing was read
 
     def _events(self, content: bytes) -> list[Event]:
         """The events of a block; its answers go to who waits for them."""
@@ -333,11 +354,14 @@ class Client:
         try:
             message = _PARSE[self.session.scheme](t.command, self.session.version)
         except ParseError as e:
+            self._answered += bool(t.corr_id)
             if batch is not None:
                 batch.take(index, UnexpectedAnswerError(f"the answer does not parse: {e}"))
             if future is not None and not future.done():
                 future.set_exception(UnexpectedAnswerError(f"the answer does not parse: {e}"))
             return None
+        if t.corr_id and not isinstance(message, _PONGS):
+            self._answered += 1
         if batch is not None:
             batch.take(index, message)
             return None
@@ -352,27 +376,42 @@ class Client:
         return None
 
     async def _ping(self) -> None:
-        """Ping while nothing arrives; three intervals without any answer end the connection."""
-        ping = smp.Ping() if self.session.scheme == "smp" else ntf.Ping()
+        """Ping while nothing arrives; see the class for what an unanswered ping means."""
         loop = asyncio.get_running_loop()
-        unanswered = 0
+        pinged_at = 0.0
         while True:
-            left = self._received_at + self._ping_interval - loop.time()
+            left = max(self._received_at, pinged_at) + self._ping_interval - loop.time()
             if left > _SOON:  # less is as good as none: it may be too little for the clock to move by
                 await asyncio.sleep(left)
                 continue
-            sent_at = loop.time()
+            pinged_at = loop.time()
             try:
-                [answer] = self.send([Request(ping)])
+                alive = await self._is_alive()
             except ConnectionClosedError:
                 return
-            try:
-                await asyncio.wait([answer], timeout=self._ping_interval)
-            finally:
-                answer.cancel()
-                if not answer.cancelled():
-                    answer.exception()  # nobody else looks
-            # While events are being taken nothing is read: that is not the server's silence.
-            unanswered = 0 if self._received_at >= sent_at or self._taking else unanswered + 1
-            if unanswered == MAX_UNANSWERED_PINGS:
+            if not alive:
+                self._silent = True
                 self._connection.abort()
+                return
+
+    async def _is_alive(self) -> bool:
+        """Send a PING: whether anything came of it. Raises ConnectionClosedError."""
+        loop, connection = asyncio.get_running_loop(), self._connection
+        started_at, before, sent = loop.time(), connection.received, self._sent
+        [answer] = self.send([Request(smp.Ping() if self.session.scheme == "smp" else ntf.Ping())])
+        try:
+            while True:
+                at_work = self._answered < sent
+                await asyncio.wait([answer], timeout=self._ping_timeout)
+                if answer.done():  # so is all that came before it, or it never will be
+                    self._answered = max(self._answered, sent)
+                    return True
+                # While events are being taken nothing is read: that is not the server's silence.
+                if connection.received > before or self._taking:
+                    return True
+                if not at_work or loop.time() - started_at >= _MAX_SILENCE:
+                    return False
+        finally:
+            answer.cancel()
+            if not answer.cancelled():
+                answer.exception()  # nobody else looks

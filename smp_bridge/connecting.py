@@ -79,8 +79,9 @@ async def _open_connection(
     address: ServerAddress, host: str, context: ssl.SSLContext, network: Network, scratch: Scratch | None
 ) -> BlockConnection:
     sock = await open_socket(host, address.port_number, network, str(address))
-    tls = SslTls(context, server_hostname=host)
-    connection = BlockConnection(address.scheme, tls, handshake_timeout=network.connect_timeout, scratch=scratch)
+    connection = BlockConnection(
+        address.scheme, SslTls(context), handshake_timeout=network.connect_timeout, scratch=scratch
+    )
     try:
         await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock)
     except BaseException:

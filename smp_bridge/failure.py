@@ -27,7 +27,7 @@ class ConnectFailure(StrEnum):
     TCP = "tcp"
     TIMEOUT = "timeout"
     TLS = "tls"
-    IDENTITY = "identity"  # someone may be impersonating it
+    IDENTITY = "identity"  # someone may be impersonating it, or its address is wrong
     HANDSHAKE = "handshake"
 
 
@@ -117,8 +117,8 @@ class Happened(Enum):
     OWNER_FAILED = auto()
 
 
-def _connect(failure: ConnectFailure, level: int = logging.INFO) -> Ruling:
-    return Ruling(Remedy.AGAIN, Wait.SERVER, level, failure=failure)
+def _connect(failure: ConnectFailure) -> Ruling:
+    return Ruling(Remedy.AGAIN, Wait.SERVER, logging.INFO, failure=failure)
 
 
 def _final(answer: NsubAnswer) -> Ruling:
@@ -130,12 +130,12 @@ _WITHOUT_SERVICE: Final = Ruling(Remedy.WITHOUT_SERVICE, Wait.SERVICE, logging.W
 
 TABLE: Final[Mapping[Happened, Ruling]] = {
     Happened.NO_SUCH_HOST: _connect(ConnectFailure.RESOLVE),
-    Happened.HOST_NOT_ALLOWED: _connect(ConnectFailure.NOT_ALLOWED, logging.WARNING),
+    Happened.HOST_NOT_ALLOWED: _connect(ConnectFailure.NOT_ALLOWED),
     Happened.PROXY_FAILED: _connect(ConnectFailure.PROXY),
     Happened.TCP_FAILED: _connect(ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: _connect(ConnectFailure.TIMEOUT),
     Happened.TLS_FAILED: _connect(ConnectFailure.TLS),
-    Happened.IMPOSTOR: _connect(ConnectFailure.IDENTITY, logging.ERROR),
+    Happened.IMPOSTOR: _connect(ConnectFailure.IDENTITY),  # the owner knows whether it is one, or an address is wrong
     Happened.HANDSHAKE_FAILED: _connect(ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: _WITHOUT_SERVICE,
     Happened.SERVICE_UNREADY: _connect(ConnectFailure.HANDSHAKE),

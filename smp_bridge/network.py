@@ -25,6 +25,7 @@ _KEEP_ALIVE: Final = (  # the reference's
     (socket.TCP_KEEPINTVL, 15),
     (socket.TCP_KEEPCNT, 4),
 )
+_USER_TIMEOUT: Final = 45_000  # milliseconds that what was sent may go without an acknowledgement (RFC 5482)
 _LOCAL_SUFFIXES: Final = ("localhost", "local", "internal", "localdomain", "home.arpa")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV6_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")  # the only part that is assigned (RFC 4291)
@@ -120,6 +121,25 @@ def is_public_host(host: str) -> bool:
     return "." in name and not any(name == s or name.endswith("." + s) for s in _LOCAL_SUFFIXES)
 
 
+def is_own_ip(address: str) -> bool:
+    """Whether this machine has the address, on whatever interface: a socket can be bound to it.
+
+    IPv4 addresses inside IPv6 ones as in `is_public_ip`.
+    """
+    address = str(_unwrap(ipaddress.ip_address(address.partition("%")[0])))
+    nobodys = "2001:db8::1" if ":" in address else "192.0.2.1"
+    return _can_be_bound(address) and not _can_be_bound(nobodys)  # else any can be, by the setting ip_nonlocal_bind
+
+
+def _can_be_bound(address: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 def contains(networks: Iterable[IPNetwork], address: str) -> bool:
     """Whether any of the networks has this IP address, or the IPv4 address inside it. Raises ValueError."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -150,7 +170,7 @@ class Network:
 
     def hosts(self, address: ServerAddress) -> list[str]:
         """The hosts of a server in the order to try. Raises NoHostError."""
-        usable = [h for h in address.hosts if self.socks_proxy or not is_onion(h)]
+        usable = [h for h in address.reachable if self.socks_proxy or not is_onion(h)]
         onion_first = self.host_mode == "onion" and self.socks_proxy is not None
         hosts = [h for h in usable if is_onion(h) == onion_first]
         if not self.required_host_mode:
@@ -193,11 +213,16 @@ async def open_socket(host: str, port: int, network: Network, isolation: str) ->
     else:
         sock = await _open_through(proxy, host, port, network, isolation)
     keep_alive(sock)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
     return sock
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Send small blocks at once, and notice within 90 s that the peer is gone."""
+    """Send small blocks at once, and notice within 90 s that the peer of a connection is gone that nothing is sent on.
+
+    While something that was sent is not acknowledged there are no probes: see TCP_USER_TIMEOUT in `open_socket`.
+    """
     with contextlib.suppress(OSError):  # already disconnected, which the next read will say
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

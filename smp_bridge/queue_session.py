@@ -32,7 +32,7 @@ _MAX_AGAIN: Final = 4 * PAGE  # so many may wait for another try before the next
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """Times in seconds, as the reference's.
+    """Times in seconds.
 
     `window`: blocks of NSUBs without an answer on one server; `in_flight`: on all servers, as far as each may have
     one; `connecting`: simultaneous connects, where those that take longer than `slow_connect` count among `slow`;
@@ -46,7 +46,8 @@ class AgentConfig:
     max_backoff: float = 10.0
     request_timeout: float = 30.0
     service_timeout: float = 600.0
-    ping_interval: float = 60.0
+    ping_interval: float = 30.0
+    ping_timeout: float = 15.0
     window: int = 8
     in_flight: int = 256
     connecting: int = 4

@@ -96,6 +96,13 @@ class Subscriptions(Protocol[S]):
         """
         ...
 
+    def way_was_dead(self, session: S) -> None:
+        """The session ends as the server could not be reached any more: what it sent of late may be lost.
+
+        SMP has no acknowledgement of NMSG (wire.md, section 7). Comes before `disconnected`.
+        """
+        ...
+
     async def disconnected(self, session: S) -> None:
         """The session ended: none of the server's subscriptions is active."""
         ...

@@ -1,10 +1,9 @@
 """TLS without I/O: bytes in, bytes out (wire.md, section 3). `transport` puts it on a socket."""
 
 import contextlib
+import os
 import ssl
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from smp_bridge.address import Scheme
@@ -70,11 +69,11 @@ def _context(protocol: int, scheme: Scheme) -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, credentials: Credentials) -> None:
-    with tempfile.TemporaryDirectory() as name:  # the ssl module reads files only
-        path = Path(name, "chain.pem")
-        path.touch(mode=0o600)
-        path.write_bytes(credentials.chain_pem + private_key_pem(credentials.key))
-        context.load_cert_chain(path)
+    """The ssl module reads files only: it is given one that is in memory, and on no disk."""
+    with os.fdopen(os.memfd_create("credentials"), "wb") as file:
+        file.write(credentials.chain_pem + private_key_pem(credentials.key))
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
 
 
 def client_context(scheme: Scheme, credentials: Credentials | None = None) -> ssl.SSLContext:
@@ -99,15 +98,11 @@ def server_context(scheme: Scheme, credentials: Credentials) -> ssl.SSLContext:
 
 
 class SslTls:
-    """`Tls` by Python's ssl module."""
+    """`Tls` by Python's ssl module. A client names no host: an smp-server with a web page would answer as that."""
 
-    def __init__(
-        self, context: ssl.SSLContext, *, server_side: bool = False, server_hostname: str | None = None
-    ) -> None:
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool = False) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
-        )
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
 
     def feed(self, data: bytes | memoryview) -> None:
         """See `Tls`."""

@@ -204,11 +204,13 @@ class Transmission:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """A transmission that can only be answered with an error; ids are empty where they were not read."""
+    """A transmission that can only be answered with an error, and with no entity id (wire.md, section 5).
+
+    `corr_id` is empty where it was not read.
+    """
 
     error: Err
     corr_id: bytes = b""
-    entity_id: bytes = field(default=b"", repr=False)
 
 
 def encode_transmission(
@@ -268,6 +270,16 @@ _DUMMY_OF_SIZE: Final[Mapping[int, crypto.AuthPublicKey]] = {
     _ED448_SIZE: Ed448PrivateKey.from_private_bytes(bytes(57)).public_key(),
     _AUTHENTICATOR_SIZE: X25519PrivateKey.from_private_bytes(bytes(32)).public_key(),
 }
+
+
+_NOBODYS: Final = {size: crypto.encode_public(key) for size, key in _DUMMY_OF_SIZE.items()}
+
+
+def nobodys_key(t: Transmission) -> bytes:
+    """DER of a key, of the type of the authenticator, that authorizes nothing: where there is no entity, so that to
+    parse and to try it takes as long as another's.
+    """
+    return _NOBODYS.get(len(t.authenticator), _NOBODYS[_ED25519_SIZE])
 
 
 def verify_transmission(session: Session, t: Transmission, key: crypto.AuthPublicKey | None) -> bool:
@@ -379,11 +391,11 @@ def _parse_transmission(session: Session, raw: bytes) -> Transmission | Invalid:
     except ParseError:
         return Invalid(ERR_BLOCK)
     if session_id != session.session_id:
-        return Invalid(ERR_SESSION, corr_id, entity_id)
+        return Invalid(ERR_SESSION, corr_id)
     if (authenticator and len(authenticator) not in _DUMMY_OF_SIZE) or (
         signature is not None and len(signature) != _ED25519_SIZE
     ):
-        return Invalid(ERR_BLOCK, corr_id, entity_id)
+        return Invalid(ERR_BLOCK, corr_id)
     authorized = raw[start:]
     if session.implied_session_id:
         authorized = short(session_id) + authorized

@@ -6,6 +6,7 @@ TLS runs inside the protocol, on the blocks themselves: asyncio's own TLS layer 
 import asyncio
 import contextlib
 import datetime
+import errno
 import ssl
 import time
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from smp_bridge.transmission import BLOCK_SIZE, Session
 HANDSHAKE_TIMEOUT = 60.0
 _MAX_QUEUED_BLOCKS = 16
 _MAX_REST = 64  # reads of a buffer each
+_MAX_UNREAD_ANSWERS = 2**14  # bytes of TLS's own answers (to KeyUpdates) for a peer that reads nothing
 _SHUTDOWN_TIMEOUT = 2.0
+_DEAD_WAY = frozenset([errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
 _SLICE = 4096  # bytes given to TLS at once: it keeps buffers of the largest size that they ever had
 
 
@@ -68,10 +71,12 @@ class BlockConnection(asyncio.BufferedProtocol):
         "_size",
         "_tls",
         "_transport",
+        "_unread_answers",
         "_waiter",
         "received",
         "scheme",
         "started_at",
+        "timed_out",
     )
 
     def __init__(
@@ -84,6 +89,7 @@ class BlockConnection(asyncio.BufferedProtocol):
     ) -> None:
         self.scheme: Scheme = scheme
         self.received = 0  # bytes, TLS and all
+        self.timed_out = False  # TCP gave it up: what was sent was not acknowledged
         self._tls = tls
         self._on_connected = on_connected
         self._size = BLOCK_SIZE[scheme]
@@ -93,6 +99,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._resumed: asyncio.Future[None] | None = None  # while the peer reads too slowly
+        self._unread_answers = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
         self._send_chain: bytes | None = None
@@ -134,6 +141,7 @@ class BlockConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Waiters get ConnectionClosedError, after the blocks that came before."""
         self._is_closed = True
+        self.timed_out = isinstance(exc, OSError) and exc.errno in _DEAD_WAY
         if self._lost is None and self._secured is None:
             self._read_rest()
         self._lose(ConnectionClosedError("the connection was closed"))
@@ -164,6 +172,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         """The peer reads again."""
         _resolve(self._resumed)
         self._resumed = None
+        self._unread_answers = 0
 
     # --- TLS
 
@@ -186,7 +195,16 @@ class BlockConnection(asyncio.BufferedProtocol):
             self._flush()  # the alert
             self.abort()
         else:
-            self._flush()
+            self._answer()
+
+    def _answer(self) -> None:
+        """Send what TLS has to say to what came: a peer may have it say something again and again, and never read."""
+        size = self._flush()
+        if self._resumed is not None:
+            self._unread_answers += size
+            if self._unread_answers > _MAX_UNREAD_ANSWERS:
+                self._lose(ConnectionClosedError("the peer has TLS answer, and does not read"))
+                self.abort()
 
     def _end_handshake(self) -> None:
         secured, self._secured = self._secured, None
@@ -211,10 +229,12 @@ class BlockConnection(asyncio.BufferedProtocol):
             self._paused = True
             self._transport.pause_reading()
 
-    def _flush(self) -> None:
+    def _flush(self) -> int:
+        """Send what TLS has; how many bytes that is."""
         data = self._tls.output()
         if data and self._transport and not self._is_closed:
             self._transport.write(data)
+        return len(data)
 
     # --- what the rest uses
 

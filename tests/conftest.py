@@ -19,8 +19,8 @@ settings.load_profile("relay")
 
 @pytest.fixture
 async def smp_server() -> AsyncIterator[SmpServer]:
-    """An in-memory SMP server."""
-    async with SmpServer() as server:
+    """An in-memory SMP server, with a web page on its port: who names a host in TLS reaches that."""
+    async with SmpServer(sni="web") as server:
         yield server
 
 
@@ -39,6 +39,7 @@ async def relay_process(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[Re
         "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
         "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
         "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "NTF_SERVER__LIMITS__ENABLED": "false",
         "NTF_SERVER__TRANSPORT__BIND": "localhost",
     }
     relay = RelayProcess(tmp_path / "relay", environment)

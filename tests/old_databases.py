@@ -1,4 +1,4 @@
-"""Databases as released relays left them: of schemas 1 to 4, with everything that a migration may meet."""
+"""Databases as older relays left them: of schemas 1 to 5, with everything that a migration may meet."""
 
 import hashlib
 import hmac
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ntf_server.store.sealing import MasterKey, Sealer
+from ntf_server.store.sqlite.migrations import migrate
+from ntf_server.store.sqlite.schema import migrations
 from smp_bridge.address import ServerAddress
 from smp_bridge.crypto import box_key
 from smp_bridge.encoding import short
@@ -20,7 +22,8 @@ NOW: Final = 1_800_000_000
 MASTER_KEY: Final = b"a master key of thirty-two bytes"
 MASTER: Final = MasterKey(MASTER_KEY)
 APPLICATION_ID: Final = 0x4E544652
-OLDEST, NEWEST_OLD = 1, 4
+OLDEST, NEWEST_OLD = 1, 5
+_WRITTEN: Final = 4  # the newest schema that is written here; a later one is what a migration from it left
 SERVERS: Final = tuple(ServerAddress("smp", (f"smp{n}.example.org",), "", bytes([n]) * 32) for n in range(3))
 SERVICE_ID: Final = b"service id of the first server"
 _SCHEMAS: Final = Path(__file__).parent / "ntf_server/store/sqlite/schemas"
@@ -28,12 +31,12 @@ _SCHEMAS: Final = Path(__file__).parent / "ntf_server/store/sqlite/schemas"
 
 def ddl(schema: int) -> str:
     """What a database of this schema is made by, as sqlite_master of a released relay had it."""
-    return (_SCHEMAS / f"{min(schema, 3)}.sql").read_text()
+    return (_SCHEMAS / f"{3 if schema == 4 else schema}.sql").read_text()
 
 
 @dataclass
 class OldQueue:
-    """A subscription; `notification`: seq, received_at, nonce, metadata, sent."""
+    """A subscription, made `at`; `notification`: seq, received_at, nonce, metadata, sent."""
 
     name: bytes
     server: int = 0
@@ -42,6 +45,7 @@ class OldQueue:
     notification: tuple[int, int, bytes, bytes, int] | None = None
     subscription_id: bytes = field(default_factory=lambda: os.urandom(24))
     notifier_key: bytes = b""
+    at: int = NOW - 5000
 
     @property
     def key(self) -> bytes:
@@ -177,20 +181,22 @@ def merged(tokens: Sequence[OldToken]) -> dict[bytes, list[OldToken]]:
 
 
 def make(path: Path, schema: int, tokens: Sequence[OldToken], *, servers: Sequence[ServerAddress] = SERVERS) -> None:
-    """A database of this schema."""
+    """A database of this schema; `servers`: what `OldQueue.server` counts."""
+    written = min(schema, _WRITTEN)
     path.touch(mode=0o600)
     with closing(sqlite3.connect(path, isolation_level=None)) as c:
         c.execute("PRAGMA journal_mode = WAL")
-        c.executescript(ddl(schema))
+        c.executescript(ddl(written))
         c.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        c.execute(f"PRAGMA user_version = {schema}")
+        c.execute(f"PRAGMA user_version = {written}")
         c.execute("BEGIN")
-        sealer = _Writer(c, schema)
+        sealer = _Writer(c, written)
         for ref, server in enumerate(servers, 1):
             sealer.server(ref, server)
         for token in tokens:
             sealer.token(token)
         c.execute("COMMIT")
+        migrate(c, migrations(MASTER)[:schema], None)
 
 
 class _Writer:
@@ -264,7 +270,7 @@ class _Writer:
             notifier_key=self._seal(q.key, "subscriptions.notifier_key", q.subscription_id),
             status=q.status,
             error="words" if q.status == "ERR" else "",
-            created_at=NOW - 5000,
+            created_at=q.at,
             **more,
         )
         if q.notification is not None:
@@ -282,9 +288,9 @@ class _Writer:
 
 
 def dump(path: Path) -> list[str]:
-    """All that is in a database, as SQL."""
+    """All that is in a database, as SQL; a copy has its indexes and triggers in another order."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as c:
-        return [f"version {version(path)}", *c.iterdump()]
+        return [f"version {version(path)}", *sorted(c.iterdump())]
 
 
 def version(path: Path) -> int:

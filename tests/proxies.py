@@ -10,7 +10,10 @@ Credentials = tuple[str, str]
 
 
 class Proxy:
-    """A proxy for `async with`. `targets`: where tunnels went, `refused`: how often credentials were not right."""
+    """A proxy for `async with`. `targets`: where tunnels went, `refused`: how often credentials were not right.
+
+    `swallow`: while it is set, what is sent through tunnels never arrives, and nobody is told.
+    """
 
     def __init__(
         self,
@@ -24,6 +27,7 @@ class Proxy:
         self.credentials = credentials
         self.targets: list[str] = []
         self.refused = 0
+        self.swallow = False
         self._tls = tls
         self._headers = headers
         self._names = names or {}
@@ -66,7 +70,7 @@ class Proxy:
     async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
         there, to = await asyncio.open_connection(self._names.get(host, host), port)
         try:
-            pumps = [asyncio.ensure_future(_pump(reader, to)), asyncio.ensure_future(_pump(there, writer))]
+            pumps = [asyncio.ensure_future(self._pump(reader, to)), asyncio.ensure_future(self._pump(there, writer))]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -127,8 +131,10 @@ class Proxy:
         writer.write(b"\x05\x00\x00\x01" + bytes(6))
         return host, port
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        swallowed = False  # a stream with a hole is none: nothing of it arrives any more
+        while data := await reader.read(65_536):
+            swallowed = swallowed or self.swallow
+            if not swallowed:
+                writer.write(data)
+                await writer.drain()

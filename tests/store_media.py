@@ -24,7 +24,7 @@ async def open_store(
     store = await engine.open(
         place,
         master_key=MASTER,
-        times=memory.Times(times.message_ttl, times.verification_ttl, times.spacing),
+        times=memory.Times(times.message_ttl, times.verification_ttl, times.spacing, silent_ttl=times.silent_ttl),
         clock=clock.Clock(manual.wall, manual.steady),
         metrics=metrics,
     )

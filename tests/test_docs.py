@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ntf_server.config.settings import Settings
+from ntf_server import commands, listener
+from ntf_server.config.settings import Limits, Settings
+from smp_bridge.transmission import ERR_SESSION, Err
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]
@@ -42,6 +44,22 @@ def test_every_setting_is_documented() -> None:
     assert set(sections(Settings)) <= set(documented)
 
 
+def test_every_error_that_is_answered_is_documented() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    documented = re.findall(r"^\| `ERR ([^`]+)` \|", page, re.MULTILINE)
+    by_name = {str(v) for module in (commands, listener) for v in vars(module).values() if isinstance(v, Err)}
+    assert len(by_name) == 10
+    assert sorted(documented) == sorted(by_name | {str(ERR_SESSION)})  # which is the parser's
+    assert {f"ERR {e}" for e in documented} == {Err(*e.split(" ", 1)).encode(3).decode() for e in documented}
+
+
+def test_every_limit_is_explained_with_its_default() -> None:
+    page = (ROOT / "docs/reference/limits.md").read_text()
+    explained = dict(re.findall(r"^\| `([a-z_]+)` \| `?([^|`]+)`? \| [^|]+ \| [^|]{10,} \|$", page, re.MULTILINE))
+    defaults = {key: str(getattr(Limits(), key)) for key in Limits.__struct_fields__}
+    assert explained == {key: value.strip() for key, value in defaults.items() if key not in {"enabled", "shared"}}
+
+
 @pytest.mark.parametrize("module", ["ntf_server", "ntf_client"])
 def test_every_command_is_documented(module: str) -> None:
     out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
@@ -64,3 +82,15 @@ def test_every_dependency_is_explained() -> None:
     assert len(rows) == len(set(rows))
     [extra] = re.findall(r"^Extra `dev`: (.*)", page, re.MULTILINE | re.DOTALL)
     assert names(project["optional-dependencies"]["dev"]) == set(re.findall(r"`([a-z0-9-]+)`", extra))
+
+
+def test_the_tests_that_the_threat_model_names_exist() -> None:
+    page = (ROOT / "docs/explanation/threat-model.md").read_text()
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 20
+    assert named <= there

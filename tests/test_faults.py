@@ -275,7 +275,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_apns_key_that_is_refused(make: Make, matrix: Matrix) -> None:
     """A reload is enough: what was refused does not wait for the next of its slow retries."""
     key = generate_key()
-    async with make([ApnsSide], {"public_key": key.public_key()}) as world:
+    async with make([ApnsSide], {"public_key": key.public_key(), "renewed_after": 0}) as world:
         file, side = world.directory / "key.p8", world.sides[0]
         file.write_bytes(key_pem(key))
         mine = {k.replace("test", which): v for k, v in world.settings.items() for which in ("production", "sandbox")}

@@ -262,6 +262,7 @@ def _environment(apns: MockApns) -> dict[str, str]:
         "NTF_SERVER__APNS__TEST__PORT": str(apns.port),
         "NTF_SERVER__APNS__TEST__CA_FILE": str(apns.ca_file),
         "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "NTF_SERVER__LIMITS__ENABLED": "false",
         "NTF_SERVER__TRANSPORT__BIND": "localhost",
     }
 

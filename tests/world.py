@@ -163,6 +163,7 @@ class WebPushSide(Side):
             "web_push__key_file": "vapid.key",
             "web_push__contact": "mailto:push@relay.example",
             "web_push__ca_file": self.mock.ca_file,
+            "web_push__allow_hosts": "localhost",
         }
 
     def new_token(self, host: str = "localhost") -> bytes:
@@ -343,6 +344,7 @@ async def open_world(
                 transport__bind="localhost",
                 transport__port=0,
                 subscriber__allow_private_hosts="true",
+                limits__enabled="false",
                 **{"delivery__min_backoff": 0.02, "delivery__max_backoff": 0.1, **more},
             )
             try:

@@ -36,6 +36,10 @@ class AdminError(Exception):
     """One line: why a running relay did not do what it was asked for."""
 
 
+class NotRunningError(AdminError):
+    """Nobody listens there."""
+
+
 class AdminSocket:
     """The socket and the connections on it. `start` it in a running loop; `close` it.
 
@@ -147,7 +151,7 @@ def ask(path: Path, command: str, *, timeout: float = WORK, **arguments: Any) ->
             with s.makefile("rb") as file:
                 line = file.readline(MAX_LINE + 1)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise AdminError(f"{path}: no ntf-server is running there") from None
+        raise NotRunningError(f"{path}: no ntf-server is running there") from None
     except PermissionError:
         raise AdminError(f"{path}: not allowed; be the server's user, or root") from None
     except (ConnectionResetError, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands take, and questions that they ask."""
 
 import argparse
 from pathlib import Path
@@ -23,6 +23,15 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 def directory(arguments: argparse.Namespace) -> Path:
     """What `--path` says."""
     return config_dir(arguments.path)
+
+
+def confirmed(word: str, to: str) -> bool:
+    """Whether the operator types this word to do what cannot be undone."""
+    try:
+        return input(f"Type {word} to {to}: ") == word
+    except EOFError:  # nobody is there to answer
+        print()
+        return False
 
 
 def host(text: str) -> str:

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"The identity in {directory} and the database {database} will be gone: devices cannot use this server again."
     )
-    if not arguments.yes and not _confirmed():
+    if not arguments.yes and not common.confirmed("DELETE", "delete them"):
         print("Nothing was deleted.")
         return 1
     with lock_file(database):  # not under a running server
@@ -39,11 +39,3 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(directory.iterdir()):
         shutil.rmtree(directory)
     return 0
-
-
-def _confirmed() -> bool:
-    try:
-        return input("Type DELETE to delete them: ") == "DELETE"
-    except EOFError:  # nobody is there to answer
-        print()
-        return False

@@ -48,12 +48,17 @@ topic = "chat.simplex.app"
 [web_push]
 {web_push}key_file = "vapid.key"   # turns provider WP on
 contact = {contact}   # for push services that want to reach you
+# allow_hosts = ["ntfy.lan"]   # push services that are not on the public internet
 
 [subscriber]
 use_service_credentials = false   # true: one command subscribes all queues of an SMP server that takes services
 allow_private_hosts = false       # SMP servers on private and loopback addresses
 # own_server_domains = ["smp.example.org"]   # told apart in the metrics
 # socks_proxy = "localhost:9050"             # Tor, for servers with onion hosts
+
+[limits]
+enabled = true         # budgets of strangers; their defaults: docs/reference/limits.md
+# shared = ["172.17.0.0/16", "127.0.0.1"]   # addresses that stand for many clients each: a container's gateway, Tor
 
 # [metrics]
 # port = 9100          # Prometheus and health checks, on the loopback interface

@@ -6,7 +6,9 @@ import asyncio
 from ntf_server import app
 from ntf_server.cli import arguments as common
 from ntf_server.config import files as config
+from ntf_server.memory import keep_private
 from ntf_server.observe.logs import set_up_logging
+from ntf_server.push.jose import b64, public_point
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Until SIGTERM or SIGINT."""
+    keep_private()
     loaded = config.load(common.directory(arguments))
     set_up_logging(loaded.settings.log.level, loaded.settings.log.format)
     asyncio.run(app.run(loaded, lambda relay: _ready(loaded, relay), arguments.signals))
@@ -24,4 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _ready(loaded: config.Config, relay: app.Relay) -> None:
     transport = loaded.settings.transport
-    print(f"listening on {transport.bind or transport.host or '*'}:{relay.port}", flush=True)
+    lines = [f"listening on {transport.bind or transport.host or '*'}:{relay.port}"]
+    if loaded.vapid_key:  # as the reference tells it
+        lines.append(f"VAPID: {b64(public_point(loaded.vapid_key))}")
+    print("\n".join(lines), flush=True)

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +16,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ntf_server.admission.addresses import Network as AddressNetwork
+from ntf_server.admission.budgets import Budgets
 from ntf_server.config.ca import default_ca_file
 from ntf_server.config.client_certificate import ClientCertificate, ClientCertificateError
 from ntf_server.config.contact import ContactError, check_contact
 from ntf_server.config.identity_files import IdentityFileError, load_credentials
+from ntf_server.config.limits import LimitsError, parse_limits, parse_networks
 from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
 from ntf_server.config.service_account import parse_service_account
 from ntf_server.config.settings import ApnsHost, Settings
@@ -37,9 +40,12 @@ T = TypeVar("T")
 
 CONFIG_FILE: Final = "ntf-server.toml"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
+REFERENCE_VAPID_KEY: Final = "vapid.privkey"  # where the reference's server keeps it, as SEC1 PEM
 MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
 _PREFIX: Final = "NTF_SERVER__"
-_LISTS: Final = ("old_key_files", "own_server_domains", "allow_servers", "deny_servers")
+_LISTS: Final = (
+    "proxies", "shared", "old_key_files", "allow_hosts", "own_server_domains", "allow_servers", "deny_servers"
+)  # fmt: skip
 _REFERENCE: Final = "see docs/reference/configuration.md"
 
 
@@ -55,7 +61,8 @@ class NotNowError(ConfigError):
 class Config:
     """All that was configured, checked and parsed. Of providers that are off, the keys and files are None.
 
-    `old_vapid_keys`: in the order of the setting.
+    `limits`: of subscriptions; `budgets`: of strangers, None: switched off. `old_vapid_keys`: in the order of the
+    setting; `push_hosts`: those of Web Push that are allowed though not public.
     `ca_files`: paths of PEM bundles, by the section that they are for ("apns.test", "fcm", "web_push"). `environ`: the
     variables that it was loaded with.
     """
@@ -66,8 +73,11 @@ class Config:
     database: Path
     master_key: MasterKey = field(repr=False)
     servers: ServerList
+    push_hosts: tuple[Pattern, ...]
     network: Network
     limits: Limits
+    budgets: Budgets | None
+    proxies: tuple[AddressNetwork, ...]
     apns_key: ec.EllipticCurvePrivateKey | None = field(repr=False)
     client_certificate: ClientCertificate | None
     service_account: ServiceAccount | None
@@ -101,7 +111,8 @@ def assemble(
     except IdentityFileError as e:
         raise ConfigError(str(e)) from e
     _check(directory, settings)
-    apns, fcm, web_push, subscriber = settings.apns, settings.fcm, settings.web_push, settings.subscriber
+    apns, fcm, subscriber = settings.apns, settings.fcm, settings.subscriber
+    vapid_file = _vapid_file(directory, settings)
     command = settings.store.master_key_command
     keep = running if running and command and command == running.settings.store.master_key_command else None
     database = _database(directory, settings)
@@ -111,13 +122,16 @@ def assemble(
         credentials=credentials,
         database=database,
         servers=_server_list(directory, settings),
+        push_hosts=_patterns(directory, "[web_push] allow_hosts", settings.web_push.allow_hosts),
         network=_smp_network(directory, settings),
         limits=Limits(subscriber.max_subscriptions_per_token, subscriber.max_subscriptions_per_server),
+        budgets=_budgets(directory, settings),
+        proxies=_proxies(directory, settings),
         apns_key=_apns_key(directory, settings) if apns.key_file else None,
         client_certificate=_client_certificate(directory, settings),
         service_account=_service_account(directory, settings) if fcm.service_account_file else None,
-        vapid_key=_vapid_key(directory, settings) if web_push.key_file else None,
-        old_vapid_keys=_old_vapid_keys(directory, settings) if web_push.key_file else (),
+        vapid_key=_vapid_key(directory, vapid_file) if vapid_file else None,
+        old_vapid_keys=_old_vapid_keys(directory, settings) if vapid_file else (),
         ca_files=_ca_files(directory, settings),
         admin_socket=_admin_socket(directory, settings, database),
         environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(_PREFIX)}),
@@ -219,7 +233,7 @@ def _check(directory: Path, settings: Settings) -> None:
         _host(file, f"apns.{name}", host.host)
     if settings.fcm.service_account_file:
         _host(file, "fcm", settings.fcm.host)
-    if settings.web_push.key_file:
+    if _vapid_file(directory, settings):
         try:
             check_contact(settings.web_push.contact)
         except ContactError as e:
@@ -257,12 +271,34 @@ def _server_list(directory: Path, settings: Settings) -> ServerList:
     """The SMP servers that may be subscribed on. Raises ConfigError."""
     lists: dict[str, tuple[Pattern, ...]] = {}
     for key in ("allow_servers", "deny_servers"):
-        try:
-            lists[key] = tuple(map(parse_pattern, getattr(settings.subscriber, key)))
-        except ParseError as e:
-            mend = "give hosts, domains, IP addresses or networks"
-            raise ConfigError(f"{directory / CONFIG_FILE}: [subscriber] {key}: {e}; {mend}") from e
+        lists[key] = _patterns(directory, f"[subscriber] {key}", getattr(settings.subscriber, key))
     return ServerList(lists["allow_servers"], lists["deny_servers"])
+
+
+def _patterns(directory: Path, name: str, texts: Iterable[str]) -> tuple[Pattern, ...]:
+    """Of a list of hosts. Raises ConfigError."""
+    try:
+        return tuple(map(parse_pattern, texts))
+    except ParseError as e:
+        mend = "give hosts, domains, IP addresses or networks"
+        raise ConfigError(f"{directory / CONFIG_FILE}: {name}: {e}; {mend}") from e
+
+
+def _budgets(directory: Path, settings: Settings) -> Budgets | None:
+    """Of `[limits]`. Raises ConfigError."""
+    try:
+        return parse_limits(settings.limits)
+    except LimitsError as e:
+        raise ConfigError(f"{directory / CONFIG_FILE}: [limits] {e}; {_REFERENCE}") from e
+
+
+def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:
+    """Of `[transport]`. Raises ConfigError."""
+    try:
+        return parse_networks(settings.transport.proxies)
+    except ValueError as e:
+        mend = "give IP addresses or networks"
+        raise ConfigError(f"{directory / CONFIG_FILE}: [transport] proxies: {e}; {mend}") from e
 
 
 def _smp_network(directory: Path, settings: Settings) -> Network:
@@ -297,10 +333,16 @@ def _apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey
     return _read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
 
 
-def _vapid_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
-    """The private key of `[web_push] key_file`. Raises ConfigError."""
+def _vapid_file(directory: Path, settings: Settings) -> str:
+    """What `[web_push] key_file` names, else the reference's file if it is there; empty: Web Push is off."""
+    there = (directory / REFERENCE_VAPID_KEY).is_file()
+    return settings.web_push.key_file or (REFERENCE_VAPID_KEY if there else "")
+
+
+def _vapid_key(directory: Path, name: str) -> ec.EllipticCurvePrivateKey:
+    """The VAPID key in force. Raises ConfigError."""
     mend = "give the vapid.key that `ntf-server init` made"
-    return _read(directory, "web_push", "key_file", settings.web_push.key_file, load_key, mend=mend)
+    return _read(directory, "web_push", "key_file", name, load_key, mend=mend)
 
 
 def _old_vapid_keys(directory: Path, settings: Settings) -> tuple[ec.EllipticCurvePrivateKey, ...]:
@@ -353,7 +395,7 @@ def _ca_files(directory: Path, settings: Settings) -> Mapping[str, str]:
     names = {f"apns.{name}": host.ca_file for name, host in apns_hosts(settings).items()}
     if settings.fcm.service_account_file:
         names["fcm"] = settings.fcm.ca_file
-    if settings.web_push.key_file:
+    if _vapid_file(directory, settings):
         names["web_push"] = settings.web_push.ca_file
     return MappingProxyType({section: _ca_file(directory, section, name) for section, name in names.items()})
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ntf_server.config import files
 from ntf_server.config.files import Config, ConfigError
-from ntf_server.config.settings import Settings
+from ntf_server.config.settings import Limits, Settings
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ class Part(StrEnum):
     APNS = "apns"
     FCM = "fcm"
     WEB_PUSH = "web_push"
-    SUBSCRIBER = "subscriber"  # lists of servers, limits
+    SUBSCRIBER = "subscriber"  # lists of servers, limits of subscriptions
+    LIMITS = "limits"  # budgets of strangers
+    CHECKS = "checks"
     LOG = "log"
 
 
@@ -42,10 +44,13 @@ _SWAPPED: Final[Mapping[str, Part]] = {
     "web_push.key_file": Part.WEB_PUSH,
     "web_push.old_key_files": Part.WEB_PUSH,
     "web_push.contact": Part.WEB_PUSH,
+    "web_push.allow_hosts": Part.WEB_PUSH,
     "subscriber.allow_servers": Part.SUBSCRIBER,
     "subscriber.deny_servers": Part.SUBSCRIBER,
     "subscriber.max_subscriptions_per_token": Part.SUBSCRIBER,
     "subscriber.max_subscriptions_per_server": Part.SUBSCRIBER,
+    "delivery.checks": Part.CHECKS,
+    **{f"limits.{key}": Part.LIMITS for key in Limits.__struct_fields__},
     "log.level": Part.LOG,
     "log.format": Part.LOG,
 }
@@ -221,7 +226,9 @@ def _merge(old: Config, new: Config, parts: Container[Part]) -> Config:
     if Part.FCM in parts:
         merged = replace(merged, service_account=new.service_account)
     if Part.WEB_PUSH in parts:
-        merged = replace(merged, vapid_key=new.vapid_key, old_vapid_keys=new.old_vapid_keys)
+        merged = replace(merged, vapid_key=new.vapid_key, old_vapid_keys=new.old_vapid_keys, push_hosts=new.push_hosts)
     if Part.SUBSCRIBER in parts:
         merged = replace(merged, servers=new.servers, limits=new.limits)
+    if Part.LIMITS in parts:
+        merged = replace(merged, budgets=new.budgets)
     return merged

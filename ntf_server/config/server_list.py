@@ -1,4 +1,4 @@
-"""Which SMP servers may be subscribed on: an allow-list and a deny-list."""
+"""Lists of hosts, domains and networks; which SMP servers may be subscribed on: an allow-list and a deny-list."""
 
 import ipaddress
 import re
@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from smp_bridge.address import ServerAddress
+from smp_bridge.address import ServerAddress, twin
 from smp_bridge.encoding import ParseError
 from smp_bridge.network import IPNetwork, contains
 
@@ -36,12 +36,14 @@ class ServerList:
     deny: tuple[Pattern, ...] = ()
 
     def permits(self, server: ServerAddress) -> bool:
-        """Whether every host of the server is allowed, and none denied."""
+        """Whether every host of the server is allowed, and none denied. Of a preset server one allowed host will do."""
         if not self.allow and not self.deny:
             return True
-        return all(
-            not _matches(host, self.deny) and (not self.allow or _matches(host, self.allow)) for host in server.hosts
-        )
+        return all(not matches(host, self.deny) and self._allows(host) for host in server.reachable)
+
+    def _allows(self, host: str) -> bool:
+        other = twin(host)
+        return not self.allow or matches(host, self.allow) or (other is not None and matches(other, self.allow))
 
     @property
     def denied_networks(self) -> tuple[IPNetwork, ...]:
@@ -52,7 +54,8 @@ class ServerList:
 ANY_SERVER: Final = ServerList()
 
 
-def _matches(host: str, patterns: tuple[Pattern, ...]) -> bool:
+def matches(host: str, patterns: tuple[Pattern, ...]) -> bool:
+    """Whether a host, as it is written, is one of these, or below or in one."""
     name = host.lower().rstrip(".")
     networks = [p for p in patterns if not isinstance(p, str)]
     try:
@@ -61,5 +64,5 @@ def _matches(host: str, patterns: tuple[Pattern, ...]) -> bool:
         pass
     try:
         return contains(networks, socket.inet_ntoa(socket.inet_aton(name)))  # 127.1, 0x7f.1, as resolvers take them
-    except OSError:
+    except (OSError, ValueError):  # the latter: a null byte
         return any(isinstance(p, str) and (name == p or name.endswith("." + p)) for p in patterns)

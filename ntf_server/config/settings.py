@@ -4,15 +4,20 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ntf_server.admission.budgets import PATTERN
+
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _AnyPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # Upper bounds keep the numbers within what timers, libcurl and SQLite take; they also refuse nan and inf.
 _Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=86_400.0)]
 _Ttl = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
+_TokenTtl = Annotated[int, msgspec.Meta(ge=7 * 24 * 3600, le=100 * 365 * 24 * 3600)]
 _InFlight = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Idle = Annotated[float, msgspec.Meta(ge=0.0, le=31_536_000.0)]
 _Hours = Annotated[float, msgspec.Meta(ge=0.0, le=8_760.0)]
 _Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+_Rate = Annotated[str, msgspec.Meta(pattern=PATTERN)]
 _Connecting = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 
@@ -24,11 +29,15 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 class Transport(_Section, frozen=True):
-    """`host`: the name in the server's address; `bind`: the interface that is listened on."""
+    """`host`: the name in the server's address; `bind`: the interface that is listened on.
+
+    `proxies`: addresses or networks of balancers, which say whose connection it is (PROXY protocol 2).
+    """
 
     host: str = ""
     port: _AnyPort = 443
     bind: str = ""
+    proxies: tuple[str, ...] = ()
 
 
 class Store(_Section, frozen=True):
@@ -36,9 +45,12 @@ class Store(_Section, frozen=True):
 
     The master key that seals the database: `master_key` itself (for the environment), else what `master_key_command`
     prints, else what `master_key_file` holds.
+
+    `token_ttl`: seconds that a registration is kept that sends no command.
     """
 
     url: str = ""
+    token_ttl: _TokenTtl = 365 * 24 * 3600
     master_key: str = ""
     master_key_command: str = ""
     master_key_file: str = "master.key"
@@ -85,12 +97,15 @@ class Fcm(_Section, frozen=True):
 class WebPush(_Section, frozen=True):
     """`key_file`: the VAPID key that `init` makes, which turns WP on; `contact`: mailto: or https: URL.
 
+    Without a `key_file` the reference's, `vapid.privkey` beside the configuration, does the same if it is there.
     `old_key_files`: keys that were in force before, the newest first, which subscriptions may still be for.
+    `allow_hosts`: push services that are taken though they are on no public address; as in `server_list`.
     """
 
     key_file: str = ""
     old_key_files: tuple[str, ...] = ()
     contact: str = ""
+    allow_hosts: tuple[str, ...] = ()
     ca_file: str = ""
     proxy: str = ""
     in_flight: _InFlight | None = None
@@ -100,7 +115,8 @@ class Delivery(_Section, frozen=True):
     """Seconds; `in_flight`: pushes that one provider may have under way, unless its own section says otherwise.
 
     `message_ttl`: how long a message push is tried; `provider_ttl`: how long the provider keeps one that the device is
-    not there for, from when it became due.
+    not there for, from when it became due. `checks`: periodic pushes, to tokens that were pushed nothing within their
+    period, to all that ask for them, or none.
     """
 
     message_ttl: _Ttl = 24 * 3600
@@ -110,6 +126,7 @@ class Delivery(_Section, frozen=True):
     timeout: _Seconds = 30.0
     min_backoff: _Seconds = 1.0
     max_backoff: _Seconds = 300.0
+    checks: Literal["quiet", "always", "off"] = "quiet"
 
 
 class Subscriber(_Section, frozen=True):
@@ -133,6 +150,28 @@ class Subscriber(_Section, frozen=True):
     max_subscriptions_per_server: _Limit = 0
     audit_period: _Hours = 24.0
     connecting: _Connecting = 1024
+
+
+class Limits(_Section, frozen=True):
+    """Budgets of strangers: docs/reference/limits.md has what each default was derived from.
+
+    A rate: `300 + 5/s` is 300 at once, and then 5 a second. `enabled` false switches all of them off; `shared`:
+    addresses or networks that stand for many clients each, which have budgets by session and in all only.
+    """
+
+    enabled: bool = True
+    shared: tuple[str, ...] = ()
+    sessions: _Count = 20_000
+    sessions_per_address: _Count = 1500
+    half_open: _Count = 4000
+    half_open_per_address: _Count = 500
+    handshakes_per_address: _Rate = "5000 + 50/s"
+    commands_per_session: _Rate = "2000 + 20/s"
+    commands_per_address: _Rate = "20000 + 200/s"
+    registrations: _Rate = "2000 + 50/s"
+    registrations_per_address: _Rate = "300 + 5/s"
+    replacements: _Rate = "2000 + 50/s"
+    replacements_per_address: _Rate = "300 + 5/s"
 
 
 class InactiveClients(_Section, frozen=True):
@@ -171,6 +210,7 @@ class Settings(_Section, frozen=True):
     web_push: WebPush = WebPush()
     delivery: Delivery = Delivery()
     subscriber: Subscriber = Subscriber()
+    limits: Limits = Limits()
     inactive_clients: InactiveClients = InactiveClients()
     metrics: Metrics = Metrics()
     admin: Admin = Admin()

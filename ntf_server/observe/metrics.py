@@ -20,6 +20,7 @@ _PARTS: Final = (
     "smp_events",
     "subscription_changes",
     "unwanted_smp_server",
+    "lost_smp_events",
     "periodic_checks",
     "upkeep_of_the_store",
     "tokens_due",
@@ -61,7 +62,14 @@ class Counter(_Metric):
     """Plain counters."""
 
     AUDITED = "ntf_subscriptions_audited_total", "Subscriptions that the audit asked an SMP server for again."
+    SERVERS_FORGOTTEN = (
+        "ntf_servers_forgotten_total",
+        "SMP servers that were forgotten, as nothing was subscribed there any more.",
+    )
     CLOCK_STEPS = "ntf_clock_steps_total", "Times that the wall clock was set by more than a little."
+
+
+WRONG_ADDRESS: Final = "wrong_address"
 
 
 class KindCounter(_Metric):
@@ -97,6 +105,12 @@ class KindCounter(_Metric):
         "kind",
         ("notification", "verification", "check"),
     )
+    TOKENS_EXPIRED = (
+        "ntf_tokens_expired_total",
+        "Registrations that were deleted: never verified, or without a command for long (dead: INVALID or EXPIRED).",
+        "kind",
+        ("unverified", "dead", "silent"),
+    )
     QUARANTINED = (
         "ntf_records_quarantined_total",
         "Records that cannot be read, and were set aside.",
@@ -111,9 +125,10 @@ class KindCounter(_Metric):
     )
     SMP_CONNECT_FAILED = (
         "ntf_smp_connect_failed_total",
-        "Failed attempts to connect to an SMP server; identity: someone may be impersonating it.",
+        "Failed attempts to connect to an SMP server; identity: someone may be impersonating it;"
+        " wrong_address: another identity, of a server that never confirmed a subscription.",
         "kind",
-        ("resolve", "not_allowed", "tcp", "timeout", "tls", "identity", "handshake", "proxy"),
+        ("resolve", "not_allowed", "tcp", "timeout", "tls", "identity", WRONG_ADDRESS, "handshake", "proxy"),
     )
     SUBSCRIPTIONS_REFUSED = (
         "ntf_subscriptions_refused_total",
@@ -143,7 +158,33 @@ class KindCounter(_Metric):
         "ntf_snew_refused_total",
         "Subscriptions that this server refused to devices.",
         "kind",
-        ("host", "server_list", "token_limit", "server_limit"),
+        ("host", "server_list", "token_limit", "server_limit", "never_active"),
+    )
+    LIMITS_CLOSED = (
+        "ntf_limits_closed_total",
+        "Connections of clients that were closed, or not taken, as a budget was used up.",
+        "what",
+        ("handshakes_per_address", "half_open_per_address", "half_open", "sessions_per_address", "sessions"),
+    )
+    LIMITS_DELAYED = (
+        "ntf_limits_delayed_total",
+        "Times that a client's session had to wait, as a budget was used up.",
+        "what",
+        (
+            "commands_per_session",
+            "commands_per_address",
+            "registrations_per_address",
+            "registrations",
+            "replacements_per_address",
+            "replacements",
+            "verifications",
+        ),
+    )
+    LIMITS_REFUSED = (
+        "ntf_limits_refused_total",
+        "Commands that were refused, as no honest client gives so many.",
+        "what",
+        ("registrations_per_device", "replacements_unverified"),
     )
     PART_FAILURES = (
         "ntf_part_failures_total",
@@ -167,6 +208,8 @@ class Gauge(_Metric):
 
     PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers."
     TOKENS_DUE = "ntf_tokens_due", "Device tokens that have something to be pushed and are not being pushed to."
+    CLIENT_SESSIONS = "ntf_client_sessions", "Sessions of clients."
+    CLIENT_HANDSHAKES = "ntf_client_handshakes", "Connections of clients whose handshake is not done yet."
     START_TIME = "ntf_process_start_time_seconds", "When the server was started, in Unix seconds."
 
 

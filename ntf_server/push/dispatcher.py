@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 _BATCH: Final = 100  # claims taken at once
 _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
-_REPEAT_LOG: Final = 60.0  # seconds between two lines about the same trouble of the store
 
 _KINDS: Final[Mapping[type[Verdict], KindCounter]] = {
     DeadToken: KindCounter.PUSHES_FAILED,
@@ -166,7 +165,6 @@ class Dispatcher:
         self._recorded = asyncio.Event()
         self._recording = False
         self._closing = False
-        self._logged: dict[str, float] = {}
         self._metrics.gauge(Gauge.PUSHES_IN_FLIGHT, self._in_flight)
         store.watch(self._on_due)
 
@@ -245,7 +243,7 @@ class Dispatcher:
             try:
                 taken = await self._store.take(lane.name, offer)
             except StoreUnavailableError as e:
-                self._loudly(f"cannot read what is due: {e}")
+                log.debug("cannot read what is due: %s", e)  # the store itself says why
             finally:
                 lane.withdraw(offer)
                 lane.expect(0.0 if taken is None else taken.next_in)
@@ -324,7 +322,7 @@ class Dispatcher:
                 await self._store.record(outcomes)
                 return
             except StoreUnavailableError as e:
-                self._loudly(f"cannot record what was pushed: {e}")
+                log.debug("cannot record what was pushed: %s", e)
                 await asyncio.sleep(self._config.store_backoff)
             except StoreError as e:
                 if len(outcomes) > 1:  # only the one that is at fault must suffer
@@ -333,13 +331,6 @@ class Dispatcher:
                 else:
                     log.error("what came of a push cannot be recorded: %s", e)
                 return
-
-    def _loudly(self, message: str) -> None:
-        """Log an error, once a minute for the same trouble."""
-        now = self._clock()
-        if now >= self._logged.get(message, 0.0):
-            self._logged[message] = now + _REPEAT_LOG
-            log.error("%s", message)
 
 
 def _tell(notice: Notice) -> None:

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 import pycurl
 
 from ntf_server.store.records import Record
+from smp_bridge.network import IPNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +16,10 @@ class Endpoint:
 
     `ca_file`: PEM bundle to check the peer with; times in seconds; `http2_only`: speak HTTP/2 whatever ALPN says, else
     what ALPN says; `proxy`: `http://`, `https://`, `socks5://` or `socks5h://` URL, empty for none; `public_only`:
-    refuse to connect to addresses that are not on the public internet, looked at after the resolution (a proxy
-    resolves and connects by itself); `client_cert`, `client_key`: PEM to show to the peer; `streams`: requests
-    that one connection is given before another is opened, up to `connections` of them; `ends`: words in the body of an
-    error that say that the connection is over.
+    refuse to connect to addresses that are not on the public internet, or are this machine's, looked at after the
+    resolution (a proxy resolves and connects by itself), but for those in the networks of `allowed`; `client_cert`,
+    `client_key`: PEM to show to the peer; `streams`: requests that one connection is given before another is opened,
+    up to `connections` of them; `ends`: words in the body of an error that say that the connection is over.
     """
 
     url: str
@@ -28,6 +29,7 @@ class Endpoint:
     http2_only: bool = True
     proxy: str = field(default="", repr=False)
     public_only: bool = False
+    allowed: tuple[IPNetwork, ...] = ()
     client_cert: bytes = field(default=b"", repr=False)
     client_key: bytes = field(default=b"", repr=False)
     streams: int = 1000

@@ -17,6 +17,7 @@ import pycurl
 from ntf_server.push.exchange import Done, Endpoint, HttpFailure, HttpRequest
 from ntf_server.push.names import Addresses, Resolver
 from ntf_server.push.worker import Batch, Results, Worker
+from smp_bridge.network import contains
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class HttpEngine:
         requests: Sequence[tuple[HttpRequest, Done]],
         addresses: Addresses,
     ) -> None:
-        usable = addresses.public if endpoint.public_only else addresses.all
+        usable = _usable(endpoint, addresses)
         if usable:
             ready.append(Batch(endpoint, usable, requests))
             return
@@ -118,6 +119,14 @@ class HttpEngine:
     def _fail(self, error: BaseException) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
+
+
+def _usable(endpoint: Endpoint, addresses: Addresses) -> tuple[str, ...]:
+    if not endpoint.public_only:
+        return addresses.all
+    if not endpoint.allowed:
+        return addresses.public
+    return tuple(a for a in addresses.all if a in addresses.public or contains(endpoint.allowed, a))
 
 
 def _report(results: Results) -> None:

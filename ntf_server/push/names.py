@@ -10,12 +10,16 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-import pycares
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ntf_server.store.records import Record
-from smp_bridge.network import is_public_ip
+from smp_bridge.network import is_own_ip, is_public_ip
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    import pycares
 
 _TIMEOUT: Final = 5.0  # seconds of a lookup
 _FRESH: Final = 60.0  # seconds that an answer is used without asking again
@@ -25,16 +29,16 @@ _MAX_ADDRESSES: Final = 16  # of one name
 
 
 class Addresses(Record, frozen=True):
-    """Where a name leads: `all` addresses, and those `public` ones among them. Empty: nowhere."""
+    """Where a name leads: `all` addresses, and those `public` ones among them that are not our own. Empty: nowhere."""
 
     all: tuple[str, ...] = ()
     public: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, addresses: Sequence[str]) -> "Addresses":
-        """Of IP addresses, as text."""
+    def of(cls, addresses: Sequence[str], own: Sequence[str] = ()) -> "Addresses":
+        """Of IP addresses, as text. `own`: addresses of ours, which this machine itself need not have."""
         few = tuple(dict.fromkeys(addresses))[:_MAX_ADDRESSES]
-        return cls(few, tuple(a for a in few if is_public_ip(a)))
+        return cls(few, tuple(a for a in few if is_public_ip(a) and a not in own and not is_own_ip(a)))
 
 
 NOWHERE: Final = Addresses()
@@ -42,12 +46,15 @@ Then = Callable[[Addresses], None]
 
 
 class Resolver:
-    """Used in one running loop. `servers`: `IP:PORT` of DNS servers, None for the system's."""
+    """Used in one running loop. `servers`: `IP:PORT` of DNS servers, None for the system's; `own`: our own host, which
+    may be reached by an address that this machine does not have.
+    """
 
-    def __init__(self, servers: Sequence[str] | None = None, *, timeout: float = _TIMEOUT) -> None:
+    def __init__(self, servers: Sequence[str] | None = None, *, timeout: float = _TIMEOUT, own: str = "") -> None:
         self._loop = asyncio.get_running_loop()
         self._servers = servers
         self._timeout = timeout
+        self._own = own.lower().rstrip(".") or None
         self._channel: pycares.Channel | None = None
         self._known: OrderedDict[str, tuple[Addresses, float]] = OrderedDict()  # with when to ask again, monotonic
         self._waiting: dict[str, list[Then]] = {}
@@ -62,7 +69,10 @@ class Resolver:
                 ipaddress.ip_address(host)
             except ValueError:
                 return None
-            found = self._keep(host, Addresses.of([host]), float("inf"))
+            own = self._known.get(self._own) if self._own else (NOWHERE, 0.0)
+            if own is None:
+                return None  # it has to be known first
+            found = self._keep(host, Addresses.of([host], own[0].all), time.monotonic() + _FRESH)
         elif found[1] < time.monotonic():
             self._known[host] = found[0], time.monotonic() + _FRESH  # who asks meanwhile need not ask again
             self._start(host, strangers=False)
@@ -93,17 +103,30 @@ class Resolver:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, host: str, turns: asyncio.Semaphore) -> None:
+        own = await self._own_addresses() if host != self._own else ()
         try:
             async with turns, asyncio.timeout(self._timeout):
-                addresses = Addresses.of(await self._look_up(host))
+                found = await self._look_up(host)
+            addresses = Addresses.of(found, found if host == self._own else own)
         except (OSError, ValueError, TimeoutError):
             addresses = NOWHERE
-        if addresses.all:
-            self._keep(host, addresses, time.monotonic() + _FRESH)
-        elif host in self._known:  # better an old answer than none (RFC 8767)
+        if not addresses.all and host in self._known:  # better an old answer than none (RFC 8767)
             addresses = self._known[host][0]
+        elif addresses.all or host == self._own:
+            self._keep(host, addresses, time.monotonic() + _FRESH)
         for then in self._waiting.pop(host, ()):
             then(addresses)
+
+    async def _own_addresses(self) -> tuple[str, ...]:
+        """Where our own host leads. Waited for once: later old answers serve, and one that there is none, too."""
+        if not self._own:
+            return ()
+        known = self.known(self._own)
+        if known is None:
+            answer: asyncio.Future[Addresses] = self._loop.create_future()
+            self.resolve(self._own, partial(_give, answer), strangers=False)
+            known = await answer
+        return known.all
 
     def _keep(self, host: str, addresses: Addresses, until: float) -> tuple[Addresses, float]:
         self._known[host] = found = addresses, until
@@ -114,6 +137,8 @@ class Resolver:
 
     async def _look_up(self, host: str) -> list[str]:
         """IP addresses of a name, in the order to try them in. Raises OSError, ValueError."""
+        import pycares  # noqa: PLC0415  half a MiB: not before there is a name
+
         answer: asyncio.Future[list[str]] = self._loop.create_future()
 
         def answered(result: Any, error: int | None) -> None:  # in a thread of c-ares
@@ -130,6 +155,6 @@ class Resolver:
         return await answer
 
 
-def _give(answer: asyncio.Future[list[str]], found: list[str]) -> None:
+def _give(answer: asyncio.Future[T], found: T) -> None:
     if not answer.done():  # nobody waits any more
         answer.set_result(found)

@@ -27,7 +27,6 @@ OnEnded = Callable[[Session, int], None]
 _PER_SESSION: Final = 512  # events that may wait before no more of that session is read
 _IN_ALL: Final = 8192
 _STORE_BACKOFF: Final = 1.0
-_REPEAT_LOG: Final = 60.0
 _ENDS: Final = ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus.DELETED))
 
 
@@ -64,7 +63,6 @@ class Inbox:
         self._sessions: dict[Session, _Waiting] = {}
         self._count = 0
         self._changed = asyncio.Event()
-        self._said_at: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -166,11 +164,5 @@ class Inbox:
             try:
                 return await operation()
             except StoreUnavailableError as e:
-                self._say(e)
+                log.debug("the store fails, trying again: %s", e)  # which it says itself
                 await asyncio.sleep(_STORE_BACKOFF)
-
-    def _say(self, error: StoreError) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._said_at is None or now - self._said_at >= _REPEAT_LOG:
-            self._said_at = now
-            log.error("the store fails, trying again: %s", error)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
-from ntf_server.observe.metrics import Counter, KindCounter, Metrics, ServerGauge
+from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, KindCounter, Metrics, ServerGauge
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp.inbox import Inbox, Spawn
+from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.store.contract import Store
 from ntf_server.store.records import (
     WANTED,
@@ -24,6 +25,7 @@ from ntf_server.store.records import (
     Confirmed,
     Cursor,
     Ref,
+    Removed,
     ServiceCertificate,
     ServiceState,
     Session,
@@ -56,6 +58,8 @@ _STATUS: Final = {
     NsubAnswer.ERROR: SubscriptionStatus.ERR,
 }
 _SUBSCRIBED: Final = frozenset([NsubAnswer.SUBSCRIBED, NsubAnswer.ASSOCIATED])
+_MAX_REMOVED: Final = 10_000  # of a session, that are remembered
+_MAX_ALARMS: Final = 1000  # hosts that are said to be impersonated
 _TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
 
 
@@ -74,13 +78,14 @@ class ServerSession:
     recounted: bool = False
     confirmed: int = 0
     audited: set[Ref] = field(default_factory=set)
+    removed: set[Ref] = field(default_factory=set)  # deleted while it was not clear whether they count as confirmed
 
     @property
     def server(self) -> ServerAddress:
         """With whom."""
         return self.stored.server
 
-    def active(self, s: Subscription) -> bool:
+    def active(self, s: Subscription | Removed) -> bool:
         """Whether a subscription that should be active was confirmed."""
         if s.ref in self.missing:
             return False
@@ -92,6 +97,21 @@ class ServerSession:
         """No association holds any more."""
         self.cursor, self.complete, self.confirmed = None, False, 0
         self.service_active = True
+
+    def remove(self, s: Removed) -> None:
+        """It was deleted: it counts no more, nor does the answer to an NSUB of it that is under way."""
+        if len(self.removed) >= _MAX_REMOVED:
+            self.removed.clear()  # the gauge may be a little wrong then, until the session ends
+        if s.ref in self.missing:
+            self.missing.discard(s.ref)
+            self.removed.add(s.ref)
+        elif s.active and self.active(s):
+            self.confirmed = max(0, self.confirmed - 1)
+        elif not self.complete:
+            self.removed.add(s.ref)  # a page that was read before may still bring it
+        if s.ref in self.audited:
+            self.audited.discard(s.ref)
+            self.removed.add(s.ref)
 
 
 class Subscriber:
@@ -108,13 +128,15 @@ class Subscriber:
         services: bool = False,
         recount_delay: float = 1.0,
         release_after: float = RELEASE_AFTER,
+        lost: LostConfig | None = LostConfig(),  # noqa: B008  it is frozen
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
         by: Connect = connect,
     ) -> None:
         """`services`: be a service on SMP servers that take it; `servers`: those that may be connected to.
 
-        `spawn`: runs a task to its end; `clock`: for the dates of certificates.
+        `lost`: how devices are sent checks after a way was dead, None: they are not; `spawn`: runs a task to its end;
+        `clock`: for the dates of certificates.
         """
         self._store = store
         self._permitted = servers
@@ -126,7 +148,10 @@ class Subscriber:
         self._spawn = spawn
         self._agent = Agent(self, config, by=by)
         self._inbox = Inbox(store, dispatcher, spawn, self._lost, self._metrics)
+        self._lost_ways = LostWays(store, spawn, self._inbox.insist, lost) if lost else None
         self._sessions: dict[ServerAddress, ServerSession] = {}
+        self._last: dict[ServerAddress, Session] = {}  # of each server that is held, also between two sessions
+        self._impersonated: set[str] = set()  # hosts, perhaps: that was told, and they were not connected to since
         self._unwanted: set[ServerAddress] = set()  # perhaps: to be looked at
         self._metrics.server_gauge(ServerGauge.SESSIONS, self._count_sessions)
         self._metrics.server_gauge(ServerGauge.SUBSCRIPTIONS, self._count_subscriptions)
@@ -185,6 +210,8 @@ class Subscriber:
             case ChangeKind.AUDIT if session is not None:
                 self._audit(session, change.refs)
             case ChangeKind.REMOVED if session is not None:
+                for removed in change.removed:
+                    session.remove(removed)
                 self._perhaps_unwanted(server)
 
     def _audit(self, session: ServerSession, refs: Iterable[Ref]) -> None:
@@ -210,12 +237,19 @@ class Subscriber:
             self._unwanted.discard(server)
         if not await self._insist(lambda: self._store.is_wanted(server)):
             self._agent.release(server)
+            if self._lost_ways:
+                self._lost_ways.forget(server)
 
     # --- agent's Subscriptions
 
     async def wanted(self, server: ServerAddress) -> bool:
         """See `Subscriptions`."""
-        return self._permitted.permits(server) and await self._insist(lambda: self._store.is_wanted(server))
+        if self._permitted.permits(server) and await self._insist(lambda: self._store.is_wanted(server)):
+            return True
+        last = self._last.pop(server, None)
+        if last is not None:  # or the store could not forget the server
+            await self._insist(lambda: self._store.release(last))
+        return False
 
     async def service(self, server: ServerAddress) -> Credentials | None:
         """See `Subscriptions`. Each server gets a certificate of its own, so that they cannot tell we are one."""
@@ -241,6 +275,10 @@ class Subscriber:
         session.associated = session.service and state.associated > 0
         session.service_active = not session.associated
         self._sessions[server] = session
+        self._last[server] = stored
+        self._impersonated.discard(server.hosts[0].lower())
+        if self._lost_ways:
+            self._lost_ways.reconnected(stored)
         log.info("connected to SMP server %s%s", server.hosts[0], " as a service" if session.service else "")
         return session
 
@@ -283,7 +321,7 @@ class Subscriber:
         while not session.complete:
             cursor = session.cursor
             page = await self._insist(lambda: self._store.page(session.stored, cursor, limit))  # noqa: B023
-            new = [w for w in page.wanted if w.ref not in session.missing]
+            new = [w for w in page.wanted if w.ref not in session.missing and w.ref not in session.removed]
             session.missing.update(w.ref for w in new)
             session.cursor, session.complete = page.cursor, page.cursor is None
             if new:
@@ -296,6 +334,7 @@ class Subscriber:
         gone = set(refs).difference(w.ref for w in rows)
         session.missing -= gone
         session.audited -= gone
+        session.removed -= gone
         return [_request(w, session) for w in rows]
 
     async def results(self, session: ServerSession, results: Sequence[NsubResult]) -> None:
@@ -306,6 +345,9 @@ class Subscriber:
         refused = 0
         for r in results:
             good = r.answer in _SUBSCRIBED
+            if r.ref in session.removed:
+                session.removed.discard(r.ref)
+                continue
             if r.ref in session.missing:
                 session.missing.discard(r.ref)
                 session.confirmed += good
@@ -322,6 +364,12 @@ class Subscriber:
             self._perhaps_unwanted(session.server)
             log.info("SMP server %s refused %d of %d subscriptions", session.server.hosts[0], refused, len(results))
 
+    def way_was_dead(self, session: ServerSession) -> None:
+        """See `Subscriptions`."""
+        log.info("the way to SMP server %s is dead", session.server.hosts[0])
+        if self._lost_ways:
+            self._lost_ways.notice(session.server)
+
     async def disconnected(self, session: ServerSession) -> None:
         """See `Subscriptions`. What was read of it may still be on its way to the store."""
         if self._sessions.get(session.server) is session:
@@ -330,7 +378,19 @@ class Subscriber:
 
     def connect_failed(self, server: ServerAddress, failure: ConnectFailure) -> None:
         """See `Subscriptions`."""
-        self._metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, failure)
+        if failure is ConnectFailure.IDENTITY:
+            self._spawn(self._another_identity(server), "identity of an SMP server")
+        else:
+            self._metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, failure)
+
+    async def _another_identity(self, server: ServerAddress) -> None:
+        """Devices may give addresses with any identity: impersonated is who was what its address says, or is ours."""
+        known = self._metrics.is_own(server) or await self._insist(lambda: self._store.is_proven(server))
+        self._metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, ConnectFailure.IDENTITY if known else WRONG_ADDRESS)
+        host = server.hosts[0].lower()
+        if known and host not in self._impersonated and len(self._impersonated) < _MAX_ALARMS:
+            self._impersonated.add(host)
+            log.error("SMP server %s is not whom its address names: someone may be impersonating it", host)
 
     def service_refused(self, server: ServerAddress) -> None:
         """See `Subscriptions`."""

@@ -6,7 +6,7 @@ be repeated.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ntf_server.store.records import (
     NO_LIMITS,
@@ -37,35 +37,49 @@ from ntf_server.store.records import (
     Wanted,
 )
 from smp_bridge.address import ServerAddress
-from smp_bridge.ntf import Provider, SubscriptionStatus
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
 
 class StoreError(Exception):
-    """What a store cannot do. The class says who tries again."""
+    """What a store cannot do. The class says who tries again; `kind` is its name in metrics."""
+
+    kind: ClassVar[str] = "conflict"
 
 
 class StoreUnavailableError(StoreError):
     """Not now: another process holds a lock, the server cannot be reached. The caller tries again, later."""
 
+    kind = "unavailable"
+
 
 class StoreFullError(StoreUnavailableError):
     """There is no room. The caller tries again, later; the operator makes room."""
+
+    kind = "full"
 
 
 class FencedError(StoreError):
     """Another session speaks for the server by now. Nobody tries again."""
 
+    kind = "fenced"
+
 
 class StoreConflictError(StoreError):
     """The engine was asked for what cannot be: a fault of ours. Nobody tries again."""
+
+    kind = "conflict"
 
 
 class DamagedRecordError(StoreError):
     """A record cannot be read. It is set aside and counted; nobody tries again, and everything else goes on."""
 
+    kind = "damaged"
+
 
 class StoreCorruptError(Exception):
     """Nothing that is stored can be trusted; an operator has to restore it. The text says how."""
+
+    kind = "corrupt"
 
 
 class Places(Protocol):
@@ -84,8 +98,9 @@ class Places(Protocol):
 class Tokens(Protocol):
     """Registrations."""
 
-    async def register(self, new: NewToken) -> Registered | None:
-        """TNEW: create, or find the same registration and revive it; its verification becomes due.
+    async def register(self, new: NewToken, wait: float = 0.0) -> Registered | None:
+        """TNEW: create, or find the same registration and revive it; its verification becomes due, after `wait`
+        seconds, which do not count against its time to live. One that is due already, and is not out, is not put off.
 
         The same: device token (that of APNs without regard to case) and verify key. None if it exists with another
         client DH key. One that cannot be read is made anew.
@@ -96,12 +111,27 @@ class Tokens(Protocol):
         """A token by its id; opens nothing that is sealed. Raises DamagedRecordError if it was set aside."""
         ...
 
+    def seen(self, token: Token) -> None:
+        """A command of it was authorized: it is not silent. At once; written by `tend`, at most once a day a token."""
+        ...
+
+    async def find_registration(self, device: DeviceToken, verify_key: bytes) -> Token | None:
+        """What `register` with this device token and verify key (DER) would find, if it can be read."""
+        ...
+
+    async def put_off(self, waits: Mapping[Ref, float | None]) -> None:
+        """Of tokens whose code has to wait (`register`, `replace`): so many seconds from now instead.
+
+        None: delete the token, if it never was ACTIVE. Those that are gone, or whose code waits no longer, are left.
+        """
+        ...
+
     async def verify(self, token: Ref, code: bytes) -> bool:
         """TVFY: ACTIVE from now on, other registrations of the device token deleted. False: wrong code or status."""
         ...
 
-    async def replace(self, token: Ref, new: Replacement) -> bool:
-        """TRPL: another device token and code, REGISTERED, verification due.
+    async def replace(self, token: Ref, new: Replacement, wait: float = 0.0) -> bool:
+        """TRPL: another device token and code, REGISTERED, verification due after `wait` seconds.
 
         False: the token is gone, or another registration has that device token and this verify key.
         """
@@ -115,10 +145,20 @@ class Tokens(Protocol):
         """TCRN: the first period begins now, unless one of this length runs."""
         ...
 
-    async def mark_checks(self, limit: int) -> int:
+    async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         """Make a check due for ACTIVE tokens whose period is over, `limit` of these at most: how many there were.
 
-        One that was pushed to within its period is owed none (wire.md, section 6): its next period began then.
+        It becomes due up to a tenth of the period later, of each token at another time: what began together is not to
+        go on together. `quiet_only`: one that was pushed to within its period is owed none (wire.md, section 6): its
+        next period began then.
+        """
+        ...
+
+    async def invalidate(
+        self, status: TokenStatus, reason: InvalidReason, after: Cursor | None, limit: int
+    ) -> tuple[int, Cursor | None]:
+        """An operator's: of `limit` tokens behind a cursor those of a status are INVALID now, as if a provider had said
+        that they are dead. How many; where the next slice begins, None: that was the last.
         """
         ...
 
@@ -208,6 +248,10 @@ class Sessions(Protocol):
         """Whether the server has any of them."""
         ...
 
+    async def is_proven(self, server: ServerAddress) -> bool:
+        """Whether the server ever confirmed a subscription, as far as that is kept."""
+        ...
+
     async def acquire(self, server: ServerAddress) -> Session | None:
         """Speak for a server from now on, with a fence above all before; None: another node does."""
         ...
@@ -271,6 +315,17 @@ class Sessions(Protocol):
         """Have who holds their servers look at these: a change of kind AUDIT."""
         ...
 
+    async def mark_lost(
+        self, session: Session, after: Cursor | None, limit: int, within: float
+    ) -> tuple[int, Cursor | None]:
+        """The server's newest notifications may be lost: make a check due for ACTIVE tokens with queues on it.
+
+        Of `limit` subscriptions behind a cursor; how many tokens that were, and where the next slice begins, None: that
+        was the last. None is owed to a token that messages are due for, that took a push within so many seconds, or
+        that this was done for within an hour; a node that was started again may not know that of one.
+        """
+        ...
+
     async def service_certificate(
         self, server: ServerAddress, make: Callable[[], ServiceCertificate]
     ) -> ServiceCertificate:
@@ -282,7 +337,12 @@ class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
     """All of it. Methods raise StoreError in one of its classes, and StoreCorruptError."""
 
     async def tend(self) -> float:
-        """A slice of upkeep (deletions, what expired, the file); seconds until the next one is due."""
+        """A slice of upkeep (deletions, what expired, the file); seconds until the next one is due.
+
+        Deleted are registrations that never were ACTIVE, a day after their last TNEW or TRPL, and those that sent no
+        command for long. Servers without subscriptions and session are forgotten: at once if none was ever confirmed
+        there, else after a week.
+        """
         ...
 
     async def close(self) -> None:

@@ -49,7 +49,8 @@ class Lane(NamedTuple):
 class Token(Record, frozen=True):
     """A registration, as far as nothing of it is sealed: to look one up takes no longer than to find none.
 
-    `verify_key`: DER; `reason`: why it is INVALID; `period`: minutes, of TCRN.
+    `verify_key`: DER; `reason`: why it is INVALID; `period`: minutes, of TCRN; `active_at`: of its last command, up to
+    a day more; `proven`: it was ACTIVE once.
     """
 
     ref: Ref
@@ -58,6 +59,8 @@ class Token(Record, frozen=True):
     status: TokenStatus
     reason: InvalidReason | None
     period: int
+    active_at: int
+    proven: bool
 
 
 class Registered(Token, frozen=True):
@@ -125,7 +128,10 @@ class Subscription(Record, frozen=True):
 
 
 class NewSubscription(Record, frozen=True):
-    """What SNEW creates; `notifier_key` is DER PKCS#8, or that and more (`crypto.quick_private`)."""
+    """What SNEW creates; `notifier_key` is DER PKCS#8, or that and more (`crypto.quick_private`).
+
+    `server`: as the device spells it, which is how its pushes name it.
+    """
 
     subscription_id: bytes
     server: ServerAddress
@@ -189,7 +195,7 @@ class Arrival(NamedTuple):
 
 class Entry(Record, frozen=True, eq=False, gc=False):
     """The newest notification of a queue, as a push holds it; `seq` tells a newer one apart; `sent`: in an earlier
-    push.
+    push; `server`: as the SNEW spelled it.
     """
 
     subscription: Ref
@@ -337,12 +343,22 @@ class ChangeKind(StrEnum):
     AUDIT = "audit"  # they should be active: is that so?
 
 
+class Removed(Record, frozen=True):
+    """A subscription that was deleted while it was wanted; `active`: it was kept as ACTIVE; the rest as it was."""
+
+    ref: Ref
+    active: bool
+    associated: bool
+    cursor: Cursor
+
+
 class Change(Record, frozen=True):
-    """For whoever holds the server, or should. `refs`: which ones; REMOVED names none."""
+    """For whoever holds the server, or should. `refs`: which ones; `removed`: the same for REMOVED."""
 
     kind: ChangeKind
     server: ServerAddress
     refs: tuple[Ref, ...] = ()
+    removed: tuple[Removed, ...] = ()
 
 
 class ToAudit(Record, frozen=True):

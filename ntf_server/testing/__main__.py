@@ -17,7 +17,7 @@ from ntf_server.testing.fcm_message import FcmMessage
 from ntf_server.testing.webpush import MockWebPush, WebPushMessage
 
 _OPTIONS_OF = {
-    "apns": ("public_key", "topics", "no_alpn"),
+    "apns": ("public_key", "topics", "no_alpn", "any_device_token"),
     "fcm": ("project", "service_account"),
     "webpush": ("subscription",),
 }
@@ -34,6 +34,11 @@ def main() -> None:
     apns.add_argument("--public-key", type=_public_key, help="P-256 key that verifies provider tokens (PEM)")
     apns.add_argument("--topic", action="append", dest="topics", help="an allowed topic; default: any")
     apns.add_argument("--no-alpn", action="store_true", help="HTTP/2 with prior knowledge, without ALPN")
+    apns.add_argument(
+        "--any-device-token",
+        action="store_true",
+        help="take device tokens of any form, as the reference's test APNs",
+    )
     fcm = parser.add_argument_group("fcm")
     fcm.add_argument("--project", help="the project's id; default: mock-project")
     fcm.add_argument("--service-account", type=Path, help="where to write a service account's key file (JSON)")
@@ -76,6 +81,7 @@ def _make(arguments: argparse.Namespace) -> MockApns | MockFcm | MockWebPush:
         alpn=not arguments.no_alpn,
         public_key=arguments.public_key,
         topics=arguments.topics,
+        any_device_token=arguments.any_device_token,
         on_push=_print_apns,
         record=False,
     )

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ntf_server.testing.endpoint import Options, Request
 from ntf_server.testing.faults import Answer, Fault, Script
 from ntf_server.testing.http2 import Http2Server
-from ntf_server.testing.provider_token import ProviderTokens
+from ntf_server.testing.provider_token import RENEWED_AFTER, ProviderTokens
 
 _PREFIX = "/3/device/"
 _PUSH_TYPES = frozenset(
@@ -47,6 +47,7 @@ _MAX_PAYLOAD = 4096
 _MAX_VOIP_PAYLOAD = 5120
 _MAX_COLLAPSE_ID = 64
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_DEVICE_TOKEN = re.compile(r"([0-9A-Fa-f]{2}){32,100}")  # "variable length", says Apple: 32 bytes, or more
 _EXPIRATION = re.compile(r"[0-9]{1,18}")
 
 
@@ -92,6 +93,8 @@ class MockApns(Http2Server):
 
     public_key, key_id, team_id: what provider tokens must be signed with and say; None checks the form only.
     topics: the allowed topics, None for any. clock: unix seconds, also of the `date` of errors.
+    any_device_token: take those that are none of Apple's too, as the test APNs of the reference does: its clients
+    register short ones. renewed_after: seconds that a provider token must be used before another may take its place.
     on_push: called with each accepted push.
     record: keep pushes and rejections; switch it off for long runs. Other options: see `Options`.
     """
@@ -103,6 +106,8 @@ class MockApns(Http2Server):
         key_id: str | None = None,
         team_id: str | None = None,
         topics: Collection[str] | None = None,
+        any_device_token: bool = False,
+        renewed_after: float = RENEWED_AFTER,
         clock: Callable[[], float] = time.time,
         on_push: Callable[[Push], None] | None = None,
         record: bool = True,
@@ -111,7 +116,8 @@ class MockApns(Http2Server):
         super().__init__(**options)
         self.pushes: list[Push] = []
         self.rejected: list[Rejection] = []
-        self._provider_tokens = ProviderTokens(public_key, key_id, team_id, clock)
+        self._provider_tokens = ProviderTokens(public_key, key_id, team_id, clock, renewed_after)
+        self._any_device_token = any_device_token
         self._topics = None if topics is None else frozenset(topics)
         self._clock = clock
         self._on_push = on_push
@@ -211,8 +217,9 @@ class MockApns(Http2Server):
         token = _check_target(request)
         if len(headers) != len(request.headers):
             raise _Refused(400, "DuplicateHeaders")
-        if (reason := self._provider_tokens.refusal(headers.get("authorization"))) is not None:
-            raise _Refused(403, reason)
+        refusal = self._provider_tokens.refusal(headers.get("authorization"), request.connection)
+        if refusal is not None:
+            raise _Refused(*refusal)
         _check_delivery(headers)
         topic = self._check_topic(headers.get("apns-topic", ""))
         push_type = headers.get("apns-push-type", "alert")
@@ -242,6 +249,8 @@ class MockApns(Http2Server):
         return topic
 
     def _check_token(self, token: str, topic: str) -> None:
+        if not self._any_device_token and not _DEVICE_TOKEN.fullmatch(token):
+            raise _Refused(400, "BadDeviceToken")
         if (refusal := self._token_refusals.get(token)) is not None:
             raise _Refused(refusal.status, refusal.reason or "", refusal.timestamp)
         if self._token_topics.get(token, topic) != topic:

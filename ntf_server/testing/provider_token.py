@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 _MAX_AGE = 3600  # seconds
 _MAX_VERIFIED = 64  # tokens remembered: a client shows the same one for many minutes
+_MAX_CONNECTIONS = 4096  # whose last token is remembered
+RENEWED_AFTER = 20 * 60  # seconds, at least
 _COORDINATE = 32  # bytes of r and of s, P-256
 
 
@@ -35,10 +37,24 @@ class _Claims(msgspec.Struct):
     iat: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
+class _Verified(msgspec.Struct, frozen=True):
+    """A token that is valid but for its age."""
+
+    token: str
+    key_id: str
+    team_id: str
+    issued_at: int
+    first_shown_at: float
+
+    def __repr__(self) -> str:
+        return "_Verified()"
+
+
 class ProviderTokens:
     """Checks `authorization` headers against a public key, key id and team id, each optional.
 
-    Without a public key only the form of the signature is checked. `clock` gives unix seconds.
+    Without a public key only the form of the signature is checked. `clock` gives unix seconds; `renewed_after`: how
+    many a connection's token must have been in use before it may show another one.
     """
 
     def __init__(
@@ -47,32 +63,47 @@ class ProviderTokens:
         key_id: str | None = None,
         team_id: str | None = None,
         clock: Callable[[], float] = time.time,
+        renewed_after: float = RENEWED_AFTER,
     ) -> None:
         self._public_key = public_key
         self._key_id = key_id
         self._team_id = team_id
         self._clock = clock
-        self._verified: dict[str, int] = {}  # token to its iat
+        self._renewed_after = renewed_after
+        self._verified: dict[str, _Verified] = {}
+        self._shown: dict[tuple[int, str, str], _Verified] = {}  # by connection, key and team
 
-    def refusal(self, authorization: str | None) -> str | None:
-        """Return APNs's reason to refuse (with status 403) a request with that header, None to accept it."""
+    def refusal(self, authorization: str | None, connection: int = 0) -> tuple[int, str] | None:
+        """Return APNs's status and reason to refuse a request with that header, None to accept it."""
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
-            return "MissingProviderToken"
-        issued_at = self._verified.get(token)
-        if issued_at is None:
+            return 403, "MissingProviderToken"
+        verified = self._verified.get(token)
+        if verified is None:
             try:
-                issued_at = self._verify(token)
+                verified = self._verify(token)
             except _InvalidError:
-                return "InvalidProviderToken"
-            if len(self._verified) >= _MAX_VERIFIED:
-                self._verified.clear()
-            self._verified[token] = issued_at
-        return "ExpiredProviderToken" if abs(self._clock() - issued_at) > _MAX_AGE else None
+                return 403, "InvalidProviderToken"
+            _keep(self._verified, token, verified, _MAX_VERIFIED)
+        if not self._is_renewed_in_time(verified, connection):
+            return 429, "TooManyProviderTokenUpdates"
+        return (403, "ExpiredProviderToken") if abs(self._clock() - verified.issued_at) > _MAX_AGE else None
 
-    def _verify(self, token: str) -> int:
-        """Check form, key, team and signature; return `iat`."""
+    def _is_renewed_in_time(self, token: _Verified, connection: int) -> bool:
+        """Take the token as the connection's, unless the one that it shows until now is too young for that.
+
+        Apple names no scope of its rule; by connection, servers that share a key, or start again, keep it too.
+        """
+        shown = connection, token.key_id, token.team_id
+        last = self._shown.get(shown, token)
+        if last != token and token.first_shown_at - last.first_shown_at < self._renewed_after:
+            return False
+        _keep(self._shown, shown, token, _MAX_CONNECTIONS)
+        return True
+
+    def _verify(self, token: str) -> _Verified:
+        """Check form, key, team and signature."""
         parts = token.split(".")
         if len(parts) != 3:
             raise _InvalidError
@@ -87,7 +118,7 @@ class ProviderTokens:
         if self._key_id not in (None, header.kid) or self._team_id not in (None, claims.iss):
             raise _InvalidError
         self._verify_signature(f"{parts[0]}.{parts[1]}".encode(), signature)
-        return claims.iat
+        return _Verified(token, header.kid, claims.iss, claims.iat, self._clock())
 
     def _verify_signature(self, signed: bytes, signature: bytes) -> None:
         if self._public_key is None:
@@ -97,6 +128,17 @@ class ProviderTokens:
             self._public_key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise _InvalidError from None
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _keep(kept: dict[K, V], key: K, value: V, limit: int) -> None:
+    """Remember it, and forget what was remembered first."""
+    if key not in kept and len(kept) >= limit:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 def _decode_base64url(part: str) -> bytes:

@@ -38,7 +38,8 @@ class RunningRelay:
 async def running_relay(
     directory: Path, apns: MockApns, fcm: MockFcm, web_push: MockWebPush
 ) -> AsyncIterator[RunningRelay]:
-    """Make a new relay in an empty folder and run it on loopback; it retries soon, and takes private hosts."""
+    """Make a new relay in an empty folder and run it on loopback; it retries soon, takes private hosts, and has no
+    budgets of clients."""
     key_hash = identity_files.create_identity(directory, "ED25519", "localhost")
     vapid_key = generate_key()
     identity_files.write_file(directory / identity_files.VAPID_KEY, key_pem(vapid_key))
@@ -58,9 +59,11 @@ async def running_relay(
         "WEB_PUSH__KEY_FILE": identity_files.VAPID_KEY,
         "WEB_PUSH__CONTACT": "mailto:push@relay.example",
         "WEB_PUSH__CA_FILE": str(web_push.ca_file),
+        "WEB_PUSH__ALLOW_HOSTS": "localhost",
         "DELIVERY__MIN_BACKOFF": "0.05",
         "DELIVERY__MAX_BACKOFF": "0.5",
         "SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "LIMITS__ENABLED": "false",
     }
     loaded = config.load(directory, {f"NTF_SERVER__{name}": value for name, value in settings.items()})
     async with Relay(loaded) as relay:

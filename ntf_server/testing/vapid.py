@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -11,6 +13,8 @@ from ntf_server.testing.jwt import InvalidJwtError, Jwt, decode_base64url
 
 _MAX_LIFETIME = 24 * 3600  # seconds
 _MAX_VERIFIED = 64  # headers remembered: a client shows the same one for hours
+_NAME = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # two labels at least
+_LOCAL = frozenset(["localhost", "local", "localdomain", "internal", "lan", "onion"])
 _PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*"?([A-Za-z0-9._-]+)"?')
 
 
@@ -56,6 +60,27 @@ def _verify(authorization: str, origin: str) -> tuple[bytes, int]:
     if origin not in (audience if isinstance(audience, list) else [audience]):
         raise InvalidJwtError("aud is not the origin")
     subject = jwt.claims.get("sub")
-    if not isinstance(subject, str) or not subject.startswith(("mailto:", "https:")):
-        raise InvalidJwtError("sub is no contact")
+    if not isinstance(subject, str) or not _is_public(_host(subject)):
+        raise InvalidJwtError("sub is no contact at a public host")
     return point, jwt.seconds("exp")
+
+
+def _host(subject: str) -> str:
+    """Where the contact of a `sub` is, empty if it is none (RFC 8292, section 2.1)."""
+    if subject.startswith("mailto:"):
+        local, _, host = subject.removeprefix("mailto:").partition("?")[0].rpartition("@")
+        return host if local else ""
+    try:
+        return (urlsplit(subject).hostname or "") if subject.startswith("https:") else ""
+    except ValueError:
+        return ""
+
+
+def _is_public(host: str) -> bool:
+    """Whether a host may be on the public internet, by name: Apple's push service takes no other (403 BadJwtToken)."""
+    name = host.lower().removesuffix(".")
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return _NAME.fullmatch(name) is not None and name.rpartition(".")[2] not in _LOCAL
+    return False

@@ -87,12 +87,6 @@ class SessionState:
         for entity in list(self._subscribed):
             self.unsubscribe(entity)
 
-    def push(self, notifier: Notifier) -> None:
-        """Send the notification that waited for this notifier, if any."""
-        event, notifier.pending = notifier.pending, None
-        if event is not None:
-            self._events.push(notifier.notifier_id, event)
-
 
 def parse(session: Session, t: Transmission) -> Message:
     """The command of a transmission with the right credentials, not yet authorized; or the error to answer."""
@@ -144,7 +138,7 @@ def execute(queues: Queues, state: SessionState, t: Transmission, command: Messa
             case smp.NSub():
                 return _subscribe_notifier(queues, state, t)
             case smp.NSubs():
-                return _subscribe_service(state, t)
+                return _subscribe_service(queues, state, t)
         queue = queues.recipient(t.entity_id)
         if not verify_transmission(state.session, t, queue.recipient_key if queue else None) or queue is None:
             return ERR_AUTH
@@ -195,17 +189,19 @@ def _subscribe_notifier(queues: Queues, state: SessionState, t: Transmission) ->
     if not verify_transmission(state.session, t, notifier.key if notifier else None) or notifier is None:
         by_service = t.service_signature is None or verify_service(state.session, t)
         return ERR_AUTH if by_service else ERR_SERVICE
+    if notifier.blocked:
+        return Err("BLOCKED", notifier.blocked)
     service = state.service
     if service is not None:
         state.take_service(service)
     if notifier.service is not service:
         notifier.associate(service)
     state.subscribe(notifier)
-    state.push(notifier)
+    queues.on_pending(notifier)
     return smp.SOk(service.service_id) if service is not None else _subscribed(state.session)
 
 
-def _subscribe_service(state: SessionState, t: Transmission) -> Message:
+def _subscribe_service(queues: Queues, state: SessionState, t: Transmission) -> Message:
     agreed, service = state.session.service, state.service
     if agreed is None or service is None or t.entity_id != agreed.service_id:
         return ERR_SERVICE
@@ -218,7 +214,7 @@ def _subscribe_service(state: SessionState, t: Transmission) -> Message:
         state.take_service(service)
         for notifier in service.notifiers:
             state.subscribe(notifier)
-            state.push(notifier)
+            queues.on_pending(notifier)
     return smp.SOks(sum(state.holds(n) for n in service.notifiers))
 
 

@@ -132,7 +132,7 @@ class Links:
             await asyncio.sleep(2 * self.latency)
             raise ConnectionRefusedError("there is no such server")
         limit = (network or Network()).connect_timeout
-        tls = SslTls(context or client_context("smp"), server_hostname=address.hosts[0])
+        tls = SslTls(context or client_context("smp"))
         connection = BlockConnection("smp", tls, handshake_timeout=limit, scratch=scratch)
         async with asyncio.timeout(limit):
             link(connection, self._servers[address].protocol(), self.latency)

@@ -44,14 +44,24 @@ class ServiceRecord:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Notifier:
-    """Notification credentials of a queue. `secret`: DH with the recipient; `pending`: the newest undelivered."""
+    """Notification credentials of a queue. `secret`: DH with the recipient; `pending`: what no subscriber was sent yet,
+    oldest first; `blocked`: the words of ERR BLOCKED, empty if it is not.
+    """
 
     notifier_id: bytes
     key: crypto.AuthPublicKey
     secret: bytes
     subscriber: Subscriber | None = None
-    pending: smp.NMsg | None = None
+    pending: list[smp.NMsg] = field(default_factory=list)
+    blocked: str = ""
     service: ServiceRecord | None = None
+
+    def deliver(self) -> None:
+        """Send the subscriber, if there is one, all that it was not sent yet."""
+        if self.subscriber is not None:
+            pending, self.pending = self.pending, []
+            for event in pending:
+                self.subscriber.push(self.notifier_id, event)
 
     def associate(self, service: ServiceRecord | None) -> None:
         """Make it a service's, or nobody's."""
@@ -118,11 +128,20 @@ def _agree(public: X25519PublicKey) -> tuple[bytes, X25519PublicKey]:
 
 
 class Queues:
-    """All queues, found by each of their three ids."""
+    """All queues, found by each of their three ids.
 
-    def __init__(self, quota: int, clock: Callable[[], float] = time.time) -> None:
+    `on_pending` is called with a notifier that may have something for its subscriber: it is to `deliver` that.
+    """
+
+    def __init__(
+        self,
+        quota: int,
+        clock: Callable[[], float] = time.time,
+        on_pending: Callable[[Notifier], None] = Notifier.deliver,
+    ) -> None:
         self._quota = quota
         self._clock = clock
+        self.on_pending = on_pending
         self._by_recipient: dict[bytes, Queue] = {}
         self._by_sender: dict[bytes, Queue] = {}
         self._notifiers: dict[bytes, Notifier] = {}
@@ -195,10 +214,8 @@ class Queues:
         return True
 
     def notify(self, notifier: Notifier, message_id: bytes) -> None:
-        """Send NMSG, or keep it, in place of an older one, until the notifier subscribes."""
+        """Keep an NMSG until the notifier's subscriber is sent it."""
         nonce = os.urandom(NONCE_SIZE)
-        event = smp.NMsg(nonce, smp.MessageMeta(message_id, int(self._clock())).seal(notifier.secret, nonce))
-        if notifier.subscriber is None:
-            notifier.pending = event
-        else:
-            notifier.subscriber.push(notifier.notifier_id, event)
+        meta = smp.MessageMeta(message_id, int(self._clock())).seal(notifier.secret, nonce)
+        notifier.pending.append(smp.NMsg(nonce, meta))
+        self.on_pending(notifier)

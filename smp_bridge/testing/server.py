@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self
 
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
@@ -15,7 +15,7 @@ from smp_bridge.testing import commands
 from smp_bridge.testing.faults import AnswersFault
 from smp_bridge.testing.queues import ID_SIZE, Notifier, Queues, ServiceRecord
 from smp_bridge.testing.services import Services, dissociate
-from smp_bridge.testing.tls import OpenSslTls, service_context
+from smp_bridge.testing.tls import OpenSslTls, service_context, show_web_page
 from smp_bridge.tls import SslTls, TlsFactory, server_context
 from smp_bridge.transmission import (
     Err,
@@ -30,6 +30,7 @@ from smp_bridge.transmission import (
 from smp_bridge.transport import HANDSHAKE_TIMEOUT, BlockConnection, ConnectionClosedError, accept, serve
 
 QUOTA = 128
+_ERR_STORE = Err("STORE", "the store fails on purpose")
 _OF_NOTIFIERS = frozenset([smp.NSub.tag, smp.NSubs.tag])
 
 
@@ -47,6 +48,12 @@ class _Connection:
 
     def push(self, entity_id: bytes, event: Message) -> None:
         """Queue an event; those of the same moment share blocks."""
+        if isinstance(event, smp.End | smp.Deld) and self._server.end_delay:
+            asyncio.get_running_loop().call_later(self._server.end_delay, self._queue, entity_id, event)
+        else:
+            self._queue(entity_id, event)
+
+    def _queue(self, entity_id: bytes, event: Message) -> None:
         if isinstance(event, smp.Deld) and self.session.version < smp.DELETED_EVENT:
             event = smp.End()
         if not self._events:
@@ -75,17 +82,23 @@ class SmpServer:
 
     Versions 6 to 18 with everything that recipients, senders, notifiers and notifiers' services need of them. What
     it is not: nothing is persisted and nothing expires, there are no services of recipients, no short links, no
-    proxying, no files, no queue passwords (any is taken), no quota messages. While a notifier is not subscribed the
-    newest notification of its queue is kept, and only that. Stricter than the reference: a service's session gets the
-    notifications of queues that it subscribed, by NSUBS or each by NSUB, where one NSUB opens all in the reference.
+    proxying, no files, no queue passwords (any is taken), no quota messages. Stricter than the reference: a service's
+    session gets the notifications of queues that it subscribed, by NSUBS or each by NSUB, where one NSUB opens all in
+    the reference.
 
     `port` 0 picks one; `quota`: messages that wait in a queue; `event_delay`: seconds that events wait for others
-    to share their block; `services` off: client certificates are not asked for, and services refused.
+    to share their block; `delivery_interval`: seconds between two deliveries, which all notifications wait for (real
+    servers': 1.5), 0: each goes at once; `end_delay`: seconds that END and DELD come late (real servers': up to 15),
+    perhaps after the answer to another NSUB; `services` off: client certificates are not asked for, and services
+    refused; `sni` "web": who names a host in TLS gets another certificate, as from a server with a web page on the
+    same port.
 
     Faults that last while they are set: `silent`: commands are taken, but neither done nor answered;
     `refuse_services`: the handshake answers `E`; `service_count_offset`: SOKS lies by so many; `answers`: what
     becomes of the answers to the NSUBs and NSUBS of one block, encoded, in order, and sent before others (see
-    `testing.faults`); `slow`: seconds that everything is sent later.
+    `testing.faults`); `slow`: seconds that everything is sent later; `nsubs_delay`: seconds that an NSUBS takes: what
+    its session sends behind it waits, PING too; `store_fails`: all but PING is answered ERR STORE. For so many of the
+    next services: `bad_service`: the server cannot read its record of it, `HANDSHAKE BAD_SERVICE`.
     """
 
     def __init__(
@@ -97,20 +110,30 @@ class SmpServer:
         versions: Versions = smp.VERSIONS,
         quota: int = QUOTA,
         event_delay: float = 0.0,
+        delivery_interval: float = 0.0,
+        end_delay: float = 0.0,
         services: bool = True,
+        sni: Literal["ignored", "web"] = "ignored",
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
     ) -> None:
         self.credentials = credentials or Credentials.generate("ED25519", "localhost")[0]
         self.event_delay = event_delay
+        self.delivery_interval = delivery_interval
+        self.end_delay = end_delay
         self.silent = False
         self.refuse_services = False
         self.service_count_offset = 0
         self.answers: AnswersFault | None = None
         self.slow = 0.0
+        self.nsubs_delay = 0.0
+        self.store_fails = False
+        self.bad_service = 0
         self._host, self._port = host, port
+        self._web = Credentials.generate("ED25519", "web.localhost")[0] if sni == "web" else None
         self._versions = versions
         self._handshake_timeout = handshake_timeout
-        self._queues = Queues(quota)
+        self._queues = Queues(quota, on_pending=self._on_pending)
+        self._pending: dict[Notifier, None] = {}  # wait for the next delivery
         self._services = Services() if services and versions[1] >= smp.SERVICES else None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,16 +165,18 @@ class SmpServer:
             )
             self._port = self._server.sockets[0].getsockname()[1]
 
-    def _tls(self) -> TlsFactory | None:
-        if self._services is None:
-            return None
-        context = service_context("smp", self.credentials)
-        return lambda: OpenSslTls(context)
+    def _tls(self) -> TlsFactory:
+        if self._services is not None:
+            context = service_context("smp", self.credentials, self._web)
+            return lambda: OpenSslTls(context)
+        plain = server_context("smp", self.credentials)
+        if self._web is not None:
+            show_web_page(plain, server_context("smp", self._web))
+        return lambda: SslTls(plain, server_side=True)
 
     def protocol(self) -> BlockConnection:
         """The server's side of one more connection, for a transport of another's making (see `testing.link`)."""
-        tls = self._tls() or (lambda: SslTls(server_context("smp", self.credentials), server_side=True))
-        return BlockConnection("smp", tls(), self._on_connected, self._handshake_timeout)
+        return BlockConnection("smp", self._tls()(), self._on_connected, self._handshake_timeout)
 
     async def stop(self) -> None:
         """Listen no more, and abort every connection; queues and services are kept, subscriptions are not."""
@@ -240,6 +265,11 @@ class SmpServer:
         if self._services is not None:
             self._services.change_ids()
 
+    def block(self, *notifier_ids: bytes, words: str = "reason=spam") -> None:
+        """Queues that break the operator's rules: NSUB gets ERR BLOCKED. Raises KeyError for an unknown id."""
+        for notifier_id in notifier_ids:
+            self._notifier(notifier_id).blocked = words
+
     def dissociate(self, *notifier_ids: bytes) -> None:
         """A fault: lose these associations, or all, and without a word the subscriptions that rest on them.
 
@@ -270,6 +300,21 @@ class SmpServer:
         finally:
             self._waiters.discard(changed)
 
+    def _on_pending(self, notifier: Notifier) -> None:
+        interval = self.delivery_interval
+        if not interval:
+            notifier.deliver()
+            return
+        if not self._pending:
+            loop = asyncio.get_running_loop()
+            loop.call_later(interval - loop.time() % interval, self._deliver)
+        self._pending[notifier] = None
+
+    def _deliver(self) -> None:
+        pending, self._pending = self._pending, {}
+        for notifier in pending:
+            notifier.deliver()
+
     # --- sessions
 
     def _changed(self) -> None:
@@ -299,6 +344,9 @@ class SmpServer:
             connection.abort()
 
     def _service_id(self, hello: ServiceHello) -> bytes:
+        if self.bad_service:
+            self.bad_service -= 1
+            raise HandshakeError("the record of the service cannot be read")
         if self._services is None or self.refuse_services:
             raise HandshakeError("services are refused")
         return self._services.register(hello)
@@ -316,7 +364,10 @@ class SmpServer:
             while True:
                 content = await c.connection.receive()
                 if not self.silent:
-                    self._take(c, parse_block(c.session, content))
+                    block = parse_block(c.session, content)
+                    if any(isinstance(t, Transmission) and t.command == smp.NSubs.tag for t in block):
+                        await asyncio.sleep(self.nsubs_delay)
+                    self._take(c, block)
                 self._changed()
                 await c.connection.drain()
         finally:
@@ -337,7 +388,9 @@ class SmpServer:
         c.send(answers)
 
     def _answer(self, c: _Connection, t: Transmission | Invalid) -> bytes | None:
-        answer = t.error if isinstance(t, Invalid) else self._do(c, t)
+        if isinstance(t, Invalid):
+            return encode_transmission(c.session, t.corr_id, b"", t.error.encode(c.session.version))
+        answer = self._do(c, t)
         if answer is None:
             return None
         return encode_transmission(c.session, t.corr_id, t.entity_id, answer.encode(c.session.version))
@@ -346,6 +399,8 @@ class SmpServer:
         command = commands.parse(c.session, t)
         if isinstance(command, Err):
             return command
+        if self.store_fails and not isinstance(command, smp.Ping):
+            return _ERR_STORE
         if isinstance(command, smp.NSub):
             return self._subscribe(c, t, command)
         if isinstance(command, smp.NSubs):

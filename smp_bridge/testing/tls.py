@@ -16,12 +16,25 @@ from smp_bridge.identity import Credentials
 from smp_bridge.tls import CIPHERS_TLS_1_2, TlsClosedError
 
 _CIPHERS_TLS_1_3: Final = b"TLS_CHACHA20_POLY1305_SHA256"
+_GROUPS: Final = b"X448:X25519"
+_SIGNATURES: Final = b"ed448:ed25519"
 _READ_SIZE: Final = 65536
 
 
-def service_context(scheme: Scheme, credentials: Credentials) -> SSL.Context:
-    """TLS for a server that takes services. Raises ssl.SSLError if OpenSSL refuses the credentials.
+def show_web_page(context: ssl.SSLContext, web: ssl.SSLContext) -> None:
+    """Who names a host (SNI) is answered with another certificate, as by an smp-server with a web page on its port."""
 
+    def choose(tls: ssl.SSLObject, host: str | None, _: ssl.SSLContext) -> None:
+        if host is not None:
+            tls.context = web
+
+    context.sni_callback = choose
+
+
+def service_context(scheme: Scheme, credentials: Credentials, web: Credentials | None = None) -> SSL.Context:
+    """TLS for a server that takes services: what the reference offers, and nothing else (wire.md, section 3).
+
+    `web`: shown to who names a host, as by `show_web_page`. Raises ssl.SSLError if OpenSSL refuses the credentials.
     pyOpenSSL cannot keep TLS 1.3 from sending tickets; without a cache they resume nothing.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
@@ -29,6 +42,7 @@ def service_context(scheme: Scheme, credentials: Credentials) -> SSL.Context:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_cipher_list(CIPHERS_TLS_1_2.encode())
         context.set_tls13_ciphersuites(_CIPHERS_TLS_1_3)
+        _offer_only(context)
         context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
@@ -42,7 +56,17 @@ def service_context(scheme: Scheme, credentials: Credentials) -> SSL.Context:
     context.set_alpn_select_callback(
         lambda _, offered: protocol if protocol in offered else SSL.NO_OVERLAPPING_PROTOCOLS
     )
+    if web is not None:
+        page = service_context(scheme, web)
+        context.set_tlsext_servername_callback(lambda c: c.set_context(page) if c.get_servername() else None)
     return context
+
+
+def _offer_only(context: SSL.Context) -> None:
+    """Groups and signatures, which pyOpenSSL has no methods for."""
+    lib, raw = SSL._lib, context._context  # type: ignore[attr-defined]
+    if not (lib.SSL_CTX_set1_curves_list(raw, _GROUPS) and lib.SSL_CTX_set1_sigalgs_list(raw, _SIGNATURES)):
+        raise ssl.SSLError("OpenSSL does not know the groups or signatures of SMP")
 
 
 @contextlib.contextmanager

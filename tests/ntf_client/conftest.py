@@ -13,7 +13,7 @@ from ntf_client import Device, VerificationCode
 from ntf_server.app import Relay
 from ntf_server.config import identity_files
 from ntf_server.config.files import assemble
-from ntf_server.config.settings import Apns, ApnsHost, Settings, Subscriber, Transport
+from ntf_server.config.settings import Apns, ApnsHost, Limits, Settings, Subscriber, Transport
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
@@ -35,6 +35,7 @@ async def relay(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[ServerAddr
         transport=Transport(host="localhost", port=0, bind="localhost"),
         apns=Apns(test=ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file))),
         subscriber=Subscriber(allow_private_hosts=True),
+        limits=Limits(enabled=False),
     )
     (directory / identity_files.MASTER_KEY).write_text(generate_key_text())
     config = assemble(directory, settings, {})

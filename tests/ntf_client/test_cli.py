@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ntf_client import Device, state
 from ntf_client.state import DeviceState, Subscription
-from ntf_server.testing import FcmMessage, MockApns, MockFcm, MockWebPush
+from ntf_server.testing import FcmMessage, MockApns, MockFcm, MockWebPush, webpush
 from ntf_server.testing.relay import RunningRelay, running_relay
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
@@ -212,6 +212,29 @@ async def test_fcm_and_web_push(
     await check((await web_push.next(second)).data)
     assert b64url(second.auth).rstrip("=") not in said + await cli.ok("status")
     assert second.path not in said + await cli.ok("status", "--json")
+    text = f"webpush {second.endpoint} {b64url(second.auth)} {b64url(second.p256dh)}"
+    assert f"device token  {text}\n" in await cli.ok("status", "--show-token")
+    assert json.loads(await cli.ok("status", "--show-token", "--json"))["device_token"] == text
+
+
+async def test_an_endpoint_as_long_as_those_of_mozilla(
+    cli: Cli, every_provider: RunningRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web_push = every_provider.web_push
+    monkeypatch.setattr(webpush, "_PREFIX", "/wpush/v2/".ljust(180, "a"))
+    subscription = web_push.subscribe(every_provider.application_server_key)
+    text = f"webpush {subscription.endpoint} {b64url(subscription.auth)} {b64url(subscription.p256dh)}"
+    register = ("register", str(every_provider.address), "--provider", "WP", "--token", text)
+    for _ in range(2):
+        await cli.ok(*register)
+        data = (await web_push.next(subscription)).data
+        assert data is not None
+        await cli.ok("verify", "--payload", "-", given=data)
+        assert json.loads(await cli.ok("status", "--json"))["token"]["status"] == "ACTIVE"
+    long = text.replace("localhost", "a" * 60 + ".example")
+    assert (await cli("replace", "--provider", "WP", "--token", long)).fails(2, "too long for the protocol")
+    longer = text.replace("/wpush/v2/", "/wpush/v2/" + "a" * 90)
+    assert (await cli("replace", "--provider", "WP", "--token", longer)).fails(2, "255 bytes each at most")
 
 
 async def test_subscriptions_that_are_none(cli: Cli, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import ServerError
-from smp_bridge.encoding import b64url
+from smp_bridge.encoding import b64url, short
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.testing.recipient import Queue as RecipientQueue
+from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL
 from smp_bridge.transport import ConnectionClosedError
 
 TOKEN = "00ff" * 16
@@ -144,6 +145,59 @@ async def test_a_server_that_has_forgotten_the_device_has_no_subscriptions_of_it
     assert device.token_id == b"new"
     assert not device.subscriptions
     assert not Device.load(tmp_path / "device.json").subscriptions
+
+
+def long_token(size: int = 226) -> ntf.DeviceToken:
+    """A Web Push token with so many bytes of host and path; Mozilla's have about 226."""
+    host = b"push.example.org".rjust(63, b"a")
+    fields = (host, b"", b"/".ljust(size - len(host), b"a"), bytes(16), bytes(65))
+    return ntf.DeviceToken(ntf.Provider.WEB_PUSH, b"".join(map(short, fields)))
+
+
+async def test_a_token_too_long_for_tnew_is_brought_by_trpl(scripted: Callable[..., Any], tmp_path: Path) -> None:
+    key = X25519PrivateKey.generate().public_key()
+    new, active = ntf.IdTkn(b"new", key), ntf.Tkn(ntf.TokenStatus.ACTIVE)
+    answers = [new, "close", active, ntf.Ok(), ERR_AUTH, ntf.IdTkn(b"newer", key), ntf.Ok(), ERR_INTERNAL]
+    server = await scripted(*answers)
+    path, token = tmp_path / "device.json", long_token()
+    with pytest.raises(ConnectionClosedError):
+        async with (device := Device.create(server.address, token, path)).connect() as client:
+            await device.register(client)
+    for expected in (b"new", b"newer"):  # it was known, then it was forgotten
+        device = Device.load(path)
+        async with device.connect() as client:
+            await device.register(client)
+        assert (device.token_id, device.token) == (expected, token)
+    async with device.connect() as client:
+        with pytest.raises(ServerError, match="INTERNAL"):
+            await device.register(client)
+    assert Device.load(path).token_id == b"newer"
+    tags = [c.tag for c in server.received]
+    assert tags == [b"TNEW", b"TRPL", b"TCHK", b"TRPL", b"TCHK", b"TNEW", b"TRPL", b"TCHK"]
+    first, again = server.received[0], server.received[5]
+    assert first.encode(3) == again.encode(3)
+    assert first.token.provider is ntf.Provider.APNS_NULL
+    assert server.received[1] == server.received[3] == server.received[6] == ntf.TRpl(token)
+
+
+async def test_a_token_that_fits_nowhere_is_refused_before_anything_is_sent(
+    scripted: Callable[..., Any], tmp_path: Path
+) -> None:
+    key = X25519PrivateKey.generate().public_key()
+    server = await scripted(ntf.IdTkn(b"id", key), ntf.Ok(), ntf.Ok())
+    device = Device.create(server.address, long_token(283), tmp_path / "device.json")
+    too_long = Device.create(server.address, long_token(284), tmp_path / "other.json")
+    async with device.connect() as client:
+        with pytest.raises(ValueError, match="may have 283 bytes together"):
+            await too_long.register(client)
+        assert not (tmp_path / "other.json").exists()
+        assert server.received == []
+        await device.register(client)
+        with pytest.raises(ValueError, match="may have 283 bytes together"):
+            await device.replace(client, long_token(284))
+        assert device.token == long_token(283)
+        await device.replace(client, long_token(282))
+    assert [c.tag for c in server.received] == [b"TNEW", b"TRPL", b"TRPL"]
 
 
 async def test_a_dead_token_is_revived_with_its_subscriptions(

@@ -1,9 +1,13 @@
 """`subscription_token`: what a browser gives, as the relay reads it."""
 
+import dataclasses
 import json
 import os
+import re
 from typing import Any
+from urllib.parse import unquote
 
+import idna
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -12,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntf_client import subscription_token
+from ntf_client import subscription_text, subscription_token
 from ntf_server.push.webpush.subscription import WebPushSubscription
 from smp_bridge import ntf
 from smp_bridge.encoding import ParseError, Reader, b64url, short
@@ -61,6 +65,63 @@ def test_the_relay_pushes_to_the_same_url(endpoint: str, origin: str, path: str)
     assert (parsed.origin, parsed.path, parsed.auth, parsed.key) == (origin, path, AUTH, POINT)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "origin", "path"),
+    [
+        ("https://bücher.example/up?token=é", "https://xn--bcher-kva.example", "/up?token=%C3%A9"),
+        ("https://BÜCHER.example:8443/Mädchen", "https://xn--bcher-kva.example:8443", "/M%C3%A4dchen"),
+        ("https://пример.example/%d0%b6/ж", "https://xn--e1afmkfd.example", "/%d0%b6/%D0%B6"),
+        ('https://例え.example/{a}|^`"<>[]\\', "https://xn--r8jz45g.example", "/%7Ba%7D%7C%5E%60%22%3C%3E%5B%5D%5C"),
+    ],
+)
+def test_an_endpoint_that_is_not_ascii(endpoint: str, origin: str, path: str) -> None:
+    """RFC 3987, section 3.1: IDNA for the host, percent-encoded UTF-8 for the rest."""
+    parsed = WebPushSubscription.parse(subscription_token(subscription(endpoint)).token)
+    assert (parsed.origin, parsed.path) == (origin, path)
+
+
+@given(st.text(st.sampled_from("aäöüéßñçøæœшжλω東京アb-1"), min_size=1, max_size=20))
+def test_a_host_name_is_that_of_another_library_or_none(label: str) -> None:
+    try:
+        by_another = idna.encode(label, uts46=True).decode()
+    except idna.IDNAError:
+        return
+    try:
+        token = subscription_token(subscription(f"https://{label}.example/")).token
+    except ParseError:
+        assert "ß" in label
+        return
+    assert Reader(token).short().decode() == f"{by_another}.example"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [
+        ("https://push.example.org/send/abc?d=1", "https://push.example.org/send/abc?d=1"),
+        ("https://push.example.org:8443", "https://push.example.org:8443/"),
+        ("https://push.example.org:443/a", "https://push.example.org/a"),
+        ("https://[2001:db8::1]:8443/a", "https://[2001:db8::1]:8443/a"),
+        ("https://bücher.example/ä", "https://xn--bcher-kva.example/%C3%A4"),
+    ],
+)
+def test_the_text_form(endpoint: str, text: str) -> None:
+    token = subscription_token(subscription(endpoint))
+    assert subscription_text(token) == f"webpush {text} {b64url(AUTH)} {b64url(POINT)}"
+    unpadded = f" webpush  {endpoint} {b64url(AUTH).rstrip('=')}\t{b64url(POINT).rstrip('=')}\n"
+    for given_ in (subscription_text(token), unpadded, unpadded.encode()):
+        assert subscription_token(given_) == token
+
+
+def test_the_text_form_of_what_is_no_web_push_token() -> None:
+    good = subscription_token(subscription())
+    ascii_only = good.token.replace(b"/send", b"/\xffend")
+    for token in (ntf.DeviceToken(ntf.Provider.APNS, b"ab"), dataclasses.replace(good, token=good.token[:-1])):
+        with pytest.raises(ParseError):
+            subscription_text(token)
+    with pytest.raises(ParseError):
+        subscription_text(dataclasses.replace(good, token=ascii_only))
+
+
 def test_equal_subscriptions_give_equal_tokens() -> None:
     one = subscription("https://push.example.org/a")
     two = subscription(
@@ -100,7 +161,17 @@ def test_equal_subscriptions_give_equal_tokens() -> None:
         subscription("https://push.example.org/#MARKER"),
         subscription("https://push.example.org/MAR KER"),
         subscription("https://push.example.org/MAR\nKER"),
-        subscription("https://push.example.org/Mädchen"),
+        subscription("https://push.example.org/\u200bMARKER"),
+        subscription("https://MARKER\u00df.example/"),
+        subscription("https://\u03c2MARKER.example/"),
+        subscription("https://ä" + "a" * 63 + ".example/"),
+        subscription("https://push.example.org/" + "ä" * 43),
+        "webpush",
+        "webpush https://push.example.org/ MARKER",
+        f"webpush https://push.example.org/ {b64url(POINT)} {b64url(AUTH)}",
+        f"webpush https://push.example.org/ {b64url(AUTH)} {b64url(POINT)} MARKER",
+        f"webpush {b64url(AUTH)} {b64url(POINT)}",
+        f"Webpush https://push.example.org/ {b64url(AUTH)} {b64url(POINT)}",
         subscription("https://[MARKER/"),
         subscription("https://" + "a" * 256 + "/"),
         subscription("https://push.example.org/" + "a" * 255),
@@ -140,7 +211,8 @@ def test_any_endpoint_is_refused_or_kept(endpoint: str) -> None:
     host, port, path = r.short().decode(), r.short().decode(), r.short().decode()
     assert host
     assert path.startswith("/")
-    assert endpoint.endswith(path.removeprefix("/"))
+    assert unquote(endpoint).endswith(unquote(path).removeprefix("/"))
+    assert re.fullmatch(r"/[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*", path)
     assert not port or 0 < int(port) < 65536
 
 

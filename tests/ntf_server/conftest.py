@@ -154,6 +154,7 @@ def make_config(tmp_path: Path, identity: Identity, mock_apns: MockApns) -> Call
             "delivery__min_backoff": 0.05,
             "delivery__max_backoff": 0.2,
             "subscriber__allow_private_hosts": "true",
+            "limits__enabled": "false",
         }
         return config.load(directory, {f"NTF_SERVER__{k.upper()}": str(v) for k, v in {**defaults, **settings}.items()})
 

@@ -28,6 +28,7 @@ from smp_bridge.client import Client, ServerError
 from smp_bridge.ntf import InvalidReason, TokenStatus
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Recipient
+from smp_bridge.transport import ConnectionClosedError
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def settings(mock_apns: MockApns) -> sections.Settings:
             test=sections.ApnsHost(host="localhost", port=mock_apns.port, ca_file=str(mock_apns.ca_file)),
         ),
         subscriber=sections.Subscriber(allow_private_hosts=True),
+        limits=sections.Limits(enabled=False),
         delivery=sections.Delivery(min_backoff=0.05, max_backoff=0.2),
     )
 
@@ -249,12 +251,12 @@ async def test_a_part_that_fails_is_started_again_and_counted(
 ) -> None:
     starts = 0
 
-    async def fail(*_: Any, **__: Any) -> None:
+    async def fail(_: periodic.Checks) -> None:
         nonlocal starts
         starts += 1
         raise ZeroDivisionError
 
-    monkeypatch.setattr(periodic, "check", fail)
+    monkeypatch.setattr(periodic.Checks, "run", fail)
     monkeypatch.setattr(supervisor, "MIN_BACKOFF", 0.01)
     async with Relay(relay_config) as relay, await connect(relay, relay_config) as client:
         async with asyncio.timeout(10):
@@ -335,3 +337,21 @@ async def test_lists_and_limits_are_swapped(
         file.write_text("rubbish")
         with pytest.raises(AdminError, match=r"^not changed: .*cannot be read"):
             await asyncio.to_thread(ask, from_file.admin_socket, "reload")
+
+
+async def test_budgets_are_swapped(from_file: Config) -> None:
+    file = from_file.directory / CONFIG_FILE
+    text = file.read_text()
+    async with Relay(from_file) as relay, await connect(relay, from_file) as client:
+        assert await client.request(ntf.Ping()) == ntf.Pong()
+        file.write_text(f"{text}\n[limits]\nsessions_per_address = 1\n")
+        assert (await relay.reload()).swapped == ("[limits] sessions_per_address",)
+        async with await connect(relay, from_file) as other:
+            assert await other.request(ntf.Ping()) == ntf.Pong()
+            with pytest.raises(ConnectionClosedError):
+                await client.request(ntf.Ping())
+        file.write_text(f"{text}\n[limits]\nenabled = false\n")
+        assert (await relay.reload()).swapped == ("[limits] enabled", "[limits] sessions_per_address")
+        async with await connect(relay, from_file) as first, await connect(relay, from_file) as second:
+            for session in (first, second):
+                assert await session.request(ntf.Ping()) == ntf.Pong()

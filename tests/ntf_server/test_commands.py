@@ -5,7 +5,9 @@ import contextlib
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,11 +20,13 @@ from harness import Phone
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.store.clock import since_boot
 from ntf_server.store.sealing import Sealer
+from ntf_server.store.sqlite import upkeep
 from ntf_server.testing import Answer, Delay, MockApns
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.client import Client
+from smp_bridge.client import Client, ServerError
 from smp_bridge.encoding import short, word16
 from smp_bridge.network import Network
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -260,14 +264,14 @@ async def test_an_authenticator_of_no_known_size(relay: Relay, dial: Any, versio
     wire = await dial(relay, version)
     for size in (1, 63, 65, 79, 81, 113, 115, 255):
         answer = await wire.ask_raw(short(bytes(size)) + wire.encode(ntf.TChk(), ID, corr_id=b"corr")[1:])
-        assert (answer.command, answer.corr_id, answer.entity_id) == (b"ERR BLOCK", b"corr", ID), size
+        assert (answer.command, answer.corr_id, answer.entity_id) == (b"ERR BLOCK", b"corr", b""), size
 
 
 async def test_the_session_id_of_version_1(relay: Relay, dial: Any) -> None:
     wire, other = await dial(relay, 1), await dial(relay, 1)
-    answer = await wire.ask_raw(other.encode(ntf.Ping(), corr_id=b"corr"))
+    answer = await wire.ask_raw(other.encode(ntf.TChk(), ID, corr_id=b"corr"))
     # What answers carry is this session's id: it would not parse otherwise.
-    assert (answer.command, answer.corr_id) == (b"ERR SESSION", b"corr")
+    assert (answer.command, answer.corr_id, answer.entity_id) == (b"ERR SESSION", b"corr", b"")
     assert await wire.ask(ntf.Ping()) == ntf.Pong()
 
 
@@ -479,7 +483,7 @@ async def test_verifying_deletes_other_registrations_of_the_device(
 async def test_replacing(wire: Any, device: Phone, client: Client, mock_apns: MockApns) -> None:
     old_code = device.open(mock_apns.pushes[0], "verification")
     subscribed = await wire.ask(snew(device.token_id), key=device.key)
-    device.token = "replacement"
+    device.token = "12" * 32
     assert await wire.ask(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
     await status_is(wire, device, TokenStatus.CONFIRMED)
     assert await wire.ask(ntf.TVfy(old_code), device.token_id, device.key) == ERR_AUTH
@@ -490,7 +494,7 @@ async def test_replacing(wire: Any, device: Phone, client: Client, mock_apns: Mo
 
 async def test_replacing_revives(wire: Any, device: Phone, client: Client, database: Any) -> None:
     database("UPDATE tokens SET status = 'INVALID', reason = 'BAD'")
-    device.token = "replacement"
+    device.token = "12" * 32
     assert await wire.ask(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
     await device.verify(client)
     await status_is(wire, device, TokenStatus.ACTIVE)
@@ -689,6 +693,54 @@ async def test_subscribing_to_what_ended_subscribes_it_again(
 
 
 @pytest.fixture
+def quick_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "LOOK", 0.02)
+
+
+TWO_DAYS = 2 * 24 * 3600
+
+
+@pytest.mark.parametrize(
+    "command", ["TCHK", "TCRN", "TVFY", "TRPL", "TNEW", "SNEW", "SCHK", "SDEL", "TCHK of nobody", "SCHK of nobody"]
+)
+async def test_a_device_that_sends_any_command_is_not_silent(
+    *, quick_upkeep: None, wire: Any, device: Phone, client: Client, smp_server: SmpServer, database: Any, command: str
+) -> None:
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        subscription_id = await device.subscribe(client, smp_server.address, queue)
+    [(before,)] = database("SELECT active_at FROM tokens")
+    database("UPDATE tokens SET active_at = ?", before - TWO_DAYS)
+    nobody = Ed25519PrivateKey.generate() if command.endswith("nobody") else device.key
+    match command.split(maxsplit=1)[0]:
+        case "TCHK":
+            await wire.ask(ntf.TChk(), device.token_id, nobody)
+        case "TCRN":
+            await wire.ask(ntf.TCrn(20), device.token_id, device.key)
+        case "TVFY":
+            await wire.ask(ntf.TVfy(bytes(32)), device.token_id, device.key)  # the wrong code, by the right key
+        case "TRPL":
+            await wire.ask(ntf.TRpl(device.device), device.token_id, device.key)
+        case "TNEW":
+            await wire.ask(tnew(device), b"", device.key)
+        case "SNEW":
+            await wire.ask(snew(device.token_id), b"", device.key)
+        case "SCHK":
+            await wire.ask(ntf.SChk(), subscription_id, nobody)
+        case "SDEL":
+            await wire.ask(ntf.SDel(), subscription_id, device.key)
+    if command.endswith("nobody"):
+        await asyncio.sleep(0.3)
+        assert database("SELECT active_at FROM tokens") == [(before - TWO_DAYS,)]
+        return
+    async with asyncio.timeout(10):
+        while database("SELECT active_at FROM tokens") == [(before - TWO_DAYS,)]:
+            await asyncio.sleep(0.02)
+    [(after,)] = database("SELECT active_at FROM tokens")
+    assert before <= after <= before + 20
+
+
+@pytest.fixture
 async def open_relay(
     make_config: Callable[..., Config], address_of: Any, dial: Any, phone: Phones
 ) -> AsyncIterator[tuple[Any, Phone]]:
@@ -848,3 +900,107 @@ async def test_limits(start: Start, phone: Phones) -> None:
     assert refusals(metrics) == {"token_limit": 2, "server_limit": 1}
     assert await wire.ask(ntf.SDel(), known.subscription_id, first.key) == ntf.Ok()
     assert isinstance(await subscribe(third, b"5"), ntf.IdSub)
+
+
+# --- budgets of strangers
+
+
+@dataclass
+class Ahead:
+    """The clocks of a relay, moved ahead: time passes."""
+
+    seconds: float = 0.0
+
+    def wall(self) -> float:
+        return time.time() + self.seconds
+
+    def steady(self) -> float:
+        return since_boot() + self.seconds
+
+
+@pytest.fixture
+def ahead() -> Ahead:
+    return Ahead()
+
+
+@pytest.fixture
+async def among_strangers(make_config: Callable[..., Config], address_of: Any, ahead: Ahead) -> AsyncIterator[Client]:
+    """A client of a relay with the default budgets."""
+    async with (
+        Relay(make_config(limits__enabled="true"), clock=ahead.wall, steady=ahead.steady) as relay,
+        await Client.connect(address_of(relay)) as client,
+    ):
+        yield client
+
+
+def twin(phone: Phone) -> Phone:
+    """Another registration of its device token."""
+    return Phone(phone.apns, phone.token)
+
+
+async def nothing_is_pushed(phone: Phone) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(phone.apns.next(phone.token), 0.5)
+
+
+async def test_codes_for_a_device_wait_for_their_turn(
+    among_strangers: Client, phone: Phones, ahead: Ahead, mock_apns: MockApns
+) -> None:
+    """The second registration of a device token is answered at once, its code is pushed a minute later."""
+    first, other = phone(), phone()
+    second, third = twin(first), twin(first)
+    await first.register(among_strangers)
+    await mock_apns.next(first.token)
+    await second.register(among_strangers)
+    await third.register(among_strangers)  # by the same address: it takes the place of the second
+    await nothing_is_pushed(first)
+    with pytest.raises(ServerError, match="AUTH"):
+        await second.status(among_strangers)
+    assert (await third.status(among_strangers)).status is TokenStatus.REGISTERED
+    ahead.seconds = 61
+    await other.register(among_strangers)  # which has the relay look
+    await third.verify(among_strangers)
+    assert (await third.status(among_strangers)).status is TokenStatus.ACTIVE
+
+
+async def test_an_active_registration_waits_for_nobody(
+    among_strangers: Client, phone: Phones, mock_apns: MockApns, ahead: Ahead
+) -> None:
+    owner = phone()
+    await owner.register(among_strangers)
+    await owner.verify(among_strangers)
+    await twin(owner).register(among_strangers)
+    await nothing_is_pushed(owner)
+    await owner.register(among_strangers)
+    await owner.verify(among_strangers)
+
+
+async def test_a_token_that_is_not_verified_may_be_replaced_twice(among_strangers: Client, phone: Phones) -> None:
+    device = phone()
+    await device.register(among_strangers)
+    for _ in range(2):
+        device.token = os.urandom(32).hex()
+        assert await among_strangers.request(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
+    with pytest.raises(ServerError, match="QUOTA"):
+        await among_strangers.request(ntf.TRpl(phone().device), device.token_id, device.key)
+    await device.verify(among_strangers)
+    device.token = os.urandom(32).hex()
+    assert await among_strangers.request(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
+    await device.verify(among_strangers)
+
+
+async def test_a_token_that_never_was_active_subscribes_nothing(
+    start: Start, phone: Phones, mock_apns: MockApns
+) -> None:
+    wire, client, metrics = await start()
+    bad, good = phone(), phone()
+    for device in (bad, good):
+        if device is good:
+            await device.register(client)
+            await device.verify(client)
+        mock_apns.script(Answer(400, "BadDeviceToken"), token=device.token)
+        await device.register(client)
+        await status_is(wire, device, TokenStatus.INVALID, InvalidReason.BAD)
+    assert await wire.ask(snew(bad.token_id), key=bad.key) == ERR_AUTH
+    assert refusals(metrics) == {"never_active": 1}
+    assert isinstance(await wire.ask(snew(good.token_id), key=good.key), ntf.IdSub)

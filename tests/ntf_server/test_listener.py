@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import ipaddress
 import os
 import socket
 import ssl
@@ -15,12 +16,18 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ntf_server.admission.gate import Admission
+from ntf_server.admission.sessions import Peer
 from ntf_server.app import Relay
 from ntf_server.commands import Commands
+from ntf_server.config.limits import parse_limits
+from ntf_server.config.settings import Limits
 from ntf_server.listener import Listener, ListenerConfig, ListenError
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store.contract import (
     StoreConflictError,
     StoreCorruptError,
+    StoreError,
     StoreFullError,
     StoreUnavailableError,
 )
@@ -30,6 +37,7 @@ from smp_bridge.client import Client, Request, ServerError
 from smp_bridge.encoding import short, word16
 from smp_bridge.handshake import IdentityMismatchError, ServerHello
 from smp_bridge.identity import Credentials, generate_key, issue_leaf
+from smp_bridge.network import open_socket
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import ERR_BLOCK, Message, Session, Transmission, encode_blocks
 from smp_bridge.transport import ConnectionClosedError
@@ -51,7 +59,7 @@ class StubCommands(Commands):
         self.go_on = asyncio.Event()
         self.done = 0
 
-    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         if t.command == b"TCHK":
             self.started.set()
             await self.go_on.wait()
@@ -72,8 +80,8 @@ async def listen(identity: Any, commands: StubCommands) -> AsyncIterator[Callabl
     """Starts listeners with stub commands."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(**options: Any) -> Listener:
-            listener = Listener(ListenerConfig("127.0.0.1", 0, **options), identity[0], commands)
+        async def start(admission: Admission | None = None, **options: Any) -> Listener:
+            listener = Listener(ListenerConfig("127.0.0.1", 0, **options), identity[0], commands, admission)
             stack.push_async_callback(listener.close)
             await listener.start()
             return listener
@@ -86,10 +94,12 @@ async def raw_tls() -> AsyncIterator[Callable[..., Any]]:
     """Opens TLS connections on which nothing was said yet: (reader, writer)."""
     writers: list[asyncio.StreamWriter] = []
 
-    async def open_tls(server: Any, *, alpn: str | None = "ntf/1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open_tls(
+        server: Any, *, alpn: str | None = "ntf/1", host: str = ""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         context = client_context("ntf")
         context.set_alpn_protocols([alpn] if alpn else [])
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context, server_hostname=host)
         writers.append(writer)
         return reader, writer
 
@@ -141,6 +151,11 @@ async def test_without_the_alpn_only_version_1_is_offered(listen: Any, raw_tls: 
 
 async def test_a_session_without_alpn(listen: Any, dial: Any) -> None:
     assert await pong(await dial(await listen(), 1, alpn=False))
+
+
+async def test_a_client_that_names_a_host(listen: Any, raw_tls: Any) -> None:
+    reader, _ = await raw_tls(await listen(), host="localhost")
+    assert (await hello(reader)).versions == (1, 3)
 
 
 async def test_the_hello(listen: Any, raw_tls: Any, identity: Any) -> None:
@@ -334,7 +349,7 @@ class Recording(StubCommands):
         self.under_way = 0
         self.most = 0
 
-    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         self.log.append(command)
@@ -422,6 +437,7 @@ async def test_an_answer_larger_than_a_block(listen: Any, dial: Any, commands: S
         (StoreFullError("disk full"), b"ERR STORE database"),
         (StoreUnavailableError("locked"), b"ERR STORE database"),
         (StoreCorruptError("damaged"), b"ERR STORE database"),
+        (StoreError("cannot"), b"ERR STORE database"),
         (StoreConflictError("a fault of ours"), b"ERR INTERNAL"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, Exception) else "",
@@ -434,24 +450,153 @@ async def test_a_failing_store(listen: Any, dial: Any, commands: StubCommands, f
     assert [(a.corr_id, a.command) for a in answers] == [(b"1", answer), (b"2", b"PONG")]
 
 
-async def test_a_failing_store_is_told_once_a_minute(
-    listen: Any, dial: Any, commands: StubCommands, logged: list[Any]
-) -> None:
-    commands.fault = StoreFullError("disk full")
-    listener = await listen()
-    wires = [await dial(listener) for _ in range(2)]
+# --- budgets of strangers
 
-    async def told() -> int:
-        for wire in wires * 5:
-            answer = await wire.ask_raw(wire.encode(ntf.TDel()))
-            assert answer.command == b"ERR STORE database"
-        return [r.getMessage() for r in logged].count("commands fail: disk full")
 
-    assert await told() == 1
-    listener._said_at -= 59
-    assert await told() == 1
-    listener._said_at -= 1
-    assert await told() == 2
+def admission(metrics: Metrics | None = None, **limits: Any) -> Admission:
+    return Admission(parse_limits(Limits(**limits)), metrics=metrics)
+
+
+async def test_a_connection_over_a_budget_is_closed_before_tls(listen: Any, dial: Any) -> None:
+    metrics = Metrics()
+    listener = await listen(admission(metrics, half_open_per_address=2))
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(("127.0.0.1", listener.port)))
+        while "ntf_client_handshakes 2" not in metrics.render():
+            await asyncio.sleep(0.01)
+        third = stack.enter_context(socket.create_connection(("127.0.0.1", listener.port)))
+        third.setblocking(False)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(third, 1), 10) == b""
+    assert metrics.value(KindCounter.LIMITS_CLOSED, "half_open_per_address") == 1
+    while "ntf_client_handshakes 0" not in metrics.render():
+        await asyncio.sleep(0.01)
+    assert await pong(await dial(listener))
+
+
+async def test_connections_are_counted_however_they_end(listen: Any, dial: Any, raw_tls: Any) -> None:
+    metrics = Metrics()
+    listener = await listen(admission(metrics), handshake_timeout=0.3)
+    gauges = ["ntf_client_sessions 0", "ntf_client_handshakes 0"]
+    wire = await dial(listener)
+    assert await pong(wire)
+    assert "ntf_client_sessions 1" in metrics.render()
+    await raw_tls(listener)  # says nothing, until its time is over
+    with socket.create_connection(("127.0.0.1", listener.port)) as raw:
+        raw.send(b"no TLS at all" * 10)
+        await wire.connection.close()
+        async with asyncio.timeout(10):
+            while not all(gauge in metrics.render() for gauge in gauges):
+                await asyncio.sleep(0.01)
+
+
+async def test_the_session_that_was_silent_longest_makes_room(listen: Any, dial: Any) -> None:
+    listener = await listen(admission(sessions_per_address=2))
+    first, second = await dial(listener), await dial(listener)
+    assert await pong(first)
+    third = await dial(listener)
+    with pytest.raises(ConnectionClosedError):
+        await second.connection.receive()
+    assert await pong(first)
+    assert await pong(third)
+
+
+async def test_over_a_rate_a_session_waits_and_others_do_not(listen: Any, dial: Any) -> None:
+    metrics = Metrics()
+    listener = await listen(admission(metrics, commands_per_session="5 + 10/s"))
+    flood, other = await dial(listener), await dial(listener)
+    began = asyncio.get_running_loop().time()
+    flood.send(*(flood.encode(ntf.Ping()) for _ in range(15)))
+    answers: list[Transmission] = []
+    assert await pong(other)
+    assert asyncio.get_running_loop().time() - began < 0.9
+    while len(answers) < 15:
+        answers += await flood.receive()
+    assert {a.command for a in answers} == {b"PONG"}  # delayed, not refused
+    assert asyncio.get_running_loop().time() - began >= 0.95
+    assert metrics.value(KindCounter.LIMITS_DELAYED, "commands_per_session") >= 1
+
+
+async def test_a_session_that_waits_for_its_turn_does_not_hold_up_a_stop(listen: Any, dial: Any) -> None:
+    metrics = Metrics()
+    listener = await listen(admission(metrics, commands_per_session="1 + 0.1/s"))
+    wire = await dial(listener)
+    wire.send(wire.encode(ntf.Ping()), wire.encode(ntf.Ping()))
+    async with asyncio.timeout(10):
+        while not metrics.value(KindCounter.LIMITS_DELAYED, "commands_per_session"):
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await listener.close(30)
+
+
+# --- behind a balancer
+
+PROXIES = (ipaddress.ip_network("127.0.0.0/8"),)
+
+
+def said(address: str) -> bytes:
+    """What a balancer says of a client."""
+    packed = ipaddress.ip_address(address).packed
+    rest = packed + bytes(len(packed)) + word16(40_000) + word16(443) + b"and more"
+    family = b"\x11" if len(packed) == 4 else b"\x21"
+    return b"\r\n\r\n\x00\r\nQUIT\n\x21" + family + word16(len(rest)) + rest
+
+
+@pytest.fixture
+def balanced(dial: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Opens sessions through a balancer, which says whose they are, byte by byte."""
+    said_first: list[bytes] = []
+
+    async def open_balanced(*args: Any) -> socket.socket:
+        sock = await open_socket(*args)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for n in range(len(said_first[-1])):
+            await asyncio.get_running_loop().sock_sendall(sock, said_first[-1][n : n + 1])
+            await asyncio.sleep(0)
+        return sock
+
+    async def open_session(listener: Listener, address: str) -> Any:
+        said_first.append(said(address))
+        return await dial(listener)
+
+    monkeypatch.setattr("smp_bridge.connecting.open_socket", open_balanced)
+    return open_session
+
+
+@pytest.mark.parametrize("address", ["198.51.100.7", "2001:db8::7"])
+async def test_a_balancer_says_whose_connection_it_is(listen: Any, balanced: Callable[..., Any], address: str) -> None:
+    listener = await listen(admission(sessions_per_address=1), proxies=PROXIES)
+    first, other = await balanced(listener, address), await balanced(listener, "198.51.100.8")
+    assert await pong(first)
+    assert await pong(other)
+    third = await balanced(listener, address)
+    with pytest.raises(ConnectionClosedError):
+        await first.connection.receive()
+    assert await pong(other)
+    assert await pong(third)
+
+
+async def test_a_balancer_that_says_nothing_is_not_waited_for(listen: Any, dial: Any) -> None:
+    listener = await listen(proxies=PROXIES, handshake_timeout=0.2)
+    for sent in (b"", b"\x16\x03\x01" + bytes(50), said("198.51.100.7")[:20]):
+        with socket.create_connection(("127.0.0.1", listener.port)) as raw:
+            raw.setblocking(False)
+            raw.send(sent)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(raw, 1), 10) == b""
+
+
+async def test_who_is_no_balancer_is_not_believed(listen: Any, raw_tls: Any) -> None:
+    listener = await listen(proxies=(ipaddress.ip_network("10.0.0.0/8"),), handshake_timeout=0.5)
+    with socket.create_connection(("127.0.0.1", listener.port)) as raw:
+        raw.setblocking(False)
+        raw.send(said("198.51.100.7"))
+        with contextlib.suppress(ConnectionError):
+            received = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(raw, 100), 10)
+            assert received[:1] in {b"", b"\x15"}  # an alert of TLS
+    reader, _ = await raw_tls(listener)
+    assert (await hello(reader)).versions[1] >= 1
 
 
 # --- clients that come to rest

@@ -1,6 +1,7 @@
 """Check-messages pushes every so many minutes (TCRN), through a relay whose clock is the test's."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -11,7 +12,7 @@ from harness import Phone
 
 from ntf_server import periodic
 from ntf_server.app import Relay
-from ntf_server.config.files import Config
+from ntf_server.config.files import CONFIG_FILE, Config
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
 from ntf_server.testing import Answer, MockApns
@@ -25,6 +26,7 @@ from smp_bridge.testing.recipient import Recipient
 pytestmark = pytest.mark.usefixtures("quiet")
 
 INTERVAL = 0.01
+LATEST = 2.2  # minutes that a check may come after a period of 20
 Until = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]
 
 
@@ -57,7 +59,7 @@ async def mock_apns(clock: Clock) -> AsyncIterator[MockApns]:
 async def relay(
     make_config: Callable[..., Config], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Relay]:
-    monkeypatch.setattr(periodic, "check", partial(periodic.check, interval=INTERVAL))
+    monkeypatch.setattr(periodic, "Checks", partial(periodic.Checks, interval=INTERVAL))
     async with Relay(make_config(), clock=clock, steady=clock) as running:
         yield running
 
@@ -103,7 +105,7 @@ async def test_every_twenty_minutes_until_it_is_off(device: Phone, clock: Clock,
     for _ in range(3):
         clock.pass_(19.9)
         await no_check(device)
-        clock.pass_(0.2)
+        clock.pass_(LATEST)
         await check(device)
         await no_check(device)
     await every(device, 0)
@@ -124,7 +126,7 @@ async def test_asking_for_the_same_again_does_not_begin_the_period_anew(
     await every(device, 20)
     clock.pass_(19)
     await every(device, 20)
-    clock.pass_(1.1)
+    clock.pass_(1 + LATEST)
     await check(device)
 
 
@@ -133,7 +135,7 @@ async def test_another_period_begins_when_it_is_asked_for(device: Phone, clock: 
     clock.pass_(30)
     await every(device, 20)
     await no_check(device)
-    clock.pass_(20.1)
+    clock.pass_(20 + LATEST)
     await check(device)
 
 
@@ -150,7 +152,7 @@ async def test_a_token_that_is_not_active_gets_none(
     device: Phone, client: Client, clock: Clock, every: Any, until: Until
 ) -> None:
     await every(device, 20)
-    device.token = "replacement"
+    device.token = "12" * 32
     assert await client.request(ntf.TRpl(device.device), device.token_id, device.key) == ntf.Ok()
     code = device.open(await device.apns.next(device.token), "verification")
     await confirmed(device, client, until)
@@ -173,7 +175,7 @@ async def test_who_was_woken_by_a_code_within_the_period_gets_none(
     clock.pass_(10)
     await looked()
     await no_check(device)
-    clock.pass_(11)
+    clock.pass_(10 + LATEST)
     await check(device)
 
 
@@ -182,13 +184,13 @@ async def test_a_dead_token_gets_no_more(
 ) -> None:
     await every(device, 20)
     mock_apns.unregister(device.token)
-    clock.pass_(21)
+    clock.pass_(20 + LATEST)
 
     async def is_dead() -> bool:
         return (await device.status(client)).status is TokenStatus.INVALID
 
     await until(is_dead)
-    clock.pass_(21)
+    clock.pass_(20 + LATEST)
     await no_check(device)
     assert len(mock_apns.rejected) == 1
 
@@ -196,7 +198,7 @@ async def test_a_dead_token_gets_no_more(
 async def test_a_deleted_token_gets_none(device: Phone, client: Client, clock: Clock, every: Any) -> None:
     await every(device, 20)
     assert await client.request(ntf.TDel(), device.token_id, device.key) == ntf.Ok()
-    clock.pass_(21)
+    clock.pass_(20 + LATEST)
     await no_check(device)
     with pytest.raises(ServerError, match="AUTH"):
         await every(device, 20)
@@ -205,7 +207,7 @@ async def test_a_deleted_token_gets_none(device: Phone, client: Client, clock: C
 async def test_a_push_that_failed_is_tried_again(device: Phone, clock: Clock, every: Any, mock_apns: MockApns) -> None:
     await every(device, 20)
     mock_apns.script(Answer(503, "ServiceUnavailable"), Answer(500, "InternalServerError"))
-    clock.pass_(21)
+    clock.pass_(20 + LATEST)
     await check(device)
     await no_check(device)
 
@@ -219,7 +221,7 @@ async def test_a_check_behind_a_message_is_not_forgotten(
         await device.subscribe(client, smp_server.address, queue)
         await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
         await mock_apns.stop()
-        clock.pass_(21)
+        clock.pass_(20 + LATEST)
         await looked()
         await queue.send("hello")
         await looked()
@@ -227,7 +229,31 @@ async def test_a_check_behind_a_message_is_not_forgotten(
         assert "alert" in (await mock_apns.next(device.token)).body["aps"]
         await check(device)
         await no_check(device)
-        clock.pass_(21)
+        clock.pass_(20 + LATEST)
+        await check(device)
+
+
+async def test_checks_are_off_until_a_reload_has_them_always(
+    *, relay: Relay, device: Phone, client: Client, clock: Clock, every: Any, smp_server: SmpServer
+) -> None:
+    file = relay._config.directory / CONFIG_FILE
+    text = file.read_text()
+    file.write_text(f'{text}\n[delivery]\nchecks = "off"\n')
+    assert (await relay.reload()).swapped == ("[delivery] checks",)
+    await every(device, 20)
+    clock.pass_(20 + LATEST)
+    await no_check(device)
+    file.write_text(f'{text}\n[delivery]\nchecks = "always"\n')
+    assert (await relay.reload()).swapped == ("[delivery] checks",)
+    await check(device)
+    async with await Recipient.connect(smp_server.address) as recipient:
+        queue = await recipient.queue()
+        await device.subscribe(client, smp_server.address, queue)
+        await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id))
+        clock.pass_(15)
+        await queue.send("hello")
+        assert "alert" in (await device.apns.next(device.token)).body["aps"]
+        clock.pass_(5 + LATEST)
         await check(device)
 
 
@@ -239,7 +265,7 @@ async def test_a_restart_keeps_the_period(
     monkeypatch: pytest.MonkeyPatch,
     address_of: Callable[..., ServerAddress],
 ) -> None:
-    monkeypatch.setattr(periodic, "check", partial(periodic.check, interval=INTERVAL))
+    monkeypatch.setattr(periodic, "Checks", partial(periodic.Checks, interval=INTERVAL))
     device = phone()
     async with (
         Relay(make_config(), clock=clock, steady=clock) as relay,
@@ -251,7 +277,7 @@ async def test_a_restart_keeps_the_period(
     clock.pass_(10)
     async with Relay(make_config(), clock=clock, steady=clock):
         await no_check(device)
-        clock.pass_(10.1)
+        clock.pass_(10 + LATEST)
         await check(device)
 
 
@@ -263,8 +289,9 @@ class FailingStore:
         self.asked: list[Any] = []
         self.all_asked = asyncio.Event()
 
-    async def mark_checks(self, limit: int) -> int:
+    async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         self.asked.append(limit)
+        self.quiet_only = quiet_only
         if not self.answers:
             self.all_asked.set()
             return 0
@@ -292,21 +319,43 @@ async def run_until_asked(store: FailingStore, run: Callable[[], Awaitable[None]
 
 
 async def test_a_failing_store_makes_them_late_only(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "ntf_server")
     store: Any = FailingStore(StoreFullError("disk full"), 1, StoreUnavailableError("busy"), 1)
-    await run_until_asked(store, lambda: periodic.check(store, interval=0))
+    await run_until_asked(store, periodic.Checks(store, interval=0).run)
     assert len(store.asked) >= 5
     late = [m for m in caplog.messages if m.startswith("periodic pushes are late: ")]
     assert late == ["periodic pushes are late: disk full", "periodic pushes are late: busy"]
 
 
-async def test_a_full_slice_is_followed_by_the_next_at_once() -> None:
+async def test_a_full_slice_is_followed_by_the_next_soon_but_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(periodic, "_SLICE_PAUSE", 0.05)
     store: Any = FailingStore(500, 500, 499)
-    task = asyncio.create_task(periodic.check(store, interval=3600))
+    began = asyncio.get_running_loop().time()
+    task = asyncio.create_task(periodic.Checks(store, interval=3600).run())
     async with asyncio.timeout(10):
         while store.answers:
             await asyncio.sleep(0.005)
-    await asyncio.sleep(0.05)
+    assert asyncio.get_running_loop().time() - began >= 2 * 0.05
+    await asyncio.sleep(0.2)
     assert store.asked == [500] * 3
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_the_mode_can_be_changed() -> None:
+    store: Any = FailingStore()
+    checks = periodic.Checks(store, "off", interval=0.001)
+    task = asyncio.create_task(checks.run())
+    await asyncio.sleep(0.05)
+    assert store.asked == []
+    modes: tuple[tuple[periodic.Mode, bool], ...] = (("always", False), ("quiet", True))
+    async with asyncio.timeout(10):
+        for mode, quiet_only in modes:
+            checks.use(mode)
+            store.asked.clear()
+            while not store.asked:
+                await asyncio.sleep(0.001)
+            assert store.quiet_only is quiet_only
     task.cancel()
     await asyncio.wait([task])
 
@@ -314,6 +363,7 @@ async def test_a_full_slice_is_followed_by_the_next_at_once() -> None:
 async def test_upkeep_goes_on_after_a_failing_store(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "ntf_server")
     monkeypatch.setattr(periodic, "_ERROR_PAUSE", 0.01)
     store: Any = FailingStore(StoreFullError("disk full"), 0, StoreUnavailableError("busy"), 0)
     await run_until_asked(store, lambda: periodic.tend(store))
@@ -352,7 +402,7 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
 
 
 async def test_what_no_other_try_mends_ends_the_part() -> None:
-    for run in (periodic.check, periodic.tend):
+    for run in (lambda s: periodic.Checks(s).run(), periodic.tend):
         store: Any = FailingStore(StoreConflictError("a fault of ours"))
         with pytest.raises(StoreConflictError):
             await asyncio.wait_for(run(store), 10)

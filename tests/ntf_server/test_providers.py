@@ -138,6 +138,7 @@ def all_config(
                 "web_push__key_file": "vapid.key",
                 "web_push__contact": "mailto:push@example.org",
                 "web_push__ca_file": mock_web_push.ca_file,
+                "web_push__allow_hosts": "localhost",
                 **settings,
             }
         )
@@ -309,7 +310,7 @@ async def strict(all_config: Callable[..., Config], running: Running) -> AsyncIt
     """Of a relay that pushes to public hosts only; and to those through a proxy that does not listen."""
     async with Proxy() as proxy:
         pass
-    config = all_config(subscriber__allow_private_hosts="false", web_push__proxy=proxy.url())
+    config = all_config(web_push__allow_hosts="", web_push__proxy=proxy.url())
     async with running(config) as (_, client):
         yield client
 
@@ -387,7 +388,7 @@ async def test_a_public_name_that_leads_to_this_machine_is_not_connected_to(
     until: Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]],
 ) -> None:
     monkeypatch.setattr(web_push, "is_public_host", lambda _: True)  # as of a name that is somebody's
-    async with running(all_config(subscriber__allow_private_hosts="false")) as (_, client):
+    async with running(all_config(web_push__allow_hosts="")) as (_, client):
         await devices["WP"].register(client)
 
         async def refused() -> bool:
@@ -468,6 +469,7 @@ async def test_the_key_is_read_again(
     logged: list[logging.LogRecord],
 ) -> None:
     config, other = with_key(make_config, mock_apns, tmp_path), generate_key()
+    mock_apns._provider_tokens._renewed_after = 0  # it knows keys by their ids, and here that stays
     async with running(config) as (relay, client):
 
         async def push() -> None:
@@ -539,7 +541,7 @@ async def test_a_certificate_instead_of_a_key(
     mock_apns._context.load_verify_locations(cert)
     mock_apns._context.verify_mode = ssl.CERT_REQUIRED
     authorizations: list[str | None] = []
-    monkeypatch.setattr(mock_apns._provider_tokens, "refusal", authorizations.append)
+    monkeypatch.setattr(mock_apns._provider_tokens, "refusal", lambda shown, _: authorizations.append(shown))
     host = {"host": "localhost", "port": mock_apns.port, "ca_file": mock_apns.ca_file}
     sandbox = {f"apns__sandbox__{name}": value for name, value in host.items()}
     config = make_config(apns__certificate_file=cert, apns__certificate_key_file=key, **sandbox)
@@ -653,7 +655,7 @@ async def test_a_client_certificate_that_was_renewed(
     cert, key = client_certificate(tmp_path)
     assert mock_apns._context is not None
     mock_apns._context.verify_mode = ssl.CERT_REQUIRED
-    mock_apns._provider_tokens.refusal = lambda _: None  # type: ignore[method-assign]
+    mock_apns._provider_tokens.refusal = lambda *_: None  # type: ignore[method-assign]
     host = {"host": "localhost", "port": mock_apns.port, "ca_file": mock_apns.ca_file}
     sandbox = {f"apns__sandbox__{name}": value for name, value in host.items()}
 

@@ -91,6 +91,8 @@ class Device:
             queue = self.queues.get(e.notifier_id)
             if queue is None:
                 raise ValueError("a notification of a queue that this device never had")
+            if e.server not in queue.spelled:
+                raise ValueError("a queue that no app finds, by a server in another spelling than its own")
             self.on_entry(queue, int.from_bytes(e.meta[:8], "big"))
         return f"{len(entries)} messages"
 

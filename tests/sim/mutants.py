@@ -118,6 +118,20 @@ MUTANTS: Final = (
         "            if damaged is not None:\n",
     ),
     Mutant(
+        "X1 each spelling of a server is another server",
+        "one queue is one subscription",
+        "smp_bridge/address.py",
+        '_identity", replace(plain, hosts=sorted_hosts).encode())\n',
+        '_identity", self.encode())\n',
+    ),
+    Mutant(
+        "W8 a push names the server as its first device did",
+        "an app finds the queue of a push",
+        "ntf_server/store/sqlite/content.py",
+        "    spelled = server_address(fromhex(spelling)) if spelling else addresses[server]\n",
+        "    spelled = addresses[server]\n",
+    ),
+    Mutant(
         "B9 one damaged record is a corrupt file",
         "a damaged record is set aside, and the rest goes on",
         "ntf_server/store/sqlite/content.py",
@@ -235,10 +249,10 @@ MUTANTS: Final = (
         "what came to a push is forgotten when the store fails",
         "an outcome is recorded in the end",
         _DISPATCHER,
-        """                self._loudly(f"cannot record what was pushed: {e}")
+        """                log.debug("cannot record what was pushed: %s", e)
                 await asyncio.sleep(self._config.store_backoff)
 """,
-        """                self._loudly(f"cannot record what was pushed: {e}")
+        """                log.debug("cannot record what was pushed: %s", e)
                 return
 """,
     ),
@@ -267,10 +281,10 @@ MUTANTS: Final = (
         "notifications that the store refuses are dropped",
         "what a socket has read is stored",
         "ntf_server/smp/inbox.py",
-        """                self._say(e)
+        """                log.debug("the store fails, trying again: %s", e)  # which it says itself
                 await asyncio.sleep(_STORE_BACKOFF)
 """,
-        """                self._say(e)
+        """                log.debug("the store fails, trying again: %s", e)  # which it says itself
                 raise
 """,
     ),
@@ -306,8 +320,8 @@ MUTANTS: Final = (
         "a server that is silent is believed",
         "a dead connection is left",
         "smp_bridge/client.py",
-        "            if unanswered == MAX_UNANSWERED_PINGS:\n",
-        "            if unanswered == -1:\n",
+        "                if not at_work or loop.time() - started_at >= _MAX_SILENCE:\n",
+        "                if False:\n",
     ),
     Mutant(
         "what expired is not counted",

@@ -133,12 +133,10 @@ class Phones:
 
     def subscribe(self, device: Device, queue: SimQueue) -> None:
         """SNEW."""
-        subscription_id = self.world.rng.randbytes(24)
+        subscription_id, address = self.world.rng.randbytes(24), queue.spell()
 
         async def make(relay: SimRelay) -> Any:
-            new = NewSubscription(
-                subscription_id, queue.server.address, queue.notifier_id, queue.server.private_key(queue)
-            )
+            new = NewSubscription(subscription_id, address, queue.notifier_id, queue.server.private_key(queue))
             return await relay.store.subscribe(device.ref, new)
 
         def then(added: Any) -> None:

@@ -47,7 +47,7 @@ def check_periods(world: World) -> None:
     """Who wants a check every so many minutes, and is pushed nothing else, has one."""
     for device in world.devices:
         silence = world.loop.time() - device.pushed_at
-        if device.period and world.is_live(device) and silence > device.period * 60 + _CHECK_SLACK:
+        if device.period and world.is_live(device) and silence > device.period * 66 + _CHECK_SLACK:
             world.trace.violated(device, "got no check for", f"{silence:.0f} s")
 
 

@@ -200,9 +200,10 @@ class ApnsHost(Host):
 
     def _take(self, request: Request) -> Sent:
         authorization = request.headers.get("authorization")
-        if refusal := self._tokens.refusal(authorization):
-            self._trace.fault(f"apns:{refusal}", self.name)
-            return self.error(403, refusal)
+        if refusal := self._tokens.refusal(authorization, request.connection):
+            status, reason = refusal
+            self._trace.fault(f"apns:{reason}", self.name)
+            return self.error(status, reason)
         address = self.address_of(request)
         if address is None:
             return self.error(400, "BadDeviceToken")

@@ -168,7 +168,7 @@ class SimRelay:
         for name, part in subscriber.parts():
             supervisor.part(name, part)
         await subscriber.start()
-        supervisor.part("checks", lambda: periodic.check(store))
+        supervisor.part("checks", periodic.Checks(store).run)
         supervisor.part("upkeep", lambda: periodic.tend(store))
 
     def _schedules(self) -> dict[Provider, ScheduleConfig]:

@@ -56,9 +56,19 @@ class SimQueue:
     stored: int = 0  # the newest one that the relay's store took
     stored_at: float = 0.0
     seen: int = 0  # the newest one that the device has seen
+    spelled: set[str] = field(default_factory=set)  # how the device's SNEWs named the server
 
     def __str__(self) -> str:
         return f"queue{self.number}"
+
+    def spell(self) -> ServerAddress:
+        """How the device names the server now: in its own way, and in another one each time."""
+        turn = self.number + 3 * len(self.spelled)
+        known = self.server.address
+        host = "".join(c.upper() if turn >> i % 3 & 1 else c for i, c in enumerate(known.hosts[0]))
+        address = ServerAddress("smp", (host + "." * (turn % 2),), ("", "5223")[turn // 2 % 2], known.key_hash)
+        self.spelled.add(str(address))
+        return address
 
 
 class SimConnection:
@@ -67,6 +77,7 @@ class SimConnection:
     def __init__(self, session: "SimSession", loop: VirtualLoop) -> None:
         self.session = session
         self.received = 0
+        self.timed_out = False
         self._loop = loop
         self._blocks: list[bytes] = []
         self._kernel: list[tuple[bytes, Callable[[], None]]] = []  # arrived, but not read

@@ -28,8 +28,10 @@ _MAX_GROUP: Final = 512
 _READS: Final = frozenset(
     [
         "due_count",
+        "find_registration",
         "find_subscription",
         "find_token",
+        "is_proven",
         "is_wanted",
         "last_push",
         "load",

@@ -65,6 +65,6 @@ def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
 
 
 def test_a_mutant_is_found() -> None:
-    done = simulate("--mutants", "--only", "B11", "--limit", "20", "--jobs", "1")
+    done = simulate("--mutants", "--only", "B11", "--limit", "100", "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 mutants found" in done.stdout

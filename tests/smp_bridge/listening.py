@@ -11,6 +11,7 @@ from smp_bridge.handshake import (
     Versions,
 )
 from smp_bridge.identity import Credentials
+from smp_bridge.tls import TlsFactory
 from smp_bridge.transmission import Session
 from smp_bridge.transport import (
     BlockConnection,
@@ -39,6 +40,7 @@ async def listen(
     scheme: Scheme = "smp",
     versions: Versions | None = None,
     timeout: float = 10.0,
+    tls: TlsFactory | None = None,
 ) -> AsyncIterator[Listener]:
     credentials = credentials or Credentials.generate("ED25519", "localhost")[0]
     tasks: set[asyncio.Task[None]] = set()
@@ -59,7 +61,7 @@ async def listen(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await serve(scheme, credentials, on_connected, "127.0.0.1", 0)
+    server = await serve(scheme, credentials, on_connected, "127.0.0.1", 0, tls=tls)
     port = str(server.sockets[0].getsockname()[1])
     out = Listener(ServerAddress(scheme, ("localhost",), port, credentials.key_hash))
     try:

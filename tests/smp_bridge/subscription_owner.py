@@ -62,6 +62,7 @@ class Owner:
         self.loaded: list[list[int]] = []
         self.answered: defaultdict[ServerAddress, int] = defaultdict(int)  # blocks
         self.refused = 0
+        self.dead: list[ServerAddress] = []  # ways
         self.asked = 0
         self.pages = 0
         self.failing: set[str] = set()  # methods that raise, once each
@@ -165,6 +166,10 @@ class Owner:
                 self.kept[server].pop(result.ref, None)
             if result.answer is NsubAnswer.ASSOCIATED:
                 self.associated[server].add(result.ref)
+
+    def way_was_dead(self, session: Handle) -> None:
+        self._enter("way_was_dead", session)
+        self.dead.append(session.server)
 
     async def disconnected(self, session: Handle) -> None:
         server = session.server

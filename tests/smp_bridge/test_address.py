@@ -3,7 +3,7 @@ import wire_strategies as ws
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp_bridge.address import ServerAddress
+from smp_bridge.address import ServerAddress, twin
 from smp_bridge.encoding import ParseError, Reader, b64url
 
 HASH = bytes(range(32))
@@ -17,9 +17,13 @@ def parse(data, scheme="smp"):
     return address
 
 
+def spelled(address):
+    return address.scheme, address.hosts, address.port, address.key_hash
+
+
 @given(ws.addresses("smp", "ntf"))
 def test_text(address):
-    assert ServerAddress.from_text(str(address)) == address
+    assert spelled(ServerAddress.from_text(str(address))) == spelled(address)
 
 
 @given(ws.addresses("smp", "ntf"), st.text(st.characters(exclude_characters="@", codec="ascii", min_codepoint=33)))
@@ -28,7 +32,7 @@ def test_password(address, password):
     parsed = ServerAddress.from_text(text)
     assert parsed.password == password
     assert str(parsed) == str(address)
-    assert parse(parsed.encode(), address.scheme) == address
+    assert spelled(parse(parsed.encode(), address.scheme)) == spelled(address)
 
 
 def test_password_in_repr():
@@ -37,7 +41,7 @@ def test_password_in_repr():
 
 @given(ws.addresses("smp", "ntf"))
 def test_binary(address):
-    assert parse(address.encode(), address.scheme) == address
+    assert spelled(parse(address.encode(), address.scheme)) == spelled(address)
 
 
 def test_known_bytes():
@@ -63,7 +67,7 @@ def test_known_bytes():
 def test_texts(rest, hosts, port, number):
     address = ServerAddress.from_text(f"smp://{HASH_TEXT}@{rest}")
     assert (address.hosts, address.port, address.port_number, address.key_hash) == (hosts, port, number, HASH)
-    assert address == ServerAddress.from_text(f"smp://{HASH_TEXT.rstrip('=')}@{rest}")
+    assert spelled(address) == spelled(ServerAddress.from_text(f"smp://{HASH_TEXT.rstrip('=')}@{rest}"))
 
 
 def test_default_port_of_ntf():
@@ -136,8 +140,10 @@ def test_any_bytes(data):
         address = parse(data)
     except ParseError:
         return
-    assert parse(address.encode()) == address
-    assert ServerAddress.from_text(str(address)) == address
+    assert spelled(parse(address.encode())) == spelled(address)
+    assert spelled(ServerAddress.from_text(str(address))) == spelled(address)
+    assert address.plain == address
+    assert parse(address.identity) == address
     assert 0 < address.port_number < 65536
 
 
@@ -151,3 +157,95 @@ def test_any_text(text):
     except ParseError:
         return
     assert str(ServerAddress.from_text(str(address))) == str(address)
+
+
+# --- one server, many spellings
+
+PRESETS = {
+    "smp4.simplex.im": "o5vmywmrnaxalvz6wi3zicyftgio6psuvyniis6gco6bp6ekl4cqj4id.onion",
+    "smp5.simplex.im": "jjbyvoemxysm7qxap7m5d5m35jzv5qq6gnlv7s4rsn7tdwwmuqciwpid.onion",
+    "smp6.simplex.im": "bylepyau3ty4czmn77q4fglvperknl4bi2eb2fdy2bh4jxtf32kf73yd.onion",
+    "smp8.simplex.im": "beccx4yfxxbvyhqypaavemqurytl6hozr47wfc7uuecacjqdvwpw2xid.onion",
+    "smp9.simplex.im": "jssqzccmrcws6bhmn77vgmhfjmhwlyr3u7puw4erkyoosywgl67slqqd.onion",
+    "smp10.simplex.im": "rb2pbttocvnbrngnwziclp2f4ckjq65kebafws6g4hy22cdaiv5dwjqd.onion",
+}
+
+
+def named(rest, scheme="smp"):
+    return ServerAddress.from_text(f"{scheme}://{HASH_TEXT}@{rest}")
+
+
+@pytest.mark.parametrize(
+    ("rest", "same"),
+    [
+        ("smp.example.org", "SMP.Example.ORG"),
+        ("smp.example.org", "smp.example.org."),
+        ("smp.example.org", "smp.example.org:5223"),
+        ("smp.example.org:443", "smp.example.org:00443"),
+        ("smp.example.org", "smp.example.org,smp.example.org"),
+        ("smp.example.org", "smp.example.org,SMP.example.org.:05223"),
+        ("a.org,b.org", "b.org,a.org"),
+        ("a.org,b.onion", "b.ONION,a.org,b.onion."),
+        ("2001:db8::1", "[2001:DB8:0:0::1]"),
+        ("192.0.2.1", "[::ffff:192.0.2.1]"),
+        *((host, f"{host},{onion}") for host, onion in PRESETS.items()),
+        *((f"{onion},{host}", host.upper()) for host, onion in PRESETS.items()),
+        *((onion, f"{host}:5223") for host, onion in PRESETS.items()),
+    ],
+)
+def test_one_server(rest, same):
+    one, other = named(rest), named(same)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.identity == other.identity
+    assert set(one.reachable) == set(other.reachable)
+
+
+@pytest.mark.parametrize(
+    ("rest", "another"),
+    [
+        ("a.org", "b.org"),
+        ("a.org", "a.org,b.org"),
+        ("a.org", "a.org:5224"),
+        ("a.org", "a.org:443"),
+        ("a.org", "www.a.org"),
+        ("2001:db8::1", "2001:db8::2"),
+        ("smp8.simplex.im", f"smp8.simplex.im,{PRESETS['smp9.simplex.im']}"),
+        ("smp8.simplex.im", "smp8.simplex.im,a.org"),
+        ("smp8.simplex.im", "smp9.simplex.im"),
+        ("smp8.simplex.im", "smp8.simplex.im:443"),
+        ("smp11.simplex.im", f"smp11.simplex.im,{PRESETS['smp8.simplex.im']}"),
+    ],
+)
+def test_two_servers(rest, another):
+    assert named(rest) != named(another)
+    assert named(rest).identity != named(another).identity
+
+
+def test_the_identity_certificate_and_the_protocol_tell_servers_apart():
+    assert named("a.org") != ServerAddress("smp", ("a.org",), "", HASH[::-1])
+    assert named("a.org:443") != named("a.org:443", "ntf")
+    assert named("a.org", "ntf") == named("A.org:443", "ntf")
+    assert named("smp8.simplex.im", "ntf").reachable == ("smp8.simplex.im",)
+    assert named("a.org") != "a.org"
+
+
+def test_what_is_connected_to_keeps_the_order():
+    address = named("B.org.,a.org,b.org,10.0.0.1")
+    assert address.reachable == ("b.org", "a.org", "10.0.0.1")
+    assert str(address.plain) == f"smp://{HASH_TEXT}@b.org,a.org,10.0.0.1"
+    onion = PRESETS["smp8.simplex.im"]
+    assert named("smp8.simplex.im").reachable == ("smp8.simplex.im", onion)
+    assert named(f"{onion},smp8.simplex.im").reachable == (onion, "smp8.simplex.im")
+    assert (twin("SMP8.simplex.im"), twin(onion), twin("a.org")) == (onion, "smp8.simplex.im", None)
+
+
+@given(ws.smp_addresses, st.randoms(use_true_random=False))
+def test_any_spelling(address, rng):
+    hosts = [h.upper() if ":" not in h and rng.random() < 0.5 else h for h in address.hosts]
+    hosts += rng.choices(hosts, k=2)
+    rng.shuffle(hosts)
+    port = address.port or rng.choice(["", "5223"])
+    other = ServerAddress("smp", tuple(hosts), port.zfill(rng.randint(0, 5)) if port else "", address.key_hash)
+    assert other == address
+    assert parse(other.encode()).identity == address.identity == address.plain.identity

@@ -56,10 +56,10 @@ class Peers:
 
     @contextlib.asynccontextmanager
     async def pair(
-        self, on_events: Callable[[Sequence[Event]], asyncio.Future[None]] | None = None, ping_interval: float = 60.0
+        self, on_events: Callable[[Sequence[Event]], asyncio.Future[None]] | None = None, **options: float
     ) -> AsyncIterator[tuple[Client, Peer]]:
         events = {} if on_events is None else {"on_events": on_events}
-        async with await Client.connect(self.address, ping_interval=ping_interval, **events) as client:  # type: ignore[arg-type]
+        async with await Client.connect(self.address, **options, **events) as client:  # type: ignore[arg-type]
             yield client, await self.accepted.get()
 
 
@@ -96,6 +96,7 @@ async def peers() -> AsyncIterator[Peers]:
 
 
 PINGS = [Request(smp.Ping()) for _ in range(3)]
+NSUB = Request(smp.NSub(), b"n" * 24, Ed25519PrivateKey.generate())
 END: Answer = (b"", b"e" * 24, b"END")
 
 
@@ -419,20 +420,66 @@ async def test_an_idle_connection_is_pinged(peers: Peers) -> None:
         assert not client.closed.done()
 
 
-async def test_three_unanswered_pings_end_it(peers: Peers) -> None:
-    async with peers.pair(ping_interval=0.05) as (client, peer):
-        request = asyncio.create_task(client.request(smp.Ping()))
-        pings = [await peer.receive() for _ in range(4)]
-        assert len(pings) == 4  # the request and three pings
+async def test_an_unanswered_ping_is_the_end_of_a_dead_way(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.1, ping_timeout=0.1) as (client, peer):
+        await peer.receive()
+        started = asyncio.get_running_loop().time()
         with pytest.raises(ConnectionClosedError):
             await peer.receive()
+        assert asyncio.get_running_loop().time() - started < 1
         await asyncio.wait_for(client.closed, 5)
+        assert client.way_is_dead
+
+
+async def test_a_connection_that_is_closed_is_no_dead_way(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.1, ping_timeout=0.1) as (client, peer):
+        await peer.connection.close()
+        await asyncio.wait_for(client.closed, 5)
+        assert not client.way_is_dead
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_a_command_at_work_holds_up_the_answer_to_a_ping(peers: Peers, given_up: bool) -> None:
+    async with peers.pair(ping_interval=0.05, ping_timeout=0.05) as (client, peer):
+        [request] = client.send([NSUB])
+        if given_up:
+            request.cancel()
+        [nsub], [ping] = await peer.receive(), await peer.receive()
+        await asyncio.sleep(0.5)
+        assert not client.closed.done()
+        peer.send((nsub.corr_id, nsub.entity_id, b"OK"), (ping.corr_id, b"", b"PONG"))
+        [ping] = await peer.receive()
+        with pytest.raises(ConnectionClosedError):  # this one waits for nothing
+            await peer.receive()
+        await asyncio.wait_for(client.closed, 5)
+        assert client.way_is_dead
+        assert given_up or await request == smp.Ok()
+
+
+async def test_a_command_that_was_passed_over_holds_up_nothing(peers: Peers) -> None:
+    async with peers.pair(ping_interval=0.05, ping_timeout=0.05) as (client, peer):
+        batch = await client.send_block([NSUB])
+        await peer.receive()
+        [ping] = await peer.receive()
+        peer.send((ping.corr_id, b"", b"PONG"))  # so the answer before it is lost
+        await peer.receive()
         with pytest.raises(ConnectionClosedError):
-            await request
+            await peer.receive()
+        assert client.way_is_dead
+        client.forget(batch)
+
+
+async def test_a_command_is_not_at_work_for_ever(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smp_bridge.client._MAX_SILENCE", 0.5)
+    async with peers.pair(ping_interval=0.05, ping_timeout=0.05) as (client, _):
+        [request] = client.send([NSUB])
+        await asyncio.wait_for(client.closed, 5)
+        assert client.way_is_dead
+        assert isinstance(request.exception(), ConnectionClosedError)
 
 
 async def test_anything_received_counts_as_a_sign_of_life(peers: Peers) -> None:
-    async with peers.pair(ping_interval=0.05) as (client, peer):
+    async with peers.pair(ping_interval=0.05, ping_timeout=0.05) as (client, peer):
         for _ in range(8):
             await peer.receive()
             peer.send(END)  # not an answer
@@ -597,7 +644,7 @@ async def test_a_handler_that_takes_long_is_not_the_silence_of_the_peer(peers: P
         await go_on.wait()
         done.set()
 
-    async with peers.pair(on_events, ping_interval=0.05) as (client, peer):  # type: ignore[arg-type]
+    async with peers.pair(on_events, ping_interval=0.05, ping_timeout=0.05) as (client, peer):  # type: ignore[arg-type]
         peer.send(END)
         await asyncio.sleep(0.5)
         [unanswered] = client.send(PINGS[:1])  # which an aborted connection does not take

@@ -3,6 +3,7 @@ import datetime
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from smp_bridge.handshake import (
 from smp_bridge.identity import Credentials, SignAlgorithm, generate_key, issue_leaf
 from smp_bridge.network import HostNotAllowedError, Network
 from smp_bridge.testing import SmpServer
-from smp_bridge.tls import SslTls, client_context
+from smp_bridge.tls import SslTls, client_context, server_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import (
     BlockConnection,
@@ -46,6 +47,30 @@ def without_alpn() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+# --- TLS
+
+
+@pytest.mark.parametrize("services", [True, False])
+async def test_no_host_is_named_to_a_server_with_a_web_page(services: bool) -> None:
+    async with SmpServer(sni="web", services=services) as server:
+        connection, session = await connect(server.address)
+        assert session.version == 18
+        await connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["smp", "ntf"])
+async def test_no_host_is_named(scheme: Scheme) -> None:
+    named: list[str | None] = []
+    credentials = Credentials.generate("ED25519", "localhost")[0]
+    context = server_context(scheme, credentials)
+    context.sni_callback = lambda _, host, __: named.append(host)  # type: ignore[assignment, misc]
+    tls = partial(SslTls, context, server_side=True)
+    async with listen(credentials, scheme, tls=tls) as listener:
+        connection, _ = await connect(listener.address)
+        await connection.close()
+    assert named in ([], [None])
 
 
 # --- versions

@@ -31,12 +31,12 @@ QUIET, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logg
 
 ROWS: dict[Happened, tuple[Remedy, Wait, int, ConnectFailure | NsubAnswer | None]] = {
     Happened.NO_SUCH_HOST: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.RESOLVE),
-    Happened.HOST_NOT_ALLOWED: (Remedy.AGAIN, Wait.SERVER, WARNING, ConnectFailure.NOT_ALLOWED),
+    Happened.HOST_NOT_ALLOWED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.NOT_ALLOWED),
     Happened.PROXY_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.PROXY),
     Happened.TCP_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TIMEOUT),
     Happened.TLS_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TLS),
-    Happened.IMPOSTOR: (Remedy.AGAIN, Wait.SERVER, ERROR, ConnectFailure.IDENTITY),
+    Happened.IMPOSTOR: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.IDENTITY),
     Happened.SERVICE_UNREADY: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.HANDSHAKE_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: (Remedy.WITHOUT_SERVICE, Wait.SERVICE, WARNING, None),

@@ -26,6 +26,7 @@ from smp_bridge.network import (
     ResolveError,
     contains,
     is_onion,
+    is_own_ip,
     is_public_host,
     is_public_ip,
     open_socket,
@@ -154,6 +155,23 @@ def test_embedded_by_hand(address):
     assert not is_public_ip(address)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"])
+def test_an_address_of_this_machine(address):
+    assert is_own_ip(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "192.0.2.1", "2001:db8::1", "::9%1"]
+)
+def test_an_address_of_others(address):
+    assert not is_own_ip(address)
+
+
+def test_where_any_address_can_be_bound_none_is_told_apart(monkeypatch):
+    monkeypatch.setattr(network_module, "_can_be_bound", lambda _: True)
+    assert not is_own_ip("8.8.8.8")
+
+
 @pytest.mark.parametrize("name", NOT_PUBLIC_NAMES)
 def test_names_that_are_not_public(name):
     assert not is_public_host(name)
@@ -217,10 +235,15 @@ def server(*hosts: str) -> ServerAddress:
         (Network(), [ONION, "a.org"], ["a.org"]),
         (Network(required_host_mode=True), ["a.org", ONION], ["a.org"]),
         (Network(host_mode="onion"), ["a.org", ONION, "b.org"], ["a.org", "b.org"]),
-        (Network(socks_proxy=PROXY), [ONION, "a.org", ONION_2, "b.org"], ["a.org", "b.org", ONION, ONION_2]),
+        (
+            Network(socks_proxy=PROXY),
+            [ONION, "a.org", ONION_2, "b.org"],
+            ["a.org", "b.org", ONION, "b" * 56 + ".onion"],
+        ),
         (Network(socks_proxy=PROXY), [ONION], [ONION]),
         (Network(socks_proxy=PROXY, required_host_mode=True), [ONION, "a.org"], ["a.org"]),
-        (Network("onion", socks_proxy=PROXY), ["a.org", ONION_2, "b.org", ONION], [ONION_2, ONION, "a.org", "b.org"]),
+        (Network("onion", socks_proxy=PROXY), ["a.org", ONION_2, ONION], ["b" * 56 + ".onion", ONION, "a.org"]),
+        (Network(), ["A.org.", "a.org", "b.org", "a.org"], ["a.org", "b.org"]),
         (Network("onion", socks_proxy=PROXY), ["a.org"], ["a.org"]),
         (Network("onion", required_host_mode=True, socks_proxy=PROXY), ["a.org", ONION], [ONION]),
         (Network(socks_proxy=PROXY, socks_mode="always"), ["a.org", "::1"], ["a.org", "::1"]),
@@ -365,6 +388,7 @@ async def test_a_socket(listener: socket.socket) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         times = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in times] == [30, 15, 4]
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 45_000
 
 
 async def test_ipv6() -> None:

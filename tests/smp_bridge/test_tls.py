@@ -1,5 +1,6 @@
 """TLS in memory: what one end puts out is fed to the other. On sockets it is tested in test_transport."""
 
+import os
 import ssl
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ def ends(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> tuple[SslTls, SslT
     """(client, server) before the handshake."""
     context = client_context("smp")
     context.maximum_version = version
-    return SslTls(context, server_hostname="localhost"), SslTls(server_context("smp", SERVER), server_side=True)
+    return SslTls(context), SslTls(server_context("smp", SERVER), server_side=True)
 
 
 def pass_on(sender: SslTls, receiver: SslTls, size: int = 4096) -> None:
@@ -62,14 +63,14 @@ def test_both_ends_agree(connected: tuple[SslTls, SslTls]) -> None:
 
 
 def test_no_protocol_is_agreed_on_with_another() -> None:
-    client = SslTls(client_context("ntf"), server_hostname="localhost")
+    client = SslTls(client_context("ntf"))
     server = SslTls(server_context("smp", SERVER), server_side=True)
     shake_hands(client, server)
     assert client.alpn() is server.alpn() is None
 
 
 def test_a_client_with_credentials_gets_through() -> None:
-    client = SslTls(client_context("smp", CLIENT), server_hostname="localhost")
+    client = SslTls(client_context("smp", CLIENT))
     server = SslTls(server_context("smp", SERVER), server_side=True)
     shake_hands(client, server)
 
@@ -81,20 +82,32 @@ def test_bad_credentials(make: object) -> None:
         make("smp", bad)  # type: ignore[operator]
 
 
-def test_no_key_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[int] = []
-    load = ssl.SSLContext.load_cert_chain
+@pytest.mark.parametrize("make", [client_context, server_context])
+def test_no_key_touches_a_disk(make: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file is made, even for a moment, its folder was changed."""
+    folders = [tmp_path / "temporary", tmp_path / "working"]
+    for folder in folders:
+        folder.mkdir()
+        os.utime(folder, (1, 1))
+    monkeypatch.setattr(tempfile, "tempdir", str(folders[0]))
+    monkeypatch.chdir(folders[1])
+    before = sorted(Path("/proc/self/fd").iterdir())
+    make("smp", CLIENT)  # type: ignore[operator]
+    assert [folder.stat().st_mtime for folder in folders] == [1, 1]
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
-    def spy(context: ssl.SSLContext, path: Path) -> None:
-        assert path.is_relative_to(tmp_path)
-        modes.append(path.stat().st_mode & 0o777)
-        load(context, path)
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", spy)
-    client_context("smp", CLIENT)
-    assert modes == [0o600]
-    assert list(tmp_path.iterdir()) == []
+def test_credentials_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that has no writable folder; in one that was removed not even root can make a file."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(gone))
+    with pytest.raises(FileNotFoundError), tempfile.TemporaryFile():
+        pass
+    client = SslTls(client_context("smp", CLIENT))
+    shake_hands(client, SslTls(server_context("smp", SERVER), server_side=True))
 
 
 def test_nothing_to_read_yet(connected: tuple[SslTls, SslTls]) -> None:
@@ -172,7 +185,7 @@ def test_no_cipher_in_common() -> None:
     context = client_context("smp")
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM")
-    client = SslTls(context, server_hostname="localhost")
+    client = SslTls(context)
     server = SslTls(server_context("smp", SERVER), server_side=True)
     client.handshake()
     pass_on(client, server)

@@ -1,11 +1,16 @@
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from listening import Listener, exchange, listen
 
 from smp_bridge import crypto
@@ -247,6 +252,96 @@ async def test_a_port_in_use(listener: Listener) -> None:
     credentials, _ = Credentials.generate("ED25519", "localhost")
     with pytest.raises(OSError):
         await serve("smp", credentials, lambda _: None, "127.0.0.1", listener.address.port_number)
+
+
+# --- a peer that has TLS answer
+
+
+class KeyUpdates:
+    """A client's KeyUpdate messages that ask for one in return (RFC 8446, sections 4.6.3, 5.2, 7.1 to 7.3).
+
+    Under TLS_AES_256_GCM_SHA384, which OpenSSL prefers.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def _expand(self, label: bytes, length: int) -> bytes:
+        name = b"tls13 " + label
+        info = length.to_bytes(2) + bytes([len(name)]) + name + b"\0"
+        return HKDFExpand(SHA384(), length, info).derive(self._secret)
+
+    def next(self) -> bytes:
+        """A record; under each key there is one."""
+        header = b"\x17\x03\x03" + (6 + 16).to_bytes(2)
+        sealed = AESGCM(self._expand(b"key", 32)).encrypt(self._expand(b"iv", 12), bytes([24, 0, 0, 1, 1, 22]), header)
+        self._secret = self._expand(b"traffic upd", 48)
+        return header + sealed
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_peer_that_floods_key_updates_and_does_not_read_is_dropped(tmp_path: Path, reads: bool) -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    accepted: list[BlockConnection] = []
+
+    def on_connected(connection: BlockConnection) -> None:
+        assert connection._transport is not None
+        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        accepted.append(connection)
+
+    server = await serve("ntf", credentials, on_connected, "127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    context = client_context("ntf")
+    context.keylog_filename = str(tmp_path / "keys")
+    tls = SslTls(context)
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(sock, server.sockets[0].getsockname())
+        while not tls.handshake():
+            await loop.sock_sendall(sock, tls.output())
+            tls.feed(await loop.sock_recv(sock, 65536))
+        await loop.sock_sendall(sock, tls.output())
+        [line] = [x for x in (tmp_path / "keys").read_text().splitlines() if x.startswith("CLIENT_TRAFFIC_SECRET_0")]
+        updates = KeyUpdates(bytes.fromhex(line.split()[2]))
+        largest = 0
+
+        async def read() -> None:
+            while await loop.sock_recv(sock, 65536):
+                pass
+
+        reading = asyncio.create_task(read() if reads else asyncio.sleep(60))
+        try:
+            for _ in range(6_000):
+                await asyncio.wait_for(loop.sock_sendall(sock, updates.next()), 10)
+                await asyncio.sleep(0)
+                if accepted and accepted[0]._lost is None:
+                    largest = max(largest, accepted[0]._transport.get_write_buffer_size())
+        except ConnectionError:
+            pass
+        reading.cancel()
+        await asyncio.wait([reading])
+        [connection] = accepted
+        assert (connection._lost is None) is reads
+        assert largest < 100_000
+        connection.abort()
+    server.close()
+
+
+async def test_a_peer_that_reads_nothing_for_long_is_given_up_by_tcp(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.network._USER_TIMEOUT", 300)
+    client, server = await listener.pair()
+    assert server._transport is not None
+    server._transport.pause_reading()
+    with contextlib.suppress(ConnectionClosedError):
+        while True:
+            client.send(b"x")
+            await asyncio.wait_for(client.drain(), 10)
+    with pytest.raises(ConnectionClosedError):
+        await client.receive()
+    assert client.timed_out
 
 
 # --- TLS on the socket

@@ -1,5 +1,6 @@
 """Web Push: UnifiedPush distributors and browsers. Endpoints are chosen by strangers: see `Endpoint.public_only`."""
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from ntf_server.config.server_list import matches
 from ntf_server.push.exchange import Endpoint, HttpRequest, HttpResult
 from ntf_server.push.front import Refusal
 from ntf_server.push.http import HttpEngine
@@ -18,7 +20,7 @@ from ntf_server.push.webpush.subscription import WebPushSubscription
 from ntf_server.push.webpush.vapid import Vapid
 from ntf_server.store.records import Claim, Entry
 from smp_bridge.encoding import ParseError
-from smp_bridge.network import is_public_host
+from smp_bridge.network import is_own_ip, is_public_host
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider
 
 _MAX_ENDPOINTS: Final = 1000  # kept ready: the engine knows an endpoint that is the same object at once
@@ -31,7 +33,7 @@ class OpenWebPush:
 
     def __init__(self, settings: WebPushSettings, engine: HttpEngine, clock: Callable[[], float] = time.time) -> None:
         self._web_push = WebPush(settings, engine, clock)
-        self.front = WebPushFront(self._web_push, allow_private_hosts=settings.allow_private_hosts)
+        self.front = WebPushFront(self._web_push)
 
     @property
     def providers(self) -> Mapping[Provider, PushProvider]:
@@ -39,16 +41,15 @@ class OpenWebPush:
         return {Provider.WEB_PUSH: self._web_push}
 
     def use(self, settings: WebPushSettings) -> None:
-        """Push with these from now on; which hosts are taken stays as it was."""
+        """Push with these from now on."""
         self._web_push.use(settings)
 
 
 class WebPushFront:
     """Implements `Front`."""
 
-    def __init__(self, web_push: "WebPush", *, allow_private_hosts: bool) -> None:
+    def __init__(self, web_push: "WebPush") -> None:
         self._web_push = web_push
-        self._allow_private_hosts = allow_private_hosts
 
     @property
     def key_id(self) -> bytes:
@@ -61,7 +62,7 @@ class WebPushFront:
             host = WebPushSubscription.parse(device.token).host
         except ParseError:
             return Refusal.SYNTAX
-        return None if self._allow_private_hosts or is_public_host(host) else Refusal.HOST
+        return None if self._web_push.may_be_at(host) else Refusal.HOST
 
     def origin(self, device: DeviceToken) -> str:
         """See `Front`; of a token that `refusal` does not refuse as none."""
@@ -95,6 +96,13 @@ class WebPush:
         """Of the VAPID key in force."""
         return next(iter(self._vapids))
 
+    def may_be_at(self, host: str) -> bool:
+        """Whether a push service may have this host. Where a name leads is looked at when it is connected to."""
+        s = self._settings
+        if matches(host, s.allow_hosts):
+            return True
+        return is_public_host(host) and host.rstrip(".") != s.own_host.lower().rstrip(".") and not _is_own(host)
+
     def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
         """See `PushProvider`."""
         requests = []
@@ -119,15 +127,20 @@ class WebPush:
 
     def _request(self, claim: Claim, vapid: Vapid) -> tuple[HttpRequest, _Held]:
         subscription = WebPushSubscription.parse(claim.device.token)
-        endpoint = self._endpoint(subscription.origin)
+        endpoint = self._endpoint(subscription)
         authorization = vapid.authorization(subscription.origin)
         ttl, now = self._settings.ttl, int(self._clock())
         return request(claim, subscription, endpoint, ttl=ttl, authorization=authorization, now=now)
 
-    def _endpoint(self, origin: str) -> Endpoint:
+    def _endpoint(self, subscription: WebPushSubscription) -> Endpoint:
+        origin = subscription.origin
         endpoint = self._endpoints.get(origin)
         if endpoint is None:
-            endpoint = self._endpoints[origin] = replace(self._settings.endpoint, url=origin)
+            s = self._settings
+            networks = tuple(p for p in s.allow_hosts if not isinstance(p, str))
+            public_only = not matches(subscription.host, s.allow_hosts)
+            endpoint = replace(s.endpoint, url=origin, public_only=public_only, allowed=networks)
+            self._endpoints[origin] = endpoint
             if len(self._endpoints) > _MAX_ENDPOINTS:
                 self._endpoints.popitem(last=False)
         return endpoint
@@ -141,3 +154,12 @@ class WebPush:
             return
         verdict = judge(answer)
         on_verdict(claim, Delivered(held) if isinstance(verdict, Delivered) else verdict)
+
+
+def _is_own(host: str) -> bool:
+    """Whether a host is an IP address of this machine."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return is_own_ip(host)

@@ -18,8 +18,8 @@ class Changes:
     def tell(self, changes: Sequence[Change]) -> None:
         """These happened."""
         for change in changes:
-            refs = self._pending.setdefault((change.server, change.kind), {})
-            refs.update(dict.fromkeys(change.refs))
+            told = self._pending.setdefault((change.server, change.kind), {})
+            told.update(dict.fromkeys(change.removed or change.refs))
         if changes:
             self._some.set()
 
@@ -27,7 +27,8 @@ class Changes:
         while True:
             while self._pending:
                 server, kind = key = next(iter(self._pending))
-                refs = self._pending.pop(key)
-                yield Change(kind, server, tuple(refs))
+                told = tuple(self._pending.pop(key))
+                is_removal = kind is ChangeKind.REMOVED
+                yield Change(kind, server, removed=told) if is_removal else Change(kind, server, told)
             self._some.clear()
             await self._some.wait()

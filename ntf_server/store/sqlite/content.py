@@ -41,7 +41,8 @@ _TOKENS: Final = (
 )
 _NOTIFICATIONS: Final = (
     "SELECT json_group_array(json_array(n.token, n.subscription, n.seq, s.server, hex(s.notifier_id), n.received_at,"
-    " hex(n.nonce), hex(n.meta))) FROM json_each(:refs) j CROSS JOIN notifications n ON n.subscription IN"
+    " hex(n.nonce), hex(n.meta), hex(s.spelling))) FROM json_each(:refs) j"
+    " CROSS JOIN notifications n ON n.subscription IN"
     " (SELECT o.subscription FROM notifications o WHERE o.token = j.value AND o.{chosen} LIMIT :limit)"
     " CROSS JOIN subscriptions s ON s.ref = n.subscription"
 )
@@ -77,6 +78,7 @@ def load(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> list[Claim]:
         return []
     rows = one_row(c, _TOKENS, {"refs": json.dumps(refs)})
     _expire_due(c, s, rows)
+    later = _not_yet(s, rows)
     active = [row[0] for row in rows if row[5] is None and row[4] == TokenStatus.ACTIVE]
     messages = _messages(c, s, active) if active else {}
     found: list[_Content] = []
@@ -87,9 +89,13 @@ def load(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> list[Claim]:
         elif ref in messages:
             unsent, entries = messages[ref]
             since = next(e for e in entries if not e.sent).received_at
-            found.append((row, PushKind.MESSAGES, since, entries, unsent > MAX_ENTRIES or check_due is not None))
+            found.append(
+                (row, PushKind.MESSAGES, since, entries, unsent > MAX_ENTRIES or check_due is not None or ref in later)
+            )
         elif check_due is not None and status == TokenStatus.ACTIVE:
-            found.append((row, PushKind.CHECK, check_due, (), False))
+            found.append((row, PushKind.CHECK, check_due, (), ref in later))
+    if later:
+        _put_off(c, s, later.keys() - {row[0] for row, *_ in found}, later)
     return _claim(c, s, found)
 
 
@@ -104,6 +110,24 @@ def _expire_due(c: sqlite3.Connection, s: State, rows: Rows) -> None:
             s.effects.expired[what] += len(late)
             for row in late:
                 row[column] = None
+
+
+def _not_yet(s: State, rows: Rows) -> dict[int, int]:
+    """Codes that have to wait for their turn, and until when; their tokens are due for what else they have only."""
+    later = {row[0]: row[5] for row in rows if row[5] is not None and row[5] > s.now}
+    if later:
+        for row in rows:
+            if row[0] in later:
+                row[5] = None
+    return later
+
+
+def _put_off(c: sqlite3.Connection, s: State, refs: Set[int], turns: Mapping[int, int]) -> None:
+    """Nothing of these is due before their turn."""
+    for ref in refs:
+        query = "UPDATE deliveries SET due_at = ? WHERE token = ? RETURNING lane"
+        if row := c.execute(query, (turns[ref] * 1000, ref)).fetchone():
+            s.effects.due(provider_of(row[0]), turns[ref] - s.now_ms / 1000)
 
 
 def _claim(c: sqlite3.Connection, s: State, found: Sequence[_Content]) -> list[Claim]:
@@ -215,11 +239,10 @@ def _row_seq(row: list[Any]) -> int:
 
 
 def _entry(row: list[Any], addresses: Mapping[int, ServerAddress], *, sent: bool) -> Entry:
-    _, subscription, seq, server, notifier_id, received_at, nonce, meta = row
+    _, subscription, seq, server, notifier_id, received_at, nonce, meta, spelling = row
     fromhex = bytes.fromhex
-    return Entry(
-        subscription, seq, sent, addresses[server], fromhex(notifier_id), received_at, fromhex(nonce), fromhex(meta)
-    )
+    spelled = server_address(fromhex(spelling)) if spelling else addresses[server]
+    return Entry(subscription, seq, sent, spelled, fromhex(notifier_id), received_at, fromhex(nonce), fromhex(meta))
 
 
 def _seq(e: Entry) -> int:

@@ -77,16 +77,25 @@ _RECOVER: Final = (
     " AND (t.verification_due IS NOT NULL OR t.status = 'ACTIVE')",
     # A clock that was wrong, and was set while nobody looked: what lies in the future is due now.
     "UPDATE deliveries SET due_at = :now_ms WHERE due_at > :latest",
+    "UPDATE tokens SET verification_due = :now WHERE verification_due > :now"
+    " AND (registered_at > :now OR verification_due > :last_turn)",
     "UPDATE tokens SET registered_at = :now WHERE registered_at > :now",
+    "UPDATE servers SET unused_since = :now WHERE unused_since > :now",
+    # Those that were migrated, and what a wrong clock wrote, were heard of now.
+    "UPDATE tokens SET active_at = :now WHERE active_at = 0",
+    "UPDATE tokens SET active_at = :now WHERE active_at > :now",
 )
+_DEAF: Final = 24 * 3600  # seconds without a command, when the database is opened, that count for nobody
 LATEST: Final = 3600 * 1000  # milliseconds that anything may wait for its retry
+LAST_TURN: Final = 4 * 3600  # seconds that a code may wait for its turn
 
 
 def recover(c: sqlite3.Connection, s: State) -> None:
     """When the database is opened: what is unsent is due."""
-    times = {"now": s.now, "now_ms": s.now_ms, "latest": s.now_ms + LATEST}
+    times = {"now": s.now, "now_ms": s.now_ms, "latest": s.now_ms + LATEST, "last_turn": s.now + LAST_TURN}
     for statement in _RECOVER:
         c.execute(statement, {name: value for name, value in times.items() if f":{name}" in statement})
+    _hear(c, s)
     lane = b""
     while row := c.execute(
         "SELECT lane FROM deliveries WHERE lane > ? AND due_at IS NOT NULL ORDER BY lane LIMIT 1", (lane,)
@@ -95,14 +104,23 @@ def recover(c: sqlite3.Connection, s: State) -> None:
         s.owe(lane)
 
 
+def _hear(c: sqlite3.Connection, s: State) -> None:
+    """Nobody was silent while there was nobody to hear, or while a wrong clock only seems to have gone on for years."""
+    [newest] = c.execute("SELECT max(active_at) FROM tokens").fetchone()
+    if newest is not None and s.now - newest > _DEAF:
+        c.execute("UPDATE tokens SET active_at = active_at + ?", (s.now - newest,))
+
+
 # Kept times that are moved with the clock. Those of the past stay in the past; what waits, waits for an hour at most.
 _SHIFT: Final = (
     "UPDATE notifications SET received_at = min(received_at + :step, :now) WHERE sent = 0",
     "UPDATE deliveries SET due_at = min(due_at + :step * 1000, :now_ms + 3600000) WHERE due_at IS NOT NULL",
-    "UPDATE tokens SET verification_due = min(verification_due + :step, :now), check_due = min(check_due + :step, :now)"
+    "UPDATE tokens SET verification_due = min(verification_due + :step, max(verification_due, :now)),"
+    " check_due = min(check_due + :step, :now)"
     " WHERE verification_due IS NOT NULL OR check_due IS NOT NULL",
     "UPDATE tokens SET period_at = min(period_at + :step, :now) WHERE period > 0",
-    "UPDATE tokens SET registered_at = min(registered_at + :step, :now)",
+    "UPDATE tokens SET registered_at = min(registered_at + :step, :now), active_at = min(active_at + :step, :now)",
+    "UPDATE servers SET unused_since = min(unused_since + :step, :now)",
 )
 
 

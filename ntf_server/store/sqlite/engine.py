@@ -16,11 +16,10 @@ from ntf_server.observe.metrics import Counter, KindCounter, Metrics
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
     DamagedRecordError,
-    FencedError,
     Places,
     StoreConflictError,
     StoreCorruptError,
-    StoreFullError,
+    StoreError,
     StoreUnavailableError,
 )
 from ntf_server.store.records import (
@@ -58,27 +57,20 @@ from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite import deliveries, due, queues, sessions, taking, tokens, upkeep
 from ntf_server.store.sqlite.changes import Changes
 from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, After, Database, Operation
-from ntf_server.store.sqlite.file import DatabaseFile
+from ntf_server.store.sqlite.file import DatabaseFile, opened
 from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.memory import Effects, State, Times
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
 from ntf_server.store.sqlite.schema import migrations
 from smp_bridge.address import ServerAddress
-from smp_bridge.ntf import Provider, SubscriptionStatus
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
-_KINDS: Final = (
-    (StoreFullError, "full"),
-    (StoreUnavailableError, "unavailable"),
-    (FencedError, "fenced"),
-    (DamagedRecordError, "damaged"),
-    (StoreCorruptError, "corrupt"),
-)
 
 
 class _Turn:
@@ -136,6 +128,7 @@ class SqliteStore:
         self._changes = Changes()
         self._arrived: dict[int, int] = {}  # in the session of a fence
         self._sweep = upkeep.Sweep()
+        self._seen = upkeep.Seen()
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(
             file.path if file else "memory",
@@ -170,7 +163,7 @@ class SqliteStore:
             prepare(master_key)(connection)
         else:
             opening = partial(DatabaseFile.open, path, migrations(master_key), prepare(master_key))
-            file = await _opened(opening)
+            file = await opened(opening)
             connection = file.connection
         try:
             state = State(Sealer(load_key(connection, master_key)), times or Times(), clock or Clock(), random)
@@ -212,14 +205,14 @@ class SqliteStore:
             raise await self._set_aside(e) from e
 
     async def _set_aside(self, damaged: DamagedRowError) -> DamagedRecordError:
-        await self._database.run(lambda c: quarantine(c, self._state, [damaged]))
+        if not damaged.set_aside:
+            await self._database.run(lambda c: quarantine(c, self._state, [damaged]))
         error = damaged.told()
         self._on_error(error)
         return error
 
     def _on_error(self, error: Exception) -> None:
-        kind = next((name for cls, name in _KINDS if isinstance(error, cls)), "conflict")
-        self._metrics.count_kind(KindCounter.STORE_ERRORS, kind)
+        self._metrics.count_kind(KindCounter.STORE_ERRORS, getattr(error, "kind", StoreError.kind))
         if isinstance(error, StoreCorruptError):
             self._on_corrupt(error)
 
@@ -230,6 +223,9 @@ class SqliteStore:
                 self._metrics.count_kind(KindCounter.EXPIRED, kind, count)
         for kind, count in effects.quarantined.items():
             self._metrics.count_kind(KindCounter.QUARANTINED, kind, count)
+        for kind, count in effects.forgotten.items():
+            self._metrics.count_kind(KindCounter.TOKENS_EXPIRED, kind, count)
+        self._metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
         if effects.stepped:
             self._metrics.count(Counter.CLOCK_STEPS)
             log.warning("the clock was set by %+.0f s: what is kept was moved with it", effects.stepped)
@@ -261,21 +257,33 @@ class SqliteStore:
 
     # --- tokens
 
-    async def register(self, new: NewToken) -> Registered | None:
+    async def register(self, new: NewToken, wait: float = 0.0) -> Registered | None:
         """See `Store`."""
-        return await self._write(lambda c: tokens.register(c, self._state, new))
+        return await self._write(lambda c: tokens.register(c, self._state, new, wait))
+
+    async def find_registration(self, device: DeviceToken, verify_key: bytes) -> Token | None:
+        """See `Store`."""
+        return await self._read(lambda c: tokens.find_registration(c, self._state.sealer, device, verify_key))
+
+    async def put_off(self, waits: Mapping[Ref, float | None]) -> None:
+        """See `Store`."""
+        await self._write(lambda c: tokens.put_off(c, self._state, waits))
 
     async def find_token(self, token_id: bytes) -> Token | None:
         """See `Store`."""
         return await self._read(lambda c: tokens.find(c, token_id))
 
+    def seen(self, token: Token) -> None:
+        """See `Store`."""
+        self._seen.add(token, self._state.clock.wall())
+
     async def verify(self, token: Ref, code: bytes) -> bool:
         """See `Store`."""
         return await self._write(lambda c: tokens.verify(c, self._state, _number(token), code))
 
-    async def replace(self, token: Ref, new: Replacement) -> bool:
+    async def replace(self, token: Ref, new: Replacement, wait: float = 0.0) -> bool:
         """See `Store`."""
-        return await self._write(lambda c: tokens.replace(c, self._state, _number(token), new))
+        return await self._write(lambda c: tokens.replace(c, self._state, _number(token), new, wait))
 
     async def delete_token(self, token: Ref) -> None:
         """See `Store`."""
@@ -285,9 +293,15 @@ class SqliteStore:
         """See `Store`."""
         await self._write(lambda c: tokens.set_period(c, self._state, _number(token), minutes))
 
-    async def mark_checks(self, limit: int) -> int:
+    async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         """See `Store`."""
-        return await self._write(lambda c: tokens.mark_checks(c, self._state, limit))
+        return await self._write(lambda c: tokens.mark_checks(c, self._state, limit, quiet_only))
+
+    async def invalidate(
+        self, status: TokenStatus, reason: InvalidReason, after: Cursor | None, limit: int
+    ) -> tuple[int, Cursor | None]:
+        """See `Store`."""
+        return await self._write(lambda c: tokens.invalidate(c, status, reason, after, limit))
 
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""
@@ -362,6 +376,10 @@ class SqliteStore:
         """See `Store`."""
         return await self._read(lambda c: sessions.is_wanted(c, server))
 
+    async def is_proven(self, server: ServerAddress) -> bool:
+        """See `Store`."""
+        return await self._read(lambda c: sessions.is_proven(c, server))
+
     async def acquire(self, server: ServerAddress) -> Session | None:
         """See `Store`."""
         return await self._write(lambda c: sessions.acquire(c, self._state, server))
@@ -432,6 +450,14 @@ class SqliteStore:
         refs = sessions.audited(subscriptions)
         self._changes.tell([Change(ChangeKind.AUDIT, server, of_server) for server, of_server in refs.items()])
 
+    async def mark_lost(
+        self, session: Session, after: Cursor | None, limit: int, within: float
+    ) -> tuple[int, Cursor | None]:
+        """See `Store`."""
+        return await self._write(
+            lambda c: sessions.mark_lost(c, self._state, session, after, limit=limit, within=within)
+        )
+
     async def service_certificate(
         self, server: ServerAddress, make: Callable[[], ServiceCertificate]
     ) -> ServiceCertificate:
@@ -449,7 +475,8 @@ class SqliteStore:
         if self._file is not None and (trouble := upkeep.file_trouble(self._file)) is not None:
             self._on_error(trouble)
             raise trouble
-        pause = await self._write(lambda c: upkeep.run_slice(c, self._state, self._sweep))
+        seen = self._seen.take()
+        pause = await self._write(lambda c: upkeep.run_slice(c, self._state, self._sweep, seen))
         if self._file is None:
             return pause
         await asyncio.to_thread(upkeep.shorten_wal, self._file)
@@ -463,21 +490,3 @@ def _number(ref: Ref) -> int:
 
 def _foreign() -> int:
     raise StoreConflictError("a ref of another engine")
-
-
-async def _opened(opening: Callable[[], DatabaseFile]) -> DatabaseFile:
-    """In a thread. Nobody can end that: who is cancelled meanwhile waits, and lets go of the file."""
-
-    def let_go(task: "asyncio.Task[DatabaseFile]") -> None:
-        if not task.cancelled() and not task.exception():
-            file = task.result()
-            file.connection.close()
-            file.release()
-
-    task = asyncio.create_task(asyncio.to_thread(opening), name="open the database")
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(let_go)
-        await asyncio.wait([task])
-        raise

@@ -1,9 +1,11 @@
 """The database's file: locked, checked and brought up to date before anything is done with it."""
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -162,3 +164,24 @@ def _check(path: Path, newest: int) -> None:
             [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
             if result != "ok":
                 raise corrupt_error(path, result.splitlines()[-1])
+
+
+async def opened(opening: Callable[[], DatabaseFile]) -> DatabaseFile:
+    """What `opening` gives, called in a thread.
+
+    Nobody can end that: who is cancelled meanwhile waits, and lets go of the file.
+    """
+
+    def let_go(task: "asyncio.Task[DatabaseFile]") -> None:
+        if not task.cancelled() and not task.exception():
+            file = task.result()
+            file.connection.close()
+            file.release()
+
+    task = asyncio.create_task(asyncio.to_thread(opening), name="open the database")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(let_go)
+        await asyncio.wait([task])
+        raise

@@ -24,6 +24,7 @@ _MISSING: Final[Any] = object()
 _MAX_STEPS: Final = 4
 CROWD: Final = 256  # notifications in one transaction: more came than were stored, meanwhile
 CROWDED: Final = 0.25  # seconds that it counts as crowded after that
+SILENT_TTL: Final = 365 * 24 * 3600
 MAX_LANES: Final = 10_000  # of Web Push origins that are remembered one by one
 
 
@@ -127,6 +128,8 @@ class Round(msgspec.Struct):
 class Times(Record, frozen=True):
     """Seconds: how long a message and a code are worth a push, and the least time between two pushes of one token.
 
+    `silent_ttl`: how long a registration is kept that sends no command.
+
     `crowded_spacing`: that time while more notifications come than can be stored at once, also before the first push
     of a token that has several queues. It then holds what else has come, instead of going out for one of them alone.
     """
@@ -135,6 +138,7 @@ class Times(Record, frozen=True):
     verification_ttl: int = 600
     spacing: float = 0.02
     crowded_spacing: float = 2.0
+    silent_ttl: int = SILENT_TTL
 
 
 class Effects(msgspec.Struct):
@@ -144,6 +148,8 @@ class Effects(msgspec.Struct):
     changes: list[Change] = []
     expired: Tally[str] = msgspec.field(default_factory=Tally)
     quarantined: Tally[str] = msgspec.field(default_factory=Tally)
+    forgotten: Tally[str] = msgspec.field(default_factory=Tally)  # tokens, by kind
+    servers_forgotten: int = 0
     stepped: float = 0.0
 
     def due(self, provider: Provider, seconds: float) -> None:
@@ -153,7 +159,8 @@ class Effects(msgspec.Struct):
             self.wake[provider] = seconds
 
     def __bool__(self) -> bool:
-        return bool(self.wake or self.changes or self.expired or self.quarantined or self.stepped)
+        counted = self.expired or self.quarantined or self.forgotten or self.servers_forgotten
+        return bool(self.wake or self.changes or counted or self.stepped)
 
 
 class State:
@@ -172,6 +179,7 @@ class State:
         self.backlog: Final = Kept[bytes, bool](self.journal)  # lanes that may have a row that is due now
         self.fences: Final = Kept[ServerAddress, int](self.journal)  # of the sessions that count
         self.generations: Final = Kept[ServerAddress, int](self.journal)  # of their services; none: no service
+        self.lost: Final = Kept[int, float](self.journal)  # tokens that a check was owed for what was lost: since when
         self.rounds: Final[dict[Provider, Round]] = {}
         self.addresses: Final[dict[int, ServerAddress]] = {}  # of rows, which never change
         self.fence = 0

@@ -15,6 +15,7 @@ from ntf_server.store.records import (
     LimitReached,
     Limits,
     NewSubscription,
+    Removed,
     Subscription,
     Token,
 )
@@ -37,8 +38,8 @@ WANTED_SQL: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of
 
 
 def find_server(c: sqlite3.Connection, server: ServerAddress) -> int | None:
-    """The server's row."""
-    row = c.execute("SELECT ref FROM servers WHERE address = ?", (server.encode(),)).fetchone()
+    """The server's row, however it is spelled."""
+    row = c.execute("SELECT ref FROM servers WHERE canonical = ?", (server.identity,)).fetchone()
     return None if row is None else int(row[0])
 
 
@@ -47,7 +48,8 @@ def make_server(c: sqlite3.Connection, s: State, server: ServerAddress) -> int:
     ref = find_server(c, server)
     if ref is None:
         row = c.execute(
-            "INSERT INTO servers (address, unused_since) VALUES (?, ?) RETURNING ref", (server.encode(), s.now)
+            "INSERT INTO servers (address, canonical, unused_since) VALUES (?, ?, ?) RETURNING ref",
+            (server.plain.encode(), server.identity, s.now),
         ).fetchone()
         ref = int(row[0])
     return ref
@@ -55,8 +57,8 @@ def make_server(c: sqlite3.Connection, s: State, server: ServerAddress) -> int:
 
 # In one statement, since each is some turns at Python's lock.
 _ASKED: Final = (
-    "SELECT t.subscriptions, v.ref, v.subscriptions, s.ref, s.token, s.subscription_id, s.notifier_key, s.status,"
-    " s.damaged, o.ref IS NULL FROM tokens t LEFT JOIN servers v ON v.address = :address"
+    "SELECT t.subscriptions, v.ref, v.address, v.subscriptions, s.ref, s.token, s.subscription_id, s.notifier_key,"
+    " s.status, s.damaged, s.spelling, o.ref IS NULL FROM tokens t LEFT JOIN servers v ON v.canonical = :server"
     " LEFT JOIN subscriptions s ON s.server = v.ref AND s.notifier_id = :id LEFT JOIN tokens o ON o.ref = s.token"
     " WHERE t.ref = :token"
 )
@@ -66,16 +68,22 @@ def subscribe(
     c: sqlite3.Connection, s: State, token: int, new: NewSubscription, limits: Limits
 ) -> Added | LimitReached | None:
     """See `Store.subscribe`."""
-    row = c.execute(_ASKED, {"token": token, "address": new.server.encode(), "id": new.notifier_id}).fetchone()
+    row = c.execute(_ASKED, {"token": token, "server": new.server.identity, "id": new.notifier_id}).fetchone()
     if row is None:
         return None  # deleted since the command was authorized
-    owned, server, on_server, ref, owner, subscription_id, sealed, status, damaged, orphan = row
+    owned, server, address, on_server, ref, owner, subscription_id, sealed, status, damaged, spelling, orphan = row
+    address = address or new.server.plain.encode()
+    encoded = new.server.encode()
+    spelled = None if encoded == address else encoded
     if ref is not None:
         if not orphan:
             if owner != token or not _is_same_key(s.sealer, sealed, subscription_id, new.notifier_key):
                 return None
+            if spelled != spelling:  # it looks for this one in its pushes from now on
+                c.execute("UPDATE subscriptions SET spelling = ? WHERE ref = ?", (spelled, ref))
             if status not in WANTED or damaged is not None:
-                _want_again(c, s, ref, subscription_id, new)
+                _want_again(c, s, ref, subscription_id, new.notifier_key)
+                s.effects.changes.append(Change(ChangeKind.ADDED, server_address(address), (ref,)))
             return Added(subscription_id, created=False)
         remove(c, s, [ref])  # its token is gone, and it only was not cleared yet
         on_server -= 1
@@ -89,11 +97,11 @@ def subscribe(
     sealed = s.sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
     cursor = c.execute(
         "INSERT INTO subscriptions (subscription_id, token, server, notifier_id, notifier_key, status,"
-        " created_at) VALUES (?, ?, ?, ?, ?, 'NEW', ?)",
-        (new.subscription_id, token, server, new.notifier_id, sealed, s.now),
+        " created_at, spelling) VALUES (?, ?, ?, ?, ?, 'NEW', ?, ?)",
+        (new.subscription_id, token, server, new.notifier_id, sealed, s.now, spelled),
     )
     assert cursor.lastrowid is not None
-    s.effects.changes.append(Change(ChangeKind.ADDED, new.server, (cursor.lastrowid,)))
+    s.effects.changes.append(Change(ChangeKind.ADDED, server_address(address), (cursor.lastrowid,)))
     return Added(new.subscription_id, created=True)
 
 
@@ -106,12 +114,11 @@ def _is_same_key(sealer: Sealer, sealed: bytes, subscription_id: bytes, given: b
     return hmac.compare_digest(kept, given[: len(kept)])  # an older relay kept the key without its public half
 
 
-def _want_again(c: sqlite3.Connection, s: State, ref: int, subscription_id: bytes, new: NewSubscription) -> None:
+def _want_again(c: sqlite3.Connection, s: State, ref: int, subscription_id: bytes, notifier_key: bytes) -> None:
     c.execute(
         "UPDATE subscriptions SET status = 'NEW', error = '', damaged = NULL, notifier_key = ? WHERE ref = ?",
-        (s.sealer.seal(new.notifier_key, NOTIFIER_KEY + subscription_id), ref),
+        (s.sealer.seal(notifier_key, NOTIFIER_KEY + subscription_id), ref),
     )
-    s.effects.changes.append(Change(ChangeKind.ADDED, new.server, (ref,)))
 
 
 def find(c: sqlite3.Connection, subscription_id: bytes) -> tuple[Token, Subscription] | None:
@@ -134,7 +141,8 @@ def count(c: sqlite3.Connection) -> int:
 
 
 _OF_SERVERS: Final = (
-    f"SELECT s.server, v.address, s.notifier_id, s.{WANTED_SQL}, s.association > 0 AND s.association = v.generation"
+    f"SELECT s.server, v.address, s.notifier_id, s.{WANTED_SQL}, s.association > 0 AND s.association = v.generation,"
+    " s.ref, s.association, s.status = 'ACTIVE'"
     " FROM json_each(?) j CROSS JOIN subscriptions s ON s.ref = j.value CROSS JOIN servers v ON v.ref = s.server"
 )
 
@@ -145,11 +153,11 @@ def remove(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> None:
     rows: list[tuple[Any, ...]] = c.execute(_OF_SERVERS, (given,)).fetchall()
     released: defaultdict[int, list[bytes]] = defaultdict(list)
     servers: dict[int, bytes] = {}
-    changed: set[int] = set()
-    for server, address, notifier_id, wanted, associated in rows:
+    removed: defaultdict[int, list[Removed]] = defaultdict(list)
+    for server, address, notifier_id, wanted, associated, ref, association, active in rows:
         servers[server] = address
         if wanted:
-            changed.add(server)
+            removed[server].append(Removed(ref, bool(active), bool(associated), (association, ref)))
             if associated:
                 released[server].append(notifier_id)
     for server, ids in released.items():
@@ -162,8 +170,9 @@ def remove(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> None:
     c.execute("DELETE FROM subscriptions WHERE ref IN (SELECT value FROM json_each(?))", (given,))
     for server, address in servers.items():
         c.execute("UPDATE servers SET unused_since = ? WHERE ref = ? AND subscriptions = 0", (s.now, server))
-        if server in changed:
-            s.effects.changes.append(Change(ChangeKind.REMOVED, server_address(address)))
+        if server in removed:
+            change = Change(ChangeKind.REMOVED, server_address(address), removed=tuple(removed[server]))
+            s.effects.changes.append(change)
 
 
 def clear_slice(c: sqlite3.Connection, s: State, token: int, limit: int) -> int:

@@ -18,8 +18,8 @@ from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionSta
 
 log = logging.getLogger(__name__)
 
-TOKEN_COLUMNS: Final = "t.ref, t.token_id, t.verify_key, t.status, t.reason, t.period, t.damaged"
-TOKEN_WIDTH: Final = 7
+TOKEN_COLUMNS: Final = "t.ref, t.token_id, t.verify_key, t.status, t.reason, t.period, t.active_at, t.proven, t.damaged"
+TOKEN_WIDTH: Final = 9
 # To be asked with servers as v.
 SUBSCRIPTION_COLUMNS: Final = (
     "s.ref, s.subscription_id, v.address, s.notifier_id, s.status, s.error, s.association,"
@@ -31,12 +31,13 @@ NO_IDS: Final = bytes(16)
 
 
 class DamagedRowError(Exception):
-    """A row that cannot be read: it is to be quarantined."""
+    """A row that cannot be read: it is to be quarantined, unless it is `set_aside` already."""
 
-    def __init__(self, table: Table, ref: int) -> None:
+    def __init__(self, table: Table, ref: int, *, set_aside: bool = False) -> None:
         super().__init__(f"row {ref} of {table} cannot be read")
         self.table: Table = table
         self.ref = ref
+        self.set_aside = set_aside
 
     def told(self) -> DamagedRecordError:
         """What the caller hears of it."""
@@ -45,15 +46,16 @@ class DamagedRowError(Exception):
 
 def token_record(row: Row) -> Token:
     """A row of TOKEN_COLUMNS. Raises DamagedRowError."""
-    ref, token_id, verify_key, status, reason, period, damaged = row
+    ref, token_id, verify_key, status, reason, period, active_at, proven, damaged = row
     if damaged is not None:
-        raise DamagedRowError("tokens", ref)
-    return Token(ref, token_id, verify_key, TokenStatus(status), InvalidReason(reason) if reason else None, period)
+        raise DamagedRowError("tokens", ref, set_aside=True)
+    why = InvalidReason(reason) if reason else None
+    return Token(ref, token_id, verify_key, TokenStatus(status), why, period, active_at, bool(proven))
 
 
 @functools.lru_cache(maxsize=4096)  # they are few, and asked for with each notification
 def server_address(blob: bytes) -> ServerAddress:
-    """A value of servers.address."""
+    """A value of servers.address, or of subscriptions.spelling."""
     return ServerAddress.parse(Reader(blob), "smp")
 
 
@@ -61,7 +63,7 @@ def subscription_record(row: Row) -> Subscription:
     """A row of SUBSCRIPTION_COLUMNS. Raises DamagedRowError."""
     ref, subscription_id, address, notifier_id, status, error, association, associated, damaged = row
     if damaged is not None:
-        raise DamagedRowError("subscriptions", ref)
+        raise DamagedRowError("subscriptions", ref, set_aside=True)
     return Subscription(
         ref,
         subscription_id,
@@ -80,8 +82,8 @@ def lane_of(sealer: Sealer, device: DeviceToken, origin: str) -> bytes:
     return provider.encode() + (sealer.origin(origin) if provider is Provider.WEB_PUSH else b"")
 
 
-def insert_token(c: sqlite3.Connection, s: State, new: NewToken, lane: bytes) -> Registered:
-    """Make it."""
+def insert_token(c: sqlite3.Connection, s: State, new: NewToken, lane: bytes, due: int) -> Registered:
+    """Make it; its code is due then."""
     seal, token_id = s.sealer.seal, new.token_id
     columns = {
         "token_id": token_id,
@@ -97,14 +99,15 @@ def insert_token(c: sqlite3.Connection, s: State, new: NewToken, lane: bytes) ->
         "secret": seal(new.secret, SECRET + token_id),
         "code": seal(new.code, CODE + token_id),
         "status": TokenStatus.REGISTERED,
-        "verification_due": s.now,
+        "verification_due": due,
         "registered_at": s.now,
         "created_at": s.now,
         "active_at": s.now,
     }
     cursor = c.execute(f"INSERT INTO tokens ({', '.join(columns)}) VALUES (:{', :'.join(columns)})", columns)
     assert cursor.lastrowid is not None
-    return Registered(cursor.lastrowid, token_id, new.verify_key, TokenStatus.REGISTERED, None, 0, new.server_dh)
+    registered = TokenStatus.REGISTERED
+    return Registered(cursor.lastrowid, token_id, new.verify_key, registered, None, 0, s.now, False, new.server_dh)
 
 
 def quarantine(c: sqlite3.Connection, s: State, damaged: Iterable[DamagedRowError]) -> None:

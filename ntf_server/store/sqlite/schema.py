@@ -10,7 +10,7 @@ from typing import Final
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.keys import add_box_keys, add_keys
 from ntf_server.store.sqlite.migrations import Migration, Progress
-from ntf_server.store.sqlite.upgrades import add_lanes, count_associations, merge_twins
+from ntf_server.store.sqlite.upgrades import add_lanes, count_associations, merge_servers, merge_twins, remember
 
 SCHEMA_1: Final = """
     CREATE TABLE tokens (
@@ -171,6 +171,19 @@ SCHEMA_5_END: Final = (
 )
 
 
+# Since schema 6 tokens.active_at is of the last command of any kind, up to a day more; 0: it is set when the file is
+# opened. Servers are found by `canonical`, which is not null.
+SCHEMA_6: Final = (
+    "ALTER TABLE tokens ADD COLUMN proven INTEGER NOT NULL DEFAULT 0",  # 1: it was ACTIVE once
+    "ALTER TABLE subscriptions ADD COLUMN spelling BLOB",  # the server's address in its SNEW, if not as servers.address
+)
+SCHEMA_6_END: Final = (
+    "CREATE UNIQUE INDEX servers_canonical ON servers (canonical)",
+    "CREATE INDEX tokens_unverified ON tokens (registered_at) WHERE proven = 0",
+    "CREATE INDEX tokens_active ON tokens (active_at)",
+)
+
+
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
@@ -191,4 +204,12 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
             c.execute(statement)
         count_associations(c, progress)
 
-    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver
+    def canonical(c: sqlite3.Connection, progress: Progress) -> None:
+        for statement in SCHEMA_6:
+            c.execute(statement)
+        merge_servers(c, progress)
+        remember(c)
+        for statement in SCHEMA_6_END:
+            c.execute(statement)
+
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical

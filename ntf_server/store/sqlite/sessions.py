@@ -4,6 +4,8 @@ One process has the database, so who speaks for a server is in its memory; the f
 numbers, so that those of a later session are newer.
 """
 
+import json
+import math
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -21,6 +23,7 @@ from ntf_server.store.records import (
     Wanted,
 )
 from ntf_server.store.sealing import Sealer, SealingError
+from ntf_server.store.sqlite.due import due_when_free
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
 from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
@@ -33,6 +36,8 @@ _ALL: Final = 2**62  # a generation above all
 _LIVE: Final = (
     f"{WANTED_SQL} AND damaged IS NULL AND NOT EXISTS (SELECT 1 FROM gone g WHERE g.token = subscriptions.token)"
 )
+_LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what servers sent in vain
+_MAX_LOST: Final = 100_000  # such checks in that time, of all tokens
 _COLUMNS: Final = "ref, association, status, notifier_id, notifier_key, subscription_id"
 
 
@@ -81,6 +86,12 @@ def is_wanted(c: sqlite3.Connection, server: ServerAddress) -> bool:
     """See `Store.is_wanted`."""
     query = f"SELECT 1 FROM subscriptions WHERE server = ? AND {_LIVE} LIMIT 1"
     return c.execute(query, (find_server(c, server),)).fetchone() is not None
+
+
+def is_proven(c: sqlite3.Connection, server: ServerAddress) -> bool:
+    """See `Store.is_proven`."""
+    row = c.execute("SELECT proven FROM servers WHERE ref = ?", (find_server(c, server),)).fetchone()
+    return row is not None and row[0] > 0
 
 
 def page(
@@ -149,6 +160,8 @@ def to_audit(
 def confirm(c: sqlite3.Connection, s: State, session: Session, answers: Sequence[Confirmed]) -> None:
     """See `Store.confirm`."""
     server = _server(c, s, session)
+    if any(a.status is SubscriptionStatus.ACTIVE for a in answers):
+        c.execute("UPDATE servers SET proven = ? WHERE ref = ? AND proven = 0", (s.now, server))
     generation = s.generations.get(session.server, 0)
     if not generation:
         _confirm_alone(c, server, answers)
@@ -296,12 +309,12 @@ def _state(c: sqlite3.Connection, server: int, *, changed: bool = False) -> Serv
 
 def certificate(c: sqlite3.Connection, sealer: Sealer, server: ServerAddress) -> ServiceCertificate | None:
     """What is kept; None also if it cannot be read."""
-    address = server.encode()
-    row = c.execute("SELECT certificate, certificate_key FROM servers WHERE address = ?", (address,)).fetchone()
+    query = "SELECT certificate, certificate_key, address FROM servers WHERE canonical = ?"
+    row = c.execute(query, (server.identity,)).fetchone()
     if row is None or row[0] is None:
         return None
     try:
-        return ServiceCertificate(row[0], sealer.open(row[1], SERVICE_KEY + address))
+        return ServiceCertificate(row[0], sealer.open(row[1], SERVICE_KEY + row[2]))
     except SealingError:
         return None
 
@@ -313,9 +326,10 @@ def keep_certificate(
     kept = certificate(c, s.sealer, server)
     if kept is not None:
         return kept
-    sealed = s.sealer.seal(new.key, SERVICE_KEY + server.encode())
-    query = "UPDATE servers SET certificate = ?, certificate_key = ? WHERE ref = ?"
-    c.execute(query, (new.chain, sealed, make_server(c, s, server)))
+    ref = make_server(c, s, server)
+    [address] = c.execute("SELECT address FROM servers WHERE ref = ?", (ref,)).fetchone()
+    sealed = s.sealer.seal(new.key, SERVICE_KEY + address)
+    c.execute("UPDATE servers SET certificate = ?, certificate_key = ? WHERE ref = ?", (new.chain, sealed, ref))
     return new
 
 
@@ -340,3 +354,48 @@ def audited(subscriptions: Sequence[ToAudit]) -> dict[ServerAddress, tuple[Any, 
     for item in subscriptions:
         out.setdefault(item.server, []).append(item.ref)
     return {server: tuple(refs) for server, refs in out.items()}
+
+
+# --- what was lost on the way
+
+_TO_CHECK: Final = (
+    "SELECT json_group_array(t.ref) FROM json_each(:refs) j CROSS JOIN tokens t ON t.ref = j.value"
+    " CROSS JOIN deliveries d ON d.token = t.ref"
+    " WHERE t.status = 'ACTIVE' AND t.damaged IS NULL AND t.check_due IS NULL"
+    " AND NOT coalesce(d.delivered_at BETWEEN :since AND :now, 0)"
+    " AND NOT EXISTS (SELECT 1 FROM notifications n WHERE n.token = t.ref AND n.sent = 0)"
+)
+
+
+def mark_lost(
+    c: sqlite3.Connection, s: State, session: Session, after: Cursor | None, *, limit: int, within: float
+) -> tuple[int, Cursor | None]:
+    """See `Store.mark_lost`."""
+    check(s, session)
+    rows = _slice(c, find_server(c, session.server), after or (0, 0), limit)
+    cursor = (rows[-1][1], rows[-1][0]) if len(rows) == limit else None
+    latest = s.steady - _LOST_EVERY
+    for token in [token for token, at in s.lost.items() if at <= latest]:
+        s.lost.drop(token)
+    asked = sorted({token for _, _, token in rows} - s.lost.keys())
+    times = {"now": s.now, "since": s.now - math.ceil(within)}  # both are whole seconds
+    [found] = c.execute(_TO_CHECK, {"refs": json.dumps(asked), **times}).fetchone()
+    refs: list[int] = json.loads(found)[: max(0, _MAX_LOST - len(s.lost))]
+    if refs:
+        query = "UPDATE tokens SET check_due = ? WHERE ref IN (SELECT value FROM json_each(?))"
+        c.execute(query, (s.now, json.dumps(refs)))
+        due_when_free(c, s, refs)
+        s.lost.put_all(dict.fromkeys(refs, s.steady))
+    return len(refs), cursor
+
+
+def _slice(c: sqlite3.Connection, server: int | None, after: Cursor, limit: int) -> list[tuple[Any, ...]]:
+    """Subscriptions of a server behind a cursor, in the order of the index: ref, association, token."""
+    query = f"SELECT ref, association, token FROM subscriptions WHERE server = ? AND {_LIVE}"
+    association, ref = after
+    same = f"{query} AND association = ? AND ref > ? ORDER BY ref LIMIT ?"
+    rows = c.execute(same, (server, association, ref, limit)).fetchall()
+    if len(rows) < limit:
+        later = f"{query} AND association > ? ORDER BY association, ref LIMIT ?"
+        rows += c.execute(later, (server, association, limit - len(rows))).fetchall()
+    return rows

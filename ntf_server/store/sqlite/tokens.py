@@ -2,13 +2,14 @@
 
 import hmac
 import json
+import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from ntf_server.store.records import ALIVE, LastPush, NewToken, Registered, Replacement, Token
+from ntf_server.store.records import ALIVE, Cursor, LastPush, NewToken, Registered, Replacement, Token
 from ntf_server.store.sealing import Sealer, SealingError
 from ntf_server.store.sqlite.due import due_now, due_when_free
 from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH, SERVER_PRIVATE
@@ -23,12 +24,12 @@ from ntf_server.store.sqlite.rows import (
     token_record,
 )
 from smp_bridge.crypto import CryptoError, dh_box_key
-from smp_bridge.ntf import TokenStatus
+from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
 
 _AT_ONCE: Final = 500  # subscriptions that a deletion clears itself
 
 
-def register(c: sqlite3.Connection, s: State, new: NewToken) -> Registered | None:
+def register(c: sqlite3.Connection, s: State, new: NewToken, wait: float) -> Registered | None:
     """See `Store.register`. What cannot be read is made anew."""
     lane = lane_of(s.sealer, new.device, new.origin)
     known = c.execute(
@@ -47,8 +48,12 @@ def register(c: sqlite3.Connection, s: State, new: NewToken) -> Registered | Non
             drop(c, s, known[0])
             known = None
         else:
-            return _revive(c, s, token, lane, server_dh) if same else None
-    made = insert_token(c, s, new, lane)
+            if not same:
+                return None
+            status = _revive(c, s, token, lane, _turn(s, wait))
+            t = token
+            return Registered(t.ref, t.token_id, t.verify_key, status, None, t.period, s.now, t.proven, server_dh)
+    made = insert_token(c, s, new, lane, _turn(s, wait))
     due_now(c, s, _number(made.ref), lane)
     return made
 
@@ -67,22 +72,52 @@ def _is_same_client(sealer: Sealer, token_id: bytes, row: Sequence[Any], client_
     return hmac.compare_digest(shared, sealer.open(secret, SECRET + token_id))
 
 
-def _revive(c: sqlite3.Connection, s: State, token: Token, lane: bytes, server_dh: bytes) -> Registered:
+def _turn(s: State, wait: float) -> int:
+    """When a code is due: `content.load` gives it to nobody before."""
+    return s.now + math.ceil(wait)
+
+
+def _revive(c: sqlite3.Connection, s: State, token: Token, lane: bytes, due: int) -> TokenStatus:
+    """A code that was due before, and is not out, is not put off: this adds no push."""
     status = token.status if token.status in ALIVE else TokenStatus.REGISTERED
+    ref = _number(token.ref)
     c.execute(
-        "UPDATE tokens SET status = :status, reason = NULL, registration = registration + 1, verification_due = :now,"
-        " registered_at = :now, active_at = :now WHERE ref = :ref",
-        {"status": status, "now": s.now, "ref": token.ref},
+        "UPDATE tokens SET status = :status, reason = NULL, registration = registration + 1, registered_at = :now,"
+        " active_at = :now, verification_due = iif(:is_out OR verification_due IS NULL, :due,"
+        " max(:now, min(verification_due, :due))) WHERE ref = :ref",
+        {"status": status, "due": due, "now": s.now, "is_out": ref in s.claims, "ref": ref},
     )
-    s.anew(_number(token.ref))
-    due_now(c, s, _number(token.ref), lane)
-    return Registered(token.ref, token.token_id, token.verify_key, status, None, token.period, server_dh)
+    s.anew(ref)
+    due_now(c, s, ref, lane)
+    return status
 
 
 def find(c: sqlite3.Connection, token_id: bytes) -> Token | None:
     """See `Store.find_token`."""
     row = c.execute(f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE token_id = ?", (token_id,)).fetchone()
     return token_record(row) if row else None
+
+
+def find_registration(c: sqlite3.Connection, sealer: Sealer, device: DeviceToken, verify_key: bytes) -> Token | None:
+    """See `Store.find_registration`."""
+    row = c.execute(
+        f"SELECT {TOKEN_COLUMNS} FROM tokens t WHERE device_lookup = ? AND verify_key = ? AND damaged IS NULL",
+        (sealer.lookup(device.provider, device.token), verify_key),
+    ).fetchone()
+    return token_record(row) if row else None
+
+
+def put_off(c: sqlite3.Connection, s: State, waits: Mapping[Any, float | None]) -> None:
+    """See `Store.put_off`."""
+    for ref, wait in waits.items():
+        if wait is None:
+            waiting = "SELECT 1 FROM tokens WHERE ref = ? AND verification_due > ? AND NOT proven"
+            if c.execute(waiting, (ref, s.now)).fetchone():
+                drop(c, s, ref)
+            continue
+        moved = "UPDATE tokens SET verification_due = ? WHERE ref = ? AND verification_due > ? RETURNING lane"
+        if row := c.execute(moved, (_turn(s, wait), ref, s.now)).fetchone():
+            due_now(c, s, ref, row[0])
 
 
 def verify(c: sqlite3.Connection, s: State, ref: int, code: bytes) -> bool:
@@ -99,7 +134,8 @@ def verify(c: sqlite3.Connection, s: State, ref: int, code: bytes) -> bool:
         raise DamagedRowError("tokens", ref) from e
     if status not in ALIVE or not right:
         return False
-    c.execute("UPDATE tokens SET status = 'ACTIVE', verification_due = NULL, active_at = ? WHERE ref = ?", (s.now, ref))
+    query = "UPDATE tokens SET status = 'ACTIVE', proven = 1, verification_due = NULL, active_at = ? WHERE ref = ?"
+    c.execute(query, (s.now, ref))
     others = c.execute("SELECT ref FROM tokens WHERE device_lookup = ? AND ref <> ?", (device_lookup, ref)).fetchall()
     for (other,) in others:
         drop(c, s, other)
@@ -111,7 +147,7 @@ def verify(c: sqlite3.Connection, s: State, ref: int, code: bytes) -> bool:
     return True
 
 
-def replace(c: sqlite3.Connection, s: State, ref: int, new: Replacement) -> bool:
+def replace(c: sqlite3.Connection, s: State, ref: int, new: Replacement, wait: float) -> bool:
     """See `Store.replace`."""
     row = c.execute("SELECT token_id, verify_key FROM tokens WHERE ref = ? AND damaged IS NULL", (ref,)).fetchone()
     if row is None:
@@ -125,7 +161,7 @@ def replace(c: sqlite3.Connection, s: State, ref: int, new: Replacement) -> bool
     c.execute(
         "UPDATE tokens SET provider = :provider, lane = :lane, app = :app, vapid_key = :vapid_key,"
         " device_lookup = :lookup, device_token = :device_token, code = :code, status = 'REGISTERED', reason = NULL,"
-        " registration = registration + 1, verification_due = :now, registered_at = :now, active_at = :now,"
+        " registration = registration + 1, verification_due = :due, registered_at = :now, active_at = :now,"
         " check_due = NULL WHERE ref = :ref",
         {
             "provider": new.device.provider,
@@ -135,6 +171,7 @@ def replace(c: sqlite3.Connection, s: State, ref: int, new: Replacement) -> bool
             "lookup": lookup,
             "device_token": s.sealer.seal(new.device.token, DEVICE_TOKEN + token_id),
             "code": s.sealer.seal(new.code, CODE + token_id),
+            "due": _turn(s, wait),
             "now": s.now,
             "ref": ref,
         },
@@ -167,9 +204,13 @@ def set_period(c: sqlite3.Connection, s: State, ref: int, minutes: int) -> None:
 
 
 # To the letter of the indexes tokens_check and tokens_period. A period that begins in the future counts as over.
+# Each token has a delay of its own, up to a tenth of its period and another one in each period; the number is a prime
+# larger than any period has seconds in a tenth, so that neighbours get different ones.
 _TO_CHECK: Final = (
     "SELECT json_group_array(ref) FROM (SELECT ref FROM tokens WHERE period > 0 AND status = 'ACTIVE'"
-    " AND check_due IS NULL AND period_at + period * 60 <= :now ORDER BY period_at + period * 60 LIMIT :limit)"
+    " AND check_due IS NULL AND period_at + period * 60 <= :now"
+    " AND period_at + period * 60 + (ref * 1000003 + period_at) % (period * 6) <= :now"
+    " ORDER BY period_at + period * 60 LIMIT :limit)"
 )
 _FROM_THE_FUTURE: Final = (
     "SELECT json_group_array(ref) FROM (SELECT ref FROM tokens WHERE period > 0 AND period_at > :now"
@@ -188,7 +229,7 @@ _PUT_OFF: Final = (
 )
 
 
-def mark_checks(c: sqlite3.Connection, s: State, limit: int) -> int:
+def mark_checks(c: sqlite3.Connection, s: State, limit: int, quiet_only: bool) -> int:
     """See `Store.mark_checks`."""
     refs: list[int] = []
     for query in (_TO_CHECK, _FROM_THE_FUTURE):
@@ -196,7 +237,7 @@ def mark_checks(c: sqlite3.Connection, s: State, limit: int) -> int:
             [found] = c.execute(query, {"now": s.now, "limit": limit - len(refs)}).fetchone()
             refs += json.loads(found)
     seen = len(refs)
-    if refs:
+    if refs and quiet_only:
         [found] = c.execute(_WOKEN, {"now": s.now, "refs": json.dumps(refs)}).fetchone()
         woken = json.loads(found)
         c.execute(_PUT_OFF, {"refs": json.dumps(woken)})
@@ -209,6 +250,24 @@ def mark_checks(c: sqlite3.Connection, s: State, limit: int) -> int:
         )
         due_when_free(c, s, refs)
     return seen
+
+
+def invalidate(
+    c: sqlite3.Connection, status: TokenStatus, reason: InvalidReason, after: Cursor | None, limit: int
+) -> tuple[int, Cursor | None]:
+    """See `Store.invalidate`. A claim that is held goes on: what comes of it changes no status."""
+    query = "SELECT ref, status FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?"
+    rows = c.execute(query, (after or 0, limit)).fetchall()
+    chosen = json.dumps([ref for ref, found in rows if found == status])
+    c.execute(
+        "UPDATE tokens SET status = 'INVALID', reason = ?, verification_due = NULL, check_due = NULL"
+        " WHERE ref IN (SELECT value FROM json_each(?))",
+        (reason, chosen),
+    )
+    c.execute(
+        "UPDATE deliveries SET due_at = NULL, attempts = 0 WHERE token IN (SELECT value FROM json_each(?))", (chosen,)
+    )
+    return sum(found == status for _, found in rows), rows[-1][0] if len(rows) == limit else None
 
 
 def last_push(c: sqlite3.Connection, ref: int) -> LastPush | None:

@@ -1,4 +1,4 @@
-"""What the migration to schema 5 does row by row, in slices. Run inside its transaction."""
+"""What the migrations to schemas 5 and 6 do row by row, in slices. Run inside their transactions."""
 
 import hashlib
 import sqlite3
@@ -7,7 +7,7 @@ from typing import Final
 from ntf_server.store.sealing import MasterKey, Sealer, SealingError
 from ntf_server.store.sqlite.keys import DEVICE_TOKEN, load_key
 from ntf_server.store.sqlite.migrations import Progress
-from ntf_server.store.sqlite.rows import NO_IDS, xor
+from ntf_server.store.sqlite.rows import NO_IDS, ids_hash, server_address, xor
 from smp_bridge.encoding import ParseError, Reader
 from smp_bridge.ntf import Provider
 
@@ -98,4 +98,85 @@ def count_associations(c: sqlite3.Connection, progress: Progress) -> None:
     c.executemany(
         "UPDATE servers SET assoc_count = assoc_count + ?, assoc_xor = ? WHERE ref = ?",
         [(count, hashes[server], server) for server, count in counts.items()],
+    )
+
+
+# --- schema 6
+
+
+def merge_servers(c: sqlite3.Connection, progress: Progress) -> None:
+    """Rows that are spellings of one server become one, with the subscriptions of all."""
+    after = 0
+    while rows := c.execute(
+        "SELECT ref, address FROM servers WHERE ref > ? ORDER BY ref LIMIT ?", (after, _BATCH)
+    ).fetchall():
+        named = [(server_address(address).identity, ref) for ref, address in rows]
+        c.executemany("UPDATE servers SET canonical = ? WHERE ref = ?", named)
+        after = rows[-1][0]
+    several = c.execute("SELECT canonical FROM servers GROUP BY canonical HAVING count(*) > 1").fetchall()
+    for done, (canonical,) in enumerate(several, 1):
+        [(stays, address), *others] = c.execute(  # what has a service has most to lose
+            "SELECT ref, address FROM servers WHERE canonical = ?"
+            " ORDER BY service_id IS NULL, subscriptions DESC, certificate IS NULL, ref",
+            (canonical,),
+        ).fetchall()
+        for ref, spelling in others:
+            _move_queues(c, ref, stays, None if spelling == address else spelling)
+            c.execute("DELETE FROM servers WHERE ref = ?", (ref,))
+        c.execute(
+            "UPDATE servers SET subscriptions = (SELECT count(*) FROM subscriptions s WHERE s.server = servers.ref)"
+            " WHERE ref = ?",
+            (stays,),
+        )
+        progress("servers that are one", done)
+
+
+def _move_queues(c: sqlite3.Connection, server: int, stays: int, spelling: bytes | None) -> None:
+    """Of a queue that has subscriptions on both that of an ACTIVE token stays, or the newest."""
+    both = c.execute(
+        "SELECT a.ref, b.ref FROM subscriptions a JOIN subscriptions b"
+        " ON b.server = ? AND b.notifier_id = a.notifier_id WHERE a.server = ?",
+        (stays, server),
+    ).fetchall()
+    for pair in both:
+        [_, (loser,)] = c.execute(
+            "SELECT s.ref FROM subscriptions s LEFT JOIN tokens t ON t.ref = s.token WHERE s.ref IN (?, ?)"
+            " ORDER BY coalesce(t.status = 'ACTIVE', 0) DESC, t.ref IS NULL, s.created_at DESC, s.ref DESC",
+            pair,
+        ).fetchall()
+        _drop_queue(c, loser)
+    # Associated with the service of another row, if with any: this one's takes them when they are subscribed again.
+    c.execute(
+        "UPDATE subscriptions SET server = ?, spelling = ?, association = 0 WHERE server = ?",
+        (stays, spelling, server),
+    )
+
+
+def _drop_queue(c: sqlite3.Connection, ref: int) -> None:
+    """As `queues.remove` does; what our service had of it the SMP server goes on counting."""
+    token, server, notifier_id, associated = c.execute(
+        "SELECT s.token, v.ref, s.notifier_id, s.association > 0 AND s.association = v.generation"
+        " AND s.status IN ('NEW', 'PENDING', 'ACTIVE')"
+        " FROM subscriptions s JOIN servers v ON v.ref = s.server WHERE s.ref = ?",
+        (ref,),
+    ).fetchone()
+    if associated:
+        [before] = c.execute("SELECT released_xor FROM servers WHERE ref = ?", (server,)).fetchone()
+        query = "UPDATE servers SET released = released + 1, released_xor = ? WHERE ref = ?"
+        c.execute(query, (xor(before, ids_hash([notifier_id])), server))
+    c.execute("DELETE FROM notifications WHERE subscription = ?", (ref,))
+    c.execute("DELETE FROM subscriptions WHERE ref = ?", (ref,))
+    c.execute("UPDATE gone SET subscriptions = subscriptions - 1 WHERE token = ?", (token,))
+
+
+def remember(c: sqlite3.Connection) -> None:
+    """Which servers ever confirmed a subscription, and which tokens were ACTIVE; when each was heard of last is now."""
+    c.execute(
+        "UPDATE servers SET proven = coalesce((SELECT max(1, s.created_at) FROM subscriptions s"
+        " WHERE s.server = servers.ref AND s.status IN ('ACTIVE', 'END', 'DELETED') LIMIT 1),"
+        " service_id IS NOT NULL) WHERE proven = 0"
+    )
+    c.execute(
+        "UPDATE tokens SET active_at = 0,"
+        " proven = status NOT IN ('REGISTERED', 'CONFIRMED') OR subscriptions > 0 OR period > 0"
     )

@@ -1,18 +1,22 @@
 """Upkeep of the SQLite store, in slices that hold up nobody for long. `run_slice` runs inside a transaction."""
 
 import contextlib
+import itertools
 import json
 import logging
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ntf_server.store.contract import StoreCorruptError
+from ntf_server.store.records import Token
 from ntf_server.store.sqlite.content import EXPIRED
 from ntf_server.store.sqlite.file import DatabaseFile
 from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import clear_slice
 from ntf_server.store.sqlite.rows import server_address
+from ntf_server.store.sqlite.tokens import drop
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +25,11 @@ _SWEEP: Final = 2000  # unsent notifications that are looked at at once
 _SOON: Final = 0.02  # seconds until the next slice of what is not done
 _ROUND: Final = 60.0  # seconds between two sweeps
 LOOK: Final = 5.0  # seconds between two looks at whether the file is still there
-_KEEP_SERVER: Final = 24 * 3600  # seconds that a server that has a service is kept without subscriptions
+_DAY: Final = 24 * 3600
+_UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
+_KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
+_SEEN: Final = 2000  # tokens whose last command is written down at once
+_MAX_SEEN: Final = 100_000  # tokens that wait for that; others' next command comes
 _LARGE_WAL: Final = 16 * 2**20
 
 
@@ -34,8 +42,30 @@ class Sweep:
     next_at: float = 0.0
 
 
-def run_slice(c: sqlite3.Connection, s: State, sweep: Sweep) -> float:
-    """Seconds until the next one is due."""
+class Seen:
+    """Tokens that sent a command, and of which that is not written yet. Used in the loop."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, None] = {}
+
+    def add(self, token: Token, now: float) -> None:
+        """It did, now (Unix seconds): worth writing down once a day."""
+        if now - token.active_at >= _DAY and len(self._waiting) < _MAX_SEEN:
+            self._waiting[cast("int", token.ref)] = None
+
+    def take(self) -> list[int]:
+        """Some of them. If that they were seen cannot be written, a later command tells it again."""
+        taken = list(itertools.islice(self._waiting, _SEEN))
+        for token in taken:
+            del self._waiting[token]
+        return taken
+
+
+def run_slice(c: sqlite3.Connection, s: State, sweep: Sweep, seen: Sequence[int] = ()) -> float:
+    """Seconds until the next one is due. `seen`: tokens that sent a command."""
+    if seen:
+        query = "UPDATE tokens SET active_at = ? WHERE ref IN (SELECT value FROM json_each(?))"
+        c.execute(query, (s.now, json.dumps(seen)))
     gone = c.execute("SELECT token FROM gone LIMIT 1").fetchone()
     if gone is not None:
         clear_slice(c, s, gone[0], _SLICE)
@@ -43,8 +73,11 @@ def run_slice(c: sqlite3.Connection, s: State, sweep: Sweep) -> float:
     if s.steady < sweep.next_at:
         return max(_SOON, sweep.next_at - s.steady)
     if not sweep.token:
+        if _forget_tokens(c, s):
+            return _SOON
         _sweep_tokens(c, s)
-        _sweep_servers(c, s)
+        if _sweep_servers(c, s):
+            return _SOON
     if _sweep_notifications(c, s, sweep):
         sweep.token, sweep.seq, sweep.next_at = 0, 0, s.steady + _ROUND
         return _ROUND
@@ -72,6 +105,27 @@ def _sweep_notifications(c: sqlite3.Connection, s: State, sweep: Sweep) -> bool:
     if len(rows) < _SWEEP:
         return True
     sweep.token, sweep.seq = rows[-1][0], rows[-1][1]
+    return False
+
+
+def _forget_tokens(c: sqlite3.Connection, s: State) -> bool:
+    """Delete registrations that were never verified, or are silent for too long. True: there may be more."""
+    unproven = c.execute(
+        "SELECT ref, 'unverified', subscriptions FROM tokens WHERE proven = 0 AND registered_at <= ? LIMIT ?",
+        (s.now - _UNVERIFIED, _SLICE),
+    ).fetchall()
+    silent = c.execute(
+        "SELECT ref, iif(status IN ('INVALID', 'EXPIRED'), 'dead', 'silent'), subscriptions FROM tokens"
+        " WHERE proven = 1 AND active_at <= ? LIMIT ?",
+        (s.now - s.times.silent_ttl, _SLICE),
+    ).fetchall()
+    room = _SLICE
+    for ref, kind, subscriptions in (*unproven, *silent):
+        drop(c, s, ref)
+        s.effects.forgotten[kind] += 1
+        room -= 1 + min(subscriptions, _SLICE)
+        if room <= 0:
+            return True
     return False
 
 
@@ -105,17 +159,18 @@ def _undue(c: sqlite3.Connection, tokens: set[int]) -> None:
     c.execute(_UNDUE, (json.dumps(sorted(tokens)),))
 
 
-def _sweep_servers(c: sqlite3.Connection, s: State) -> None:
-    """Servers that nobody needs any more, some at once."""
+def _sweep_servers(c: sqlite3.Connection, s: State) -> bool:
+    """Forget servers that nobody needs any more. True: there may be more."""
     rows = c.execute(
-        "SELECT ref, address FROM servers WHERE subscriptions = 0"
-        " AND (certificate IS NULL AND released = 0 OR unused_since <= ?) LIMIT ?",
+        "SELECT ref, address FROM servers WHERE subscriptions = 0 AND (proven = 0 OR unused_since <= ?) LIMIT ?",
         (s.now - _KEEP_SERVER, _SWEEP),
     ).fetchall()
-    for ref, address in rows:
-        if server_address(address) not in s.fences:
-            c.execute("DELETE FROM servers WHERE ref = ?", (ref,))
-            s.addresses.pop(ref, None)
+    forgotten = [ref for ref, address in rows if server_address(address) not in s.fences]
+    for ref in forgotten:
+        c.execute("DELETE FROM servers WHERE ref = ?", (ref,))
+        s.addresses.pop(ref, None)
+    s.effects.servers_forgotten += len(forgotten)
+    return len(rows) == _SWEEP and bool(forgotten)
 
 
 # --- the file

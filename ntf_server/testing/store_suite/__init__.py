@@ -17,23 +17,28 @@ from ntf_server.testing.store_suite import (
     claims,
     clocks,
     deliveries,
+    expiry,
     lanes,
+    lost,
     model,
     nodes,
     paging,
+    periods,
     queues,
     races,
     retries,
     services,
     sessions,
     tokens,
+    turns,
 )
 from ntf_server.testing.store_suite.medium import Bench, Check, ManualClock, Medium, Times
 
 __all__ = ["Bench", "Check", "ManualClock", "Medium", "Times", "checks", "name", "run"]
 
 _ONE_NODE: Final = (
-    tokens, queues, deliveries, claims, retries, lanes, clocks, sessions, services, paging, races, model,
+    tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, services, expiry, lost,
+    paging, races, model,
 )  # fmt: skip
 
 

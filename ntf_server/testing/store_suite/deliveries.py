@@ -169,7 +169,7 @@ async def a_token_gets_verification_then_messages_then_check(bench: Bench) -> No
     token = await activate(store, 1)
     await subscribe(store, token, b"queue")
     await store.set_period(token.ref, 20)
-    bench.clock.pass_(21 * 60)
+    bench.clock.pass_(23 * 60)
     assert await store.mark_checks(10) == 1
     await notify(store, await acquire(store), b"queue")
     await register(store, new_token(1))
@@ -229,7 +229,7 @@ async def due_state_survives_reopening(bench: Bench) -> None:
     for n in (0, 1):
         await subscribe(store, tokens[n], b"%d" % n)
     await store.set_period(tokens[2].ref, 20)
-    bench.clock.pass_(21 * 60)
+    bench.clock.pass_(23 * 60)
     assert await store.mark_checks(10) == 1
     await notify(store, await acquire(store), b"0", b"1")
     await register(store, new_token(3))

@@ -63,11 +63,12 @@ class ManualClock:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds: times to live of a message and of a code, and between two pushes of one token."""
+    """Seconds: times to live of a message, of a code and of a token without commands; between two pushes of a token."""
 
     message_ttl: int = 86_400
     verification_ttl: int = 600
     spacing: float = 0.02
+    silent_ttl: int = 365 * 86_400
 
 
 class Medium(Protocol):
@@ -198,7 +199,8 @@ async def known(store: Store, token: Token) -> Token:
 
 def as_found(token: Registered) -> Token:
     """What `find_token` gives of it."""
-    return Token(token.ref, token.token_id, token.verify_key, token.status, token.reason, token.period)
+    t = token
+    return Token(t.ref, t.token_id, t.verify_key, t.status, t.reason, t.period, t.active_at, t.proven)
 
 
 async def status(store: Store, token: Token) -> tuple[TokenStatus, InvalidReason | None]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ntf_server.store.records import Added, Confirmed, LimitReached, Limits, NewSubscription
+from ntf_server.store.records import Added, Confirmed, LimitReached, Limits, NewSubscription, ServiceCertificate
 from ntf_server.testing.store_suite.medium import (
     ENDED,
     OTHER_SMP,
@@ -10,7 +10,9 @@ from ntf_server.testing.store_suite.medium import (
     Bench,
     acquire,
     activate,
+    drain,
     found,
+    known,
     new_queue,
     notify,
     pages,
@@ -18,6 +20,7 @@ from ntf_server.testing.store_suite.medium import (
     take,
     tend,
 )
+from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider, SubscriptionStatus
 
 _REFUSED = (SubscriptionStatus.AUTH, SubscriptionStatus.ERR, SubscriptionStatus.SERVICE, SubscriptionStatus.INACTIVE)
@@ -52,6 +55,85 @@ async def the_same_queue_is_found_again(bench: Bench) -> None:
     assert await store.subscribe(stranger.ref, new_queue(b"queue")) is None
     await subscribe(store, stranger, b"queue", server=OTHER_SMP)
     assert await store.subscription_count() == 2
+
+
+def _spellings(key_hash: bytes) -> list[ServerAddress]:
+    """Of one server."""
+    host, other = "smp.example.org", "b.example.org"
+    hosts = [(host, other), (other, host), ("SMP.Example.ORG", other), (host + ".", other), (host, other, host)]
+    return [ServerAddress("smp", h, port, key_hash) for h in hosts for port in ("", "5223", "05223")]
+
+
+async def all_spellings_of_a_server_are_one(bench: Bench) -> None:
+    """One queue, whoever asks for it, one server and one session."""
+    store = await bench.open()
+    token, stranger = await activate(store, 1), await activate(store, 2)
+    first, *others = _spellings(b"k" * 32)
+    [subscription_id] = await subscribe(store, token, b"queue", server=first)
+    for server in others:
+        assert await store.subscribe(token.ref, new_queue(b"queue", server)) == Added(subscription_id, created=False)
+        assert await store.subscribe(stranger.ref, new_queue(b"queue", server)) is None
+        assert await store.is_wanted(server)
+        await subscribe(store, token, str(server).encode(), server=server)
+    assert len(await store.servers()) == 1
+    assert await store.subscription_count() == len(others) + 1
+    session = await acquire(store, others[0])
+    assert len(await pages(store, session)) == len(others) + 1
+    newer = await acquire(store, others[1])
+    assert await store.renew([session, newer]) == [session]
+    certificates = [
+        await store.service_certificate(server, lambda n=n: ServiceCertificate(b"%d" % n, b"key"))  # type: ignore[misc]
+        for n, server in enumerate((first, *others))
+    ]
+    assert {c.chain for c in certificates} == {b"0"}
+
+
+async def what_makes_another_server_makes_another_queue(bench: Bench) -> None:
+    """Key hash, port, and the set of hosts."""
+    store = await bench.open()
+    token = await activate(store, 1)
+    servers = [
+        ServerAddress("smp", ("a.example.org",), "", b"k" * 32),
+        ServerAddress("smp", ("a.example.org",), "", b"l" * 32),
+        ServerAddress("smp", ("a.example.org",), "5224", b"k" * 32),
+        ServerAddress("smp", ("a.example.org", "b.example.org"), "", b"k" * 32),
+        ServerAddress("smp", ("b.example.org",), "", b"k" * 32),
+    ]
+    for server in servers:
+        await subscribe(store, token, b"queue", server=server)
+    assert set(await store.servers()) == set(servers)
+
+
+async def a_preset_server_is_one_with_and_without_its_onion_host(bench: Bench) -> None:
+    """Apps name it either way (wire.md, section 6)."""
+    store = await bench.open()
+    token = await activate(store, 1)
+    host, onion = "smp8.simplex.im", "beccx4yfxxbvyhqypaavemqurytl6hozr47wfc7uuecacjqdvwpw2xid.onion"
+    [subscription_id] = await subscribe(store, token, b"queue", server=ServerAddress("smp", (host,), "", b"k" * 32))
+    for hosts in ((host, onion), (onion, host), (onion,)):
+        new = new_queue(b"queue", ServerAddress("smp", hosts, "", b"k" * 32))
+        assert await store.subscribe(token.ref, new) == Added(subscription_id, created=False)
+    assert set((await store.servers())[0].reachable) == {host, onion}
+
+
+async def a_push_names_the_server_as_the_device_did(bench: Bench) -> None:
+    """Apps look for the queue by that text; the newest SNEW of it counts."""
+    store = await bench.open()
+    spellings = _spellings(b"k" * 32)
+    tokens = [await activate(store, n) for n in range(len(spellings))]
+    for token, server in zip(tokens, spellings, strict=True):
+        await subscribe(store, token, str(server).encode(), server=server)
+    session = await acquire(store, spellings[0])
+    for turn in range(2):
+        await notify(store, session, *(str(server).encode() for server in spellings))
+        named = {e.notifier_id: str(e.server) for c in await drain(bench, store) for e in c.entries}
+        assert named == {str(s).encode(): str(spellings[i - turn]) for i, s in enumerate(spellings)}
+        for i, token in enumerate(tokens):
+            again = new_queue(str(spellings[i]).encode(), spellings[i - 1])
+            assert isinstance(await store.subscribe(token.ref, again), Added)
+        store = await bench.reopen(store)
+        tokens = [await known(store, token) for token in tokens]
+        session = await acquire(store, spellings[1])
 
 
 async def an_ended_subscription_is_wanted_again(bench: Bench) -> None:

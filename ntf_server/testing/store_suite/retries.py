@@ -229,7 +229,7 @@ async def whoever_watches_is_told(bench: Bench) -> None:
     await told.of(_now, Provider.FCM)
     await drain(bench, store, Provider.FCM)
     await store.set_period(token.ref, 20)
-    bench.clock.pass_(1300)
+    bench.clock.pass_(1400)
     told._calls.clear()
     assert await store.mark_checks(10) == 1
     await told.of(_now, Provider.FCM)

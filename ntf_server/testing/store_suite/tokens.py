@@ -15,7 +15,6 @@ from ntf_server.testing.store_suite.medium import (
     dead,
     delivered,
     device,
-    drain,
     known,
     new_queue,
     new_token,
@@ -231,7 +230,7 @@ async def replacing_takes_the_new_device_token(bench: Bench) -> None:
     replacement = Replacement(device(2, Provider.WEB_PUSH), b"c" * 32, origin, vapid_key=b"k")
     assert await store.replace(token.ref, replacement)
     found = await known(store, token)
-    assert found == replace(as_found(token), status=TokenStatus.REGISTERED)
+    assert found == replace(as_found(token), status=TokenStatus.REGISTERED, proven=True)
     assert await take(store) == []
     claim = await take_one(store, Provider.WEB_PUSH)
     assert (claim.device, claim.code, claim.vapid_key) == (replacement.device, b"c" * 32, b"k")
@@ -273,6 +272,47 @@ async def replacing_what_is_gone_is_refused(bench: Bench) -> None:
     await store.delete_token(token.ref)
     assert not await store.replace(token.ref, Replacement(device(2), b"c" * 32))
     assert await store.due_count(Provider.APNS) == 0
+
+
+# --- an operator's
+
+
+async def tokens_of_a_status_are_made_invalid(bench: Bench) -> None:
+    """In slices, and no others; what waits for them goes out once they were registered again and verified."""
+    store = await bench.open()
+    new = new_token(1)
+    first = await register(store, new)
+    assert await store.verify(first.ref, new.code)
+    active = [first, *[await activate(store, number) for number in range(2, 8)]]
+    other = await register(store, new_token(8))
+    await subscribe(store, first, b"queue")
+    await notify(store, await acquire(store), b"queue")
+    total, after, slices = 0, None, 0
+    while after is not None or not slices:
+        count, after = await store.invalidate(TokenStatus.ACTIVE, InvalidReason.BAD, after, 3)
+        total, slices = total + count, slices + 1
+        assert count <= 3
+    assert total == len(active)
+    assert {await status(store, t) for t in active} == {(TokenStatus.INVALID, InvalidReason.BAD)}
+    assert await status(store, other) == (TokenStatus.REGISTERED, None)
+    assert [(c.token, c.kind) for c in await take_cool(bench, store)] == [(other.ref, PushKind.VERIFICATION)]
+    assert (await register(store, new_token(1))).token_id == first.token_id
+    assert await status(store, first) == (TokenStatus.REGISTERED, None)
+    assert await store.verify(first.ref, new.code)
+    assert [c.kind for c in await take_cool(bench, store)] == [PushKind.MESSAGES]
+
+
+async def a_claim_of_one_made_invalid_may_end(bench: Bench) -> None:
+    """In whatever way; it is pushed to no more."""
+    store = await bench.open()
+    tokens = [await register(store, new_token(number)) for number in range(3)]
+    claims = {c.token: c for c in await take(store)}
+    await store.invalidate(TokenStatus.REGISTERED, InvalidReason.TOPIC, None, 10)
+    held = [claims[t.ref] for t in tokens]
+    await record(store, delivered(held[0]), again(held[1]), dead(held[2], InvalidReason.BAD))
+    reasons = {await status(store, t) for t in tokens}
+    assert reasons == {(TokenStatus.INVALID, InvalidReason.TOPIC), (TokenStatus.INVALID, InvalidReason.BAD)}
+    assert await take_cool(bench, store) == []
 
 
 # --- TDEL
@@ -336,95 +376,6 @@ async def a_deleted_token_subscribes_nothing(bench: Bench) -> None:
 
 
 # --- TCRN
-
-
-async def a_period_leads_to_checks(bench: Bench) -> None:
-    """One when it is over, and the next a period after that was pushed."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    await store.set_period(token.ref, 20)
-    assert (await known(store, token)).period == 20
-    assert await store.mark_checks(100) == 0
-    bench.clock.pass_(20 * 60 - 5)
-    assert await store.mark_checks(100) == 0
-    bench.clock.pass_(10)
-    assert await store.mark_checks(100) == 1
-    assert await store.mark_checks(100) == 0
-    claim = await take_one(store)
-    assert (claim.kind, claim.entries, claim.since) == (PushKind.CHECK, (), int(bench.clock.wall()))
-    bench.clock.pass_(60)
-    await record(store, delivered(claim))
-    bench.clock.pass_(20 * 60 - 5)
-    assert await store.mark_checks(100) == 0
-    bench.clock.pass_(10)
-    assert await store.mark_checks(100) == 1
-
-
-async def a_push_within_its_period_is_as_good_as_a_check(bench: Bench) -> None:
-    """None is owed then; the next period began with that push (wire.md, section 6)."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    await subscribe(store, token, b"queue")
-    await store.set_period(token.ref, 20)
-    bench.clock.pass_(15 * 60)
-    await notify(store, await acquire(store), b"queue")
-    await record(store, delivered(await take_one(store)))
-    bench.clock.pass_(6 * 60)
-    await store.mark_checks(10)
-    assert await take(store) == []
-    bench.clock.pass_(13 * 60)
-    await store.mark_checks(10)
-    assert await take(store) == []
-    bench.clock.pass_(2 * 60)
-    await store.mark_checks(10)
-    assert (await take_one(store)).kind is PushKind.CHECK
-
-
-async def the_same_period_goes_on(bench: Bench) -> None:
-    """TCRN of the same length begins no new period, of another length does; 0 ends them."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    await store.set_period(token.ref, 20)
-    bench.clock.pass_(15 * 60)
-    await store.set_period(token.ref, 20)
-    bench.clock.pass_(6 * 60)
-    assert await store.mark_checks(100) == 1
-    await store.set_period(token.ref, 0)
-    assert await take(store) == []
-    bench.clock.pass_(3600)
-    assert await store.mark_checks(100) == 0
-    await store.set_period(token.ref, 30)
-    bench.clock.pass_(29 * 60)
-    await store.set_period(token.ref, 31)
-    bench.clock.pass_(3 * 60)
-    assert await store.mark_checks(100) == 0
-
-
-async def checks_are_for_active_tokens(bench: Bench) -> None:
-    """The others have to be verified first."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    await store.set_period(token.ref, 20)
-    assert await store.replace(token.ref, Replacement(device(2), b"c" * 32))
-    await drain(bench, store)
-    bench.clock.pass_(3600)
-    assert await store.mark_checks(100) == 0
-    assert await store.verify(token.ref, b"c" * 32)
-    assert await store.mark_checks(100) == 1
-
-
-async def checks_come_a_few_at_a_time(bench: Bench) -> None:
-    """No more than was asked for, and each once."""
-    store = await bench.open()
-    tokens = [await activate(store, n) for n in range(7)]
-    for token in tokens:
-        await store.set_period(token.ref, 20)
-    bench.clock.pass_(3600)
-    assert [await store.mark_checks(3) for _ in range(4)] == [3, 3, 1, 0]
-    assert {c.token for c in await take(store)} == {t.ref for t in tokens}
-
-
-# --- the last push
 
 
 async def the_last_push_is_kept(bench: Bench) -> None:

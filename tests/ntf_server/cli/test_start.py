@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from command_line import COMMAND, one_line, run, stop
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from harness import Phone
 
 from ntf_server.cli import errors
@@ -42,6 +44,24 @@ async def test_start_and_stop(made: Path, start: Start, number: signal.Signals) 
     assert (code, out) == (0, "")
     assert "Traceback" not in err
     assert "stopping" in err
+
+
+async def test_the_key_that_apps_subscribe_with_is_told(made: Path, start: Start) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    sec1 = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    (made / "vapid.privkey").write_bytes(sec1)
+    settings = {"CA_FILE": "ca.crt", "CONTACT": "mailto:push@ntf.example.org"}
+    process, _ = await start(**{f"NTF_SERVER__WEB_PUSH__{name}": value for name, value in settings.items()})
+    code, out, _ = await stop(process)
+    assert code == 0
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    assert out == f"VAPID: {b64url(point).rstrip('=')}\n"
+
+
+async def test_no_core_dump_is_written(start: Start) -> None:
+    process, _ = await start()
+    limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
+    assert re.search(r"^Max core file size +0 +0 +bytes", limits, re.MULTILINE)
 
 
 async def test_a_client_that_says_nothing_does_not_keep_it_from_stopping(start: Start) -> None:
@@ -155,6 +175,7 @@ async def test_no_secret_is_logged(
         NTF_SERVER__APNS__TEST__PORT=str(mock_apns.port),
         NTF_SERVER__APNS__TEST__CA_FILE=str(mock_apns.ca_file),
         NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS="true",
+        NTF_SERVER__LIMITS__ENABLED="false",
         PYTHONASYNCIODEBUG="1",
     )
     credentials = config.load(made, {}).credentials

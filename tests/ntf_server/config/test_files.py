@@ -90,6 +90,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("fcm", "proxy", '"http://u:p@localhost:3128"', "http://u:p@localhost:3128", "http://u:p@localhost:3128"),
     ("web_push", "old_key_files", '["a.key", "b.key"]', "a.key, b.key", ("a.key", "b.key")),
     ("web_push", "contact", '"mailto:a@example.org"', "mailto:a@example.org", "mailto:a@example.org"),
+    ("web_push", "allow_hosts", '["a.lan", "10.0.0.0/8"]', "a.lan, 10.0.0.0/8", ("a.lan", "10.0.0.0/8")),
     ("web_push", "ca_file", '"ca.pem"', "ca.pem", "ca.pem"),
     ("web_push", "proxy", '"https://localhost:3128"', "https://localhost:3128", "https://localhost:3128"),
     ("apns", "key_id", '"ABC123DEFG"', "ABC123DEFG", "ABC123DEFG"),
@@ -98,6 +99,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("apns.production", "host", '"localhost"', "localhost", "localhost"),
     ("apns.sandbox", "host", '"::1"', "::1", "::1"),
     ("apns.test", "host", '"localhost"', "localhost", "localhost"),
+    ("store", "token_ttl", "604800", "604800", 604800),
     ("delivery", "message_ttl", "3600", "3600", 3600),
     ("delivery", "provider_ttl", "60", "60", 60),
     ("delivery", "verification_ttl", "60", "60", 60),
@@ -106,6 +108,7 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("delivery", "timeout", "0.5", "0.5", 0.5),
     ("delivery", "min_backoff", "0.1", "0.1", 0.1),
     ("delivery", "max_backoff", "60", "60", 60.0),
+    ("delivery", "checks", '"always"', "always", "always"),
     ("subscriber", "use_service_credentials", "true", "true", True),
     ("subscriber", "host_mode", '"onion"', "onion", "onion"),
     ("subscriber", "required_host_mode", "true", "true", True),
@@ -121,6 +124,20 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("subscriber", "audit_period", "0", "0", 0.0),
     ("subscriber", "connecting", "8", "8", 8),
     ("subscriber", "allow_private_hosts", "true", "true", True),
+    ("transport", "proxies", '["10.0.0.1", "::1"]', "10.0.0.1, ::1", ("10.0.0.1", "::1")),
+    ("limits", "enabled", "false", "false", False),
+    ("limits", "shared", '["172.17.0.0/16", "::1"]', "172.17.0.0/16, ::1", ("172.17.0.0/16", "::1")),
+    ("limits", "sessions", "10", "10", 10),
+    ("limits", "sessions_per_address", "10", "10", 10),
+    ("limits", "half_open", "10", "10", 10),
+    ("limits", "half_open_per_address", "10", "10", 10),
+    ("limits", "handshakes_per_address", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
+    ("limits", "commands_per_session", '"10 + 0.5/s"', "10 + 0.5/s", "10 + 0.5/s"),
+    ("limits", "commands_per_address", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
+    ("limits", "registrations", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
+    ("limits", "registrations_per_address", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
+    ("limits", "replacements", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
+    ("limits", "replacements_per_address", '"10 + 1/s"', "10 + 1/s", "10 + 1/s"),
     ("inactive_clients", "ttl", "60", "60", 60.0),
     ("inactive_clients", "ttl", "0", "0", 0.0),
     ("metrics", "port", "9100", "9100", 9100),
@@ -264,6 +281,12 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[delivery]\nmin_backoff = -1\n", "[delivery] min_backoff", "expected `float` >= 0.001"),
     ("[delivery]\nmax_backoff = 'x'\n", "[delivery] max_backoff", "expected `float`, got `str`"),
     ("[delivery]\nmin_backoff = 9\nmax_backoff = 8\n", "[delivery] min_backoff", "is more than max_backoff"),
+    ("[web_push]\nallow_hosts = ['10.0.0.1/8']\n", "[web_push] allow_hosts", "'10.0.0.1/8' is no host, domain or"),
+    ("[limits]\nshared = ['10.0.0.1/8']\n", "[limits] shared", "10.0.0.1/8 has host bits set"),
+    ("[transport]\nproxies = ['balancer']\n", "[transport] proxies", "give IP addresses or networks"),
+    ("[limits]\nsessions = 0\n", "[limits] sessions", "expected `int` >= 1"),
+    ("[limits]\nregistrations = '0 + 1/s'\n", "[limits] registrations", "0 would let nobody through"),
+    ("[limits]\nregistrations = 'many'\n", "[limits] registrations", "expected `str` matching regex"),
     ("[subscriber]\nallow_private_hosts = 'perhaps'\n", "[subscriber] allow_private_hosts", "expected `bool`"),
     ("[subscriber]\nhost_mode = 'tor'\n", "[subscriber] host_mode", "invalid enum value 'tor'"),
     ("[subscriber]\nsocks_mode = 'never'\n", "[subscriber] socks_mode", "invalid enum value 'never'"),
@@ -400,7 +423,7 @@ def test_the_template_loads(load: Load) -> None:
     settings = load(template()).settings
     assert (settings.transport.host, settings.transport.port) == ("ntf.example.org", 5443)
     defaults = Settings()
-    for section in ("apns", "delivery", "subscriber", "inactive_clients", "log"):
+    for section in ("apns", "delivery", "subscriber", "limits", "inactive_clients", "log"):
         assert getattr(settings, section) == getattr(defaults, section)
 
 
@@ -502,6 +525,32 @@ def test_older_vapid_keys_in_the_order_of_the_setting(load: Load, identity_dir: 
     assert list(map(pem, by_file.old_vapid_keys)) == keys[::-1]
     assert list(map(pem, load(WEB_PUSH, WEB_PUSH__OLD_KEY_FILES="old-1.key old-2.key").old_vapid_keys)) == keys
     assert load(WEB_PUSH).old_vapid_keys == ()
+
+
+@pytest.mark.parametrize(
+    "parameters", [b"", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"]
+)
+def test_the_vapid_key_of_the_reference(
+    load: Load, identity_dir: Path, parameters: bytes, request: pytest.FixtureRequest
+) -> None:
+    """As `openssl ecparam -genkey` writes it, with the curve before the key or without."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    sec1 = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    file = identity_dir / "vapid.privkey"
+    request.addfinalizer(file.unlink)
+    file.write_bytes(parameters + sec1)
+    loaded = load("[web_push]\ncontact = 'mailto:a@ntf.example.org'\nca_file = 'ca.pem'\n")
+    assert loaded.vapid_key is not None
+    assert loaded.vapid_key.private_numbers() == key.private_numbers()
+    assert "web_push" in loaded.ca_files
+    by_setting = load(WEB_PUSH).vapid_key
+    assert by_setting is not None
+    assert by_setting.private_numbers() != key.private_numbers()
+    with pytest.raises(ConfigError, match=r"\[web_push\] contact: "):
+        load()
+    file.write_bytes(b"rubbish")
+    with pytest.raises(ConfigError, match=r"\[web_push\] key_file: .*vapid\.privkey: not an unencrypted PEM"):
+        load("[web_push]\ncontact = 'mailto:a@ntf.example.org'\nca_file = 'ca.pem'\n")
 
 
 def test_a_client_certificate(load: Load, identity_dir: Path) -> None:

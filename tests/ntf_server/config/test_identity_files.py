@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands
 from ntf_server.config.identity_files import (
     FILES,
@@ -43,7 +44,7 @@ class Pongs(Commands):
     def __init__(self) -> None:
         pass
 
-    async def handle(self, session: Session, t: Transmission, command: Message) -> Message:
+    async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         return ntf.Pong()
 
 

@@ -77,9 +77,14 @@ def test_what_is_the_same(load: Load) -> None:
         ("APNS__TOPIC", "org.example.app", "[apns] topic", Part.APNS),
         ("APNS__TEAM_ID", "T2", "[apns] team_id", Part.APNS),
         ("WEB_PUSH__CONTACT", "mailto:x@relay.example", "[web_push] contact", Part.WEB_PUSH),
+        ("WEB_PUSH__ALLOW_HOSTS", "ntfy.lan", "[web_push] allow_hosts", Part.WEB_PUSH),
         ("SUBSCRIBER__ALLOW_SERVERS", "a.org", "[subscriber] allow_servers", Part.SUBSCRIBER),
         ("SUBSCRIBER__DENY_SERVERS", "a.org", "[subscriber] deny_servers", Part.SUBSCRIBER),
         ("SUBSCRIBER__MAX_SUBSCRIPTIONS_PER_TOKEN", "7", "[subscriber] max_subscriptions_per_token", Part.SUBSCRIBER),
+        ("LIMITS__ENABLED", "false", "[limits] enabled", Part.LIMITS),
+        ("LIMITS__SHARED", "10.0.0.0/8", "[limits] shared", Part.LIMITS),
+        ("LIMITS__SESSIONS", "10", "[limits] sessions", Part.LIMITS),
+        ("LIMITS__REGISTRATIONS", "10 + 1/s", "[limits] registrations", Part.LIMITS),
         ("LOG__LEVEL", "debug", "[log] level", Part.LOG),
         ("LOG__FORMAT", "json", "[log] format", Part.LOG),
         ("TRANSPORT__PORT", "5443", "[transport] port", None),
@@ -91,6 +96,7 @@ def test_what_is_the_same(load: Load) -> None:
         ("SUBSCRIBER__HOST_MODE", "onion", "[subscriber] host_mode", None),
         ("ADMIN__SOCKET", "other.sock", "[admin] socket", None),
         ("DELIVERY__TIMEOUT", "5", "[delivery] timeout", None),
+        ("DELIVERY__CHECKS", "off", "[delivery] checks", Part.CHECKS),
     ],
 )
 def test_a_setting(*, load: Load, name: str, value: str, shown: str, part: Part | None) -> None:

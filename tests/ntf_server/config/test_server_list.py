@@ -135,3 +135,17 @@ def test_every_host_has_to_pass() -> None:
 def test_denied_networks() -> None:
     listed = servers("9.9.9.9", "a.org 8.8.8.0/24 ::1")
     assert listed.denied_networks == (ip_network("8.8.8.0/24"), ip_network("::1"))
+
+
+ONION = "beccx4yfxxbvyhqypaavemqurytl6hozr47wfc7uuecacjqdvwpw2xid.onion"
+
+
+def test_a_preset_server_is_allowed_by_one_of_its_hosts_and_denied_by_either() -> None:
+    spellings = [("smp8.simplex.im",), ("SMP8.simplex.im.", ONION), (ONION, "smp8.simplex.im"), (ONION,)]
+    for hosts in spellings:
+        assert permits(servers("smp8.simplex.im"), *hosts)
+        assert permits(servers("onion"), *hosts)
+        assert not permits(servers("smp9.simplex.im"), *hosts)
+        assert not permits(servers("smp8.simplex.im", "onion"), *hosts)
+        assert not permits(servers("", "simplex.im"), *hosts)
+    assert not permits(servers("smp8.simplex.im"), "smp8.simplex.im", "b.org")

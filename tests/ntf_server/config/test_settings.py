@@ -33,6 +33,7 @@ def test_a_section_refuses_other_keys(name: str, section: msgspec.Struct) -> Non
         ("delivery", "timeout", float("inf")),
         ("delivery", "timeout", float("nan")),
         ("delivery", "timeout", 0.0),
+        ("store", "token_ttl", 604_799),
         ("delivery", "message_ttl", 0),
         ("delivery", "in_flight", 0),
         ("subscriber", "audit_period", -1.0),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ntf_server.observe.metrics import (
     MAX_HOSTS,
+    WRONG_ADDRESS,
     Counter,
     Gauge,
     KindCounter,
@@ -108,7 +109,7 @@ def test_other_kinds_are_an_error_and_not_counted(kind: str) -> None:
 
 def test_members_of_an_enum_are_kinds() -> None:
     metrics = Metrics()
-    assert set(KindCounter.SMP_CONNECT_FAILED.kinds) == set(ConnectFailure)
+    assert set(KindCounter.SMP_CONNECT_FAILED.kinds) == {*ConnectFailure, WRONG_ADDRESS}
     assert set(KindCounter.PUSHES_DELIVERED.kinds) == set(Provider)
     metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, ConnectFailure.IDENTITY)
     assert metrics.value(KindCounter.SMP_CONNECT_FAILED, "identity") == 1

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -747,6 +748,7 @@ async def test_an_address_that_is_not_public_is_not_connected_to(host: str) -> N
 async def test_a_name_is_judged_by_where_it_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
     monkeypatch.setattr(names, "is_public_ip", lambda ip: judged.append(ip) or ip == "127.0.0.1")
+    monkeypatch.setattr(names, "is_own_ip", lambda _: False)
     async with serving() as (_, client):
         named = replace(client.endpoint, url=client.endpoint.url.replace("127.0.0.1", "localhost"), public_only=True)
         assert statuses(await Client(client.engine, named).many(5)) == {200: 5}
@@ -755,6 +757,15 @@ async def test_a_name_is_judged_by_where_it_leads(monkeypatch: pytest.MonkeyPatc
         mine = Client(client.engine, replace(named, url=named.url.replace("localhost", "127.0.0.2")))
         assert statuses(await mine.many(20)) == {-pycurl.E_COULDNT_CONNECT: 20}
         assert open_files() <= before
+
+
+async def test_networks_that_are_allowed_are_connected_to_though_they_are_not_public() -> None:
+    async with serving() as (_, client):
+        url = client.endpoint.url.replace("127.0.0.1", "localhost")
+        for network, expected in (("127.0.0.2/32", -pycurl.E_COULDNT_CONNECT), ("127.0.0.1/32", 200)):
+            allowed = (IPv4Network("10.0.0.0/8"), IPv4Network(network))
+            endpoint = replace(client.endpoint, url=url, public_only=True, allowed=allowed)
+            assert statuses([await Client(client.engine, endpoint).post()]) == {expected: 1}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -101,6 +101,53 @@ async def test_what_is_kept_is_bounded(resolver: Resolver, monkeypatch: pytest.M
     assert len(Addresses.of([f"192.0.2.{i}" for i in range(99)]).all) == 16
 
 
+# --- our own addresses
+
+
+async def test_an_address_of_this_machine_is_not_public(dns: Dns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "is_public_ip", lambda _: True)
+    assert Addresses.of(["127.0.0.1", "2606:4700::1111"]).public == ("2606:4700::1111",)
+
+
+@pytest.fixture
+async def of_relay(dns: Dns) -> AsyncIterator[Resolver]:
+    """It is reached by an address that this machine does not have, behind a router say."""
+    dns.names["relay.test"] = ["2001:4860::8"]
+    made = Resolver([f"127.0.0.1:{dns.port}"], timeout=1.0, own="Relay.test.")
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("host", ["push.test", "relay.test"])
+async def test_where_our_own_host_leads_is_not_public(dns: Dns, of_relay: Resolver, host: str) -> None:
+    dns.names["push.test"] = ["2001:4860::8", "2001:4860::9"]
+    found = await ask(of_relay, host, strangers=True)
+    assert set(found.all) == set(dns.names[host])
+    assert found.public == (() if host == "relay.test" else ("2001:4860::9",))
+
+
+async def test_our_own_address_written_as_such(of_relay: Resolver) -> None:
+    assert of_relay.known("2001:4860::8") is None  # our host has to be known first
+    answers = await asyncio.gather(*(ask(of_relay, f"2001:4860::{n}") for n in (7, 8)))
+    assert [a.public for a in answers] == [("2001:4860::7",), ()]
+    assert of_relay.known("2001:4860::8") == Addresses(("2001:4860::8",))
+
+
+async def test_our_own_host_that_leads_nowhere_holds_others_up_once(dns: Dns) -> None:
+    dns.names["push.test"] = ["2001:4860::8"]
+    resolver = Resolver([f"127.0.0.1:{dns.port}"], timeout=0.5, own="dead.test")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    answers = await asyncio.gather(*(ask(resolver, "push.test", strangers=True) for _ in range(5)))
+    assert {a.public for a in answers} == {("2001:4860::8",)}
+    assert loop.time() - began < 2.0
+    resolver._known.pop("push.test")
+    began = loop.time()
+    assert (await ask(resolver, "push.test")).public == ("2001:4860::8",)
+    assert loop.time() - began < 0.4
+    await resolver.close()
+
+
 async def test_close_waits_for_nobody(dns: Dns) -> None:
     resolver = Resolver([f"127.0.0.1:{dns.port}"], timeout=60.0)
     called: list[Addresses] = []

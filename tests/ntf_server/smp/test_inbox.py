@@ -252,30 +252,6 @@ async def test_a_failing_store_is_tried_again_and_keeps_no_places(world: World) 
     assert world.dispatcher._lanes[Provider.APNS_NULL].schedule.reserved == 0
 
 
-async def test_a_failing_store_is_told_once_a_minute(world: World, logged: list[Any]) -> None:
-    queue, session = await world.queue(), await world.session()
-
-    def told() -> list[str]:
-        return [r.getMessage() for r in logged if r.name == module.__name__]
-
-    line = "the store fails, trying again: disk full"
-    world.store.failing["notify"] = 10
-    await world.inbox.take(session, [nmsg(queue)])
-    await world.empty()
-    assert told() == [line]
-    assert world.inbox._said_at is not None
-    world.inbox._said_at -= 59
-    world.store.failing["notify"] = 1
-    await world.inbox.take(session, [nmsg(queue)])
-    await world.empty()
-    assert told() == [line]
-    world.inbox._said_at -= 1
-    world.store.failing["notify"] = 2
-    await world.inbox.take(session, [nmsg(queue)])
-    await world.empty()
-    assert told() == [line] * 2
-
-
 async def test_what_no_other_try_mends_holds_up_nothing_behind_it(world: World, logged: list[Any]) -> None:
     queue, session = await world.queue(), await world.session()
     store, gate = world.store.store, asyncio.Event()

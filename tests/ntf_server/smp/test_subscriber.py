@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from node import NOW, Node, settled
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.smp import inbox as module
+from ntf_server.smp import subscriber as subscriber_module
+from ntf_server.smp.subscriber import ServerSession
 from ntf_server.store.contract import Store
-from ntf_server.store.records import PushKind
+from ntf_server.store.records import ChangeKind, PushKind, Removed, Session
 from smp_bridge import ntf, smp
+from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client
+from smp_bridge.failure import ConnectFailure
 from smp_bridge.ntf import Provider, SubscriptionStatus
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue, Recipient
@@ -28,6 +34,7 @@ from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Err
 pytestmark = pytest.mark.usefixtures("quiet")
 
 S = SubscriptionStatus
+ACTIVE = "ntf_subscriptions_active"
 Open = Callable[..., AbstractAsyncContextManager[Node]]
 
 
@@ -40,6 +47,12 @@ def open_node(tmp_path: Path) -> Open:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STORE_BACKOFF", 0.02)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def associated(node: Node, server: SmpServer) -> int:
@@ -127,18 +140,54 @@ async def test_what_was_not_paged_yet_is_not_active(
     await node.all_active(ids)
 
 
-async def test_a_server_that_comes_back_with_another_identity_stays_inactive(
-    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
+async def test_a_server_that_comes_back_with_another_identity_stays_inactive_and_is_an_alarm(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
 ) -> None:
     queue = await recipient.queue()
-    subscription = await node.add_queue(smp_server, queue)
-    await node.until(subscription, S.ACTIVE)
-    port = smp_server.address.port_number
-    await smp_server.stop()
-    async with SmpServer(port=port), asyncio.timeout(10):
-        while not any("impersonating" in r.getMessage() for r in logged):
+    metrics = Metrics()  # which know no own servers
+    async with open_node({"metrics": metrics}) as node:
+        subscription = await node.add_queue(smp_server, queue)
+        await node.until(subscription, S.ACTIVE)
+        port = smp_server.address.port_number
+        await smp_server.stop()
+        async with SmpServer(port=port), asyncio.timeout(10):
+            while metrics.value(KindCounter.SMP_CONNECT_FAILED, "identity") < 3:
+                await asyncio.sleep(0.01)
+        assert await node.status(subscription) == ntf.Sub(S.INACTIVE)
+    assert [r.levelname for r in logged if "impersonating" in r.getMessage()] == ["ERROR"]  # once
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_wrong_address_is_no_alarm_but_of_an_own_server(
+    *, open_node: Open, smp_server: SmpServer, logged: list[Any], own: bool
+) -> None:
+    """Devices choose addresses: anybody may give one with another identity."""
+    wrong = replace(smp_server.address, key_hash=bytes(32))
+    kind = "identity" if own else "wrong_address"
+    metrics = Metrics(["localhost"] if own else [])
+    async with open_node({"metrics": metrics}) as node, asyncio.timeout(10):
+        await node.add(wrong, b"n" * 24, Ed25519PrivateKey.generate())
+        while metrics.value(KindCounter.SMP_CONNECT_FAILED, kind) < 3:
             await asyncio.sleep(0.01)
-    assert await node.status(subscription) == ntf.Sub(S.INACTIVE)
+        assert node.subscriber._impersonated == ({"localhost"} if own else set())
+    loud = [r.getMessage() for r in logged if r.levelno >= logging.WARNING and "SMP server" in r.getMessage()]
+    assert ["impersonating" in line for line in loud] == [True] * own
+    assert [r.levelname for r in logged if "cannot connect (identity)" in r.getMessage()].count("INFO") == 1
+
+
+async def test_who_was_impersonated_is_told_of_anew_after_it_was_back(
+    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
+) -> None:
+    subscription = await node.add_queue(smp_server, await recipient.queue())
+    await node.until(subscription, S.ACTIVE)
+    for times in (1, 2):
+        node.subscriber.connect_failed(smp_server.address, ConnectFailure.IDENTITY)
+        async with asyncio.timeout(10):
+            while sum("impersonating" in r.getMessage() for r in logged) < times:
+                await asyncio.sleep(0.01)
+        smp_server.drop_all()
+        await node.until(subscription, S.INACTIVE)
+        await node.until(subscription, S.ACTIVE)
 
 
 async def test_another_subscriber_ends_it_for_good(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
@@ -319,6 +368,131 @@ async def test_a_session_stays_for_who_subscribes_another_queue_soon(
         await asyncio.sleep(0.6)
         await node.until(second, S.ACTIVE)
         assert smp_server.accepted == accepted
+
+
+def spellings(address: ServerAddress) -> list[ServerAddress]:
+    """24 of one server."""
+    hosts: list[tuple[str, ...]] = []
+    for turn in range(6):
+        name = "".join(c.upper() if turn >> n % 3 & 1 else c for n, c in enumerate(address.hosts[0]))
+        hosts += [(name,), (name + ".",), (name, name), (address.hosts[0], name + ".", name)]
+    return [ServerAddress("smp", h, address.port, address.key_hash) for h in hosts]
+
+
+async def test_whoever_comes_and_goes_in_24_spellings_leaves_one_session_and_then_none(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    async with open_node({"release_after": 0.5}) as node:
+        queue = await recipient.queue()
+        for number, server in enumerate(spellings(smp_server.address)):
+            ours = number % 3 == 0
+            added = await node.add(server, queue.notifier_id if ours else os.urandom(24), queue.notifier_key)
+            if number % 2:
+                await node.until(added, S.ACTIVE if ours else S.AUTH)
+            await node.delete(added)
+            assert len(node.subscriber._sessions) <= 1
+            assert smp_server.connections <= 2  # one is the recipient's
+            assert node.subscriber._agent.servers <= 1
+        await smp_server.until(lambda: smp_server.connections == 1)
+        assert smp_server.accepted == 2
+        await until(lambda: node.subscriber._agent.servers == 0)
+        store: Any = node.store.store
+        assert await store._database.read(lambda c: c.execute("SELECT count(*) FROM servers").fetchone()) == (1,)
+
+
+async def test_one_queue_in_all_spellings_is_subscribed_once(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    ids = {await node.add(s, queue.notifier_id, queue.notifier_key) for s in spellings(smp_server.address)}
+    [added] = ids
+    await node.until(added, S.ACTIVE)
+    await settled(node, smp_server)
+    assert smp_server.nsubs(queue.notifier_id) == 1
+    assert smp_server.accepted == 2
+
+
+async def test_a_server_that_nobody_needs_is_let_go_of_also_between_two_sessions(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    async with open_node({"release_after": 60.0}) as node:
+        ids = await node.add_active(smp_server, await recipient.queue())
+        store: Any = node.store.store
+        assert smp_server.address in store._state.fences
+        await node.delete(ids[0])
+        smp_server.drop_all()
+        await until(lambda: node.subscriber._agent.servers == 0)
+        assert smp_server.address not in store._state.fences
+        assert node.subscriber._last == {}
+
+
+# --- how many are active
+
+
+async def test_what_is_deleted_is_active_no_more(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
+    queues = [await recipient.queue() for _ in range(5)]
+    ids = await node.add_active(smp_server, *queues)
+    await settled(node, smp_server)
+    assert node.gauge(ACTIVE) == 5
+    await node.delete(ids[0])
+    await until(lambda: node.gauge(ACTIVE) == 4)
+    await node.add_active(smp_server, queues[0])
+    assert node.gauge(ACTIVE) == 5
+    await queues[1].delete()
+    await node.until(ids[1], S.DELETED)
+    await node.delete(ids[1])  # that it ended was counted already
+    await until(lambda: node.store.handled[ChangeKind.ADDED] >= 5)
+    assert node.gauge(ACTIVE) == 4
+    await node.store.store.delete_token(node.token)
+    await until(lambda: node.gauge(ACTIVE) == 0)
+
+
+async def test_what_is_deleted_while_its_answer_is_under_way_never_counts(
+    node: Node, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    first, second, refused = [await recipient.queue() for _ in range(3)]
+    await node.add_active(smp_server, first)
+    await settled(node, smp_server)
+    node.store.failing["confirm"] = 10**9  # what the server answered waits for the store
+    smp_server.script_nsub(refused.notifier_id, ERR_AUTH)
+    added = [await node.add_queue(smp_server, queue) for queue in (second, refused)]
+    await until(lambda: node.store.calls["confirm"] > 1)
+    before = node.store.handled[ChangeKind.REMOVED]
+    for subscription_id in added:
+        await node.delete(subscription_id)
+    await until(lambda: node.store.handled[ChangeKind.REMOVED] > before)
+    await until(lambda: not node.subscriber._sessions[smp_server.address].missing)
+    node.store.failing.clear()
+    session = node.subscriber._sessions[smp_server.address]
+    await until(lambda: not session.removed)
+    assert node.gauge(ACTIVE) == 1
+
+
+async def test_what_is_deleted_while_pages_are_read_never_counts(
+    open_node: Open, smp_server: SmpServer, recipient: Recipient
+) -> None:
+    queues = [await recipient.queue() for _ in range(4)]
+    async with open_node() as first:
+        ids = await first.add_active(smp_server, *queues)
+    async with open_node(page=10**9) as second:
+        await until(lambda: second.store.calls["page"] > 0)
+        for subscription_id in ids[:2]:
+            await second.delete(subscription_id)
+        session = second.subscriber._sessions[smp_server.address]
+        await until(lambda: len(session.removed) == 2)
+        second.store.failing.clear()
+        await second.all_active(ids[2:])
+        await until(lambda: second.gauge(ACTIVE) == 2)
+        await second.delete(ids[2])
+        await until(lambda: second.gauge(ACTIVE) == 1)
+
+
+def test_what_is_remembered_of_deletions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriber_module, "_MAX_REMOVED", 3)
+    session = ServerSession(Session(ServerAddress("smp", ("a.org",), "", bytes(32)), 1), service=False)
+    for ref in range(10):
+        session.remove(Removed(ref, active=True, associated=False, cursor=(0, ref)))
+        assert len(session.removed) <= 3
 
 
 # --- events

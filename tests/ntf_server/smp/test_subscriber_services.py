@@ -91,6 +91,24 @@ async def test_queues_are_associated_and_a_restart_needs_no_nsub(
         assert second.store.calls["reassociate"] == second.store.calls["set_released"] == 0
 
 
+async def test_what_is_deleted_is_active_no_more(open_node: Open, smp_server: SmpServer, queues: list[Queue]) -> None:
+    async with open_node() as first:
+        ids = await first.add_active(smp_server, *queues)
+        await first.delete(ids[0])
+        async with asyncio.timeout(10):
+            while first.gauge("ntf_subscriptions_active") != 4:
+                await asyncio.sleep(0.005)
+    async with open_node() as second:
+        await second.all_active(ids[1:])
+        await settled(second, smp_server)
+        assert second.gauge("ntf_subscriptions_active") == 4
+        await second.delete(ids[1])
+        await second.store.store.delete_token(second.token)
+        async with asyncio.timeout(10):
+            while second.gauge("ntf_subscriptions_active") != 0:
+                await asyncio.sleep(0.005)
+
+
 async def test_it_is_not_active_before_nsubs_is_answered(
     node: Node, smp_server: SmpServer, queues: list[Queue]
 ) -> None:

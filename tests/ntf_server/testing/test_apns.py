@@ -30,6 +30,8 @@ pytest_plugins = ("ntf_server.testing.pytest_plugin",)
 
 NOW = 1_800_000_000
 TOKEN = "ab" * 32
+OTHER = "cd" * 32
+THIRD = "ef" * 80
 TOPIC = "chat.example.app"
 BACKGROUND: dict[str, str | None] = {"apns-push-type": "background", "apns-priority": "5"}
 ALERT = b'{"aps":{"alert":"hello"}}'
@@ -65,9 +67,15 @@ class Response:
 
 
 def perform(
-    apns: MockApns, headers: dict[str, str | None], body: bytes, path: str = f"/3/device/{TOKEN}", method: str = "POST"
+    apns: MockApns,
+    headers: dict[str, str | None],
+    body: bytes,
+    *,
+    path: str = f"/3/device/{TOKEN}",
+    method: str = "POST",
+    kept: pycurl.Curl | None = None,
 ) -> Response:
-    """Push with libcurl; headers are on top of the usual ones, None removes one."""
+    """Push with libcurl; headers are on top of the usual ones, None removes one. `kept`: with its connection."""
     usual: dict[str, str | None] = {"authorization": f"bearer {JWT}", "apns-topic": TOPIC, "apns-push-type": "alert"}
     received, output = {}, io.BytesIO()
 
@@ -76,7 +84,7 @@ def perform(
         if found:
             received[name.lower()] = value.strip()
 
-    curl = pycurl.Curl()
+    curl = kept or pycurl.Curl()
     try:
         curl.setopt(pycurl.URL, apns.url + path)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_0)
@@ -93,11 +101,11 @@ def perform(
         assert curl.getinfo(pycurl.INFO_HTTP_VERSION) == pycurl.CURL_HTTP_VERSION_2_0
         return Response(curl.getinfo(pycurl.RESPONSE_CODE), received, output.getvalue())
     finally:
-        curl.close()
+        curl.reset() if kept else curl.close()
 
 
 async def push(
-    apns: MockApns, headers: dict[str, str | None] | None = None, body: bytes = ALERT, **request: str
+    apns: MockApns, headers: dict[str, str | None] | None = None, body: bytes = ALERT, **request: Any
 ) -> Response:
     return await asyncio.to_thread(perform, apns, headers or {}, body, **request)
 
@@ -274,13 +282,49 @@ async def test_provider_token_lives_an_hour(now: int, reason: str | None) -> Non
 
 
 def test_provider_tokens_beyond_those_remembered() -> None:
-    tokens = ProviderTokens(KEY.public_key(), clock=lambda: NOW)
+    tokens = ProviderTokens(KEY.public_key(), clock=lambda: NOW, renewed_after=0)
     good = [f"bearer {sign(KEY, HEADER, CLAIMS | {'iat': NOW - age})}" for age in range(100)]
     assert [tokens.refusal(each) for each in good * 2] == [None] * 200
-    assert tokens.refusal(f"bearer {sign(OTHER_KEY, HEADER, CLAIMS)}") == "InvalidProviderToken"
+    assert tokens.refusal(f"bearer {sign(OTHER_KEY, HEADER, CLAIMS)}") == (403, "InvalidProviderToken")
+
+
+async def test_a_connections_provider_token_is_renewed_every_20_minutes_at_most() -> None:
+    clock, curl = [float(NOW)], pycurl.Curl()
+    first, second, third = ("bearer " + sign(KEY, HEADER, CLAIMS | {"iat": NOW + n}) for n in range(3))
+    async with MockApns(public_key=KEY.public_key(), clock=lambda: clock[0]) as apns:
+
+        async def show(authorization: str, kept: pycurl.Curl | None = curl) -> str | None:
+            return (await push(apns, {"authorization": authorization}, kept=kept)).outcome[1]
+
+        assert await show(first) is None
+        clock[0] += 20 * 60 - 1
+        assert [await show(each) for each in (second, first)] == ["TooManyProviderTokenUpdates", None]
+        assert await show(second, None) is None  # another server with this key, or the same one started again
+        other_key = "bearer " + sign(KEY, HEADER | {"kid": "KEYKEYKEY2"}, CLAIMS)
+        assert await show(other_key) is None  # is no renewal
+        clock[0] += 1
+        assert [await show(each) for each in (third, third)] == [None, None]
+        assert await show(first) == "TooManyProviderTokenUpdates"
+    curl.close()
 
 
 # --- device tokens ---
+
+
+@pytest.mark.parametrize(
+    "token", ["ab", "ab" * 31, "a" * 63, "a" * 65, "zz" * 32, "%3Cc63963fd%20fdafa1b9%3E", "ab" * 101, TOKEN + "%20"]
+)
+async def test_what_is_no_device_token_is_refused(token: str) -> None:
+    async with strict() as apns:
+        assert (await push(apns, path=f"/3/device/{token}")).outcome == (400, "BadDeviceToken")
+    async with strict(any_device_token=True) as apns:
+        assert (await push(apns, path=f"/3/device/{token}")).outcome == (200, None)
+
+
+@pytest.mark.parametrize("token", [TOKEN, TOKEN.upper(), THIRD, "0f" * 100])
+async def test_device_tokens_of_32_bytes_and_more_are_taken(token: str) -> None:
+    async with strict() as apns:
+        assert (await push(apns, path=f"/3/device/{token}")).outcome == (200, None)
 
 
 async def test_device_tokens() -> None:
@@ -295,7 +339,7 @@ async def test_device_tokens() -> None:
         apns.reregister(TOKEN)
         apns.bind_token(TOKEN, "other.app")
         assert (await push(apns)).outcome == (400, "DeviceTokenNotForTopic")
-        assert (await push(apns, path="/3/device/other")).status == 200
+        assert (await push(apns, path=f"/3/device/{OTHER}")).status == 200
         apns.bind_token(TOKEN, TOPIC)
         assert (await push(apns)).status == 200
 
@@ -306,10 +350,10 @@ async def test_device_tokens() -> None:
 async def test_scripted_answers() -> None:
     async with strict() as apns:
         apns.script(Answer(503, "Shutdown", headers=(("retry-after", "3"),)), Answer(500), Answer(200))
-        apns.script(Answer(410, "ExpiredToken", timestamp=7), token="other")
+        apns.script(Answer(410, "ExpiredToken", timestamp=7), token=OTHER)
         response = await push(apns)
         assert (response.outcome, response.headers["retry-after"]) == ((503, "Shutdown"), "3")
-        assert (await push(apns, path="/3/device/other")).body == {"reason": "ExpiredToken", "timestamp": 7}
+        assert (await push(apns, path=f"/3/device/{OTHER}")).body == {"reason": "ExpiredToken", "timestamp": 7}
         assert (await push(apns)).outcome == (500, None)
         assert (await push(apns)).status == 200
         assert [rejection.status for rejection in apns.rejected] == [503, 410, 500]
@@ -358,11 +402,11 @@ async def test_stopped_server_refuses_and_comes_back() -> None:
 
 async def test_next_takes_each_push_once_by_token() -> None:
     async with strict() as apns:
-        for token in ("t1", "t2", "t1"):
+        for token in (OTHER, THIRD, OTHER):
             await push(apns, path=f"/3/device/{token}", body=json.dumps({"aps": {}, "n": len(apns.pushes)}).encode())
-        assert (await apns.next("t2")).body["n"] == 1
+        assert (await apns.next(THIRD)).body["n"] == 1
         assert (await apns.next()).body["n"] == 0
-        assert (await apns.next("t1")).body["n"] == 2
+        assert (await apns.next(OTHER)).body["n"] == 2
         with pytest.raises(TimeoutError):
             await apns.next(timeout=0.01)
         assert len(apns.pushes) == 3
@@ -375,12 +419,12 @@ async def test_next_takes_each_push_once_by_token() -> None:
 
 async def test_next_waits_for_its_token() -> None:
     async with strict() as apns:
-        first, second = asyncio.create_task(apns.next("a")), asyncio.create_task(apns.next("b"))
-        await push(apns, path="/3/device/b")
-        assert (await second).token == "b"
+        first, second = asyncio.create_task(apns.next(OTHER)), asyncio.create_task(apns.next(THIRD))
+        await push(apns, path=f"/3/device/{THIRD}")
+        assert (await second).token == THIRD
         assert not first.done()
-        await push(apns, path="/3/device/a")
-        assert (await first).token == "a"
+        await push(apns, path=f"/3/device/{OTHER}")
+        assert (await first).token == OTHER
 
 
 async def test_on_push_without_a_record() -> None:
@@ -432,7 +476,7 @@ async def test_aioapns_is_satisfied(aioapns_client: Connect) -> None:
         first = request(time_to_live=60, priority=5, push_type=aioapns.PushType.ALERT, collapse_key="c")
         result = await client.send_notification(first)
         assert (result.is_successful, result.notification_id) == (True, first.notification_id)
-        requests = [request(f"token{number}") for number in range(200)]
+        requests = [request(f"{number:064x}") for number in range(200)]
         results = await asyncio.gather(*(client.send_notification(each) for each in requests))
         assert all(each.is_successful for each in results)
         assert sorted(each.token for each in apns.pushes[1:]) == sorted(each.device_token for each in requests)

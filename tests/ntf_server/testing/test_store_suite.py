@@ -175,7 +175,7 @@ class MakesNewCertificates(SqliteStore):
 class KeepsChangesToItself(SqliteStore):
     async def _none(self) -> AsyncIterator[Change]:
         async for change in super().changes():
-            if change.refs:
+            if not change.removed:
                 yield change
 
     def changes(self) -> AsyncIterator[Change]:
@@ -187,11 +187,42 @@ class ChecksTwice(SqliteStore):
         return await super().mark_checks(limit * 2)
 
 
+class HearsNobody(SqliteStore):
+    def seen(self, token: Token) -> None:
+        """Nobody is heard."""
+
+
+class ForgetsNobody(SqliteStore):
+    async def tend(self) -> float:
+        return 60.0
+
+
+class KnowsSpellings(SqliteStore):
+    async def is_wanted(self, server: ServerAddress) -> bool:
+        return str(server) in {str(s) for s in await self.servers()} and await super().is_wanted(server)
+
+
+class NamesServersAsItLikes(SqliteStore):
+    async def subscribe(
+        self, token: Ref, new: NewSubscription, limits: Limits = NO_LIMITS
+    ) -> Added | LimitReached | None:
+        return await super().subscribe(token, replace(new, server=new.server.plain), limits)
+
+
+class ChecksForWhatIsLostAgainAndAgain(SqliteStore):
+    async def mark_lost(
+        self, session: Session, after: Cursor | None, limit: int, within: float
+    ) -> tuple[int, Cursor | None]:
+        self._state.lost.clear()
+        return await super().mark_lost(session, after, limit, within)
+
+
 BROKEN = (
     TakesAnyCode, ForgetsOtherRegistrations, KnowsCase, ReplacesTwice, HasNoLimits, TakesAnyKey, LosesTheLast,
     HandsOutTwice, TakesTooMany, IgnoresPauses, SaysNothingIsRefused, RetriesAtOnce, TellsNobody, BeginsNumbersAnew,
     EndsForOldSessions, ConfirmsForOldSessions, SkipsOne, ForgetsServices, KeepsAssociations, MakesNewCertificates,
-    KeepsChangesToItself, ChecksTwice,
+    KeepsChangesToItself, ChecksTwice, HearsNobody, ForgetsNobody, KnowsSpellings, NamesServersAsItLikes,
+    ChecksForWhatIsLostAgainAndAgain,
 )  # fmt: skip
 
 

@@ -48,6 +48,17 @@ H1, H2 = pycurl.CURL_HTTP_VERSION_1_1, pycurl.CURL_HTTP_VERSION_2_0
 KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 SUB = "mailto:push@example.org"
+PRIVATE_HOSTS = [
+    "localhost",
+    "127.0.0.1",
+    "192.0.2.7",
+    "[2001:db8::7]",
+    "relay",
+    "relay.local",
+    "a.onion",
+    "a..org",
+    "-a.org",
+]
 
 
 def b64url(data: bytes) -> str:
@@ -253,6 +264,11 @@ async def test_refuses_target() -> None:
         {"sub": None},
         {"sub": "push@example.org"},
         {"sub": "http://example.org"},
+        {"sub": "https:"},
+        {"sub": "https://[::"},
+        {"sub": "mailto:example.org"},
+        *({"sub": f"mailto:push@{host}"} for host in PRIVATE_HOSTS),
+        *({"sub": f"https://{host}/contact"} for host in PRIVATE_HOSTS),
     ],
 )
 async def test_refuses_vapid_token(changes: dict[str, Any]) -> None:

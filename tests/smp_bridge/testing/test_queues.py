@@ -57,19 +57,29 @@ def test_messages_wait_up_to_the_quota_and_come_one_at_a_time() -> None:
     assert len(queue.messages) == 1
 
 
-def test_the_newest_notification_waits_for_its_subscriber() -> None:
+def test_all_notifications_wait_for_their_subscriber_in_their_order() -> None:
     queues = Queues(9, lambda: NOW)
     queue, notifier, secret = create(queues)
     for body in (b"1", b"2"):
         queues.send(queue, True, body)
-    waiting = notifier.pending
-    assert waiting is not None
-    newest = queue.messages[-1].message_id
-    assert smp.MessageMeta.open(secret, waiting.nonce, waiting.meta) == smp.MessageMeta(newest, NOW)
-    notifier.pending, notifier.subscriber = None, Session()
+    opened = [smp.MessageMeta.open(secret, e.nonce, e.meta) for e in notifier.pending]
+    assert opened == [smp.MessageMeta(m.message_id, NOW) for m in queue.messages]
+    waiting, subscriber = list(notifier.pending), Session()
+    notifier.deliver()  # nobody is there yet
+    notifier.subscriber = subscriber
+    notifier.deliver()
+    assert subscriber.pushed == [(notifier.notifier_id, event) for event in waiting]
     queues.notify(notifier, b"m" * 24)
-    assert notifier.pending is None
-    assert [entity for entity, _ in notifier.subscriber.pushed] == [notifier.notifier_id]
+    assert (len(subscriber.pushed), notifier.pending) == (3, [])
+
+
+def test_who_delivers_is_told_of_what_there_is() -> None:
+    told: list[Notifier] = []
+    queues = Queues(9, on_pending=told.append)
+    _, notifier, _ = create(queues)
+    notifier.subscriber = subscriber = Session()
+    queues.notify(notifier, b"m" * 24)
+    assert (told, subscriber.pushed, len(notifier.pending)) == ([notifier], [], 1)
 
 
 def test_a_service_holds_what_its_session_is_subscribed_to() -> None:

@@ -331,22 +331,20 @@ async def test_only_flagged_messages_notify(server: SmpServer, recipient: Recipi
         assert notifier.blocks.empty()
 
 
-async def test_the_newest_undelivered_notification_waits_for_the_notifier(
-    server: SmpServer, recipient: Recipient
-) -> None:
+async def test_all_undelivered_notifications_wait_for_the_notifier(server: SmpServer, recipient: Recipient) -> None:
     queue = await recipient.queue()
-    for text in ("one", "two"):
+    for text in ("one", "two", "three"):
         await queue.send(text)
     async with await Raw.connect(server) as raw:
         answer = await raw.command(b"NSUB", queue.notifier_id, queue.notifier_key)
         assert answer == b"SOK 0"
-        [(corr_id, entity_id, command)] = await raw.receive()
-        assert (corr_id, entity_id) == (b"", queue.notifier_id)
-        event = smp.parse_answer(command, 18)
-        assert isinstance(event, smp.NMsg)
-        meta = queue.open_notification(event.nonce, event.meta)
-        await queue.receive()
-        assert meta.message_id == (await queue.receive()).message_id
+        block = await raw.receive()
+        assert [ids for *ids, _ in block] == [[b"", queue.notifier_id]] * 3
+        for _, _, command in block:
+            event = smp.parse_answer(command, 18)
+            assert isinstance(event, smp.NMsg)
+            meta = queue.open_notification(event.nonce, event.meta)
+            assert meta.message_id == (await queue.receive()).message_id
         assert await raw.command(b"NSUB", queue.notifier_id, queue.notifier_key) == b"SOK 0"
         assert await raw.command(b"PING") == b"PONG"  # and no notification before it
 
@@ -393,6 +391,60 @@ async def test_event_delay_lets_notifications_wait_for_each_other() -> None:
         for text in ("one", "two"):
             await queue.send(text)
         assert len(await notifier.events()) == 2
+
+
+async def test_notifications_are_delivered_together_at_an_interval() -> None:
+    async with (
+        SmpServer(delivery_interval=0.3) as server,
+        await Recipient.connect(server.address) as recipient,
+        await Notifier.connect(server) as notifier,
+    ):
+        one, other = [await recipient.queue() for _ in range(2)]
+        server.notify(other.notifier_id)  # before its NSUB
+        for queue in (one, other):
+            await notifier.subscribe(queue)
+        server.notify(one.notifier_id, one.notifier_id)
+        assert notifier.blocks.empty()
+        [first] = [[e.entity_id for e in await notifier.events()]]
+        assert first == [other.notifier_id, one.notifier_id, one.notifier_id]
+        times = []
+        for _ in range(3):
+            server.notify(one.notifier_id)
+            await notifier.event()
+            times.append(asyncio.get_running_loop().time())
+        assert times[2] - times[0] >= 0.5
+
+
+async def test_what_was_not_delivered_before_a_disconnect_comes_after_it() -> None:
+    async with SmpServer(delivery_interval=0.2) as server, await Recipient.connect(server.address) as recipient:
+        queue = await recipient.queue()
+        async with await Notifier.connect(server) as notifier:
+            await notifier.subscribe(queue)
+            server.notify(queue.notifier_id)
+        await server.until(lambda: not server.subscribed(queue.notifier_id))
+        await asyncio.sleep(0.3)
+        async with await Notifier.connect(server) as notifier:
+            await notifier.subscribe(queue)
+            assert (await notifier.event()).entity_id == queue.notifier_id
+
+
+async def test_end_and_deld_come_late() -> None:
+    async with (
+        SmpServer(end_delay=0.2) as server,
+        await Recipient.connect(server.address) as recipient,
+        await Notifier.connect(server) as first,
+        await Notifier.connect(server) as second,
+    ):
+        queue = await recipient.queue()
+        for notifier in (first, second, first):
+            assert await notifier.subscribe(queue) == smp.SOk()
+        server.notify(queue.notifier_id)
+        assert isinstance((await first.event()).message, smp.NMsg)
+        assert isinstance((await first.event()).message, smp.End)  # of the second's, though it is subscribed again
+        assert isinstance((await second.event()).message, smp.End)
+        await queue.delete()
+        assert first.blocks.empty()
+        assert isinstance((await first.event()).message, smp.Deld)
 
 
 async def test_batches_are_answered_in_order_in_as_few_blocks_as_hold_them(
@@ -453,7 +505,7 @@ async def test_a_block_that_does_not_parse(server: SmpServer, content: bytes) ->
 async def test_an_authenticator_of_no_kind(server: SmpServer) -> None:
     async with await Raw.connect(server) as raw:
         t = short(bytes(63)) + b"0" + short(b"c" * 24) + short(b"e" * 24) + b"NSUB"
-        assert await raw.ask(t) == [(b"c" * 24, b"e" * 24, b"ERR BLOCK")]
+        assert await raw.ask(t) == [(b"c" * 24, b"", b"ERR BLOCK")]
 
 
 async def test_a_bad_transmission_does_not_spoil_its_block(server: SmpServer) -> None:
@@ -465,7 +517,7 @@ async def test_a_bad_transmission_does_not_spoil_its_block(server: SmpServer) ->
 async def test_another_session_id(server: SmpServer) -> None:
     async with await Raw.connect(server, version=6) as raw:
         other = replace(raw.session, session_id=bytes(32))
-        t = encode_transmission(other, b"c" * 24, b"", b"PING")
+        t = encode_transmission(other, b"c" * 24, b"e" * 24, b"NSUB")
         assert await raw.ask(t) == [(b"c" * 24, b"", b"ERR SESSION")]
 
 
@@ -489,6 +541,30 @@ async def test_scripted_nsub_answers(server: SmpServer, recipient: Recipient) ->
         assert [str(f.exception()) for f in (auth, internal)] == ["AUTH", "INTERNAL"]
         nothing.cancel()
     assert server.nsubs(queue.notifier_id) == 4
+
+
+async def test_a_store_that_fails(server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    async with await Notifier.connect(server) as notifier:
+        server.store_fails = True
+        assert (await refused(notifier.subscribe(queue))).startswith("STORE ")
+        assert (await refused(queue.send("x"))).startswith("STORE ")
+        assert await notifier.client.request(smp.Ping()) == smp.Pong()
+        server.store_fails = False
+        assert await notifier.subscribe(queue) == smp.SOk()
+
+
+async def test_a_blocked_queue(server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    async with await Notifier.connect(server) as notifier:
+        server.block(queue.notifier_id)
+        assert await refused(notifier.subscribe(queue)) == "BLOCKED reason=spam"
+        assert await refused(notifier.subscribe(replace(queue, notifier_key=Ed25519PrivateKey.generate()))) == "AUTH"
+        assert not server.subscribed(queue.notifier_id)
+        server.block(queue.notifier_id, words="")
+        assert await notifier.subscribe(queue) == smp.SOk()
+    with pytest.raises(KeyError):
+        server.block(bytes(24))
 
 
 async def test_a_silent_server(server: SmpServer, recipient: Recipient) -> None:

@@ -180,6 +180,14 @@ async def test_refused_for_a_while(server: SmpServer) -> None:
         assert session.service_id
 
 
+async def test_a_record_that_cannot_be_read_once(server: SmpServer) -> None:
+    server.bad_service = 1
+    with pytest.raises(ServiceRefusedError):
+        await Session.connect(server)
+    async with await Session.connect(server) as session:
+        assert session.service_id
+
+
 # --- subscriptions
 
 
@@ -203,11 +211,26 @@ async def test_nsubs_subscribes_what_is_associated(server: SmpServer, queues: li
             assert queue.open_notification(event.message.nonce, event.message.meta)
         await session.nothing()
         assert await session.nsub(other) == smp.SOk(service_id)
-        assert isinstance((await session.event()).message, smp.NMsg)
+        for _ in range(2):  # all that had come
+            assert isinstance((await session.event()).message, smp.NMsg)
         assert await session.nsubs() == smp.SOks(3)
         await session.nothing()
     assert server.nsubs_commands == 2
     await server.until(lambda: not any(server.subscribed(q.notifier_id) for q in queues))
+
+
+async def test_a_ping_is_answered_behind_a_slow_nsubs(server: SmpServer, queues: list[Queue]) -> None:
+    await associate(server, queues[:2])
+    server.nsubs_delay = 0.3
+    async with await Session.connect(server) as session, await Session.connect(server, None) as other:
+        nsubs, pong = (
+            asyncio.create_task(session.request(r))
+            for r in (Request(smp.NSubs(), session.service_id, session.key), Request(smp.Ping()))
+        )
+        assert await other.request(Request(smp.Ping())) == smp.Pong()
+        done, _ = await asyncio.wait([nsubs, pong], timeout=0.2)
+        assert not done
+        assert [await nsubs, await pong] == [smp.SOks(2), smp.Pong()]
 
 
 async def test_nsub_subscribes_its_queue_only(server: SmpServer, queues: list[Queue]) -> None:

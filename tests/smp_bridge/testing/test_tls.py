@@ -1,13 +1,20 @@
 import contextlib
+import datetime
 import ssl
+from pathlib import Path
 from typing import Literal
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 
 from smp_bridge.identity import Credentials, generate_key, issue_ca
-from smp_bridge.testing.tls import OpenSslTls, service_context
-from smp_bridge.tls import SslTls, Tls, TlsClosedError, client_context
+from smp_bridge.testing.tls import OpenSslTls, service_context, show_web_page
+from smp_bridge.tls import SslTls, Tls, TlsClosedError, client_context, server_context
 
 SERVER, _ = Credentials.generate("ED448", "localhost")
 CLIENT, CLIENT_CA_KEY = Credentials.generate("ED25519", "client")
@@ -15,12 +22,13 @@ CLIENT_448, _ = Credentials.generate("ED448", "client")
 CONTEXT = service_context("smp", SERVER)
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 BLOCK = 16384
+DAY = datetime.timedelta(days=1)
 
 
 def client(credentials: Credentials | None = None, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> SslTls:
     context = client_context("smp", credentials)
     context.minimum_version = context.maximum_version = version
-    return SslTls(context, server_hostname="localhost")
+    return SslTls(context)
 
 
 def pump(a: Tls, b: Tls) -> None:
@@ -78,7 +86,7 @@ def test_no_alpn(version: ssl.TLSVersion, offered: str | None) -> None:
     plain.maximum_version = version
     if offered:
         plain.set_alpn_protocols([offered])
-    ours, theirs = SslTls(plain, server_hostname="localhost"), OpenSslTls(CONTEXT)
+    ours, theirs = SslTls(plain), OpenSslTls(CONTEXT)
     shake(ours, theirs)
     assert theirs.alpn() is ours.alpn() is None
 
@@ -174,6 +182,65 @@ def test_no_resumption(version: ssl.TLSVersion) -> None:
         session = ours.session
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("by", ["ssl", "pyOpenSSL"])
+def test_who_names_a_host_is_shown_another_certificate(version: ssl.TLSVersion, by: str) -> None:
+    if by == "ssl":
+        plain = server_context("smp", SERVER)
+        show_web_page(plain, server_context("smp", CLIENT_448))
+    else:
+        both = service_context("smp", SERVER, CLIENT_448)
+    for host, shown in ((None, SERVER), ("localhost", CLIENT_448)):
+        ours = client(version=version)
+        ours.tls = ours.tls.context.wrap_bio(ours._incoming, ours._outgoing, server_hostname=host)
+        theirs = SslTls(plain, server_side=True) if by == "ssl" else OpenSslTls(both)
+        shake(ours, theirs)
+        assert ours.peer_chain() == tuple(shown.chain_der)
+
+
 def test_a_key_of_another_certificate() -> None:
     with pytest.raises(ssl.SSLError, match="mismatch"):
         service_context("smp", Credentials(SERVER.chain, CLIENT_448.key))
+
+
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1"])
+def test_groups_that_the_reference_does_not_offer(curve: str) -> None:
+    context = client_context("smp")
+    context.set_ecdh_curve(curve)
+    with pytest.raises(ssl.SSLError):
+        shake(SslTls(context), OpenSslTls(CONTEXT))
+
+
+@pytest.mark.parametrize("curve", ["X25519", "X448"])
+def test_its_groups(curve: str) -> None:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)  # not every Python's ssl knows these
+    assert SSL._lib.SSL_CTX_set1_curves_list(context._context, curve.encode())
+    ours, theirs = SSL.Connection(context, None), OpenSslTls(CONTEXT)
+    ours.set_connect_state()
+    done = agreed = False
+    for _ in range(10):
+        with contextlib.suppress(SSL.WantReadError):
+            ours.do_handshake()
+            done = True
+        with contextlib.suppress(SSL.WantReadError):
+            theirs.feed(ours.bio_read(65536))
+        agreed = theirs.handshake()
+        if output := theirs.output():
+            ours.bio_write(output)
+    assert done
+    assert agreed
+
+
+def test_a_client_certificate_of_another_kind(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + DAY)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "client.pem").write_bytes(pem)
+    context = client_context("smp")
+    context.load_cert_chain(tmp_path / "client.pem")
+    ours, theirs = SslTls(context), OpenSslTls(CONTEXT)
+    shake(ours, theirs)
+    assert theirs.peer_chain() == ()  # none that the server takes

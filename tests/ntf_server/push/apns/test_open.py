@@ -36,12 +36,17 @@ def claim(kind: PushKind = VERIFICATION, device: bytes = DEVICE, ref: int = 1, *
 
 @contextlib.asynccontextmanager
 async def providing(
-    clock: Clock | None = None, *, apples: Clock | None = None, monotonic: Clock | None = None, **changes: Any
+    clock: Clock | None = None,
+    *,
+    apples: Clock | None = None,
+    monotonic: Clock | None = None,
+    any_device_token: bool = False,
+    **changes: Any,
 ) -> AsyncIterator[tuple[MockApns, Sender]]:
     """`apples`: another clock than ours."""
     clock = clock or Clock()
     checks = {"public_key": KEY.public_key(), "key_id": "KEYKEYKEY1", "team_id": "TEAMTEAM01", "topics": [TOPIC]}
-    async with MockApns(**checks, clock=apples or clock) as mock:
+    async with MockApns(**checks, clock=apples or clock, any_device_token=any_device_token) as mock:
         engine = HttpEngine()
         endpoint = Endpoint(mock.url, str(mock.ca_file), timeout=5.0, ends=CONNECTION_ENDS)
         settings = replace(ApnsSettings({Provider.APNS: endpoint}, TOPIC, SIGNING, TTL), **changes)
@@ -177,7 +182,7 @@ async def test_many_at_once_each_get_their_own_result() -> None:
     ],
 )
 async def test_a_device_token_is_one_segment_of_the_path_whatever_it_holds(device: bytes) -> None:
-    async with providing() as (mock, sender):
+    async with providing(any_device_token=True) as (mock, sender):
         assert await sender.one(claim(device=device)) == Took()
         [accepted] = mock.pushes
         assert "/" not in accepted.token
@@ -226,8 +231,9 @@ async def test_another_key_signs_at_once_and_the_same_one_changes_nothing() -> N
     other = generate_key()
     async with providing() as (mock, sender):
         await sender.one(claim())
-        for signing in (SIGNING, replace(SIGNING, key=other)):
+        for signing in (SIGNING, replace(SIGNING, key=other, key_id="KEYKEYKEY2")):
             mock._provider_tokens._public_key = signing.key.public_key()
+            mock._provider_tokens._key_id = signing.key_id
             mock._provider_tokens._verified.clear()
             sender.opened.use(ApnsSettings({}, TOPIC, signing, TTL))
             assert await sender.one(claim()) == Took()
@@ -333,7 +339,7 @@ async def test_strange_answers_do_not_stop_the_others() -> None:
 async def test_secrets_are_in_no_repr_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("ntf_server", "asyncio"):  # not hpack, which is the mock's
         caplog.set_level(logging.DEBUG, name)
-    device = os.urandom(16).hex()
+    device = os.urandom(32).hex()
     async with providing() as (mock, sender):
         mock.script(Answer(403, "InvalidProviderToken"), Answer(500), RstStream())
         results = [await sender.one(claim(MESSAGES, device.encode())) for _ in range(4)]

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import http_ece
@@ -18,6 +19,7 @@ from ntf_server.push.front import Refusal
 from ntf_server.push.http import HttpEngine
 from ntf_server.push.jose import public_point as point
 from ntf_server.push.verdict import Again, DeadToken, Ours, Scope
+from ntf_server.push.webpush import open as module
 from ntf_server.push.webpush.open import OpenWebPush
 from ntf_server.push.webpush.settings import WebPushSettings
 from ntf_server.push.webpush.subscription import WebPushSubscription
@@ -60,9 +62,9 @@ async def providing(
     async with MockWebPush(clock=clock) as mock:
         engine = HttpEngine()
         endpoint = Endpoint("", str(mock.ca_file), timeout=timeout, http2_only=False, proxy=proxy)
-        endpoint = replace(endpoint, public_only=public_only)
         try:
-            settings = WebPushSettings(keys, CONTACT, endpoint, ttl, allow_private_hosts=not public_only)
+            allowed = () if public_only else ("localhost", IPv4Network("127.0.0.0/8"))
+            settings = WebPushSettings(keys, CONTACT, endpoint, ttl, allowed, "relay.example.org")
             opened = OpenWebPush(settings, engine, clock)
             sender = Sender(opened.providers[Provider.WEB_PUSH])
             sender.opened, sender.settings = opened, settings
@@ -91,9 +93,40 @@ async def test_the_front() -> None:
             assert front.origin(web_push(bad)) == ""
 
 
-async def test_private_hosts_are_taken_where_that_is_allowed() -> None:
+@pytest.mark.parametrize(
+    ("allowed", "taken", "refused"),
+    [
+        (("ntfy.local",), ["ntfy.local", "NTFY.Local.", "a.ntfy.local"], ["o.local", "ntfy", "10.0.0.1", "localhost"]),
+        ((IPv4Network("10.1.0.0/16"),), ["10.1.2.3"], ["10.2.0.1", "127.0.0.1", "ntfy.local"]),
+        (("localhost", IPv6Network("::1")), ["localhost", "::1"], ["127.0.0.1", "::2"]),
+        (("relay.example.org",), ["relay.example.org"], ["printer.local"]),
+    ],
+)
+async def test_hosts_that_are_allowed(allowed: Any, taken: list[str], refused: list[str]) -> None:
+    """From when the settings are taken up; public ones are taken anyway."""
+    async with providing(public_only=True) as (_, sender, _):
+        front = sender.opened.front
+        assert {front.refusal(web_push(token(host))) for host in (*taken, *refused)} == {Refusal.HOST}
+        sender.opened.use(replace(sender.settings, allow_hosts=allowed))
+        assert {front.refusal(web_push(token(host))) for host in (*taken, "push.example.org")} == {None}
+        assert {front.refusal(web_push(token(host))) for host in refused} == {Refusal.HOST}
+
+
+@pytest.mark.parametrize("host", ["relay.example.org", "Relay.Example.Org.", "203.0.114.7"])
+async def test_our_own_host_is_no_push_service(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_own_ip", lambda ip: ip == "203.0.114.7")
     async with providing() as (_, sender, _):
-        assert sender.opened.front.refusal(web_push(token("127.0.0.1"))) is None
+        assert sender.opened.front.refusal(web_push(token(host))) is Refusal.HOST
+        assert sender.opened.front.refusal(web_push(token("203.0.114.8"))) is None
+
+
+@pytest.mark.parametrize(("allowed", "reached"), [((), 0), (("localhost",), 1), ((IPv4Network("127.0.0.0/8"),), 1)])
+async def test_what_is_allowed_is_pushed_to(allowed: Any, reached: int) -> None:
+    async with providing(public_only=True) as (mock, sender, _):
+        sender.opened.use(replace(sender.settings, allow_hosts=allowed))
+        verdict = await sender.one(claim(token_of(mock.subscribe(point(KEY)))))
+        assert mock.counters.requests == reached
+        assert (verdict == Took()) == bool(reached)
 
 
 # --- VAPID keys

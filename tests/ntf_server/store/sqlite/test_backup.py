@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from store_world import CODE, MASTER, activate, register
+from store_world import CODE, MASTER, FakeClock, activate, register
 
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.sealing import MasterKey
@@ -35,7 +35,7 @@ async def test_a_backup_ends_under_load_and_opens(store: SqliteStore, path: Path
     await asyncio.gather(*writers)
     assert size == target.stat().st_size
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    copy = await SqliteStore.open(target, master_key=MASTER)
+    copy = await SqliteStore.open(target, master_key=MASTER, clock=FakeClock().clock)
     assert await copy.find_token(token.token_id) == token
     assert await copy.due_count(Provider.APNS) >= before
     assert await copy.verify(token.ref, CODE)

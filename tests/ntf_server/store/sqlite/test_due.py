@@ -1,7 +1,7 @@
 """That a token is due: by a row, unless memory knows it."""
 
 import pytest
-from store_world import NOW, PHONE, FakeClock, again, register, take, take_one
+from store_world import NOW, PHONE, FakeClock, again, new_token, register, take, take_one
 
 from ntf_server.store.sqlite import due as module
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -62,3 +62,51 @@ async def test_a_shift_moves_what_is_kept_but_not_into_the_future(store: SqliteS
     query = "SELECT verification_due, registered_at FROM tokens"
     times = await store._database.read(lambda c: c.execute(query).fetchone())
     assert times == (min(NOW + step, NOW),) * 2
+
+
+async def active_at(store: SqliteStore) -> list[int]:
+    rows = await store._database.read(lambda c: c.execute("SELECT active_at FROM tokens ORDER BY ref").fetchall())
+    return [at for (at,) in rows]
+
+
+async def test_nobody_was_silent_before_there_was_anybody_to_hear(store: SqliteStore, clock: FakeClock) -> None:
+    """What was migrated, what a wrong clock wrote, and all of them after a long stop."""
+    for n in range(3):
+        await register(store, DeviceToken(Provider.APNS, b"%d" % n))
+
+    async def recovered(*before: int) -> list[int]:
+        for ref, at in enumerate(before, 1):
+            await store._database.run(
+                lambda c, row=(at, ref): c.execute("UPDATE tokens SET active_at = ? WHERE ref = ?", row) and None
+            )
+        await store._database.run(lambda c: module.recover(c, store._state))
+        return await active_at(store)
+
+    assert await recovered(NOW - 5, 0, NOW + 10**8) == [NOW - 5, NOW, NOW]
+    assert await recovered(NOW - 86_400, NOW - 10**7, NOW - 90_000) == [NOW - 86_400, NOW - 10**7, NOW - 90_000]
+    assert await recovered(NOW - 86_401, NOW - 10**7, NOW - 90_000) == [NOW, NOW - 10**7 + 86_401, NOW - 3599]
+
+
+async def turn(store: SqliteStore) -> int:
+    """When the code is due."""
+    query = "SELECT verification_due FROM tokens"
+    [due] = await store._database.read(lambda c: c.execute(query).fetchone())
+    return int(due)
+
+
+@pytest.mark.parametrize(("step", "moved"), [(-1000, -400), (-10, 590), (1000, 600), (10**8, 600)])
+async def test_a_turn_moves_with_the_clock_and_is_never_later_than_it_was(
+    store: SqliteStore, step: int, moved: int
+) -> None:
+    assert await store.register(new_token(), 600.0) is not None
+    await store._database.run(lambda c: module.shift(c, store._state, step))
+    assert await turn(store) == NOW + moved
+
+
+@pytest.mark.parametrize(("ahead", "kept"), [(600, 600), (module.LAST_TURN, module.LAST_TURN), (10**8, 0)])
+async def test_a_turn_that_is_further_ahead_than_any_was_set_by_a_wrong_clock(
+    store: SqliteStore, ahead: int, kept: int
+) -> None:
+    assert await store.register(new_token(), float(ahead)) is not None
+    await store._database.run(lambda c: module.recover(c, store._state))
+    assert await turn(store) == NOW + kept

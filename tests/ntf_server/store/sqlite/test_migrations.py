@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from old_databases import (
@@ -20,6 +21,7 @@ from old_databases import (
     OLDEST,
     SERVERS,
     SERVICE_ID,
+    Numbers,
     OldQueue,
     OldToken,
     content,
@@ -38,7 +40,8 @@ from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.memory import Times
 from ntf_server.store.sqlite.migrations import copy_name, migrate
 from ntf_server.store.sqlite.schema import migrations
-from ntf_server.testing.store_suite.medium import ROOM, acquire, ids_hash, pages
+from ntf_server.testing.store_suite.medium import ROOM, ManualClock, acquire, ids_hash, pages
+from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
 NEWEST = len(migrations(MASTER))
@@ -70,6 +73,7 @@ async def find_all(store: Store, tokens: list[OldToken], schema: int) -> None:
         assert found.verify_key == kept.verify_key
         reason = InvalidReason(kept.reason) if kept.reason else None
         assert (found.status, found.reason, found.period) == (TokenStatus(kept.status), reason, kept.period)
+        assert found.proven == (kept.status == "ACTIVE" or any(t.queues for t in group))
         for loser in group[1:]:
             assert await store.find_token(loser.token_id) is None
         for queue in (q for t in group for q in t.queues):
@@ -175,7 +179,7 @@ async def test_devices_are_known_as_before(path: Path, schema: int) -> None:
             assert rivals or await store.verify(found.ref, kept.code)
 
 
-@pytest.mark.parametrize("schema", [3, 4])
+@pytest.mark.parametrize("schema", [3, 4, 5])
 async def test_services_are_as_before(path: Path, schema: int) -> None:
     tokens = content()
     make(path, schema, tokens)
@@ -192,6 +196,127 @@ async def test_services_are_as_before(path: Path, schema: int) -> None:
         assert {w.notifier_key for w in wanted} == {q.key for q in queues if not q.associated}
         kept = await store.service_certificate(SERVERS[0], lambda: ServiceCertificate(b"new", b"new"))
         assert kept == ServiceCertificate(b"chain", b"service key")
+
+
+# --- servers in several spellings
+
+_HASH = b"k" * 32
+_ONION = "jjbyvoemxysm7qxap7m5d5m35jzv5qq6gnlv7s4rsn7tdwwmuqciwpid.onion"
+SPELLINGS = (
+    ServerAddress("smp", ("smp.example.org", "b.example.org"), "", _HASH),  # has a service since schema 3
+    ServerAddress("smp", ("SMP.Example.org", "b.example.org"), "5223", _HASH),
+    ServerAddress("smp", ("b.example.org.", "smp.example.org"), "", _HASH),
+    ServerAddress("smp", ("smp5.simplex.im",), "", _HASH),
+    ServerAddress("smp", ("smp5.simplex.im", _ONION), "5223", _HASH),
+    ServerAddress("smp", ("smp.example.org", "b.example.org"), "5224", _HASH),
+)
+
+
+def _spelled() -> tuple[list[OldToken], set[bytes]]:
+    """Tokens with queues on them, and the subscription ids of those that are to stay."""
+    n = Numbers()
+    stay: set[bytes] = set()
+    active, second = OldToken(n.device(), b"active"), OldToken(n.device(), b"second")
+    unverified = OldToken(n.device(), b"unverified", "CONFIRMED")
+
+    def add(token: OldToken, name: bytes, server: int, *, stays: bool, **more: Any) -> None:
+        number = n()
+        notification = (number, NOW - 100 + number, b"n" * 24, b"meta %d" % number, 0)
+        queue = OldQueue(name, server=server, notification=notification, **more)
+        token.queues.append(queue)
+        if stays:
+            stay.add(queue.subscription_id)
+
+    for server in range(len(SPELLINGS)):
+        add(active, b"of its own %d" % server, server, stays=True, associated=server < 2)
+    for server in (0, 3, 5):
+        add(second, b"another's", server, stays=True)
+    add(active, b"active and not", 1, stays=True)
+    add(unverified, b"active and not", 0, stays=False, associated=True)
+    add(unverified, b"not and active", 2, stays=False)
+    add(active, b"not and active", 0, stays=True, associated=True)
+    add(second, b"both active", 0, stays=False, associated=True, at=NOW - 4000)
+    add(active, b"both active", 1, stays=False, at=NOW - 3000)
+    add(second, b"both active", 2, stays=True, at=NOW - 2000)
+    add(unverified, b"neither", 4, stays=True, at=NOW - 2000)
+    add(unverified, b"neither", 3, stays=False, at=NOW - 3000)
+    return [active, second, unverified], stay
+
+
+@SCHEMAS
+async def test_spellings_of_a_server_become_one(path: Path, schema: int) -> None:
+    """Of a queue that was subscribed in several that of an ACTIVE token stays, or the newest."""
+    tokens, stay = _spelled()
+    make(path, schema, tokens, servers=SPELLINGS)
+    async with opened(path) as store:
+        assert set(await store.servers()) == {SPELLINGS[0], SPELLINGS[3], SPELLINGS[5]}
+        assert len(await store.servers()) == 3
+        assert await store.subscription_count() == len(stay)
+        queues = [(t, q) for t in tokens for q in t.queues]
+        for token, queue in queues:
+            found = await store.find_subscription(queue.subscription_id)
+            assert (found is not None) == (queue.subscription_id in stay)
+            if found is not None:
+                assert found[0].token_id == token.token_id
+                assert found[1].server == SPELLINGS[queue.server]
+        claims = [c for of_token in (await push_all(store)).values() for c in of_token]
+        named = {(e.notifier_id, str(e.server)) for c in claims for e in c.entries}
+        active = [(t, q) for t, q in queues if t.status == "ACTIVE" and q.subscription_id in stay]
+        assert named == {(q.name, str(SPELLINGS[q.server])) for _, q in active}
+        await _one_session_for_all(store, schema, [q for _, q in queues if q.subscription_id in stay])
+        with closing(sqlite3.connect(path)) as c:
+            for table, column in (("servers", "server"), ("tokens", "token")):
+                query = f"SELECT 1 FROM {table} t WHERE subscriptions <> (SELECT count(*) FROM subscriptions s"
+                assert not c.execute(f"{query} WHERE s.{column} = t.ref)").fetchall()
+            assert c.execute("SELECT count(*) FROM notifications").fetchone() == (len(stay),)
+
+
+async def _one_session_for_all(store: Store, schema: int, queues: list[OldQueue]) -> None:
+    """What its service has stays so; the server goes on counting what of that was dropped."""
+    session = await acquire(store, SPELLINGS[2])
+    state = await store.begin(session, SERVICE_ID)
+    theirs = [q for q in queues if q.server < 3]
+    associated = [q for q in theirs if q.associated and q.server == 0 and schema >= 3]
+    if schema >= 3:
+        assert (state.associated, state.released, state.changed) == (len(associated), 2 + 2, False)
+        kept = await store.service_certificate(SPELLINGS[1], lambda: ServiceCertificate(b"new", b"new"))
+        assert kept == ServiceCertificate(b"chain", b"service key")
+    wanted = {w.notifier_id for w in await pages(store, session)}
+    assert wanted == {q.name for q in theirs} - {q.name for q in associated}
+
+
+@SCHEMAS
+async def test_what_was_there_before_is_neither_unverified_nor_silent(path: Path, schema: int) -> None:
+    """Times count from the migration on; but for what never was more than a registration."""
+    tokens = content()
+    make(path, schema, tokens)
+    years = 3 * 365 * 86_400
+    clock = ManualClock()
+    clock.step(NOW + years - clock.wall())
+    store = await SqliteStore.open(path, master_key=MASTER, clock=Clock(clock.wall, clock.steady))
+    try:
+        await _tend(store, clock)
+        kept = {t for t in merged(tokens) if await store.find_token(t) is not None}
+        groups = merged(tokens)
+        never = {i for i, g in groups.items() if g[0].status in ("REGISTERED", "CONFIRMED") and not _used(g)}
+        assert kept == groups.keys() - never
+        assert never
+        with closing(sqlite3.connect(path)) as c:
+            assert c.execute("SELECT count(*) FROM servers WHERE proven > 0").fetchone() == (3,)
+        clock.pass_(366 * 86_400)
+        await _tend(store, clock)
+        assert [t for t in groups if await store.find_token(t) is not None] == []
+    finally:
+        await store.close()
+
+
+def _used(group: list[OldToken]) -> bool:
+    return any(t.queues for t in group) or group[0].period > 0
+
+
+async def _tend(store: Store, clock: ManualClock) -> None:
+    while await store.tend() < 1:
+        clock.pass_(0.01)
 
 
 @SCHEMAS
@@ -281,7 +406,7 @@ def script(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("schema", [1, 4])
+@pytest.mark.parametrize("schema", [1, 4, 5])
 async def test_a_kill_in_the_middle_leaves_the_old_database(path: Path, schema: int, script: Path) -> None:
     """Wherever it comes: the file is as it was, or a whole step ahead, and the next start finishes."""
     tokens = content()
@@ -305,7 +430,7 @@ async def test_a_kill_in_the_middle_leaves_the_old_database(path: Path, schema: 
             await find_all(store, tokens, schema)
         if copy_name(path, schema).exists():
             assert dump(copy_name(path, schema)) == before
-    assert interrupted >= 3
+    assert interrupted >= (1 if schema == 5 else 3)
 
 
 # --- memory

@@ -19,7 +19,7 @@ from store_world import (
 )
 
 from ntf_server.store.contract import DamagedRecordError
-from ntf_server.store.records import Added, Change, ChangeKind, Confirmed, LimitReached, Limits
+from ntf_server.store.records import Added, Change, ChangeKind, Confirmed, LimitReached, Limits, Removed
 from ntf_server.store.sqlite import tokens
 from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge.ntf import SubscriptionStatus
@@ -100,7 +100,9 @@ async def test_a_deleted_subscription_is_gone_with_its_notification(store: Sqlit
     await store.unsubscribe(found[1].ref)
     assert await store.find_subscription(added.subscription_id) is None
     assert not await take(store)
-    assert await changes(store) == [Change(ChangeKind.REMOVED, SMP)]
+    ref = found[1].ref
+    removed = Removed(ref, active=False, associated=False, cursor=(0, ref))
+    assert await changes(store) == [Change(ChangeKind.REMOVED, SMP, removed=(removed,))]
     await store.unsubscribe(found[1].ref)
     assert await store.subscription_count() == 0
 

@@ -82,6 +82,7 @@ async def test_of_two_sessions_the_later_one_counts(store: SqliteStore) -> None:
         store.begin(old, None),
         store.service_state(old),
         store.reassociate(old),
+        store.mark_lost(old, None, 10, 0.0),
         store.set_released(old, 1),
         store.confirm(old, []),
         store.end(old, names, END),

@@ -77,7 +77,7 @@ def _fill(c: sqlite3.Connection, rng: random.Random) -> None:
         _insert(
             c, "subscriptions", ref=ref, subscription_id=b"%024d" % ref, token=owner, server=server,
             notifier_id=name, notifier_key=b"key", status=rng.choice(_SUBSCRIPTION_STATUS),
-            association=rng.randint(0, 2), created_at=NOW,
+            association=rng.randint(0, 2), created_at=NOW, spelling=(None, b"", b"spelling")[ref % 3],
         )  # fmt: skip
         if rng.random() < 0.8:
             _insert(
@@ -170,8 +170,8 @@ def _notifications(chosen: str) -> Callable[[sqlite3.Connection, Any], Rows]:
             oldest = (p["oldest"],) if "oldest" in p else ()
             for (ref,) in c.execute(query, (token, *oldest, p["limit"])).fetchall():
                 n = _of(c, "SELECT seq, received_at, nonce, meta FROM notifications WHERE subscription = ?", ref)
-                s = _of(c, "SELECT server, notifier_id FROM subscriptions WHERE ref = ?", ref)
-                out.append([token, ref, n[0], s[0], _hex(s[1]), n[1], _hex(n[2]), _hex(n[3])])
+                s = _of(c, "SELECT server, notifier_id, spelling FROM subscriptions WHERE ref = ?", ref)
+                out.append([token, ref, n[0], s[0], _hex(s[1]), n[1], _hex(n[2]), _hex(n[3]), _hex(s[2])])
         return out
 
     return by_row
@@ -382,6 +382,30 @@ def _marked(c: sqlite3.Connection, rng: random.Random) -> dict[str, Any]:
 TWINS["due._MARK"] = Twin(_marked, _mark)
 TWINS["due._LANES"] = Twin(_marked, _lanes, changes=False)
 
+# sessions.py
+
+
+def _lost(c: sqlite3.Connection, p: Any) -> Rows:
+    out: Rows = []
+    for ref in json.loads(p["refs"]):
+        query = "SELECT status, damaged, check_due FROM tokens WHERE ref = ?"
+        token = c.execute(query, (ref,)).fetchone()
+        delivery = c.execute("SELECT delivered_at FROM deliveries WHERE token = ?", (ref,)).fetchone()
+        if token is None or delivery is None or token != ("ACTIVE", None, None):
+            continue
+        [at] = delivery
+        unsent = c.execute("SELECT 1 FROM notifications WHERE token = ? AND sent = 0", (ref,)).fetchone()
+        if unsent is None and (at is None or not p["since"] <= at <= p["now"]):
+            out.append(ref)
+    return out
+
+
+TWINS["sessions._TO_CHECK"] = Twin(
+    lambda c, rng: {"refs": json.dumps(_refs(c, rng)), "now": NOW, "since": NOW - rng.randint(0, 100)},
+    _lost,
+    changes=False,
+)
+
 # taking.py
 
 
@@ -424,7 +448,8 @@ def _to_check(c: sqlite3.Connection, p: Any) -> Rows:
     for ref, period, period_at, status, due in c.execute(
         "SELECT ref, period, period_at, status, check_due FROM tokens"
     ):
-        if period > 0 and status == "ACTIVE" and due is None and period_at + period * 60 <= p["now"]:
+        delay = (ref * 1000003 + period_at) % (period * 6) if period else 0
+        if period > 0 and status == "ACTIVE" and due is None and period_at + period * 60 + delay <= p["now"]:
             over.append((period_at + period * 60, ref))
     return [ref for _, ref in sorted(over)][: p["limit"]]
 
@@ -489,11 +514,13 @@ TWINS["upkeep._UNDUE"] = Twin(_given("tokens", "ref"), _undue)
 def _queues(c: sqlite3.Connection, p: Any) -> Rows:
     out = []
     for ref in json.loads(p[0]):
-        row = _of(c, "SELECT server, notifier_id, status, association FROM subscriptions WHERE ref = ?", ref)
+        columns = "server, notifier_id, status, association, ref"
+        row = _of(c, f"SELECT {columns} FROM subscriptions WHERE ref = ?", ref)
         if row:
             address, generation = _of(c, "SELECT address, generation FROM servers WHERE ref = ?", row[0])
             wanted = row[2] in ("NEW", "PENDING", "ACTIVE")
-            out.append((row[0], address, row[1], int(wanted), int(row[3] > 0 and row[3] == generation)))
+            associated = int(row[3] > 0 and row[3] == generation)
+            out.append((row[0], address, row[1], int(wanted), associated, ref, row[3], int(row[2] == "ACTIVE")))
     return out
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from store_world import (
     MASTER,
+    NOW,
     OTHER_SMP,
     SMP,
     FakeClock,
     acquire,
     activate,
     again,
+    dead,
+    look,
     notify,
     register,
     subscribe,
@@ -19,12 +22,16 @@ from store_world import (
     take_one,
 )
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.metrics import Counter, KindCounter
 from ntf_server.store.contract import StoreCorruptError
-from ntf_server.store.records import ServiceCertificate
+from ntf_server.store.records import Confirmed, ServiceCertificate, Token
 from ntf_server.store.sqlite import upkeep as module
 from ntf_server.store.sqlite.engine import SqliteStore
-from smp_bridge.ntf import Provider
+from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
+
+
+def device(number: int) -> DeviceToken:
+    return DeviceToken(Provider.APNS, b"device %d" % number)
 
 
 async def tended(store: SqliteStore) -> int:
@@ -68,7 +75,7 @@ async def test_a_code_and_a_check_that_nobody_took_are_given_up(store: SqliteSto
     await register(store)
     checked = await activate(store, key=b"checked")
     await store.set_period(checked.ref, 1)
-    clock.pass_(60)
+    clock.pass_(66)
     await store.mark_checks(10)
     clock.pass_(600)
     await tended(store)
@@ -88,29 +95,92 @@ async def test_what_is_in_flight_is_not_given_up_under_it(store: SqliteStore, cl
     assert store._metrics.value(KindCounter.EXPIRED, "verification") == 0
 
 
-async def test_servers_without_subscriptions_go_but_for_sessions_and_services(
+async def test_servers_without_subscriptions_go_but_for_sessions_and_proven_ones(
     store: SqliteStore, clock: FakeClock
 ) -> None:
     token = await activate(store)
     [a] = await subscribe(store, token, b"a")
     [b] = await subscribe(store, token, b"b", server=OTHER_SMP)
-    session = await acquire(store)
+    session, other = await acquire(store), await acquire(store, OTHER_SMP)
     await store.service_certificate(OTHER_SMP, lambda: ServiceCertificate(b"chain", b"key"))
     for added in (a, b):
         found = await store.find_subscription(added.subscription_id)
         assert found is not None
+        if added is b:
+            await store.confirm(other, [Confirmed(found[1].ref, SubscriptionStatus.ACTIVE)])
         await store.unsubscribe(found[1].ref)
+    await store.release(other)
     await tended(store)
-    assert await rows(store, "SELECT count(*) FROM servers") == [(2,)]
+    assert await rows(store, "SELECT proven FROM servers ORDER BY ref") == [(0,), (NOW,)]
     await store.release(session)
     clock.pass_(60)
     await tended(store)
     assert await rows(store, "SELECT certificate FROM servers") == [(b"chain",)]
-    clock.pass_(24 * 3600)
+    assert store._metrics.value(Counter.SERVERS_FORGOTTEN) == 1
+    clock.pass_(7 * 24 * 3600)
     await tended(store)
     assert await rows(store, "SELECT count(*) FROM servers") == [(0,)]
-    await subscribe(store, token, b"c")
+    assert store._metrics.value(Counter.SERVERS_FORGOTTEN) == 2
+    await subscribe(store, await activate(store), b"c")
     assert await store.servers() == [SMP]
+
+
+async def test_registrations_that_are_forgotten_are_counted_by_kind(store: SqliteStore, clock: FakeClock) -> None:
+    def counted() -> list[int]:
+        kinds = KindCounter.TOKENS_EXPIRED.kinds
+        return [store._metrics.value(KindCounter.TOKENS_EXPIRED, kind) for kind in kinds]
+
+    gone, silent, heard = [await activate(store, device(n), b"%d" % n) for n in range(3)]
+    await register(store, device(0), b"0")
+    await store.record([dead(await take_one(store))])
+    await register(store)
+    clock.pass_(24 * 3600)
+    await tended(store)
+    assert counted() == [1, 0, 0]
+    clock.pass_(300 * 24 * 3600)
+    store.seen(await look(store, heard))
+    await tended(store)
+    clock.pass_(100 * 24 * 3600)
+    await tended(store)
+    assert counted() == [1, 1, 1]
+    assert await rows(store, "SELECT ref FROM tokens") == [(heard.ref,)]
+    assert await store.find_token(gone.token_id) is await store.find_token(silent.token_id) is None
+
+
+async def test_that_a_token_sent_a_command_is_written_once_a_day(store: SqliteStore, clock: FakeClock) -> None:
+    token = await activate(store)
+    clock.pass_(24 * 3600 - 1)
+    store.seen(token)
+    assert not store._seen.take()
+    clock.pass_(1)
+    for _ in range(3):
+        store.seen(token)
+    await store.tend()
+    assert await rows(store, "SELECT active_at FROM tokens") == [(NOW + 24 * 3600,)]
+    store.seen(await look(store, token))
+    assert not store._seen.take()
+
+
+def test_those_that_are_seen_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_SEEN", 5)
+    monkeypatch.setattr(module, "_SEEN", 3)
+    seen = module.Seen()
+    for n in range(10):
+        seen.add(Token(n, b"id", b"key", TokenStatus.ACTIVE, None, 0, NOW, True), NOW + 24 * 3600)
+    assert [seen.take() for _ in range(3)] == [[0, 1, 2], [3, 4], []]
+
+
+async def test_a_token_with_many_subscriptions_is_forgotten_in_slices(store: SqliteStore, clock: FakeClock) -> None:
+    tokens = [await activate(store, device(n), b"%d" % n) for n in range(4)]
+    for n, token in enumerate(tokens):
+        await subscribe(store, token, *(b"%d %d" % (n, i) for i in range(300)))
+    clock.pass_(366 * 24 * 3600)
+    left = []
+    while await store.tend() < 1:
+        left.append((await rows(store, "SELECT count(*) FROM tokens"))[0][0])
+    assert 2 in left
+    assert left[-1] == 0
+    assert await store.subscription_count() == 0
 
 
 async def test_a_file_that_was_moved_away_is_told(path: Path) -> None:

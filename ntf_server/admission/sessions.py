@@ -1,0 +1,165 @@
+"""Connections of clients: how many are open, by address and in all, and which one goes when there are too many.
+
+A connection is half-open until its handshake, TLS and all, is done; then it is a session. Over a budget the oldest
+half-open connection, or the session that was silent longest, makes room: an honest client needs a session only while
+it asks, and its handshake takes a moment. So a stranger who holds all that his address may have keeps nobody out who
+shares it with him. Everything here is exact, and as large as what is open.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from ntf_server.admission.addresses import Key, share, text
+from ntf_server.admission.budgets import Buckets, Budgets
+
+HANDSHAKE: Final = 3.0  # seconds that an honest client's may take before it makes room for others
+MANY: Final = 100  # sessions, before it is told that one address holds most of them
+_ALL: Final = b""  # key of what all have together
+
+
+class Closed(StrEnum):
+    """Why a connection is closed. HALF_OPEN and SESSIONS: in all."""
+
+    HANDSHAKES_PER_ADDRESS = "handshakes_per_address"
+    HALF_OPEN_PER_ADDRESS = "half_open_per_address"
+    HALF_OPEN = "half_open"
+    SESSIONS_PER_ADDRESS = "sessions_per_address"
+    SESSIONS = "sessions"
+
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """A client's connection. `keys`: what its address is charged to; `since`: when it began, or asked last."""
+
+    keys: tuple[Key, ...]
+    close: Callable[[], None]
+    since: float
+    paid: float = 0.0  # of its own commands
+    is_session: bool = False
+    is_gone: bool = False
+
+
+@dataclass(slots=True)
+class _Open:
+    """Connections of one kind by key, each list in the order of `since`."""
+
+    by_key: dict[Key, dict[Peer, None]] = field(default_factory=dict)
+
+    def add(self, peer: Peer) -> None:
+        for key in (_ALL, *peer.keys):
+            self.by_key.setdefault(key, {})[peer] = None
+
+    def remove(self, peer: Peer) -> None:
+        for key in (_ALL, *peer.keys):
+            peers = self.by_key.get(key)
+            if peers is not None and peer in peers:
+                del peers[peer]
+                if not peers:
+                    del self.by_key[key]
+
+    def count(self, key: Key = _ALL) -> int:
+        return len(self.by_key.get(key, ()))
+
+    def first(self, key: Key) -> Peer:
+        return next(iter(self.by_key[key]))
+
+
+class Connections:
+    """All that are open. `on_closed`: told of each that is closed or refused."""
+
+    def __init__(self, on_closed: Callable[[Closed], None]) -> None:
+        self._half_open = _Open()
+        self._sessions = _Open()
+        self._handshakes = Buckets()
+        self._on_closed = on_closed
+
+    def open(
+        self, keys: tuple[Key, ...], close: Callable[[], None], now: float, budgets: Budgets | None
+    ) -> Peer | None:
+        """A connection that was accepted; None: it is to be closed at once, before anything is spent on it."""
+        if budgets is not None and not self._has_room(keys, now, budgets):
+            return None
+        peer = Peer(keys, close, now)
+        self._half_open.add(peer)
+        return peer
+
+    def established(self, peer: Peer, now: float, budgets: Budgets | None) -> None:
+        """Its handshake is done: it is a session. One that was silent for longer may be closed for it."""
+        if peer.is_gone:  # its last block was read before it was lost, and understood afterwards
+            return
+        self._half_open.remove(peer)
+        if budgets is not None:
+            for key in peer.keys:
+                if self._sessions.count(key) >= budgets.sessions_per_address * share(key):
+                    self._end(self._sessions, self._sessions.first(key), Closed.SESSIONS_PER_ADDRESS)
+            if self._sessions.count() >= budgets.sessions:
+                self._end(self._sessions, self._sessions.first(_ALL), Closed.SESSIONS)
+        peer.is_session, peer.since = True, now
+        self._sessions.add(peer)
+
+    def asked(self, peer: Peer, now: float) -> None:
+        """Something came in its session."""
+        if peer.is_session and not peer.is_gone:
+            peer.since = now
+            self._sessions.remove(peer)
+            self._sessions.add(peer)
+
+    def closed(self, peer: Peer) -> None:
+        """It is gone. To be told once more does no harm."""
+        peer.is_gone = True
+        (self._sessions if peer.is_session else self._half_open).remove(peer)
+
+    @property
+    def sessions(self) -> int:
+        """How many there are."""
+        return self._sessions.count()
+
+    @property
+    def half_open(self) -> int:
+        """How many connections have not done their handshake yet."""
+        return self._half_open.count()
+
+    def majority(self, peer: Peer) -> tuple[str, int] | None:
+        """The address of this session, for people, and how many it has: if these are over half of many."""
+        for key in peer.keys:
+            count = self._sessions.count(key)
+            if count >= MANY and 2 * count > self._sessions.count():
+                return text(key), count
+        return None
+
+    def _has_room(self, keys: tuple[Key, ...], now: float, budgets: Budgets) -> bool:
+        for key in keys:
+            limit = budgets.half_open_per_address * share(key)
+            if not self._make_room(key, limit, now):
+                return False
+        for key in keys:
+            if not self._handshakes.spend_if_there(key, budgets.handshakes_per_address, now, share(key)):
+                self._on_closed(Closed.HANDSHAKES_PER_ADDRESS)
+                return False
+        # No pause here: strangers with many addresses, who come again at once, would leave no room to others. And there
+        # is so much in all that who is served in the order of arrival is done before he is the oldest.
+        if self._half_open.count() >= budgets.half_open:
+            self._end(self._half_open, self._half_open.first(_ALL), Closed.HALF_OPEN)
+        return True
+
+    def _make_room(self, key: Key, limit: int, now: float) -> bool:
+        """Whether an address has room for one more; what was half-open for too long is closed for it.
+
+        Not what is younger: of a crowd behind one address nobody would come to the end of his handshake.
+        """
+        if self._half_open.count(key) < limit:
+            return True
+        oldest = self._half_open.first(key)
+        if now - oldest.since < HANDSHAKE:
+            self._on_closed(Closed.HALF_OPEN_PER_ADDRESS)
+            return False
+        self._end(self._half_open, oldest, Closed.HALF_OPEN_PER_ADDRESS)
+        return True
+
+    def _end(self, opened: _Open, peer: Peer, why: Closed) -> None:
+        opened.remove(peer)
+        peer.is_gone = True
+        self._on_closed(why)
+        peer.close()

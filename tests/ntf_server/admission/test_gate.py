@@ -1,0 +1,287 @@
+"""All budgets together: what is delayed, what is counted, what is told."""
+
+import logging
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from ntf_server.admission.budgets import MAX_DELAY
+from ntf_server.admission.gate import Admission, Asked
+from ntf_server.admission.sessions import MANY, Closed, Peer
+from ntf_server.admission.verifications import MAX_WAITING
+from ntf_server.config.limits import parse_limits
+from ntf_server.config.settings import Limits
+from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
+from ntf_server.store.records import Token
+from smp_bridge import ntf
+from smp_bridge.address import ServerAddress
+from smp_bridge.transmission import ERR_SYNTAX, Message
+
+KEY, DH = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
+DEVICE = ntf.DeviceToken(ntf.Provider.APNS, b"00" * 32)
+TNEW = ntf.TNew(DEVICE, KEY.public_key(), DH.public_key())
+SNEW = ntf.SNew(bytes(24), ServerAddress("smp", ("a.org",), "", bytes(32)), bytes(24), KEY)
+ONE = "192.0.2.1"
+
+
+class World:
+    """Budgets in virtual time: the defaults, but for `changes`."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.now = 1000.0
+        self.metrics = Metrics()
+        self.closed = 0
+        limits = msgspec.structs.replace(Limits(), **changes)
+        self.admission = Admission(parse_limits(limits), metrics=self.metrics, clock=lambda: self.now)
+
+    def session(self, host: str = ONE) -> Peer:
+        peer = self.admission.open(host, self._close)
+        assert peer is not None
+        self.admission.established(peer)
+        return peer
+
+    def _close(self) -> None:
+        self.closed += 1
+
+    def delays(self, what: str) -> int:
+        return self.metrics.value(KindCounter.LIMITS_DELAYED, what)
+
+
+def test_commands_of_a_session_wait_for_their_turn() -> None:
+    world = World(commands_per_session="3 + 2/s")
+    flood, other = world.session(), world.session()
+    assert [world.admission.delay(flood, [ntf.Ping()]) for _ in range(5)] == pytest.approx([0, 0, 0, 0.5, 1.0])
+    assert world.admission.delay(other, [ntf.Ping()]) == 0.0
+    assert world.admission.delay(flood, [ntf.Ping()] * 1000) == MAX_DELAY
+    world.now += MAX_DELAY
+    assert world.admission.delay(flood, [ERR_SYNTAX]) == pytest.approx(0.5)
+    assert world.delays("commands_per_session") == 4
+
+
+def test_commands_of_an_address_wait_whatever_their_sessions() -> None:
+    world = World(commands_per_address="3 + 2/s")
+    for _ in range(3):
+        assert world.admission.delay(world.session(), [ntf.Ping()]) == 0.0
+    assert world.admission.delay(world.session(), [ntf.Ping()]) == pytest.approx(0.5)
+    assert world.admission.delay(world.session("192.0.2.2"), [ntf.Ping()]) == 0.0
+    assert world.delays("commands_per_address") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "what"), [(TNEW, "registrations"), (ntf.TRpl(DEVICE), "replacements")], ids=["TNEW", "TRPL"]
+)
+def test_registrations_and_replacements_have_budgets_of_their_own(command: Message, what: str) -> None:
+    world = World(**{f"{what}_per_address": "2 + 1/s", what: "5 + 1/s"})
+    flood = world.session()
+    assert [world.admission.delay(flood, [command]) for _ in range(3)] == pytest.approx([0, 0, 1.0])
+    assert world.admission.delay(flood, [ntf.Ping(), ntf.TChk(), SNEW]) == 0.0
+    assert [world.admission.delay(world.session("192.0.2.2"), [command]) for _ in range(2)] == [0.0, 0.0]
+    assert world.admission.delay(world.session("192.0.2.3"), [command]) == pytest.approx(1.0)  # in all
+    assert (world.delays(f"{what}_per_address"), world.delays(what)) == (1, 1)
+
+
+def test_shared_addresses_have_budgets_by_session_and_in_all() -> None:
+    world = World(
+        shared=("192.0.2.0/24",),
+        sessions_per_address=1,
+        half_open_per_address=1,
+        registrations_per_address="1 + 1/s",
+        commands_per_address="1 + 1/s",
+        handshakes_per_address="1 + 1/s",
+        sessions=3,
+        registrations="2 + 1/s",
+        commands_per_session="2 + 1/s",
+    )
+    sessions = [world.session() for _ in range(3)]
+    assert [world.admission.delay(s, [TNEW]) for s in sessions] == pytest.approx([0, 0, 1.0])
+    assert world.admission.delay(sessions[0], [ntf.Ping()] * 2) == pytest.approx(1.0)
+    world.session()
+    assert world.closed == 1
+
+
+def test_switched_off_nobody_waits() -> None:
+    world = World(enabled=False, sessions=1, commands_per_session="1 + 1/s", registrations="1 + 1/s")
+    peers = [world.session() for _ in range(3)]
+    assert world.closed == 0
+    assert [world.admission.delay(p, [TNEW] * 1000) for p in peers] == [0.0] * 3
+
+
+def test_new_budgets_count_at_once() -> None:
+    world = World(commands_per_session="1 + 1/s")
+    peer = world.session()
+    assert world.admission.delay(peer, [ntf.Ping()] * 3) == pytest.approx(2.0)
+    world.admission.use(None)
+    assert world.admission.delay(peer, [ntf.Ping()] * 3) == 0.0
+    world.admission.use(parse_limits(msgspec.structs.replace(Limits(), sessions=1)))
+    world.session()
+    assert world.closed == 1
+
+
+def test_every_kind_is_counted() -> None:
+    assert set(KindCounter.LIMITS_CLOSED.kinds) == set(Closed)
+    world = World(half_open_per_address=1)
+    assert world.admission.open(ONE, lambda: None) is not None
+    assert world.admission.open(ONE, lambda: None) is None
+    assert world.metrics.value(KindCounter.LIMITS_CLOSED, "half_open_per_address") == 1
+
+
+def test_gauges() -> None:
+    world = World()
+    peer = world.session()
+    world.admission.open(ONE, lambda: None)
+    shown = world.metrics.render().splitlines()
+    assert {f"{Gauge.CLIENT_SESSIONS} 1", f"{Gauge.CLIENT_HANDSHAKES} 1"} <= set(shown)
+    world.admission.closed(peer)
+    assert f"{Gauge.CLIENT_SESSIONS} 0" in world.metrics.render().splitlines()
+
+
+def test_an_address_that_holds_most_sessions_is_named_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(MANY + 50):
+            world.session()
+        assert [r.getMessage() for r in caplog.records] == [
+            f"{ONE} holds {MANY} of {MANY} client sessions; if it stands for many clients, as a proxy does, put it"
+            " into [limits] shared"
+        ]
+        world.now += 59
+        world.session()
+        assert len(caplog.records) == 1
+        world.now += 1
+        world.session()
+    assert len(caplog.records) == 2
+
+
+# --- codes
+
+
+def token(ref: int, status: ntf.TokenStatus = ntf.TokenStatus.REGISTERED, *, proven: bool = False) -> Token:
+    return Token(ref, bytes(24), b"key", status, None, 0, 0, proven)
+
+
+def wait(asked: Asked | None) -> float:
+    assert asked is not None
+    return asked.wait
+
+
+def test_codes_for_one_device_wait_for_their_turn_whatever_its_spelling() -> None:
+    world = World()
+    strangers = [world.session(f"192.0.2.{n}") for n in range(3)]
+    upper = ntf.DeviceToken(ntf.Provider.APNS, b"AB" * 32)
+    lower = ntf.DeviceToken(ntf.Provider.APNS, b"ab" * 32)
+    asked = [
+        world.admission.turn_of_registration(p, d, None) for p, d in zip(strangers, (upper, lower, upper), strict=True)
+    ]
+    assert [wait(a) for a in asked] == [0.0, 60.0, 120.0]
+    assert world.delays("verifications") == 2
+    for text in (b"AB", b"ab"):
+        case = ntf.DeviceToken(ntf.Provider.FCM, text)
+        assert wait(world.admission.turn_of_registration(strangers[0], case, None)) == 0.0
+
+
+def test_registrations_of_one_site_are_one_source() -> None:
+    world = World()
+    first, second = world.session("2001:db8:0:1::1"), world.session("2001:db8:0:2::1")
+    owner = world.session("192.0.2.1")
+    for ref, peer in enumerate((first, second)):
+        asked = world.admission.turn_of_registration(peer, DEVICE, None)
+        assert asked is not None
+        world.admission.made(asked, ref)
+    assert wait(asked) == 60.0
+    mine = world.admission.turn_of_registration(owner, DEVICE, None)
+    assert mine is not None
+    assert mine.wait == 60.0
+    assert world.admission.made(mine, 2) == {1: 120.0}
+
+
+def test_an_active_registration_waits_for_nobody_but_itself() -> None:
+    world = World()
+    owner, active = world.session(), token(7, ntf.TokenStatus.ACTIVE, proven=True)
+    for n in range(5):
+        world.admission.turn_of_registration(world.session(f"198.51.100.{n}"), DEVICE, None)
+    assert [wait(world.admission.turn_of_registration(owner, DEVICE, active)) for _ in range(3)] == [0.0, 60.0, 60.0]
+    world.now += 60
+    assert wait(world.admission.turn_of_registration(owner, DEVICE, active)) == 0.0
+
+
+def test_a_token_that_was_active_is_a_source_of_its_own() -> None:
+    world = World()
+    shared = world.session()
+    for _ in range(2):  # by somebody behind the same address
+        world.admission.turn_of_registration(shared, DEVICE, None)
+    moved = world.admission.turn_of_replacement(shared, DEVICE, token(7, ntf.TokenStatus.ACTIVE, proven=True))
+    assert wait(moved) == 60.0
+
+
+def test_a_token_that_is_not_verified_is_replaced_twice() -> None:
+    world = World()
+    peer, fresh = world.session(), token(7)
+    devices = [ntf.DeviceToken(ntf.Provider.APNS, b"%064x" % n) for n in range(6)]
+    asked = [world.admission.turn_of_replacement(peer, d, fresh) is not None for d in devices[:4]]
+    assert asked == [True, True, False, False]
+    assert world.metrics.value(KindCounter.LIMITS_REFUSED, "replacements_unverified") == 2
+    world.admission.verified(fresh.ref)
+    assert world.admission.turn_of_replacement(peer, devices[4], fresh) is not None
+    active = token(8, ntf.TokenStatus.ACTIVE, proven=True)
+    assert all(world.admission.turn_of_replacement(peer, d, active) is not None for d in devices)
+
+
+def test_too_many_sources_at_one_device_are_refused() -> None:
+    world = World()
+    peers = [world.session(f"192.0.2.{n}") for n in range(MAX_WAITING + 2)]
+    asked = [world.admission.turn_of_registration(p, DEVICE, None) is not None for p in peers]
+    assert asked == [True] * (MAX_WAITING + 1) + [False]
+    assert world.metrics.value(KindCounter.LIMITS_REFUSED, "registrations_per_device") == 1
+
+
+def test_switched_off_codes_wait_for_nothing() -> None:
+    world = World(enabled=False)
+    peer = world.session()
+    for known in [None, token(7), token(8, ntf.TokenStatus.ACTIVE, proven=True)] * 20:
+        asked = world.admission.turn_of_registration(peer, DEVICE, known)
+        assert wait(asked) == 0.0
+        assert asked is not None
+        assert world.admission.made(asked, 7) == {}
+    assert all(world.admission.turn_of_replacement(peer, DEVICE, token(7)) for _ in range(20))
+
+
+# --- what the defaults were derived from (docs/reference/limits.md)
+
+
+def test_a_restored_phone_notices_no_budget() -> None:
+    """TNEW, TVFY, TCRN, TCHK, then 1,000 queues in batches of 150, and SCHK of each."""
+    world = World()
+    phone = world.session()
+    batches: list[list[Message]] = [[TNEW], [ntf.TVfy(bytes(32))], [ntf.TCrn(20)], [ntf.TChk()]]
+    queues = [SNEW] * 1000
+    batches += [list[Message](queues[n : n + 150]) for n in range(0, 1000, 150)]
+    batches.append([ntf.SChk()] * 900)
+    assert [world.admission.delay(phone, [c]) for batch in batches for c in batch] == [0.0] * 1904
+
+
+def test_5000_phones_behind_one_address_after_a_restart_wait_for_no_budget() -> None:
+    """Within 30 s: TCHK and three more commands of each, and 5 in 100 register again."""
+    world = World()
+    waits = []
+    for n in range(5000):
+        world.now += 30.0 / 5000
+        phone = world.session()
+        waits += [world.admission.delay(phone, [c]) for c in (ntf.TChk(), ntf.SChk(), ntf.SChk(), ntf.SChk())]
+        if n % 20 == 0:
+            waits += [world.admission.delay(phone, [TNEW]), world.admission.delay(phone, [ntf.TRpl(DEVICE)])]
+    assert max(waits) == 0.0
+
+
+def test_one_behind_the_address_of_a_stranger_is_served_within_30_seconds() -> None:
+    """Who floods from a hundred sessions delays those who share his address by MAX_DELAY a step at most."""
+    world = World()
+    floods = [world.session() for _ in range(100)]
+    for _ in range(60):
+        world.now += 0.5
+        for flood in floods:
+            world.admission.delay(flood, [TNEW] * 20)
+    assert world.admission.delay(world.session(), [TNEW]) <= MAX_DELAY
+    assert world.admission.delay(world.session("192.0.2.2"), [ntf.TChk()]) == 0.0
