@@ -8,9 +8,10 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from ntf_server.admission.addresses import Network, is_in
 from ntf_server.admission.gate import Admission
@@ -66,8 +67,7 @@ def listen_errors(host: str | None, port: int) -> Iterator[None]:
         raise ListenError(f"{host}:{port}: is not a host name") from e
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerConfig:
+class ListenerConfig(msgspec.Struct, frozen=True):
     """`host` None: all interfaces; `inactive_ttl` in seconds, 0: idle clients may stay.
 
     `proxies`: networks of balancers, which say whose connection it is.

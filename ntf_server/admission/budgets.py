@@ -3,8 +3,9 @@
 import re
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Final, Self
+
+import msgspec
 
 from ntf_server.admission.addresses import Network
 
@@ -13,8 +14,7 @@ MAX_DELAY: Final = 20.0  # seconds: a client that waits longer for an answer giv
 MAX_KEYS: Final = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """`at_once` (1 or more), and then `per_second` (more than 0): text `300 + 5/s`."""
 
     at_once: int
@@ -32,8 +32,7 @@ class Rate:
         return rate
 
 
-@dataclass(frozen=True, slots=True)
-class Budgets:
+class Budgets(msgspec.Struct, frozen=True):
     """What is allowed; see docs/reference/limits.md. `shared`: networks whose addresses are many clients' each."""
 
     shared: tuple[Network, ...]

@@ -9,8 +9,9 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+import msgspec
 
 from ntf_server.admission.addresses import keys, share
 from ntf_server.admission.budgets import MAX_DELAY, MAX_KEYS, Buckets, Budgets, Rate
@@ -31,8 +32,7 @@ _REPEAT_LOG: Final = 60.0  # seconds
 _ALL: Final = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What came of asking for a turn: seconds to wait for it; None as `turn`: nobody else is concerned."""
 
     wait: float

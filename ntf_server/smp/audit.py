@@ -8,8 +8,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ntf_server.store.contract import Store, StoreError
 from ntf_server.store.records import Cursor
@@ -20,8 +21,7 @@ _MIN_PAUSE: Final = 0.05
 _ERROR_PAUSE: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class AuditConfig:
+class AuditConfig(msgspec.Struct, frozen=True):
     """Seconds: `period` of a whole round, `silent` after which a subscription is in every round.
 
     `sample`: the fraction of the others; `page`: subscriptions looked at in one step.

@@ -7,8 +7,9 @@ messages.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from ntf_server.smp.inbox import Spawn
 from ntf_server.store.contract import FencedError, Store
@@ -23,8 +24,7 @@ Insist = Callable[[Callable[[], Awaitable[Marked]]], Awaitable[Marked]]
 _SLICE: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class LostConfig:
+class LostConfig(msgspec.Struct, frozen=True):
     """Seconds: `delay` after the reconnect, in which the server sends what it kept; `pause` between two slices.
 
     `slice`: subscriptions that are looked at at once.
