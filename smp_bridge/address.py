@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Self
 
@@ -120,7 +121,10 @@ class ServerAddress:
 
     def encode(self) -> bytes:
         """Binary form: non-empty list of `short` hosts, `short` port, `short` key hash."""
-        return listing(short(h.encode()) for h in self.hosts) + short(self.port.encode()) + short(self.key_hash)
+        return self._encode(self.hosts, self.port)
+
+    def _encode(self, hosts: Iterable[str], port: str) -> bytes:
+        return listing(short(h.encode()) for h in hosts) + short(port.encode()) + short(self.key_hash)
 
     def __str__(self) -> str:
         """Text form without the password."""
@@ -145,16 +149,17 @@ class ServerAddress:
         What counts (wire.md, section 6): the key hash, the set of hosts, and the port, by number.
         """
         if not self._identity:
-            plain = self.plain
-            sorted_hosts = tuple(sorted(plain.hosts))
-            object.__setattr__(self, "_identity", replace(plain, hosts=sorted_hosts).encode())
+            object.__setattr__(self, "_identity", self._encode(sorted(self.reachable), self._plain_port))
         return self._identity
+
+    @property
+    def _plain_port(self) -> str:
+        return "" if self.port_number == DEFAULT_PORT[self.scheme] else str(self.port_number)
 
     @property
     def plain(self) -> Self:
         """The same server in its usual spelling, with the order of hosts kept."""
-        port = "" if self.port_number == DEFAULT_PORT[self.scheme] else str(self.port_number)
-        return replace(self, hosts=self.reachable, port=port)
+        return replace(self, hosts=self.reachable, port=self._plain_port)
 
     @property
     def reachable(self) -> tuple[str, ...]:
