@@ -45,11 +45,12 @@ class DispatcherConfig:
 class Offer:
     """Places that are kept for what the store hands out; implements `Places`. The store may ask from another thread."""
 
-    __slots__ = ("_lane", "changes", "passed_over", "total")
+    __slots__ = ("_lane", "at", "changes", "passed_over", "total")
 
     def __init__(self, lane: "_Lane", total: int) -> None:
         self._lane = lane
         self.total = total
+        self.at = lane.now()
         self.changes = lane.changes
         self.passed_over = False  # some origin had something due, but no room
 
@@ -73,6 +74,10 @@ class _Lane:
         self._clock = asyncio.get_running_loop().time
         self._due_at: float | None = self._clock()
         self._wake = asyncio.Event()
+
+    def now(self) -> float:
+        """By the clock of the schedule."""
+        return self._clock()
 
     def room(self, origin: bytes) -> int:
         """See `Places`."""
@@ -129,7 +134,7 @@ class _Lane:
     def withdraw(self, offer: Offer) -> None:
         """The store has answered: what it handed out counts by itself."""
         self.schedule.reserved -= offer.total
-        if offer.passed_over and self.changes != offer.changes:
+        if offer.passed_over and (self.changes != offer.changes or self.schedule.resumed(offer.at, self.now())):
             self.expect(0.0)  # what there was no room for may have room by now, and nobody says so again
         else:
             self.blocked |= offer.passed_over

@@ -104,6 +104,10 @@ class Schedule:
         ends = [o.health.paused_until for o in self._origins.values() if o.health.is_paused(now)]
         return min(ends, default=None)
 
+    def resumed(self, since: float, now: float) -> bool:
+        """Whether the pause of an origin ended in between."""
+        return any(since < o.health.paused_until <= now for o in self._origins.values())
+
     def mended(self, now: float) -> None:
         """The operator may have mended what was wrong: everything is tried at once."""
         self.health.mended(now)

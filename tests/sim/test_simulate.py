@@ -68,3 +68,8 @@ def test_a_mutant_is_found() -> None:
     done = simulate("--mutants", "--only", "B11", "--limit", "100", "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 mutants found" in done.stdout
+
+
+def test_a_pause_that_ended_on_a_slow_disk_held_up_an_origin_for_good() -> None:
+    """Its end came while the store was asked what is due, and nobody looked again."""
+    assert simulate("--seed", "149").returncode == 0

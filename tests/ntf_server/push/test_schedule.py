@@ -218,3 +218,13 @@ def test_counts_never_drift(seed: int, places: int) -> None:
         s.end(c, Delivered(), now, lambda _: "")
     assert s.in_flight == s._unproven == 0
     assert all(o.in_flight == 0 for o in s._origins.values())
+
+
+def test_a_pause_that_ends_while_the_store_is_asked_is_noticed() -> None:
+    s = schedule(8, by_origin=True)
+    push(s, Again("429", Scope.ORIGIN, 5.0), claim(origin=b"o"), now=10.0)
+    end = s.next_resume(10.0)
+    assert end is not None
+    assert not s.resumed(10.0, end - 0.1)
+    assert s.resumed(end - 0.1, end)
+    assert not s.resumed(end, end + 100.0)
