@@ -121,7 +121,7 @@ MUTANTS: Final = (
         "X1 each spelling of a server is another server",
         "one queue is one subscription",
         "smp_bridge/address.py",
-        '_identity", replace(plain, hosts=sorted_hosts).encode())\n',
+        '_identity", self._encode(sorted(self.reachable), self._plain_port))\n',
         '_identity", self.encode())\n',
     ),
     Mutant(
