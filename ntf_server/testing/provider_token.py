@@ -97,7 +97,7 @@ class ProviderTokens:
         """
         shown = connection, token.key_id, token.team_id
         last = self._shown.get(shown, token)
-        if last != token and token.first_shown_at - last.first_shown_at < self._renewed_after:
+        if last != token and self._clock() - last.first_shown_at < self._renewed_after:
             return False
         _keep(self._shown, shown, token, _MAX_CONNECTIONS)
         return True

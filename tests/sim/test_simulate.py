@@ -73,3 +73,9 @@ def test_a_mutant_is_found() -> None:
 def test_a_pause_that_ended_on_a_slow_disk_held_up_an_origin_for_good() -> None:
     """Its end came while the store was asked what is due, and nobody looked again."""
     assert simulate("--seed", "149").returncode == 0
+
+
+@pytest.mark.parametrize("seed", ["449", "917"])
+def test_a_provider_token_that_came_early_once_was_refused_for_good(seed: str) -> None:
+    """By the mock: Apple had seen the one before late, since it was refused, or out of reach, for other reasons."""
+    assert simulate("--seed", seed).returncode == 0

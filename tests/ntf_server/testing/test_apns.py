@@ -308,6 +308,19 @@ async def test_a_connections_provider_token_is_renewed_every_20_minutes_at_most(
     curl.close()
 
 
+def test_a_provider_token_that_came_too_early_is_taken_when_its_time_has_come() -> None:
+    clock = [float(NOW)]
+    tokens = ProviderTokens(KEY.public_key(), clock=lambda: clock[0])
+    first, second = ("bearer " + sign(KEY, HEADER, CLAIMS | {"iat": NOW + n}) for n in range(2))
+    assert tokens.refusal(first) is None
+    for minutes in (10, 19):
+        clock[0] = NOW + minutes * 60
+        assert tokens.refusal(second) == (429, "TooManyProviderTokenUpdates")
+    clock[0] = NOW + 20 * 60
+    assert tokens.refusal(second) is None
+    assert tokens.refusal(first) == (429, "TooManyProviderTokenUpdates")
+
+
 # --- device tokens ---
 
 
