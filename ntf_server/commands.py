@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from ntf_server.admission.gate import Admission
+from ntf_server.admission.gate import Admission, Asked
 from ntf_server.admission.sessions import Peer
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import KindCounter, Metrics
@@ -20,6 +20,7 @@ from ntf_server.store.records import (
     Limits,
     NewSubscription,
     NewToken,
+    Ref,
     Replacement,
     Token,
 )
@@ -136,11 +137,9 @@ class Commands:
     async def _register(self, session: Session, t: Transmission, command: ntf.TNew, peer: Peer) -> Message:
         if not verify_transmission(session, t, command.verify_key):
             return ERR_AUTH
-        front = self._fronts.get(command.token.provider)
-        if front is None:
-            return ERR_PROHIBITED
-        if refusal := front.refusal(command.token):
-            return _REFUSALS[refusal]
+        front = self._front(command.token)
+        if isinstance(front, Err):
+            return front
         verify_key = crypto.encode_public(command.verify_key)
         private, public = crypto.x25519_keypair()
         try:
@@ -169,8 +168,7 @@ class Commands:
         )
         if token is None:
             return ERR_AUTH
-        if moved := self._admission.made(asked, token.ref):
-            await self._store.put_off(moved)
+        await self._keep_turn(asked, token.ref)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
 
     async def _on_token(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
@@ -197,20 +195,29 @@ class Commands:
         return ntf.Ok()
 
     async def _replace(self, token: Token, device: ntf.DeviceToken, peer: Peer) -> Message:
-        front = self._fronts.get(device.provider)
-        if front is None:
-            return ERR_PROHIBITED
-        if refusal := front.refusal(device):
-            return _REFUSALS[refusal]
+        front = self._front(device)
+        if isinstance(front, Err):
+            return front
         asked = self._admission.turn_of_replacement(peer, device, token)
         if asked is None:
             return ERR_QUOTA
         new = Replacement(device, os.urandom(ntf.CODE_SIZE), front.origin(device), vapid_key=front.key_id)
         if not await self._store.replace(token.ref, new, asked.wait):
             return ERR_AUTH
-        if moved := self._admission.made(asked, token.ref):
-            await self._store.put_off(moved)
+        await self._keep_turn(asked, token.ref)
         return ntf.Ok()
+
+    def _front(self, device: ntf.DeviceToken) -> Front | Err:
+        front = self._fronts.get(device.provider)
+        if front is None:
+            return ERR_PROHIBITED
+        refusal = front.refusal(device)
+        return _REFUSALS[refusal] if refusal else front
+
+    async def _keep_turn(self, asked: Asked, token: Ref) -> None:
+        """The code of this token has its turn; others may have to wait longer for theirs."""
+        if moved := self._admission.made(asked, token):
+            await self._store.put_off(moved)
 
     # --- subscriptions
 

@@ -47,10 +47,10 @@ class Offer:
 
     __slots__ = ("_lane", "at", "changes", "passed_over", "total")
 
-    def __init__(self, lane: "_Lane", total: int) -> None:
+    def __init__(self, lane: "_Lane", total: int, at: float) -> None:
         self._lane = lane
         self.total = total
-        self.at = lane.now()
+        self.at = at
         self.changes = lane.changes
         self.passed_over = False  # some origin had something due, but no room
 
@@ -74,10 +74,6 @@ class _Lane:
         self._clock = asyncio.get_running_loop().time
         self._due_at: float | None = self._clock()
         self._wake = asyncio.Event()
-
-    def now(self) -> float:
-        """By the clock of the schedule."""
-        return self._clock()
 
     def room(self, origin: bytes) -> int:
         """See `Places`."""
@@ -127,14 +123,15 @@ class _Lane:
 
     def offer(self, count: int) -> Offer:
         """Reserve up to `count` places."""
-        total = min(count, self.schedule.free(self._clock()))
+        now = self._clock()
+        total = min(count, self.schedule.free(now))
         self.schedule.reserved += total
-        return Offer(self, total)
+        return Offer(self, total, now)
 
     def withdraw(self, offer: Offer) -> None:
         """The store has answered: what it handed out counts by itself."""
         self.schedule.reserved -= offer.total
-        if offer.passed_over and (self.changes != offer.changes or self.schedule.resumed(offer.at, self.now())):
+        if offer.passed_over and (self.changes != offer.changes or self.schedule.resumed(offer.at, self._clock())):
             self.expect(0.0)  # what there was no room for may have room by now, and nobody says so again
         else:
             self.blocked |= offer.passed_over

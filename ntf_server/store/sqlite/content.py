@@ -12,17 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
-import msgspec
-
 from ntf_server.store.records import MAX_ENTRIES, Claim, Entry, Lane, PushKind
 from ntf_server.store.sealing import SealingError
 from ntf_server.store.sqlite.keys import CODE, DEVICE_TOKEN, SECRET
 from ntf_server.store.sqlite.memory import Held, State, provider_of
-from ntf_server.store.sqlite.rows import DamagedRowError, quarantine, server_address
+from ntf_server.store.sqlite.rows import DamagedRowError, Rows, one_row, quarantine, server_address
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, TokenStatus
 
-Rows = list[list[Any]]
 # A row of _TOKENS, and what the push says: since when, its notifications, whether more is due behind it.
 _Content = tuple[list[Any], PushKind, int, tuple[Entry, ...], bool]
 
@@ -55,13 +52,6 @@ _EXPIRE: Final = (
 )
 
 
-def one_row(c: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> Rows:
-    """What the one row of a query holds."""
-    [text] = c.execute(query, parameters).fetchone()
-    rows: Rows = msgspec.json.decode(text)  # in half the time that `json` takes
-    return rows
-
-
 @functools.lru_cache(maxsize=4096)
 def unhex_lane(text: str) -> tuple[bytes, Lane]:
     """A value of tokens.lane: as it is kept, and as others see it."""
@@ -76,7 +66,7 @@ def load(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> list[Claim]:
     """
     if not refs:
         return []
-    rows = one_row(c, _TOKENS, {"refs": json.dumps(refs)})
+    rows: Rows = one_row(c, _TOKENS, {"refs": json.dumps(refs)})
     _expire_due(c, s, rows)
     later = _not_yet(s, rows)
     active = [row[0] for row in rows if row[5] is None and row[4] == TokenStatus.ACTIVE]
@@ -196,11 +186,11 @@ def _unsent(c: sqlite3.Connection, s: State, refs: Sequence[int]) -> Rows:
     """Up to MAX_ENTRIES + 1 of each token; those over their time to live are given up here."""
     oldest = s.now - s.times.message_ttl
     parameters = {"refs": json.dumps(refs), "limit": MAX_ENTRIES + 1}
-    rows = one_row(c, _UNSENT, parameters)
-    if all(row[5] > oldest for row in rows):
-        return rows
-    expire(c, s, refs, _MAX_EXPIRED)  # what is left by then goes in the sweep of `upkeep`
-    return one_row(c, _UNSENT_IN_TIME, {**parameters, "oldest": oldest})
+    rows: Rows = one_row(c, _UNSENT, parameters)
+    if any(row[5] <= oldest for row in rows):
+        expire(c, s, refs, _MAX_EXPIRED)  # what is left by then goes in the sweep of `upkeep`
+        rows = one_row(c, _UNSENT_IN_TIME, {**parameters, "oldest": oldest})
+    return rows
 
 
 def expire(c: sqlite3.Connection, s: State, refs: Sequence[int], limit: int) -> None:

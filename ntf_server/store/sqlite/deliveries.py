@@ -12,9 +12,10 @@ import msgspec
 
 from ntf_server.store.contract import Places
 from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
-from ntf_server.store.sqlite.content import SENT, Rows, expire, load, one_row, unhex_lane
+from ntf_server.store.sqlite.content import SENT, expire, load, unhex_lane
 from ntf_server.store.sqlite.due import is_due, mark
 from ntf_server.store.sqlite.memory import Cooling, Held, Ready, State, provider_of
+from ntf_server.store.sqlite.rows import Rows, one_row
 from smp_bridge.ntf import Provider, TokenStatus
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
@@ -72,7 +73,7 @@ def notify(
             "nonces": b"".join([n.nonce for n in run]),
             "metas": b"".join([n.meta for n in run]),
         }
-        owners = one_row(c, _OWNERS, parameters)
+        owners: Rows = one_row(c, _OWNERS, parameters)
         if owners:
             c.execute(_NOTIFY, parameters)
         known += len(owners)
@@ -84,9 +85,9 @@ def notify(
             else:
                 due[token] = lane
     claimed = _places_for(c, s, due, places) if due else []
-    waiting = [token for token in due if token not in set(claimed)] if len(claimed) < len(due) else []
-    if waiting:
-        mark(c, s, waiting)
+    if len(claimed) < len(due):
+        placed = set(claimed)
+        mark(c, s, [token for token in due if token not in placed])
     return Notified(load(c, s, claimed), len(notifications) - known)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.sqlite.memory import State, provider_of
+from ntf_server.store.sqlite.rows import one_row
 
 _MARK: Final = (
     "UPDATE deliveries SET due_at = :at WHERE due_at IS NULL AND token IN (SELECT value FROM json_each(:refs))"
@@ -41,7 +42,7 @@ def mark(c: sqlite3.Connection, s: State, tokens: Sequence[int]) -> None:
     """Write it down, for tokens that memory does not know to be due."""
     refs = {"refs": json.dumps(tokens), "at": s.now_ms}
     c.execute(_MARK, refs)
-    for text in json.loads(c.execute(_LANES, refs).fetchone()[0]):
+    for text in one_row(c, _LANES, refs):
         lane = bytes.fromhex(text)
         s.owe(lane)
         s.effects.due(provider_of(lane), 0.0)

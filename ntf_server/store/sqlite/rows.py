@@ -4,8 +4,10 @@ import functools
 import hashlib
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
+
+import msgspec
 
 from ntf_server.store.contract import DamagedRecordError
 from ntf_server.store.records import NewToken, Registered, Subscription, Token
@@ -26,8 +28,15 @@ SUBSCRIPTION_COLUMNS: Final = (
     " s.association > 0 AND s.association = v.generation, s.damaged"
 )
 Row = tuple[Any, ...]
+Rows = list[list[Any]]
 Table = Literal["tokens", "subscriptions"]
 NO_IDS: Final = bytes(16)
+
+
+def one_row(c: sqlite3.Connection, query: str, parameters: Mapping[str, Any]) -> Any:
+    """The JSON in the one row of a query's answer, parsed."""
+    [text] = c.execute(query, parameters).fetchone()
+    return msgspec.json.decode(text)  # in half the time that `json` takes
 
 
 class DamagedRowError(Exception):

@@ -27,7 +27,7 @@ from ntf_server.store.sqlite.due import due_when_free
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
 from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
-from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, ids_hash, server_address, xor
+from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, ids_hash, one_row, server_address, xor
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
 
@@ -99,9 +99,21 @@ def page(
 ) -> tuple[Page, list[DamagedRowError]]:
     """See `Store.page`; and what of it cannot be read."""
     check(s, session)
-    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE server = ? AND {_LIVE}"
-    number, (association, ref) = find_server(c, session.server), after or (0, 0)
     below = s.generations.get(session.server, _ALL)
+    rows, cursor = _slice(c, _COLUMNS, session.server, after, limit, below=below)
+    wanted, damaged = _wanted(s, session, rows)
+    return Page(wanted, cursor), damaged
+
+
+def _slice(
+    c: sqlite3.Connection, columns: str, server: ServerAddress, after: Cursor | None, limit: int, *, below: int = _ALL
+) -> tuple[list[tuple[Any, ...]], Cursor | None]:
+    """Subscriptions of a server behind a cursor, of generations below one, in the order of the index; where to go on.
+
+    `columns` begin with ref, association.
+    """
+    query = f"SELECT {columns} FROM subscriptions WHERE server = ? AND {_LIVE}"
+    number, (association, ref) = find_server(c, server), after or (0, 0)
     rows: list[tuple[Any, ...]] = []
     if association < below:
         same = f"{query} AND association = ? AND ref > ? ORDER BY ref LIMIT ?"
@@ -109,8 +121,7 @@ def page(
     if len(rows) < limit:  # a comparison of both columns at once would not use the index for the second
         later = f"{query} AND association > ? AND association < ? ORDER BY association, ref LIMIT ?"
         rows += c.execute(later, (number, association, below, limit - len(rows)))
-    wanted, damaged = _wanted(s, session, rows)
-    return Page(wanted, (rows[-1][1], rows[-1][0]) if len(rows) == limit else None), damaged
+    return rows, (rows[-1][1], rows[-1][0]) if len(rows) == limit else None
 
 
 def load(
@@ -372,30 +383,17 @@ def mark_lost(
 ) -> tuple[int, Cursor | None]:
     """See `Store.mark_lost`."""
     check(s, session)
-    rows = _slice(c, find_server(c, session.server), after or (0, 0), limit)
-    cursor = (rows[-1][1], rows[-1][0]) if len(rows) == limit else None
+    rows, cursor = _slice(c, "ref, association, token", session.server, after, limit)
     latest = s.steady - _LOST_EVERY
     for token in [token for token, at in s.lost.items() if at <= latest]:
         s.lost.drop(token)
     asked = sorted({token for _, _, token in rows} - s.lost.keys())
     times = {"now": s.now, "since": s.now - math.ceil(within)}  # both are whole seconds
-    [found] = c.execute(_TO_CHECK, {"refs": json.dumps(asked), **times}).fetchone()
-    refs: list[int] = json.loads(found)[: max(0, _MAX_LOST - len(s.lost))]
+    found: list[int] = one_row(c, _TO_CHECK, {"refs": json.dumps(asked), **times})
+    refs = found[: max(0, _MAX_LOST - len(s.lost))]
     if refs:
         query = "UPDATE tokens SET check_due = ? WHERE ref IN (SELECT value FROM json_each(?))"
         c.execute(query, (s.now, json.dumps(refs)))
         due_when_free(c, s, refs)
         s.lost.put_all(dict.fromkeys(refs, s.steady))
     return len(refs), cursor
-
-
-def _slice(c: sqlite3.Connection, server: int | None, after: Cursor, limit: int) -> list[tuple[Any, ...]]:
-    """Subscriptions of a server behind a cursor, in the order of the index: ref, association, token."""
-    query = f"SELECT ref, association, token FROM subscriptions WHERE server = ? AND {_LIVE}"
-    association, ref = after
-    same = f"{query} AND association = ? AND ref > ? ORDER BY ref LIMIT ?"
-    rows = c.execute(same, (server, association, ref, limit)).fetchall()
-    if len(rows) < limit:
-        later = f"{query} AND association > ? ORDER BY association, ref LIMIT ?"
-        rows += c.execute(later, (server, association, limit - len(rows))).fetchall()
-    return rows

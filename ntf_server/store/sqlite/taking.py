@@ -11,6 +11,7 @@ from ntf_server.store.records import Taken
 from ntf_server.store.sqlite.content import load
 from ntf_server.store.sqlite.due import park
 from ntf_server.store.sqlite.memory import Round, State, provider_of
+from ntf_server.store.sqlite.rows import Rows, one_row
 from smp_bridge.ntf import Provider
 
 _LANES: Final = 256  # that one take looks at
@@ -46,8 +47,8 @@ def _oldest(c: sqlite3.Connection, s: State, lane: bytes, limit: int) -> list[in
     """Take up to `limit` tokens that are due in a lane, whether a row says so or memory."""
     if limit <= 0:
         return []
-    [found] = c.execute(_OLDEST, {"lane": lane, "now": s.now_ms, "limit": limit}).fetchone()
-    rows: list[tuple[int, int, bool]] = [(at, token, True) for token, at in json.loads(found)]
+    found: Rows = one_row(c, _OLDEST, {"lane": lane, "now": s.now_ms, "limit": limit})
+    rows: list[tuple[int, int, bool]] = [(at, token, True) for token, at in found]
     ready = [(ready.since, token, False) for token, ready in s.ready.items() if ready.lane == lane]
     chosen = sorted([*rows, *ready])[:limit] if ready else rows
     written = [token for _, token, is_row in chosen if is_row]

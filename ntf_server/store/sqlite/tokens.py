@@ -21,6 +21,7 @@ from ntf_server.store.sqlite.rows import (
     DamagedRowError,
     insert_token,
     lane_of,
+    one_row,
     token_record,
 )
 from smp_bridge.crypto import CryptoError, dh_box_key
@@ -234,14 +235,12 @@ def mark_checks(c: sqlite3.Connection, s: State, limit: int, quiet_only: bool) -
     refs: list[int] = []
     for query in (_TO_CHECK, _FROM_THE_FUTURE):
         if limit > len(refs):
-            [found] = c.execute(query, {"now": s.now, "limit": limit - len(refs)}).fetchone()
-            refs += json.loads(found)
+            refs += one_row(c, query, {"now": s.now, "limit": limit - len(refs)})
     seen = len(refs)
     if refs and quiet_only:
-        [found] = c.execute(_WOKEN, {"now": s.now, "refs": json.dumps(refs)}).fetchone()
-        woken = json.loads(found)
-        c.execute(_PUT_OFF, {"refs": json.dumps(woken)})
-        refs = [ref for ref in refs if ref not in set(woken)]
+        woken: set[int] = set(one_row(c, _WOKEN, {"now": s.now, "refs": json.dumps(refs)}))
+        c.execute(_PUT_OFF, {"refs": json.dumps(list(woken))})
+        refs = [ref for ref in refs if ref not in woken]
     if refs:
         c.execute(
             "UPDATE tokens SET check_due = :now, period_at = min(period_at, :now)"

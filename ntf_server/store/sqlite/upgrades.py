@@ -1,6 +1,5 @@
 """What the migrations to schemas 5 and 6 do row by row, in slices. Run inside their transactions."""
 
-import hashlib
 import sqlite3
 from typing import Final
 
@@ -91,8 +90,7 @@ def count_associations(c: sqlite3.Connection, progress: Progress) -> None:
         for _, server, notifier_id, associated in rows:
             if associated:
                 counts[server] = counts.get(server, 0) + 1
-                digest = hashlib.md5(notifier_id, usedforsecurity=False).digest()
-                hashes[server] = xor(hashes.get(server, NO_IDS), digest)
+                hashes[server] = xor(hashes.get(server, NO_IDS), ids_hash([notifier_id]))
         after, done = rows[-1][0], done + len(rows)
         progress("subscriptions", done)
     c.executemany(

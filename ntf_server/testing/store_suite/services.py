@@ -3,7 +3,7 @@
 import asyncio
 
 from ntf_server.store.contract import Store
-from ntf_server.store.records import Confirmed, ServiceCertificate, ServiceState, Session
+from ntf_server.store.records import Confirmed, ServiceCertificate, ServiceState, Session, Token
 from ntf_server.testing.store_suite.medium import (
     MANY,
     OTHER_SMP,
@@ -26,6 +26,17 @@ _ACTIVE = SubscriptionStatus.ACTIVE
 async def _associate(store: Store, session: Session, *ids: bytes) -> None:
     refs = [(await found(store, i)).ref for i in ids]
     await store.confirm(session, [Confirmed(ref, _ACTIVE, associated=True) for ref in refs])
+
+
+async def _serving(bench: Bench, *names: bytes) -> tuple[Store, Token, Session, list[bytes]]:
+    """A store, a token, a session with our service, and what the token has subscribed; the service has all of it."""
+    store = await bench.open()
+    token = await activate(store, 1)
+    ids = await subscribe(store, token, *names)
+    session = await acquire(store)
+    await store.begin(session, b"service")
+    await _associate(store, session, *ids)
+    return store, token, session, ids
 
 
 def _numbers(state: ServiceState) -> tuple[int, int, bytes]:
@@ -57,12 +68,7 @@ async def associations_are_counted(bench: Bench) -> None:
 
 async def associations_outlive_sessions(bench: Bench) -> None:
     """Of the same service, over restarts; another service, or none, has none of them."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    ids = await subscribe(store, token, b"1", b"2")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, *ids)
+    store, _, session, ids = await _serving(bench, b"1", b"2")
     store = await bench.reopen(store)
     session = await acquire(store)
     state = await store.begin(session, b"service")
@@ -82,12 +88,7 @@ async def associations_outlive_sessions(bench: Bench) -> None:
 
 async def reassociating_begins_anew(bench: Bench) -> None:
     """All are in the pages again."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    ids = await subscribe(store, token, b"1", b"2", b"3")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, *ids)
+    store, _, session, ids = await _serving(bench, b"1", b"2", b"3")
     state = await store.reassociate(session)
     assert state.associated == 0
     assert {w.notifier_id for w in await pages(store, session)} == {b"1", b"2", b"3"}
@@ -122,12 +123,7 @@ async def deleted_ones_are_released(bench: Bench) -> None:
 
 async def ended_ones_are_not_released(bench: Bench) -> None:
     """The server counts them no more; that goes for those that were deleted here before."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    ids = await subscribe(store, token, b"1", b"2", b"3")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, *ids)
+    store, _, session, ids = await _serving(bench, b"1", b"2", b"3")
     await store.end(session, [b"1"], SubscriptionStatus.END)
     assert _numbers(await store.service_state(session)) == (2, 0, ids_hash([b"2", b"3"]))
     await store.unsubscribe((await found(store, ids[1])).ref)
@@ -139,12 +135,7 @@ async def ended_ones_are_not_released(bench: Bench) -> None:
 
 async def an_ended_one_is_associated_anew(bench: Bench) -> None:
     """SNEW makes it wanted, an NSUB of the session makes it the service's."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    [subscription_id] = await subscribe(store, token, b"1")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, subscription_id)
+    store, token, session, [subscription_id] = await _serving(bench, b"1")
     await store.end(session, [b"1"], SubscriptionStatus.END)
     await store.subscribe(token.ref, new_queue(b"1"))
     assert not (await found(store, subscription_id)).associated
@@ -155,12 +146,7 @@ async def an_ended_one_is_associated_anew(bench: Bench) -> None:
 
 async def refused_ones_are_not_associated(bench: Bench) -> None:
     """AUTH for one that the service had."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    ids = await subscribe(store, token, b"1", b"2")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, *ids)
+    store, _, session, ids = await _serving(bench, b"1", b"2")
     ref = (await found(store, ids[0])).ref
     await store.confirm(session, [Confirmed(ref, SubscriptionStatus.AUTH, associated=False)])
     assert _numbers(await store.service_state(session)) == (1, 0, ids_hash([b"2"]))
@@ -168,12 +154,7 @@ async def refused_ones_are_not_associated(bench: Bench) -> None:
 
 async def released_ones_may_be_counted_anew(bench: Bench) -> None:
     """By who knows what the server has; a service that is another has released nothing."""
-    store = await bench.open()
-    token = await activate(store, 1)
-    ids = await subscribe(store, token, b"1", b"2", b"3")
-    session = await acquire(store)
-    await store.begin(session, b"service")
-    await _associate(store, session, *ids)
+    store, _, session, ids = await _serving(bench, b"1", b"2", b"3")
     for n in (0, 1):
         await store.unsubscribe((await found(store, ids[n])).ref)
     assert (await store.service_state(session)).released == 2
