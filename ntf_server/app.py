@@ -8,7 +8,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Self
 
@@ -17,6 +16,7 @@ from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminError, AdminSocket, Handler
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
 from ntf_server.admission.gate import Admission
+from ntf_server.admission.log_lines import LogLines
 from ntf_server.commands import Commands
 from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
 from ntf_server.config.reload import Part, Reloader, Report, Swap
@@ -39,12 +39,18 @@ from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
 from ntf_server.version import VERSION
 from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
+from smp_bridge.turns import TurnsConfig
 
 log = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL: Final = 0.0005  # seconds: with Python's 5 ms the store's thread waits ten times as long for the GIL
-_RESOLVERS: Final = 64  # names looked up at once: strangers choose them, and a dead one takes its thread for seconds
 GRACE: Final = 10.0  # seconds that pushes in flight, and commands in progress, get of the time for a stop
+
+
+def set_up_log(config: Config) -> None:
+    """Where log lines go, how they look, and how many there may be."""
+    settings, budgets = config.settings.log, config.budgets
+    set_up_logging(settings.level, settings.format, LogLines(budgets.log_lines) if budgets else None)
 
 
 class Relay:
@@ -112,10 +118,15 @@ class Relay:
             store,
             dispatcher,
             lambda coro, name: supervisor.spawn(coro, name, stage=Stage.PUSH),
-            AgentConfig(network=config.network, slow=settings.subscriber.connecting),
+            AgentConfig(
+                network=config.network,
+                turns=TurnsConfig(places=settings.subscriber.connecting),
+                name_servers=config.name_servers,
+            ),
             servers=config.servers,
             services=settings.subscriber.use_service_credentials,
             lost=None if settings.delivery.checks == "off" else LostConfig(),
+            admit=self._admission.connect_wait,
             metrics=self._metrics,
             clock=self._clock,
         )
@@ -214,6 +225,10 @@ class Relay:
             commands.use(config.servers, config.limits)
             subscriber.use(config.servers)
 
+        def swap_limits(config: Config) -> None:
+            self._admission.use(config.budgets)
+            set_up_log(config)
+
         return {
             Part.LISTENER: lambda config: listener.use(config.credentials),
             Part.APNS: providers.use,
@@ -221,8 +236,8 @@ class Relay:
             Part.WEB_PUSH: providers.use,
             Part.SUBSCRIBER: swap_lists,
             Part.CHECKS: lambda config: checks.use(config.settings.delivery.checks),
-            Part.LIMITS: lambda config: self._admission.use(config.budgets),
-            Part.LOG: lambda config: set_up_logging(config.settings.log.level, config.settings.log.format),
+            Part.LIMITS: swap_limits,
+            Part.LOG: set_up_log,
         }
 
     async def _start_admin(self, store: Store) -> None:
@@ -303,8 +318,6 @@ async def run(config: Config, on_ready: Callable[[Relay], None], signals: Signal
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     _allow_many_files()
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_RESOLVERS, "resolver"))
     own = signals is None
     signals = signals or Signals()
     if own:

@@ -124,7 +124,7 @@ class Commands:
             case ntf.TNew():
                 return await self._register(session, t, command, peer)
             case ntf.SNew():
-                return await self._subscribe(session, t, command)
+                return await self._subscribe(session, t, command, peer)
             case ntf.SChk() | ntf.SDel():
                 return await self._on_subscription(session, t, command)
             case Err():
@@ -221,7 +221,7 @@ class Commands:
 
     # --- subscriptions
 
-    async def _subscribe(self, session: Session, t: Transmission, command: ntf.SNew) -> Message:
+    async def _subscribe(self, session: Session, t: Transmission, command: ntf.SNew, peer: Peer) -> Message:
         token = await self._store.find_token(command.token_id)
         if not self._is_authorized(session, t, token) or token is None or token.status not in SUBSCRIBABLE:
             return ERR_AUTH
@@ -233,6 +233,8 @@ class Commands:
             return self._refuse_subscription("server_list", ERR_AUTH)
         assert isinstance(command.notifier_key, bytes)
         new = NewSubscription(os.urandom(ntf.ENTITY_ID_SIZE), command.server, command.notifier_id, command.notifier_key)
+        if not self._subscriber.knows(command.server):
+            self._admission.new_server(peer, token.ref, command.server)
         added = await self._store.subscribe(token.ref, new, self._limits)
         if added is None:
             return ERR_AUTH

@@ -72,7 +72,9 @@ class Providers:
     ) -> None:
         self._settings = config.settings
         self._any_key = jose.generate_key()
-        self._engines = [HttpEngine(streams=self._streams(Provider.APNS, Provider.FCM))]
+        name_servers = config.name_servers
+        engine = HttpEngine(streams=self._streams(Provider.APNS, Provider.FCM), resolver=Resolver(name_servers))
+        self._engines = [engine]
         opened: list[Opened] = [_OpenNull()]
         self._apns: OpenApns | None = None
         self._fcm: OpenFcm | None = None
@@ -84,7 +86,7 @@ class Providers:
             self._fcm = OpenFcm(of_fcm, self._engines[0], clock)
             opened.append(self._fcm)
         if (of_web_push := web_push_settings(config)) is not None:
-            names = Resolver(own=of_web_push.own_host)
+            names = Resolver(name_servers, own=of_web_push.own_host)
             self._engines.append(HttpEngine(streams=self._streams(Provider.WEB_PUSH), resolver=names))
             self._web_push = OpenWebPush(of_web_push, self._engines[1], clock)
             opened.append(self._web_push)

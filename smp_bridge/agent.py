@@ -5,6 +5,7 @@ connected (see `queue_session`). Where a server takes services, one NSUBS subscr
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Sequence
@@ -15,22 +16,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.backoff import Backoff
+from smp_bridge.backoff import Patience
 from smp_bridge.client import Client, Event
 from smp_bridge.connecting import Connect, connect
 from smp_bridge.failure import TABLE, ConnectFailure, Happened, Remedy, Ruling, connecting
 from smp_bridge.handshake import HandshakeError, ServiceCredentials
-from smp_bridge.places import Places
+from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig, QueueSession, Share
 from smp_bridge.service import ServiceLife
 from smp_bridge.subscriptions import Ref, S, Subscriptions
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import BlockConnection, Scratch
+from smp_bridge.turns import ServerTurn, Turns
 
 log = logging.getLogger(__name__)
 
 CLOSE_GRACE: Final = 5.0
+_NOT_FOR_LONG: Final = 60.0  # seconds after which a server is tried once more if a subscription on it was added
+_NOT_THEIRS: Final = frozenset([ConnectFailure.PROXY, ConnectFailure.CROWDED, ConnectFailure.NOT_ALLOWED])
 
 
 class Agent(Generic[S]):
@@ -47,7 +51,7 @@ class Agent(Generic[S]):
         """Connect to a server, unless that is done or under way, and subscribe what its pages give."""
         worker = self._servers.get(server)
         if worker is not None and not worker.task.done():
-            worker.asked = True  # it may be learning just now that nothing was wanted
+            worker.ask()
             return
         worker = _Server(self._shared, server)
         self._servers[server] = worker
@@ -76,6 +80,14 @@ class Agent(Generic[S]):
         worker = self._servers.get(server)
         return worker is not None and worker.session is not None
 
+    def knows(self, server: ServerAddress) -> bool:
+        """Whether the server is connected or being connected to."""
+        return server in self._servers
+
+    def connecting(self, *, proven: bool) -> int:
+        """How many connects to servers that are proven, or not, are under way or wait for their turn."""
+        return self._shared.turns.waiting(proven=proven)
+
     @property
     def servers(self) -> int:
         """How many servers are connected or being connected to."""
@@ -96,6 +108,7 @@ class Agent(Generic[S]):
                 task.cancel()
             if late:
                 await asyncio.wait(late)
+        self._shared.turns.close()
         untaken = sum(w.untaken for w in workers)
         if untaken:
             log.error("%d blocks that SMP servers had sent were not taken before the end", untaken)
@@ -109,7 +122,7 @@ class _Shared(Generic[S]):
         self.connect = by
         self.owner = owner
         self.config = config
-        self.places = Places(config.connecting, config.slow_connect, config.slow)
+        self.turns = Turns(config.turns, owner.connect_wait, config.name_servers)
         self.sessions = Share(config)
         self.scratch = Scratch()
         self.context = client_context("smp")
@@ -130,9 +143,17 @@ class _Server(Generic[S]):
         self._ending = False
         self._released = False
         self._service = ServiceLife(self._config.without_service, self._config.ended_backoff)
+        self._standing = Standing()
+        self._patience = Patience(self._config.patience, self._config.rng)
         self._failing: ConnectFailure | None = None  # what the last connect came to
+        self._woken = asyncio.Event()
         self._shown: tuple[tuple[bytes, ...], ssl.SSLContext] | None = None  # TLS with this chain of the service
         self.task = asyncio.create_task(self._run(), name="smp agent")
+
+    def ask(self) -> None:
+        """Something more is wanted."""
+        self.asked = True  # it may be learning just now that nothing was wanted
+        self._woken.set()
 
     def add(self, refs: Sequence[Ref]) -> None:
         """Subscribe in the current session, if there is one."""
@@ -154,35 +175,72 @@ class _Server(Generic[S]):
             self.session.end()
 
     async def _run(self) -> None:
-        config = self._config
-        backoff = Backoff(config.min_backoff, config.max_backoff, config.rng)
         while True:
             try:
                 if not await self._is_wanted():
                     return
-                if await self._connect_and_stay():
-                    backoff.reset()
+                if not await self._connect_and_stay():
+                    self._released = await self._judge()
                 if self._ending or (self._released and not await self._is_wanted()):
                     return
             except Exception:
                 log.log(TABLE[Happened.OWNER_FAILED].level, "a session with an SMP server failed", exc_info=True)
                 if self._ending:
                     return
-            await asyncio.sleep(backoff.delay())
+            await self._pause()
 
     async def _is_wanted(self) -> bool:
         self.asked = self._released = False
-        return await self._owner.wanted(self.address) or self.asked
+        self._woken.clear()
+        standing = await self._owner.standing(self.address)
+        self._standing = standing or Standing()
+        return standing is not None or self.asked
+
+    async def _judge(self) -> bool:
+        """What follows if it failed too often; whether it is given up."""
+        proven, tried_for = bool(self._standing.prefixes), self._standing.tried_for
+        if self._patience.is_lost(proven=proven):
+            log.info("SMP server %s cannot be connected to any more; it is tried less often", self.address.hosts[0])
+            await self._owner.standing_lost(self.address)
+        elif self._patience.gives_up(proven=proven, tried_for=tried_for):
+            log.info("SMP server %s could not be connected to for days; it is given up", self.address.hosts[0])
+            await self._owner.given_up(self.address)
+            return True
+        return False
+
+    async def _pause(self) -> None:
+        """Until the next try; not for long if something more is wanted."""
+        loop = asyncio.get_running_loop()
+        began, standing = loop.time(), self._standing
+        impostor = self._failing is ConnectFailure.IDENTITY
+        proven = bool(standing.prefixes)
+        delay = self._patience.delay(proven=proven, tried_for=standing.tried_for, impostor=impostor)
+        if delay > _NOT_FOR_LONG:
+            await asyncio.sleep(_NOT_FOR_LONG)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(began + delay):
+                    await self._woken.wait()
+        else:
+            await asyncio.sleep(delay)
 
     async def _connect_and_stay(self) -> bool:
         """One session, to its end; False if there was none."""
         connected = await self._connect()
         if connected is None:
             return False
-        connection, agreed = connected
+        connection, agreed, prefix = connected
         self._failing = None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with self._shared.turns.session(prefix):
+            await self._session(connection, agreed, prefix)
+        self._patience.lasted(loop.time() - began)
+        return True
+
+    async def _session(self, connection: BlockConnection, agreed: Session, prefix: str) -> None:
+        service_id = agreed.service.service_id if agreed.service else None
         try:
-            handle = await self._owner.connected(self.address, agreed.service.service_id if agreed.service else None)
+            handle = await self._owner.connected(self.address, service_id, prefix)
         except BaseException:
             connection.abort()
             raise
@@ -197,7 +255,6 @@ class _Server(Generic[S]):
         remedy = await self._stay(self.session, handle, client)
         if self._service.end_session(remedy) is Remedy.WITHOUT_SERVICE:
             self._without_service("its subscriptions", TABLE[Happened.NSUBS_REFUSED])
-        return True
 
     async def _stay(self, session: QueueSession[S], handle: S, client: Client) -> Remedy:
         """Subscribe; when that is over, in whatever way, hand over what was received; then it is the session's end."""
@@ -222,19 +279,22 @@ class _Server(Generic[S]):
                 await client.close()
         return session.remedy
 
-    async def _connect(self) -> tuple[BlockConnection, Session] | None:
+    async def _connect(self) -> tuple[BlockConnection, Session, str] | None:
+        """And where it leads; None if it failed, which was told."""
         while True:
+            turn = ServerTurn(self._shared.turns, self.address, self._standing)
             try:
-                async with self._shared.places.place():
-                    service, context = await self._credentials()
-                    return await self._shared.connect(
-                        self.address,
-                        context=context,
-                        service=service,
-                        network=self._config.network,
-                        scratch=self._shared.scratch,
-                        clock=self._config.clock,
-                    )
+                service, context = await self._credentials()
+                connection, agreed = await self._shared.connect(
+                    self.address,
+                    context=context,
+                    service=service,
+                    network=self._config.network,
+                    scratch=self._shared.scratch,
+                    clock=self._config.clock,
+                    turn=turn,
+                )
+                return connection, agreed, turn.prefix
             except (OSError, HandshakeError) as e:
                 ruling = TABLE[connecting(e)]
                 if ruling.remedy is not Remedy.WITHOUT_SERVICE:
@@ -264,6 +324,9 @@ class _Server(Generic[S]):
         assert failure is not None
         level = logging.DEBUG if failure is self._failing else ruling.level  # strangers choose servers: once is enough
         self._failing = failure
+        # Without a single session it is rather our own network.
+        counts = failure not in _NOT_THEIRS and self._shared.turns.sessions > 0
+        self._patience.failed(counts=counts)
         host, text = self.address.hosts[0], str(e) or type(e).__name__
         log.log(level, "SMP server %s: cannot connect (%s): %s", host, failure, text)
         self._owner.connect_failed(self.address, failure)

@@ -5,7 +5,8 @@ import datetime
 import ssl
 import time
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -19,10 +20,44 @@ from smp_bridge.handshake import (
     Versions,
 )
 from smp_bridge.identity import IdentityError, verify_chain
-from smp_bridge.network import Network, open_socket
+from smp_bridge.network import Network, Route, find_route, open_socket, prefix_reached
 from smp_bridge.tls import SslTls, client_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import BlockConnection, Scratch
+
+MAX_HOSTS: Final = 3  # of an address, that are tried: a stranger may have put dozens into it
+
+
+class Turn(Protocol):
+    """Lets one that connects wait until it may, and is told how far it gets."""
+
+    async def route(self, host: str, port: int, network: Network) -> Route:
+        """What `find_route` gives, and raises; TimeoutError too."""
+        ...
+
+    def connecting(self, route: Route) -> AbstractAsyncContextManager[None]:
+        """While it connects. Raises OSError if it may not, TimeoutError if it took too long."""
+        ...
+
+    def reached(self, prefix: str) -> None:
+        """It did connect, and that is where (`network.prefix`)."""
+        ...
+
+
+class AtOnce:
+    """The turn of those that need not wait."""
+
+    async def route(self, host: str, port: int, network: Network) -> Route:
+        """See `Turn`."""
+        async with asyncio.timeout(network.connect_timeout):
+            return await find_route(host, port, network)
+
+    def connecting(self, route: Route) -> AbstractAsyncContextManager[None]:
+        """See `Turn`."""
+        return nullcontext()
+
+    def reached(self, prefix: str) -> None:
+        """See `Turn`."""
 
 
 class Connect(Protocol):
@@ -38,6 +73,7 @@ class Connect(Protocol):
         network: Network | None = None,
         scratch: Scratch | None = None,
         clock: Callable[[], float] = time.time,
+        turn: Turn | None = None,
     ) -> tuple[BlockConnection, Session]:
         """See `connect`."""
         ...
@@ -52,8 +88,9 @@ async def connect(
     network: Network | None = None,
     scratch: Scratch | None = None,
     clock: Callable[[], float] = time.time,
+    turn: Turn | None = None,
 ) -> tuple[BlockConnection, Session]:
-    """Connect to the first of a server's hosts that answers, check its identity, shake hands.
+    """Connect to the first of a server's hosts that answers, of the first three, check its identity, shake hands.
 
     `network` None: directly, to any host. `service` needs a `context` with the same certificates. `clock`: Unix
     seconds, by which certificates are valid.
@@ -62,12 +99,16 @@ async def connect(
     """
     network = network or Network(allow_private=True)
     context = context or client_context(address.scheme)
+    turn = turn or AtOnce()
     failed: Exception | None = None
-    for host in network.hosts(address):
+    for host in network.hosts(address)[:MAX_HOSTS]:
         try:
-            async with asyncio.timeout(network.connect_timeout):
-                connection = await _open_connection(address, host, context, network, scratch)
-                return connection, await shake_hands(connection, address, versions, service, clock())
+            route = await turn.route(host, address.port_number, network)
+            async with turn.connecting(route), asyncio.timeout(network.connect_timeout):
+                connection, prefix = await _open_connection(address, route, context, network, scratch)
+                session = await shake_hands(connection, address, versions, service, clock())
+            turn.reached(prefix)
+            return connection, session
         except (IdentityMismatchError, ServiceRefusedError):
             raise
         except (OSError, HandshakeError) as e:
@@ -76,9 +117,11 @@ async def connect(
 
 
 async def _open_connection(
-    address: ServerAddress, host: str, context: ssl.SSLContext, network: Network, scratch: Scratch | None
-) -> BlockConnection:
-    sock = await open_socket(host, address.port_number, network, str(address))
+    address: ServerAddress, route: Route, context: ssl.SSLContext, network: Network, scratch: Scratch | None
+) -> tuple[BlockConnection, str]:
+    """And where it leads."""
+    sock = await open_socket(route, str(address), network.connect_timeout)
+    prefix = prefix_reached(route, sock)
     connection = BlockConnection(
         address.scheme, SslTls(context), handshake_timeout=network.connect_timeout, scratch=scratch
     )
@@ -88,7 +131,7 @@ async def _open_connection(
         connection.abort()  # its timer runs from the first moment on
         sock.close()
         raise
-    return connection
+    return connection, prefix
 
 
 async def shake_hands(

@@ -29,6 +29,7 @@ class ConnectFailure(StrEnum):
     TLS = "tls"
     IDENTITY = "identity"  # someone may be impersonating it, or its address is wrong
     HANDSHAKE = "handshake"
+    CROWDED = "crowded"  # there are as many sessions at its address prefix as may be
 
 
 class NsubAnswer(StrEnum):
@@ -60,6 +61,7 @@ class Wait(Enum):
 
     NONE = auto()
     SERVER = auto()  # backoff between connects to one server
+    IDENTITY = auto()  # the same, and longer: what is wrong there is seldom mended soon
     SESSION = auto()  # backoff between tries in one session
     SERVICE = auto()  # `AgentConfig.without_service`, in which the server is used as by anybody
     TAKEN_OVER = auto()  # `AgentConfig.ended_backoff`, twice as long each time in a row
@@ -82,6 +84,7 @@ class Happened(Enum):
     # Connecting.
     NO_SUCH_HOST = auto()
     HOST_NOT_ALLOWED = auto()
+    PLACE_CROWDED = auto()
     PROXY_FAILED = auto()
     TCP_FAILED = auto()
     TOOK_TOO_LONG = auto()
@@ -131,11 +134,13 @@ _WITHOUT_SERVICE: Final = Ruling(Remedy.WITHOUT_SERVICE, Wait.SERVICE, logging.W
 TABLE: Final[Mapping[Happened, Ruling]] = {
     Happened.NO_SUCH_HOST: _connect(ConnectFailure.RESOLVE),
     Happened.HOST_NOT_ALLOWED: _connect(ConnectFailure.NOT_ALLOWED),
+    Happened.PLACE_CROWDED: _connect(ConnectFailure.CROWDED),
     Happened.PROXY_FAILED: _connect(ConnectFailure.PROXY),
     Happened.TCP_FAILED: _connect(ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: _connect(ConnectFailure.TIMEOUT),
     Happened.TLS_FAILED: _connect(ConnectFailure.TLS),
-    Happened.IMPOSTOR: _connect(ConnectFailure.IDENTITY),  # the owner knows whether it is one, or an address is wrong
+    # The owner knows whether it is an impostor, or an address is wrong.
+    Happened.IMPOSTOR: Ruling(Remedy.AGAIN, Wait.IDENTITY, logging.INFO, failure=ConnectFailure.IDENTITY),
     Happened.HANDSHAKE_FAILED: _connect(ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: _WITHOUT_SERVICE,
     Happened.SERVICE_UNREADY: _connect(ConnectFailure.HANDSHAKE),

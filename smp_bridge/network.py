@@ -6,13 +6,14 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
 from smp_bridge.address import ServerAddress
 from smp_bridge.failure import ConnectError, Happened
+from smp_bridge.names import Names
 from smp_bridge.socks import SocksProxy
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -199,23 +200,133 @@ class Network:
                 raise HostNotAllowedError("the host is on a denied network")
 
 
+# --- routes
+
+
+def prefix(address: str) -> str:
+    """What of an IP address tells whose it is: of IPv4 the /24, of IPv6 the /48. IPv4 inside IPv6 as `is_public_ip`."""
+    return _network(address, 24, 48)
+
+
+def _network(address: str, v4: int, v6: int) -> str:
+    ip = _unwrap(ipaddress.ip_address(address.partition("%")[0]))
+    return str(ipaddress.ip_network((ip, v4 if ip.version == 4 else v6), strict=False))
+
+
+def _prefix_behind_proxy(host: str) -> str:
+    """The same of a host whose address the proxy alone knows: a name's domain; onions cost nothing, and share one."""
+    with contextlib.suppress(ValueError):
+        return prefix(host)
+    labels = host.lower().rstrip(".").split(".")
+    return "onion" if is_onion(host) else ".".join(labels[-2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a host is reached: by its `addresses`, or through a `proxy`.
+
+    `prefixes`: where that is (`prefix`); `destinations`: whom it concerns if it is tried too often, a machine or a /64.
+    """
+
+    host: str
+    port: int
+    addresses: tuple[AddrInfoType, ...] = field(default=(), repr=False)
+    proxy: SocksProxy | None = None
+    prefixes: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+
+
+async def find_route(host: str, port: int, network: Network, names: Names | None = None) -> Route:
+    """How to reach a host. `names` None: the C library is asked, in a thread.
+
+    Raises HostNotAllowedError, ResolveError, NoHostError.
+    """
+    if (proxy := network.proxy(host)) is not None:
+        _check_behind_proxy(host, network)
+        return Route(host, port, (), proxy, (_prefix_behind_proxy(host),), (host,))
+    chosen, count = [], Counter[int]()
+    for info in await resolve(host, port, network, names):
+        count[info[0]] += 1
+        if count[info[0]] <= _MAX_PER_FAMILY:
+            chosen.append(info)
+    ips = [str(info[4][0]) for info in chosen]
+    prefixes, destinations = dict.fromkeys(map(prefix, ips)), dict.fromkeys(_network(ip, 32, 64) for ip in ips)
+    return Route(host, port, tuple(chosen), None, tuple(prefixes), tuple(destinations))
+
+
+async def resolve(host: str, port: int, network: Network, names: Names | None = None) -> list[AddrInfoType]:
+    """Where a host may be connected to, in the resolver's order, as `socket.getaddrinfo` gives it.
+
+    Raises HostNotAllowedError if the network keeps away from any of its addresses, ResolveError if there is none.
+    """
+    try:
+        found = await (_look_up(host, port) if names is None else _addresses(host, port, names))
+    except UnicodeError as e:  # an empty or too long label
+        raise ResolveError("the host is not a name") from e
+    except socket.gaierror as e:
+        raise ResolveError(e.errno, e.strerror) from e
+    if not found:
+        raise ResolveError("the host has no address")
+    network.check(str(info[4][0]) for info in found)
+    return found
+
+
+async def _look_up(host: str, port: int) -> list[AddrInfoType]:
+    loop = asyncio.get_running_loop()
+    return list(dict.fromkeys(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+
+
+async def _addresses(host: str, port: int, names: Names) -> list[AddrInfoType]:
+    try:
+        ips = list(dict.fromkeys(await names.look_up(host)))
+    except (OSError, ValueError) as e:
+        raise ResolveError(str(e) or "no answer about the host's name") from e
+    stream, tcp = socket.SOCK_STREAM, socket.IPPROTO_TCP
+    return [
+        (socket.AF_INET6, stream, tcp, "", (ip, port, 0, 0))
+        if ":" in ip
+        else (socket.AF_INET, stream, tcp, "", (ip, port))
+        for ip in ips
+    ]
+
+
+def _check_behind_proxy(host: str, network: Network) -> None:
+    """Raises HostNotAllowedError, ResolveError."""
+    if not network.allow_private and not is_public_host(host):
+        raise HostNotAllowedError("the host is not on the public internet")
+    with contextlib.suppress(ValueError):
+        network.check([str(ipaddress.ip_address(host))])
+    try:
+        if not host.isascii() or len(host.encode("idna")) > 255:
+            raise ResolveError("the host is not a name")
+    except UnicodeError as e:
+        raise ResolveError("the host is not a name") from e
+
+
 # --- connecting
 
 
-async def open_socket(host: str, port: int, network: Network, isolation: str) -> socket.socket:
+async def open_socket(route: Route, isolation: str, timeout: float) -> socket.socket:
     """A connected, non-blocking socket; through a proxy, only those of the same `isolation` share a circuit.
 
-    Raises HostNotAllowedError, ResolveError, NoHostError, ProxyError, TimeoutError, and OSError if TCP fails.
+    `timeout`: seconds that the proxy may take. Raises ProxyError, TimeoutError, and OSError if TCP fails.
     """
-    proxy = network.proxy(host)
-    if proxy is None:
-        sock = await _open_directly(host, port, network)
-    else:
-        sock = await _open_through(proxy, host, port, network, isolation)
+    if route.proxy is not None:
+        sock = await _open_through(route.proxy, route, isolation, timeout)
+    else:  # what was checked: names are not resolved a second time
+        sock = await start_connection(route.addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY)
     keep_alive(sock)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
     return sock
+
+
+def prefix_reached(route: Route, sock: socket.socket) -> str:
+    """That one of the route's prefixes to which the socket leads."""
+    if route.proxy is None:
+        with contextlib.suppress(OSError):  # already disconnected, which the next read will say
+            return prefix(str(sock.getpeername()[0]))
+    return route.prefixes[0]
 
 
 def keep_alive(sock: socket.socket) -> None:
@@ -230,47 +341,8 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-async def resolve(host: str, port: int, network: Network) -> list[AddrInfoType]:
-    """Where a host may be connected to, in the resolver's order, as `socket.getaddrinfo` gives it.
-
-    Raises HostNotAllowedError if the network keeps away from any of its addresses, ResolveError if there is none.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        found: list[AddrInfoType] = list(dict.fromkeys(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-    except UnicodeError as e:  # an empty or too long label
-        raise ResolveError("the host is not a name") from e
-    except socket.gaierror as e:
-        raise ResolveError(e.errno, e.strerror) from e
-    if not found:
-        raise ResolveError("the host has no address")
-    network.check(str(info[4][0]) for info in found)
-    return found
-
-
-async def _open_directly(host: str, port: int, network: Network) -> socket.socket:
-    """Connect to what was checked: names are not resolved a second time."""
-    found = await resolve(host, port, network)
-    chosen, count = [], Counter[int]()
-    for info in found:
-        count[info[0]] += 1
-        if count[info[0]] <= _MAX_PER_FAMILY:
-            chosen.append(info)
-    return await start_connection(chosen, happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY)
-
-
-async def _open_through(proxy: SocksProxy, host: str, port: int, network: Network, isolation: str) -> socket.socket:
+async def _open_through(proxy: SocksProxy, route: Route, isolation: str, timeout: float) -> socket.socket:
     """Connect by SOCKS5; the proxy resolves names, so that nobody else learns them."""
-    if not network.allow_private and not is_public_host(host):
-        raise HostNotAllowedError("the host is not on the public internet")
-    with contextlib.suppress(ValueError):
-        network.check([str(ipaddress.ip_address(host))])
-    try:
-        if not host.isascii() or len(host.encode("idna")) > 255:
-            raise ResolveError("the host is not a name")
-    except UnicodeError as e:
-        raise ResolveError("the host is not a name") from e
-
     # Here, because few need them and they take memory.
     import python_socks  # noqa: PLC0415
     from python_socks.async_.asyncio import Proxy  # noqa: PLC0415
@@ -278,7 +350,7 @@ async def _open_through(proxy: SocksProxy, host: str, port: int, network: Networ
     user, password = proxy.credentials(isolation) or (None, None)
     client = Proxy(python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, user, password, rdns=True)
     try:
-        return await client.connect(host, port, timeout=network.connect_timeout)
+        return await client.connect(route.host, route.port, timeout=timeout)
     except python_socks.ProxyConnectionError as e:
         raise ProxyError(f"the SOCKS proxy cannot be reached: {e.strerror}") from e
     except python_socks.ProxyError as e:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import crypto, failure, smp
 from smp_bridge.address import ServerAddress
-from smp_bridge.backoff import Backoff, Rng
+from smp_bridge.backoff import Backoff, PatienceConfig, Rng
 from smp_bridge.client import Batch, Client, Request, ServerError, UnexpectedAnswerError
 from smp_bridge.encoding import ParseError
 from smp_bridge.failure import TABLE, Happened, NsubAnswer, Remedy, Ruling, Wait
@@ -22,6 +22,7 @@ from smp_bridge.network import Network
 from smp_bridge.subscriptions import NsubRequest, NsubResult, Ref, S, Subscriptions
 from smp_bridge.transmission import Message, Service
 from smp_bridge.transport import ConnectionClosedError
+from smp_bridge.turns import TurnsConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ _MAX_AGAIN: Final = 4 * PAGE  # so many may wait for another try before the next
 class AgentConfig:
     """Times in seconds.
 
-    `window`: blocks of NSUBs without an answer on one server; `in_flight`: on all servers, as far as each may have
-    one; `connecting`: simultaneous connects, where those that take longer than `slow_connect` count among `slow`;
+    `min_backoff`, `max_backoff`: between tries in one session; `patience`: between connects; `turns`: how many at once;
+    `window`: blocks of NSUBs without an answer on one server; `in_flight`: on all servers, as far as each may have one;
     `service_timeout`: for NSUBS, which a server that counts very many queues answers after minutes; `without_service`:
     how long a server that refuses the service is not asked again; `ended_backoff`: before a
     service subscription that another session took over is taken back, longer each time. `rng` jitters the delays;
@@ -44,18 +45,18 @@ class AgentConfig:
 
     min_backoff: float = 1.0
     max_backoff: float = 10.0
+    patience: PatienceConfig = field(default_factory=PatienceConfig)
+    turns: TurnsConfig = field(default_factory=TurnsConfig)
     request_timeout: float = 30.0
     service_timeout: float = 600.0
     ping_interval: float = 30.0
     ping_timeout: float = 15.0
     window: int = 8
     in_flight: int = 256
-    connecting: int = 4
-    slow_connect: float = 0.02
-    slow: int = 1024
     without_service: float = 3600.0
     ended_backoff: float = 60.0
     network: Network = field(default_factory=Network)
+    name_servers: tuple[str, ...] = ()
     rng: Rng = random.random
     clock: Callable[[], float] = time.time
 

@@ -8,6 +8,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.client import Event
 from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials
+from smp_bridge.places import Standing
 from smp_bridge.transmission import AuthKey
 
 Ref = Any  # the owner's name for a subscription; opaque to the agent, which only hands it back
@@ -54,19 +55,34 @@ class Subscriptions(Protocol[S]):
     subscribed is asked for anew in the next one. It may be cancelled when the agent is closed (see `Agent.close`).
     """
 
-    async def wanted(self, server: ServerAddress) -> bool:
-        """Whether the server has any subscription that should be active, and may be connected to."""
+    async def standing(self, server: ServerAddress) -> Standing | None:
+        """What is known of the server; None: it has no subscription that should be active, or may not be connected to.
+
+        Its prefixes are to be those at which a session of it was `connected` that confirmed a subscription.
+        """
+        ...
+
+    def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
+        """Seconds until a connect to the server, which leads to these machines, may begin. It is spent."""
+        ...
+
+    async def standing_lost(self, server: ServerAddress) -> None:
+        """The server could not be connected to for many times in a row: what it had proved holds no more."""
+        ...
+
+    async def given_up(self, server: ServerAddress) -> None:
+        """The server is not tried any more: nothing on it is wanted from now on."""
         ...
 
     async def service(self, server: ServerAddress) -> Credentials | None:
         """The certificate to be a service with on this server, if the owner wants to be one."""
         ...
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> S:
+    async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> S:
         """A new session begins, in which no subscription is active yet; the owner's handle for it.
 
-        `service_id`: what the server calls our service in it; None: it is none of a service. If this raises, there
-        is no session, and no `disconnected` either.
+        `prefix`: where it leads (`network.prefix`); `service_id`: what the server calls our service in it; None: it is
+        none of a service. If this raises, there is no session, and no `disconnected` either.
         """
         ...
 

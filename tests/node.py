@@ -34,6 +34,7 @@ from ntf_server.store.records import (
 from ntf_server.store.sealing import MasterKey
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
+from smp_bridge.backoff import PatienceConfig
 from smp_bridge.client import Client
 from smp_bridge.handshake import ServiceCredentials
 from smp_bridge.identity import Credentials, load_certificates
@@ -50,6 +51,7 @@ _BEGAN = since_boot()
 FAST = AgentConfig(
     min_backoff=0.01,
     max_backoff=0.05,
+    patience=PatienceConfig(0.01, 0.05, high_new=0.05, low_identity=0.01, high_identity=0.05, steady=0.0),
     request_timeout=0.3,
     service_timeout=0.3,
     ended_backoff=0.5,

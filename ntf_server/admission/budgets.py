@@ -47,6 +47,11 @@ class Budgets(msgspec.Struct, frozen=True):
     registrations_per_address: Rate
     replacements: Rate
     replacements_per_address: Rate
+    new_servers_per_token: Rate
+    new_servers_per_address: Rate
+    connects: Rate
+    connects_per_destination: Rate
+    log_lines: Rate
 
 
 class Buckets:
@@ -65,15 +70,17 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._paid)
 
-    def spend(self, key: Hashable, n: int, rate: Rate, now: float, share: int = 1) -> float:
-        """Spend `n`, whatever is there: how long to wait before they are used, MAX_DELAY at most.
+    def spend(
+        self, key: Hashable, n: int, rate: Rate, now: float, share: int = 1, *, longest: float = MAX_DELAY
+    ) -> float:
+        """Spend `n`, whatever is there: how long to wait before they are used, `longest` at most.
 
         A debt does not grow beyond that delay: who comes later does not pay for what others did long ago.
         """
         paid, ahead = self._look(key, n, rate, now, share)
         wait = paid - ahead - now
-        if wait > MAX_DELAY:
-            paid, wait = now + ahead + MAX_DELAY, MAX_DELAY
+        if wait > longest:
+            paid, wait = now + ahead + longest, longest
         self._keep(key, paid)
         return max(0.0, wait)
 

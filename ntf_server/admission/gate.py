@@ -20,16 +20,20 @@ from ntf_server.admission.verifications import SPACING, Turn, Verifications
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
 from ntf_server.store.records import Ref, Token
 from smp_bridge import ntf
+from smp_bridge.address import ServerAddress
 from smp_bridge.transmission import Message
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 MAX_REPLACEMENTS: Final = 2  # of a token that is not verified
 _CASED: Final = (ntf.Provider.FCM, ntf.Provider.WEB_PUSH)
 _REPEAT_LOG: Final = 60.0  # seconds
 _ALL: Final = b""
+_RATES: Final = ("commands", "registrations", "replacements", "new_servers", "connects")
+_LONGEST: Final = 3600.0  # seconds that a connect may have to wait: nobody waits for it
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -40,7 +44,7 @@ class Asked(msgspec.Struct, frozen=True):
     turn: Turn | None = None
 
 
-def _remember(kept: OrderedDict[Ref, V], key: Ref, value: V) -> None:
+def _remember(kept: OrderedDict[K, V], key: K, value: V) -> None:
     """The newest MAX_KEYS of them."""
     kept[key] = value
     kept.move_to_end(key)
@@ -61,11 +65,12 @@ class Admission:
         self._metrics = metrics or Metrics()
         self._clock = clock
         self._connections = Connections(self._on_closed)
-        self._spent = {what: Buckets() for what in ("commands", "registrations", "replacements")}
+        self._spent = {what: Buckets() for what in _RATES}
         self._rates: dict[str, tuple[Rate, Rate | None]] = {}  # by address, and in all
         self._verifications = Verifications()
         self._own: OrderedDict[Ref, float] = OrderedDict()  # when an ACTIVE token may have its code pushed again
         self._replaced: OrderedDict[Ref, int] = OrderedDict()  # times since a token was verified
+        self._held: OrderedDict[Hashable, float] = OrderedDict()  # new servers: not to be connected to before
         self._salt = os.urandom(16)
         self._said_at: float | None = None
         self._metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: self._connections.sessions)
@@ -122,6 +127,36 @@ class Admission:
         waits = [self._spend_own(peer, len(commands), budgets.commands_per_session, now)]
         waits += [self._spend(what, peer, n, now) for what, n in numbers.items() if n]
         return max(waits)
+
+    # --- SMP servers
+
+    def new_server(self, peer: Peer, token: Ref, server: ServerAddress) -> None:
+        """It is to be subscribed on a server that nobody has subscriptions on: a connect that may have to wait."""
+        budgets = self._budgets
+        if budgets is None:
+            return
+        now, spent, by_token = self._clock(), self._spent["new_servers"], budgets.new_servers_per_token
+        wait = self._counted(spent.spend(("token", token), 1, by_token, now, longest=_LONGEST), "new_servers_per_token")
+        for key in peer.keys:
+            rate = budgets.new_servers_per_address
+            by_address = spent.spend(key, 1, rate, now, share(key), longest=_LONGEST)
+            wait = max(wait, self._counted(by_address, "new_servers_per_address"))
+        if wait:
+            _remember(self._held, server, now + wait)
+
+    def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
+        """See `Subscriptions.connect_wait`. What is spent for servers that nobody knows costs no proven one there."""
+        budgets, now = self._budgets, self._clock()
+        held = max(0.0, self._held.pop(server, now) - now)
+        if budgets is None:
+            return held
+        spent, rate = self._spent["connects"], budgets.connects_per_destination
+        waits = [spent.spend((d, proven), 1, rate, now, longest=_LONGEST) for d in destinations]
+        wait = self._counted(max(waits, default=0.0), "connects_per_destination")
+        if not proven:
+            in_all = spent.spend(_ALL, 1, budgets.connects, now, longest=_LONGEST)
+            wait = max(wait, self._counted(in_all, "connects"))
+        return max(held, wait)
 
     # --- codes
 

@@ -7,7 +7,6 @@ from ntf_server import app
 from ntf_server.cli import arguments as common
 from ntf_server.config import files as config
 from ntf_server.memory import keep_private
-from ntf_server.observe.logs import set_up_logging
 from ntf_server.push.jose import b64, public_point
 
 
@@ -20,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Until SIGTERM or SIGINT."""
     keep_private()
     loaded = config.load(common.directory(arguments))
-    set_up_logging(loaded.settings.log.level, loaded.settings.log.format)
+    app.set_up_log(loaded)
     asyncio.run(app.run(loaded, lambda relay: _ready(loaded, relay), arguments.signals))
     return 0
 

@@ -3,6 +3,7 @@
 `load` reads each of them once and gives one frozen object, which is all that the relay knows of them.
 """
 
+import ipaddress
 import os
 import re
 import shlex
@@ -44,7 +45,8 @@ REFERENCE_VAPID_KEY: Final = "vapid.privkey"  # where the reference's server kee
 MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
 _PREFIX: Final = "NTF_SERVER__"
 _LISTS: Final = (
-    "proxies", "shared", "old_key_files", "allow_hosts", "own_server_domains", "allow_servers", "deny_servers"
+    "proxies", "name_servers", "shared", "old_key_files", "allow_hosts", "own_server_domains", "allow_servers",
+    "deny_servers",
 )  # fmt: skip
 _REFERENCE: Final = "see docs/reference/configuration.md"
 
@@ -78,6 +80,7 @@ class Config:
     limits: Limits
     budgets: Budgets | None
     proxies: tuple[AddressNetwork, ...]
+    name_servers: tuple[str, ...]
     apns_key: ec.EllipticCurvePrivateKey | None = field(repr=False)
     client_certificate: ClientCertificate | None
     service_account: ServiceAccount | None
@@ -127,6 +130,7 @@ def assemble(
         limits=Limits(subscriber.max_subscriptions_per_token, subscriber.max_subscriptions_per_server),
         budgets=_budgets(directory, settings),
         proxies=_proxies(directory, settings),
+        name_servers=_name_servers(directory, settings),
         apns_key=_apns_key(directory, settings) if apns.key_file else None,
         client_certificate=_client_certificate(directory, settings),
         service_account=_service_account(directory, settings) if fcm.service_account_file else None,
@@ -299,6 +303,19 @@ def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:
     except ValueError as e:
         mend = "give IP addresses or networks"
         raise ConfigError(f"{directory / CONFIG_FILE}: [transport] proxies: {e}; {mend}") from e
+
+
+def _name_servers(directory: Path, settings: Settings) -> tuple[str, ...]:
+    """Of `[transport]`. Raises ConfigError."""
+    for text in settings.transport.name_servers:
+        m = re.fullmatch(r"\[(?P<v6>[^\]]*)\](:[0-9]{1,5})?|(?P<v4>[^:]*)(:[0-9]{1,5})?|(?P<plain>.*:.*:.*)", text)
+        try:
+            ipaddress.ip_address(m["v6"] or m["v4"] or m["plain"] or "" if m else "")
+        except ValueError:
+            mend = "give addresses of DNS servers: IP, IP:PORT or [IPV6]:PORT"
+            where = f"{directory / CONFIG_FILE}: [transport] name_servers"
+            raise ConfigError(f"{where}: {text!r} is no IP address; {mend}") from None
+    return settings.transport.name_servers
 
 
 def _smp_network(directory: Path, settings: Settings) -> Network:

@@ -31,13 +31,15 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 class Transport(_Section, frozen=True):
     """`host`: the name in the server's address; `bind`: the interface that is listened on.
 
-    `proxies`: addresses or networks of balancers, which say whose connection it is (PROXY protocol 2).
+    `proxies`: addresses or networks of balancers, which say whose connection it is (PROXY protocol 2);
+    `name_servers`: `IP` or `IP:PORT` of DNS servers for all names of SMP servers and push services; none: the system's.
     """
 
     host: str = ""
     port: _AnyPort = 443
     bind: str = ""
     proxies: tuple[str, ...] = ()
+    name_servers: tuple[str, ...] = ()
 
 
 class Store(_Section, frozen=True):
@@ -172,6 +174,11 @@ class Limits(_Section, frozen=True):
     registrations_per_address: _Rate = "300 + 5/s"
     replacements: _Rate = "2000 + 50/s"
     replacements_per_address: _Rate = "300 + 5/s"
+    new_servers_per_token: _Rate = "200 + 0.02/s"  # noqa: S105  a rate
+    new_servers_per_address: _Rate = "2000 + 1/s"
+    connects: _Rate = "500 + 20/s"
+    connects_per_destination: _Rate = "30 + 1/s"
+    log_lines: _Rate = "200 + 1/s"
 
 
 class InactiveClients(_Section, frozen=True):

@@ -8,8 +8,8 @@ from typing import Final
 _NAME: Final = "ntf-server"
 
 
-def set_up_logging(level: str, form: str) -> None:
-    """At the start, and again when the settings change. `form`: text or json."""
+def set_up_logging(level: str, form: str, keep: logging.Filter | None = None) -> None:
+    """At the start, and again when the settings change. `form`: text or json; `keep`: which lines are written."""
     root = logging.getLogger()
     handler = next((h for h in root.handlers if h.name == _NAME), None)
     if handler is None:
@@ -17,6 +17,7 @@ def set_up_logging(level: str, form: str) -> None:
         handler.name = _NAME
         root.addHandler(handler)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.filters = [keep] if keep else []
     handler.setFormatter(_JsonFormatter() if form == "json" else text)
     root.setLevel(level.upper())
 

@@ -66,6 +66,10 @@ class Counter(_Metric):
         "ntf_servers_forgotten_total",
         "SMP servers that were forgotten, as nothing was subscribed there any more.",
     )
+    SERVERS_DISPROVED = (
+        "ntf_smp_servers_disproved_total",
+        "SMP servers that could not be connected to for so long that they are tried less often.",
+    )
     CLOCK_STEPS = "ntf_clock_steps_total", "Times that the wall clock was set by more than a little."
 
 
@@ -128,7 +132,7 @@ class KindCounter(_Metric):
         "Failed attempts to connect to an SMP server; identity: someone may be impersonating it;"
         " wrong_address: another identity, of a server that never confirmed a subscription.",
         "kind",
-        ("resolve", "not_allowed", "tcp", "timeout", "tls", "identity", WRONG_ADDRESS, "handshake", "proxy"),
+        ("resolve", "not_allowed", "tcp", "timeout", "tls", "identity", WRONG_ADDRESS, "handshake", "proxy", "crowded"),
     )
     SUBSCRIPTIONS_REFUSED = (
         "ntf_subscriptions_refused_total",
@@ -138,9 +142,10 @@ class KindCounter(_Metric):
     )
     SUBSCRIPTIONS_ENDED = (
         "ntf_subscriptions_ended_total",
-        "Subscriptions that an SMP server ended: taken over by another client, or the queue was deleted.",
+        "Subscriptions that an SMP server ended: taken over by another client, or the queue was deleted;"
+        " given_up: the server could not be connected to for days.",
         "kind",
-        ("end", "deleted"),
+        ("end", "deleted", "given_up"),
     )
     AUDIT_DRIFT = (
         "ntf_audit_drift_total",
@@ -168,7 +173,7 @@ class KindCounter(_Metric):
     )
     LIMITS_DELAYED = (
         "ntf_limits_delayed_total",
-        "Times that a client's session had to wait, as a budget was used up.",
+        "Times that a client's session, a code or a connect had to wait, as a budget was used up.",
         "what",
         (
             "commands_per_session",
@@ -178,6 +183,10 @@ class KindCounter(_Metric):
             "replacements_per_address",
             "replacements",
             "verifications",
+            "new_servers_per_token",
+            "new_servers_per_address",
+            "connects_per_destination",
+            "connects",
         ),
     )
     LIMITS_REFUSED = (
@@ -210,6 +219,8 @@ class Gauge(_Metric):
     TOKENS_DUE = "ntf_tokens_due", "Device tokens that have something to be pushed and are not being pushed to."
     CLIENT_SESSIONS = "ntf_client_sessions", "Sessions of clients."
     CLIENT_HANDSHAKES = "ntf_client_handshakes", "Connections of clients whose handshake is not done yet."
+    SMP_CONNECTING = "ntf_smp_connecting", "Connects to known SMP servers that are under way, or wait for their turn."
+    SMP_CONNECTING_NEW = "ntf_smp_connecting_new", "The same of servers that never confirmed a subscription."
     START_TIME = "ntf_process_start_time_seconds", "When the server was started, in Unix seconds."
 
 

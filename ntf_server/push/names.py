@@ -1,27 +1,23 @@
 """Names of push hosts, resolved in the loop by c-ares: a name that nobody answers for holds up nobody else.
 
 libcurl would resolve in a few threads of its own, where dead names queue before living ones, and would not let go of
-them at the end. c-ares knows `/etc/hosts`, `localhost` and `/etc/resolv.conf`, but no other source of the C library's.
+them at the end.
 """
 
 import asyncio
-import contextlib
 import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from ntf_server.store.records import Record
+from smp_bridge.names import TIMEOUT, Names
 from smp_bridge.network import is_own_ip, is_public_ip
 
 T = TypeVar("T")
 
-if TYPE_CHECKING:
-    import pycares
-
-_TIMEOUT: Final = 5.0  # seconds of a lookup
 _FRESH: Final = 60.0  # seconds that an answer is used without asking again
 _MAX_NAMES: Final = 4096  # kept
 _AT_ONCE: Final = 256  # lookups of one kind, the operator's hosts or strangers'; others wait for their turn
@@ -46,16 +42,14 @@ Then = Callable[[Addresses], None]
 
 
 class Resolver:
-    """Used in one running loop. `servers`: `IP:PORT` of DNS servers, None for the system's; `own`: our own host, which
-    may be reached by an address that this machine does not have.
+    """Used in one running loop. `servers`, `timeout`: see `smp_bridge.names.Names`; `own`: our own host, which may
+    be reached by an address that this machine does not have.
     """
 
-    def __init__(self, servers: Sequence[str] | None = None, *, timeout: float = _TIMEOUT, own: str = "") -> None:
+    def __init__(self, servers: Sequence[str] = (), *, timeout: float = TIMEOUT, own: str = "") -> None:
         self._loop = asyncio.get_running_loop()
-        self._servers = servers
-        self._timeout = timeout
+        self._names = Names(servers, timeout=timeout)
         self._own = own.lower().rstrip(".") or None
-        self._channel: pycares.Channel | None = None
         self._known: OrderedDict[str, tuple[Addresses, float]] = OrderedDict()  # with when to ask again, monotonic
         self._waiting: dict[str, list[Then]] = {}
         self._turns = {kind: asyncio.Semaphore(_AT_ONCE) for kind in (False, True)}
@@ -94,8 +88,7 @@ class Resolver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._channel is not None:
-            self._channel.close()
+        self._names.close()
 
     def _start(self, host: str, *, strangers: bool) -> None:
         task = self._loop.create_task(self._ask(host, self._turns[strangers]), name="push name")
@@ -105,8 +98,8 @@ class Resolver:
     async def _ask(self, host: str, turns: asyncio.Semaphore) -> None:
         own = await self._own_addresses() if host != self._own else ()
         try:
-            async with turns, asyncio.timeout(self._timeout):
-                found = await self._look_up(host)
+            async with turns:
+                found = await self._names.look_up(host)
             addresses = Addresses.of(found, found if host == self._own else own)
         except (OSError, ValueError, TimeoutError):
             addresses = NOWHERE
@@ -134,25 +127,6 @@ class Resolver:
         if len(self._known) > _MAX_NAMES:
             self._known.popitem(last=False)
         return found
-
-    async def _look_up(self, host: str) -> list[str]:
-        """IP addresses of a name, in the order to try them in. Raises OSError, ValueError."""
-        import pycares  # noqa: PLC0415  half a MiB: not before there is a name
-
-        answer: asyncio.Future[list[str]] = self._loop.create_future()
-
-        def answered(result: Any, error: int | None) -> None:  # in a thread of c-ares
-            found = [] if error else [node.addr[0].decode() for node in result.nodes]
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(_give, answer, found)
-
-        if self._channel is None:
-            self._channel = pycares.Channel(timeout=self._timeout / 3, tries=2, servers=self._servers)
-        try:
-            self._channel.getaddrinfo(host, None, type=1, callback=answered)
-        except (pycares.AresError, UnicodeError) as e:
-            raise ValueError("not a host name") from e
-        return await answer
 
 
 def _give(answer: asyncio.Future[T], found: T) -> None:

@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
-from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, KindCounter, Metrics, ServerGauge
+from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, Gauge, KindCounter, Metrics, ServerGauge
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
@@ -40,8 +41,10 @@ from smp_bridge.connecting import Connect, connect
 from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials, load_certificates
 from smp_bridge.ntf import Sub, SubscriptionStatus
+from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.subscriptions import NsubRequest, NsubResult
+from smp_bridge.turns import Admit
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ _STATUS: Final = {
 _SUBSCRIBED: Final = frozenset([NsubAnswer.SUBSCRIBED, NsubAnswer.ASSOCIATED])
 _MAX_REMOVED: Final = 10_000  # of a session, that are remembered
 _MAX_ALARMS: Final = 1000  # hosts that are said to be impersonated
+_GIVEN_UP: Final = 500  # subscriptions at once
+UNREACHABLE: Final = "the server could not be connected to for days"
 _TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
 
 
@@ -69,6 +74,8 @@ class ServerSession:
 
     stored: Session
     service: bool
+    prefix: str = ""  # where it leads
+    proved: bool = False  # that it confirmed a subscription is known to the store
     associated: bool = False  # there are subscriptions that NSUBS subscribes
     cursor: Cursor | None = None
     complete: bool = False
@@ -114,6 +121,11 @@ class ServerSession:
             self.removed.add(s.ref)
 
 
+def no_wait(_server: ServerAddress, _destinations: Sequence[str], _proven: bool, /) -> float:
+    """Budgets of connects that are switched off."""
+    return 0.0
+
+
 class Subscriber:
     """Owner of the SMP agent: run its `parts` in a running loop, `start` it, and `close` it."""
 
@@ -129,6 +141,7 @@ class Subscriber:
         recount_delay: float = 1.0,
         release_after: float = RELEASE_AFTER,
         lost: LostConfig | None = LostConfig(),  # noqa: B008  it is frozen
+        admit: Admit = no_wait,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
         by: Connect = connect,
@@ -136,6 +149,7 @@ class Subscriber:
         """`services`: be a service on SMP servers that take it; `servers`: those that may be connected to.
 
         `lost`: how devices are sent checks after a way was dead, None: they are not; `spawn`: runs a task to its end;
+        `admit`: see `Subscriptions.connect_wait`;
         `clock`: for the dates of certificates.
         """
         self._store = store
@@ -146,6 +160,7 @@ class Subscriber:
         self._metrics = metrics or Metrics()
         self._clock = clock
         self._spawn = spawn
+        self._admit = admit
         self._agent = Agent(self, config, by=by)
         self._inbox = Inbox(store, dispatcher, spawn, self._lost, self._metrics)
         self._lost_ways = LostWays(store, spawn, self._inbox.insist, lost) if lost else None
@@ -153,6 +168,8 @@ class Subscriber:
         self._last: dict[ServerAddress, Session] = {}  # of each server that is held, also between two sessions
         self._impersonated: set[str] = set()  # hosts, perhaps: that was told, and they were not connected to since
         self._unwanted: set[ServerAddress] = set()  # perhaps: to be looked at
+        for gauge, proven in ((Gauge.SMP_CONNECTING, True), (Gauge.SMP_CONNECTING_NEW, False)):
+            self._metrics.gauge(gauge, partial(self._agent.connecting, proven=proven))
         self._metrics.server_gauge(ServerGauge.SESSIONS, self._count_sessions)
         self._metrics.server_gauge(ServerGauge.SUBSCRIPTIONS, self._count_subscriptions)
 
@@ -186,6 +203,10 @@ class Subscriber:
         session = self._sessions.get(s.server)
         active = session is not None and session.active(s)
         return Sub(SubscriptionStatus.ACTIVE if active else SubscriptionStatus.INACTIVE)
+
+    def knows(self, server: ServerAddress) -> bool:
+        """Whether the server is connected or being connected to."""
+        return self._agent.knows(server)
 
     def _count_sessions(self) -> Iterator[tuple[ServerAddress, float]]:
         return ((server, 1) for server in self._sessions)
@@ -242,14 +263,33 @@ class Subscriber:
 
     # --- agent's Subscriptions
 
-    async def wanted(self, server: ServerAddress) -> bool:
+    async def standing(self, server: ServerAddress) -> Standing | None:
         """See `Subscriptions`."""
-        if self._permitted.permits(server) and await self._insist(lambda: self._store.is_wanted(server)):
-            return True
-        last = self._last.pop(server, None)
-        if last is not None:  # or the store could not forget the server
-            await self._insist(lambda: self._store.release(last))
-        return False
+        permitted = self._permitted.permits(server)
+        standing = await self._insist(lambda: self._store.standing(server)) if permitted else None
+        if standing is None and (last := self._last.pop(server, None)) is not None:
+            await self._insist(lambda: self._store.release(last))  # or the store could not forget the server
+        return standing
+
+    def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
+        """See `Subscriptions`."""
+        return self._admit(server, destinations, proven)
+
+    async def standing_lost(self, server: ServerAddress) -> None:
+        """See `Subscriptions`."""
+        self._metrics.count(Counter.SERVERS_DISPROVED)
+        await self._insist(lambda: self._store.disprove(server))
+
+    async def given_up(self, server: ServerAddress) -> None:
+        """See `Subscriptions`."""
+        stored = await self._insist(lambda: self._store.acquire(server))
+        if stored is None:
+            return  # another node may know better
+        count = _GIVEN_UP
+        while count == _GIVEN_UP:
+            count = await self._insist(lambda: self._store.give_up(stored, UNREACHABLE, _GIVEN_UP))
+            self._metrics.count_kind(KindCounter.SUBSCRIPTIONS_ENDED, "given_up", count)
+        await self._insist(lambda: self._store.release(stored))
 
     async def service(self, server: ServerAddress) -> Credentials | None:
         """See `Subscriptions`. Each server gets a certificate of its own, so that they cannot tell we are one."""
@@ -262,7 +302,7 @@ class Subscriber:
         assert isinstance(key, crypto.SignPrivateKey)
         return Credentials(tuple(load_certificates(kept.chain)), key)
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> ServerSession:
+    async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> ServerSession:
         """See `Subscriptions`."""
         stored = await self._insist(lambda: self._store.acquire(server))
         if stored is None:
@@ -271,7 +311,7 @@ class Subscriber:
         if state.changed and service_id is not None:
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "changed")
             log.warning("SMP server %s knows our service by another id than before", server.hosts[0])
-        session = ServerSession(stored, service_id is not None)
+        session = ServerSession(stored, service_id is not None, prefix)
         session.associated = session.service and state.associated > 0
         session.service_active = not session.associated
         self._sessions[server] = session
@@ -308,6 +348,8 @@ class Subscriber:
 
     async def _counted(self, session: ServerSession, state: ServiceState, count: int) -> None:
         session.service_active = True
+        if state.associated:
+            await self._prove(session)
         session.confirmed = max(session.confirmed, state.associated)
         others = max(0, count - state.associated)
         if count < state.associated or others > state.released:
@@ -342,6 +384,8 @@ class Subscriber:
         confirmed = [_confirmed(r) for r in results if r.tag or r.answer not in _SUBSCRIBED]
         if confirmed:
             await self._insist(lambda: self._store.confirm(session.stored, confirmed))
+        if any(r.answer in _SUBSCRIBED for r in results):
+            await self._prove(session)
         refused = 0
         for r in results:
             good = r.answer in _SUBSCRIBED
@@ -364,6 +408,11 @@ class Subscriber:
             self._perhaps_unwanted(session.server)
             log.info("SMP server %s refused %d of %d subscriptions", session.server.hosts[0], refused, len(results))
 
+    async def _prove(self, session: ServerSession) -> None:
+        if not session.proved:
+            session.proved = True
+            await self._insist(lambda: self._store.prove(session.stored, session.prefix))
+
     def way_was_dead(self, session: ServerSession) -> None:
         """See `Subscriptions`."""
         log.info("the way to SMP server %s is dead", session.server.hosts[0])
@@ -385,7 +434,8 @@ class Subscriber:
 
     async def _another_identity(self, server: ServerAddress) -> None:
         """Devices may give addresses with any identity: impersonated is who was what its address says, or is ours."""
-        known = self._metrics.is_own(server) or await self._insist(lambda: self._store.is_proven(server))
+        standing = await self._insist(lambda: self._store.standing(server))
+        known = self._metrics.is_own(server) or (standing is not None and bool(standing.prefixes))
         self._metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, ConnectFailure.IDENTITY if known else WRONG_ADDRESS)
         host = server.hosts[0].lower()
         if known and host not in self._impersonated and len(self._impersonated) < _MAX_ALARMS:

@@ -38,6 +38,7 @@ from ntf_server.store.records import (
 )
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.places import Standing
 
 
 class StoreError(Exception):
@@ -248,8 +249,23 @@ class Sessions(Protocol):
         """Whether the server has any of them."""
         ...
 
-    async def is_proven(self, server: ServerAddress) -> bool:
-        """Whether the server ever confirmed a subscription, as far as that is kept."""
+    async def standing(self, server: ServerAddress) -> Standing | None:
+        """What is known of a server that is wanted; None: it is not. `claims` are some of the tokens that want it."""
+        ...
+
+    async def prove(self, session: Session, prefix: str) -> None:
+        """In this session, which leads to an address of this prefix, the server confirmed a subscription.
+
+        The last few prefixes of it are kept.
+        """
+        ...
+
+    async def disprove(self, server: ServerAddress) -> None:
+        """What the server has proved holds no more; from now on it is tried in vain."""
+        ...
+
+    async def give_up(self, session: Session, error: str, limit: int) -> int:
+        """Of subscriptions that should be active, `limit` at most get the status ERR with this text; how many did."""
         ...
 
     async def acquire(self, server: ServerAddress) -> Session | None:

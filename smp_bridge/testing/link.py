@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from smp_bridge.address import ServerAddress
-from smp_bridge.connecting import shake_hands
+from smp_bridge.connecting import AtOnce, Turn, shake_hands
 from smp_bridge.handshake import ServiceCredentials, Versions
-from smp_bridge.network import Network
+from smp_bridge.network import Network, Route
 from smp_bridge.testing.server import SmpServer
 from smp_bridge.tls import SslTls, client_context
 from smp_bridge.transmission import Session
@@ -126,14 +126,21 @@ class Links:
         network: Network | None = None,
         scratch: Scratch | None = None,
         clock: Callable[[], float] = time.time,
+        turn: Turn | None = None,
     ) -> tuple[BlockConnection, Session]:
-        """See `connecting.connect`; of `network` only the time limit counts. Raises ConnectionRefusedError too."""
-        if address not in self._servers or address in self.down:
-            await asyncio.sleep(2 * self.latency)
-            raise ConnectionRefusedError("there is no such server")
-        limit = (network or Network()).connect_timeout
-        tls = SslTls(context or client_context("smp"))
-        connection = BlockConnection("smp", tls, handshake_timeout=limit, scratch=scratch)
-        async with asyncio.timeout(limit):
+        """See `connecting.connect`; of `network` only the time limit counts. Raises ConnectionRefusedError too.
+
+        Each host is a prefix of its own.
+        """
+        turn, host, limit = turn or AtOnce(), address.hosts[0], (network or Network()).connect_timeout
+        route = Route(host, address.port_number, prefixes=(host,), destinations=(host,))
+        async with turn.connecting(route), asyncio.timeout(limit):
+            if address not in self._servers or address in self.down:
+                await asyncio.sleep(2 * self.latency)
+                raise ConnectionRefusedError("there is no such server")
+            tls = SslTls(context or client_context("smp"))
+            connection = BlockConnection("smp", tls, handshake_timeout=limit, scratch=scratch)
             link(connection, self._servers[address].protocol(), self.latency)
-            return connection, await shake_hands(connection, address, versions, service, clock())
+            session = await shake_hands(connection, address, versions, service, clock())
+        turn.reached(host)
+        return connection, session

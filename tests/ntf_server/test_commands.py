@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +27,8 @@ from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, ServerError
 from smp_bridge.encoding import short, word16
-from smp_bridge.network import Network
+from smp_bridge.names import Names
+from smp_bridge.network import Network, ResolveError, Route
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue, Recipient
@@ -831,14 +831,14 @@ async def test_a_public_host_is_taken(
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    async def open_socket(host: str, port: int, network: Network, isolation: str) -> socket.socket:
+    async def find_route(host: str, _port: int, network: Network, _names: Names) -> Route:
         asked.append((host, network.allow_private))
-        raise OSError("no network here")
+        raise ResolveError("no network here")
 
     async def was_asked() -> bool:
         return bool(asked)
 
-    monkeypatch.setattr("smp_bridge.connecting.open_socket", open_socket)
+    monkeypatch.setattr("smp_bridge.turns.find_route", find_route)
     wire, device = open_relay
     server = ServerAddress("smp", (host,), "", bytes(32))
     assert isinstance(await wire.ask(snew(device.token_id, server=server), key=device.key), ntf.IdSub)

@@ -31,6 +31,8 @@ from sim.smp import SimQueue, SimServer, SimSession
 from sim.store import Disk, Engine, SimDatabase
 from sim.trace import Trace
 from smp_bridge.address import ServerAddress
+from smp_bridge.connecting import Turn
+from smp_bridge.network import Route
 from smp_bridge.ntf import Provider
 
 
@@ -152,8 +154,13 @@ class World:
         task.add_done_callback(lambda _: self._on_end_of_life(relay), context=self.loop.world)
         self.when_ready(relay)
 
-    async def _connect(self, address: ServerAddress, **_: Any) -> Any:
-        return await next(s for s in self.servers if s.address == address).connect()
+    async def _connect(self, address: ServerAddress, *, turn: Turn, **_: Any) -> Any:
+        server = next(s for s in self.servers if s.address == address)
+        route = Route(address.hosts[0], address.port_number, prefixes=(str(server),), destinations=(str(server),))
+        async with turn.connecting(route):
+            connected = await server.connect()
+        turn.reached(str(server))
+        return connected
 
     def when_ready(self, relay: SimRelay) -> None:
         """From then on the relay is no excuse."""
@@ -255,7 +262,8 @@ class World:
         device = self.owners[queue]
         host = self.host_of(device.address)
         late = self.excuses.without(["relay", "disk", "clock", host.name, str(device)], waiting.since, now)
-        bound = 25.0 + (200.0 if host.flaky else 0.0) + (310.0 if self.setup.raises else 0.0)
+        # What fails once more at the end of a bad time waits for the longest backoff.
+        bound = 25.0 + (310.0 if host.flaky else 0.0) + (310.0 if self.setup.raises else 0.0)
         if device.address.provider is Provider.WEB_PUSH and self._web_was_in_trouble():
             bound += 60.0  # one that was well had many places, and holds them until it is known to be silent
         if late > bound:

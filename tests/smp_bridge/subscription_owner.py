@@ -13,18 +13,22 @@ import pytest
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.agent import Agent
+from smp_bridge.backoff import PatienceConfig
 from smp_bridge.client import Event
 from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
+from smp_bridge.places import ANYWHERE, Standing
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import AuthKey
 
+SLOW = PatienceConfig(low=1000.0, high=1000.0)
 FAST = AgentConfig(
     min_backoff=0.02,
     max_backoff=0.1,
+    patience=PatienceConfig(low=0.02, high=0.1, high_new=0.1, low_identity=0.02, high_identity=0.1, steady=0.0),
     request_timeout=0.3,
     service_timeout=0.3,
     network=Network(allow_private=True),
@@ -55,6 +59,12 @@ class Owner:
         self.sessions: list[tuple[str, ServerAddress]] = []
         self.blocks: list[Sequence[Event]] = []
         self.failures: list[ConnectFailure] = []
+        self.standings: dict[ServerAddress, Standing] = {}  # of others that they are proven
+        self.prefixes: list[str] = []  # where sessions led
+        self.waits: list[float] = []  # what connects have to wait for, one after the other
+        self.admitted: list[tuple[tuple[str, ...], bool]] = []
+        self.lost: list[ServerAddress] = []  # standings
+        self.given_up_on: list[ServerAddress] = []
         self.credentials: Credentials | None = None
         self.service_ids: defaultdict[ServerAddress, list[bytes | None]] = defaultdict(list)
         self.counts: list[int | None] = []
@@ -100,17 +110,32 @@ class Owner:
 
     # --- Subscriptions
 
-    async def wanted(self, server: ServerAddress) -> bool:
+    async def standing(self, server: ServerAddress) -> Standing | None:
         self.asked += 1
-        self._enter("wanted")
-        return bool(self.kept[server])
+        self._enter("standing")
+        return self.standings.get(server, Standing((ANYWHERE,))) if self.kept[server] else None
+
+    def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
+        self.admitted.append((tuple(destinations), proven))
+        return self.waits.pop(0) if self.waits else 0.0
+
+    async def standing_lost(self, server: ServerAddress) -> None:
+        self.lost.append(server)
+        self.standings[server] = Standing()
+        self._enter("standing_lost")
+
+    async def given_up(self, server: ServerAddress) -> None:
+        self.given_up_on.append(server)
+        self.kept[server].clear()
+        self._enter("given_up")
 
     async def service(self, server: ServerAddress) -> Credentials | None:
         self._enter("service")
         return self.credentials
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> Handle:
+    async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> Handle:
         self._enter("connected")
+        self.prefixes.append(prefix)
         assert not self.has_session(server)
         self.sessions.append(("connected", server))
         if self.service_ids[server][-1:] != [service_id]:

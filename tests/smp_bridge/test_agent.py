@@ -13,18 +13,19 @@ from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from proxies import Proxy
-from subscription_owner import FAST, Handle, Owner, errors, make_queues, running
+from subscription_owner import FAST, SLOW, Handle, Owner, errors, make_queues, running
 
 from smp_bridge import agent as agent_module
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.agent import Agent
-from smp_bridge.backoff import Backoff
+from smp_bridge.backoff import Patience
 from smp_bridge.client import Client, Event
 from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.handshake import ServiceHello, ServiceUnreadyError
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
+from smp_bridge.places import Standing
 from smp_bridge.queue_session import PAGE
 from smp_bridge.socks import SocksProxy
 from smp_bridge.subscriptions import NsubResult
@@ -142,10 +143,10 @@ async def test_a_server_with_nothing_to_subscribe_is_left_alone(
 
 async def test_added_while_the_agent_learns_that_nothing_was_wanted(server: SmpServer) -> None:
     class Slow(Owner):
-        async def wanted(self, server: ServerAddress) -> bool:
-            wanted = await super().wanted(server)
+        async def standing(self, server: ServerAddress) -> Standing | None:
+            standing = await super().standing(server)
             await go_on.wait()
-            return wanted
+            return standing
 
     go_on = asyncio.Event()
     owner = Slow()
@@ -439,7 +440,7 @@ async def test_a_connection_that_closes_while_nsubs_are_sent(
 async def test_an_owner_that_fails_is_asked_again(
     server: SmpServer, owner: Owner, agent: Agent[Handle], caplog: pytest.LogCaptureFixture
 ) -> None:
-    owner.failing = {"wanted", "service", "connected", "page", "results", "disconnected"}
+    owner.failing = {"standing", "service", "connected", "page", "results", "disconnected"}
     owner.add(server.address, *await make_queues(server, 1))
     agent.start(server.address)
     await owner.until(lambda: not owner.failing)
@@ -490,9 +491,9 @@ class Slow(Owner):
         self.happened.append("events")
         await super().events(session, events)
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> Handle:
+    async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> Handle:
         self.happened.append("connected")
-        return await super().connected(server, service_id)
+        return await super().connected(server, service_id, prefix)
 
     async def disconnected(self, session: Handle) -> None:
         self.happened.append("disconnected")
@@ -645,7 +646,7 @@ async def test_close_ends_those_that_connect_or_wait(server: SmpServer, owner: O
     queues = await make_queues(server, 1)
     async with tcp_server(keep_silent) as port:
         silent, refusing = replace(server.address, port=port), replace(server.address, hosts=("127.0.0.2",))
-        agent = Agent(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0))
+        agent = Agent(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0, patience=SLOW))
         for address in (silent, refusing):
             owner.add(address, *queues)
             agent.start(address)
@@ -706,7 +707,7 @@ async def test_what_is_wanted_after_all_gets_a_session(server: SmpServer, owner:
 
 async def test_released_over_and_over_it_connects_no_faster(server: SmpServer, owner: Owner) -> None:
     owner.add(server.address, *await make_queues(server, 1))
-    async with running(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0)) as agent:
+    async with running(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0, patience=SLOW)) as agent:
         agent.start(server.address)
         await owner.all_active(server.address)
         accepted, asked = server.accepted, owner.asked
@@ -846,17 +847,17 @@ async def test_a_host_that_is_no_name(owner: Owner, agent: Agent[Handle], caplog
 async def test_delays_grow_until_there_is_a_session(
     server: SmpServer, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Recorded(Backoff):
-        def delay(self) -> float:
+    class Recorded(Patience):
+        def delay(self, **what: Any) -> float:
             taken.append("delay")
-            super().delay()
+            super().delay(**what)
             return 0.0
 
-        def reset(self) -> None:
+        def lasted(self, seconds: float) -> None:
             taken.append("reset")
 
     taken: list[str] = []
-    monkeypatch.setattr("smp_bridge.agent.Backoff", Recorded)
+    monkeypatch.setattr("smp_bridge.agent.Patience", Recorded)
     owner.add(server.address, *await make_queues(server, 1))
     await server.stop()
     async with running(owner) as agent:
@@ -1151,7 +1152,7 @@ async def test_a_server_that_cannot_take_the_service_for_now_keeps_its_associati
 
 async def test_a_service_that_is_refused_is_left_out_at_once(server: SmpServer, service_owner: Owner) -> None:
     server.refuse_services = True
-    async with running(service_owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0)) as agent:
+    async with running(service_owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0, patience=SLOW)) as agent:
         agent.start(server.address)
         await service_owner.all_active(server.address)
     assert service_owner.refused == 1
@@ -1451,3 +1452,83 @@ async def test_an_impostor_is_told_whatever_the_other_hosts_are(
 ) -> None:
     address = replace(server.address, hosts=("127.0.0.1", "127.0.0.2"), key_hash=bytes(32))
     assert await failure_of(address, ANY, caplog) is ConnectFailure.IDENTITY
+
+
+# --- servers that prove themselves, or do not
+
+
+async def test_where_a_session_leads_is_told(server: SmpServer, owner: Owner) -> None:
+    owner.add(server.address, *await make_queues(server, 1))
+    async with running(owner) as agent:
+        agent.start(server.address)
+        await owner.all_active(server.address)
+    assert owner.prefixes == ["127.0.0.0/24"]
+    [(destinations, proven)] = owner.admitted
+    assert "127.0.0.1/32" in destinations
+    assert proven
+
+
+async def test_a_connect_waits_as_long_as_its_owner_says(server: SmpServer, owner: Owner) -> None:
+    owner.add(server.address, *await make_queues(server, 1))
+    owner.waits = [0.3]
+    async with running(owner) as agent:
+        began = asyncio.get_running_loop().time()
+        agent.start(server.address)
+        await owner.all_active(server.address)
+        assert asyncio.get_running_loop().time() - began >= 0.29
+
+
+async def test_what_a_server_proved_is_lost_after_many_failures(server: SmpServer, owner: Owner) -> None:
+    """While others are well: else it is rather our own network."""
+    queues = await make_queues(server, 1)
+    dead = replace(server.address, key_hash=bytes(32), port="1")
+    owner.add(dead, *queues)
+    patience = replace(FAST.patience, lost_after=3)
+    async with running(owner, replace(FAST, patience=patience)) as agent:
+        agent.start(dead)
+        await owner.until(lambda: len(owner.failures) >= 8)
+        assert not owner.lost
+        owner.add(server.address, *queues)
+        agent.start(server.address)
+        await owner.until(lambda: bool(owner.lost))
+        count = len(owner.failures)
+        await owner.until(lambda: len(owner.failures) >= count + 5)
+    assert owner.lost == [dead]
+    assert not owner.given_up_on
+
+
+async def test_a_server_that_never_answered_is_given_up(server: SmpServer, owner: Owner) -> None:
+    queues = await make_queues(server, 1)
+    dead = replace(server.address, key_hash=bytes(32), port="1")
+    for address in (server.address, dead):
+        owner.add(address, *queues)
+    owner.standings[dead] = Standing((), 8 * 24 * 3600.0)
+    async with running(owner, replace(FAST, patience=replace(FAST.patience, give_up_tries=3, high_old=0.1))) as agent:
+        agent.start(server.address)
+        await owner.all_active(server.address)
+        agent.start(dead)
+        await owner.until(lambda: owner.given_up_on == [dead])
+        async with asyncio.timeout(5):
+            while agent.knows(dead):
+                await asyncio.sleep(0.01)
+        owner.standings[dead] = Standing()
+        owner.add(dead, *queues)  # and it may be asked for anew
+        failures = len(owner.failures)
+        agent.start(dead)
+        await owner.until(lambda: len(owner.failures) >= failures + 2)
+
+
+async def test_what_is_added_is_not_waited_for_for_hours(
+    server: SmpServer, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_NOT_FOR_LONG", 0.3)
+    owner.add(server.address, *await make_queues(server, 1))
+    await server.stop()
+    async with running(owner, replace(FAST, patience=SLOW)) as agent:
+        agent.start(server.address)
+        await owner.until(lambda: len(owner.failures) == 1)
+        await server.start()
+        began = asyncio.get_running_loop().time()
+        agent.start(server.address)
+        await owner.all_active(server.address)
+        assert asyncio.get_running_loop().time() - began >= 0.2

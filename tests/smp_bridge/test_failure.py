@@ -25,6 +25,7 @@ from smp_bridge.handshake import HandshakeError, IdentityMismatchError, ServiceR
 from smp_bridge.network import HostNotAllowedError, NoHostError, ProxyError, ResolveError
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, ERR_SERVICE, Err
 from smp_bridge.transport import BadBlockError, ConnectionClosedError
+from smp_bridge.turns import CrowdedError
 
 ID = b"i" * 24
 QUIET, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
@@ -32,11 +33,12 @@ QUIET, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logg
 ROWS: dict[Happened, tuple[Remedy, Wait, int, ConnectFailure | NsubAnswer | None]] = {
     Happened.NO_SUCH_HOST: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.RESOLVE),
     Happened.HOST_NOT_ALLOWED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.NOT_ALLOWED),
+    Happened.PLACE_CROWDED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.CROWDED),
     Happened.PROXY_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.PROXY),
     Happened.TCP_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TIMEOUT),
     Happened.TLS_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TLS),
-    Happened.IMPOSTOR: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.IDENTITY),
+    Happened.IMPOSTOR: (Remedy.AGAIN, Wait.IDENTITY, INFO, ConnectFailure.IDENTITY),
     Happened.SERVICE_UNREADY: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.HANDSHAKE_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.HANDSHAKE),
     Happened.SERVICE_NOT_TAKEN: (Remedy.WITHOUT_SERVICE, Wait.SERVICE, WARNING, None),
@@ -90,6 +92,7 @@ def test_row(happened: Happened) -> None:
         (NoHostError("no"), Happened.HOST_NOT_ALLOWED),
         (ResolveError(socket.EAI_NONAME, "no"), Happened.NO_SUCH_HOST),
         (ProxyError("no"), Happened.PROXY_FAILED),
+        (CrowdedError("no"), Happened.PLACE_CROWDED),
         (ssl.SSLError("no"), Happened.TLS_FAILED),
         (TimeoutError(), Happened.TOOK_TOO_LONG),
         (ConnectionRefusedError(), Happened.TCP_FAILED),

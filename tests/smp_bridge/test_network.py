@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from smp_bridge import network as network_module
 from smp_bridge.address import ServerAddress
+from smp_bridge.names import Names as AddressesByName
 from smp_bridge.network import (
     HostNotAllowedError,
     Network,
@@ -25,11 +26,14 @@ from smp_bridge.network import (
     ProxyError,
     ResolveError,
     contains,
+    find_route,
     is_onion,
     is_own_ip,
     is_public_host,
     is_public_ip,
     open_socket,
+    prefix,
+    prefix_reached,
 )
 from smp_bridge.socks import SocksProxy
 
@@ -284,6 +288,84 @@ def test_contains() -> None:
     assert contains([ip_network("::ffff:0:0/96")], "::ffff:8.8.8.8")
 
 
+# --- routes
+
+
+@pytest.mark.parametrize(
+    ("address", "whose"),
+    [
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("::ffff:192.0.2.7", "192.0.2.0/24"),
+        ("64:ff9b::192.0.2.7", "192.0.2.0/24"),
+        ("2001:db8:1:2:3::7", "2001:db8:1::/48"),
+        ("fe80::1%eth0", "fe80::/48"),
+    ],
+)
+def test_prefix(address: str, whose: str) -> None:
+    assert prefix(address) == whose
+
+
+async def test_a_route_by_addresses(names: Any) -> None:
+    names(("192.0.2.7", 5223), ("192.0.2.8", 5223), ("2001:db8::1:0:0:7", 5223))
+    route = await find_route("smp.example.org", 5223, PRIVATE)
+    assert [info[4][0] for info in route.addresses] == ["192.0.2.7", "192.0.2.8", "2001:db8::1:0:0:7"]
+    assert route.prefixes == ("192.0.2.0/24", "2001:db8::/48")
+    assert route.destinations == ("192.0.2.7/32", "192.0.2.8/32", "2001:db8::/64")
+    assert "192.0.2.7" not in repr(route.addresses[:0])
+
+
+@pytest.mark.parametrize(
+    ("host", "whose"),
+    [
+        ("smp4.example.org", "example.org"),
+        ("example.org.", "example.org"),
+        ("192.0.2.7", "192.0.2.0/24"),
+        ("2001:db8::7", "2001:db8::/48"),
+        ("a" * 56 + ".onion", "onion"),
+        ("b" * 56 + ".ONION.", "onion"),
+    ],
+)
+async def test_a_route_through_a_proxy(host: str, whose: str) -> None:
+    network = Network(socks_proxy=PROXY, socks_mode="always", allow_private=True)
+    route = await find_route(host, 5223, network)
+    assert (route.proxy, route.addresses, route.prefixes, route.destinations) == (PROXY, (), (whose,), (host,))
+
+
+async def test_where_a_socket_leads(listener: socket.socket, names: Any) -> None:
+    names(listener.getsockname(), ("192.0.2.7", 5223))
+    route = await find_route("smp.example.org", 5223, PRIVATE)
+    with await open_socket(route, "", 5.0) as sock:
+        assert prefix_reached(route, sock) == "127.0.0.0/24"
+    assert prefix_reached(route, sock) == "127.0.0.0/24"  # it is closed: one of them
+
+
+async def test_names_are_asked_instead_of_the_c_library(names: Any) -> None:
+    system = names(("192.0.2.1", 5223))
+
+    class Known(AddressesByName):
+        async def look_up(self, host: str) -> list[str]:
+            return {"a.org": ["192.0.2.7", "2001:db8::7", "192.0.2.7"], "none.org": []}[host]
+
+    known = Known()
+    route = await find_route("a.org", 5223, PRIVATE, known)
+    assert [info[4] for info in route.addresses] == [("192.0.2.7", 5223), ("2001:db8::7", 5223, 0, 0)]
+    with pytest.raises(HostNotAllowedError):
+        await find_route("a.org", 5223, Network(), known)
+    with pytest.raises(ResolveError):
+        await find_route("none.org", 5223, PRIVATE, known)
+    assert not system.asked
+
+
+@pytest.mark.parametrize("error", [OSError("no such name"), TimeoutError(), ValueError("not a host name")])
+async def test_what_cannot_be_looked_up(error: Exception) -> None:
+    class Unknown(AddressesByName):
+        async def look_up(self, host: str) -> list[str]:
+            raise error
+
+    with pytest.raises(ResolveError, match=r"\w"):
+        await find_route("a.org", 5223, PRIVATE, Unknown())
+
+
 # --- TCP
 
 
@@ -364,6 +446,11 @@ def black_hole() -> Iterator[int]:
         pytest.fail("the backlog has no end")
 
 
+async def open_host(host: str, port: int, network: Network, isolation: str) -> socket.socket:
+    route = await find_route(host, port, network)
+    return await open_socket(route, isolation, network.connect_timeout)
+
+
 def sockets() -> set[str]:
     """The sockets that this process has open."""
     found = set()
@@ -381,7 +468,7 @@ async def wait_for(condition: Callable[[], bool]) -> None:
 
 async def test_a_socket(listener: socket.socket) -> None:
     host, port = listener.getsockname()
-    with await open_socket(host, port, PRIVATE, "") as sock, listener.accept()[0] as accepted:
+    with await open_host(host, port, PRIVATE, "") as sock, listener.accept()[0] as accepted:
         assert accepted.getpeername() == sock.getsockname()
         assert not sock.getblocking()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -396,15 +483,15 @@ async def test_ipv6() -> None:
         listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
         with pytest.raises(OSError):  # without IPv6 it is a host that cannot be reached
-            await open_socket("::1", 5223, PRIVATE, "")
+            await open_host("::1", 5223, PRIVATE, "")
         return
-    with listener, await open_socket("::1", listener.getsockname()[1], PRIVATE, "") as sock:
+    with listener, await open_host("::1", listener.getsockname()[1], PRIVATE, "") as sock:
         assert sock.family == socket.AF_INET6
 
 
 async def test_the_next_address_when_one_refuses(listener: socket.socket, closed_port: int, names: Any) -> None:
     names(("127.0.0.1", closed_port), listener.getsockname())
-    with await open_socket("smp.example.org", 5223, PRIVATE, "") as sock:
+    with await open_host("smp.example.org", 5223, PRIVATE, "") as sock:
         assert sock.getpeername() == listener.getsockname()
 
 
@@ -412,7 +499,7 @@ async def test_the_next_address_when_one_is_silent(listener: socket.socket, blac
     names(("127.0.0.1", black_hole), listener.getsockname())
     before = sockets()
     async with asyncio.timeout(20):  # TCP itself gives up after two minutes
-        sock = await open_socket("smp.example.org", 5223, PRIVATE, "")
+        sock = await open_host("smp.example.org", 5223, PRIVATE, "")
     with sock:
         assert sock.getpeername() == listener.getsockname()
         assert len(sockets() - before) == 1  # the loser is closed
@@ -423,7 +510,7 @@ async def test_all_refuse(closed_port: int, names: Any) -> None:
     names(("127.0.0.1", closed_port), ("127.0.0.2", closed_port))
     before = sockets()
     with pytest.raises(ConnectionRefusedError):
-        await open_socket("smp.example.org", 5223, PRIVATE, "")
+        await open_host("smp.example.org", 5223, PRIVATE, "")
     assert sockets() == before
 
 
@@ -433,21 +520,21 @@ async def test_one_private_address_is_enough(*, names: Any, tried: list[Any], pr
     targets = [("8.8.8.8", 5223), (private, 5223), ("2a00::1", 5223)]
     names(*(sorted(targets, key=lambda t: t[0] != private) if first else targets))
     with pytest.raises(HostNotAllowedError):
-        await open_socket("smp.example.org", 5223, Network(), "")
+        await open_host("smp.example.org", 5223, Network(), "")
     assert tried == []
 
 
 async def test_a_private_address_behind_many(names: Any, tried: list[Any]) -> None:
     names(*((f"8.8.8.{i}", 5223) for i in range(100)), ("10.0.0.1", 5223))
     with pytest.raises(HostNotAllowedError):
-        await open_socket("smp.example.org", 5223, Network(), "")
+        await open_host("smp.example.org", 5223, Network(), "")
     assert tried == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "::1", "::ffff:127.0.0.1", "localhost"])
 async def test_private_hosts(host: str) -> None:
     with pytest.raises(HostNotAllowedError):
-        await open_socket(host, 5223, Network(), "")
+        await open_host(host, 5223, Network(), "")
 
 
 async def test_denied_networks(names: Any, tried: list[Any]) -> None:
@@ -455,13 +542,13 @@ async def test_denied_networks(names: Any, tried: list[Any]) -> None:
     for allow_private in (True, False):
         network = Network(allow_private=allow_private, denied=(ip_network("8.8.8.0/24"),))
         with pytest.raises(HostNotAllowedError, match="denied"):
-            await open_socket("smp.example.org", 5223, network, "")
+            await open_host("smp.example.org", 5223, network, "")
     assert tried == []
 
 
 async def test_no_second_resolution(names: Any, tried: list[Any]) -> None:
     resolver = names(("8.8.8.8", 5223), ("2a00::1", 5223))
-    opening = asyncio.ensure_future(open_socket("smp.example.org", 5223, Network(), ""))
+    opening = asyncio.ensure_future(open_host("smp.example.org", 5223, Network(), ""))
     await wait_for(lambda: bool(resolver.asked))
     resolver.targets = [("127.0.0.1", 5223)]  # what a rebinding attacker does
     with pytest.raises(ConnectionRefusedError):
@@ -472,14 +559,14 @@ async def test_no_second_resolution(names: Any, tried: list[Any]) -> None:
 
 async def test_no_second_resolution_in_a_real_connect(listener: socket.socket, names: Any) -> None:
     resolver = names(listener.getsockname())
-    (await open_socket("smp.example.org", 5223, PRIVATE, "")).close()
+    (await open_host("smp.example.org", 5223, PRIVATE, "")).close()
     assert resolver.asked == [("smp.example.org", 5223)]
 
 
 async def test_not_every_address_is_tried(names: Any, tried: list[Any]) -> None:
     names(*((f"8.8.8.{i}", 5223) for i in range(100)), *((f"2a00::{i}", 5223) for i in range(100)))
     with pytest.raises(ConnectionRefusedError):
-        await open_socket("smp.example.org", 5223, Network(), "")
+        await open_host("smp.example.org", 5223, Network(), "")
     assert len(tried) == 16
     assert {":" in ip for ip, _ in tried} == {True, False}
 
@@ -487,20 +574,20 @@ async def test_not_every_address_is_tried(names: Any, tried: list[Any]) -> None:
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".org", "nothing.invalid"])
 async def test_a_name_that_does_not_exist(host: str) -> None:
     with pytest.raises(ResolveError):
-        await open_socket(host, 5223, Network(), "")
+        await open_host(host, 5223, Network(), "")
 
 
 async def test_a_name_without_an_address(names: Any) -> None:
     names()
     with pytest.raises(ResolveError, match="no address"):
-        await open_socket("smp.example.org", 5223, Network(), "")
+        await open_host("smp.example.org", 5223, Network(), "")
 
 
 async def test_a_resolver_is_never_asked_for_an_onion(names: Any) -> None:
     resolver = names(("8.8.8.8", 5223))
     for network in (Network(), PRIVATE, Network("onion")):
         with pytest.raises(NoHostError):
-            await open_socket(ONION_2, 5223, network, "")
+            await open_host(ONION_2, 5223, network, "")
     assert resolver.asked == []
 
 
@@ -525,13 +612,13 @@ async def cancel_at_each_step(open_one: Callable[[], Any], steps: int) -> int:
 @pytest.mark.parametrize("addresses", [1, 2])
 async def test_a_cancelled_connect_leaves_nothing(listener: socket.socket, names: Any, addresses: int) -> None:
     names(*[listener.getsockname()] * addresses, ("127.0.0.2", listener.getsockname()[1]))
-    assert await cancel_at_each_step(lambda: open_socket("smp.example.org", 5223, PRIVATE, ""), 40) > 0
+    assert await cancel_at_each_step(lambda: open_host("smp.example.org", 5223, PRIVATE, ""), 40) > 0
 
 
 async def test_a_connect_cancelled_in_silence_leaves_nothing(black_hole: int, names: Any) -> None:
     names(("127.0.0.1", black_hole), ("127.0.0.2", black_hole))
     before = sockets()
-    task = asyncio.ensure_future(open_socket("smp.example.org", 5223, PRIVATE, ""))
+    task = asyncio.ensure_future(open_host("smp.example.org", 5223, PRIVATE, ""))
     await wait_for(lambda: len(sockets() - before) == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -624,7 +711,7 @@ def through(proxy: Socks5 | int, auth: str = "", *, allow_private: bool = False,
 )
 async def test_through_a_proxy(proxy: Socks5, names: Any, host: str, kind: int, target: bytes) -> None:
     resolver = names()
-    with await open_socket(host, 5223, through(proxy), "") as sock:
+    with await open_host(host, 5223, through(proxy), "") as sock:
         assert proxy.requests == [(kind, target, 5223)]
         assert not sock.getblocking()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -647,44 +734,44 @@ async def test_through_a_proxy(proxy: Socks5, names: Any, host: str, kind: int, 
 )
 async def test_whatever_the_proxy_is_bound_to(proxy: Socks5, bound: bytes) -> None:
     proxy.answers["request"] = b"\x05\x00\x00" + bound
-    (await open_socket(ONION, 5223, through(proxy), "")).close()
+    (await open_host(ONION, 5223, through(proxy), "")).close()
 
 
 async def test_only_onions_through_the_proxy(proxy: Socks5, listener: socket.socket) -> None:
     network = Network(socks_proxy=SocksProxy("127.0.0.1", proxy.port), allow_private=True)
-    (await open_socket("127.0.0.1", listener.getsockname()[1], network, "")).close()
+    (await open_host("127.0.0.1", listener.getsockname()[1], network, "")).close()
     assert proxy.connections == 0
-    (await open_socket(ONION_2, 5223, network, "")).close()
+    (await open_host(ONION_2, 5223, network, "")).close()
     assert proxy.connections == 1
 
 
 async def test_each_server_has_a_circuit_of_its_own(proxy: Socks5) -> None:
     network = through(proxy)
     for isolation in ("smp://a", "smp://b", "smp://a"):
-        (await open_socket(ONION, 5223, network, isolation)).close()
+        (await open_host(ONION, 5223, network, isolation)).close()
     assert all(2 in offered for offered in proxy.methods)
     first, second, again = proxy.users
     assert first == again
     assert first[0] != second[0]
-    (await open_socket(ONION, 5223, through(proxy), "smp://a")).close()
+    (await open_host(ONION, 5223, through(proxy), "smp://a")).close()
     assert proxy.users[-1] != first
 
 
 async def test_given_credentials(proxy: Socks5) -> None:
     for isolation in ("smp://a", "smp://b"):
-        (await open_socket(ONION, 5223, through(proxy, "user:password@"), isolation)).close()
+        (await open_host(ONION, 5223, through(proxy, "user:password@"), isolation)).close()
     assert proxy.users == [(b"user", b"password")] * 2
 
 
 async def test_no_authentication(proxy: Socks5) -> None:
-    (await open_socket(ONION, 5223, through(proxy, "@"), "")).close()
+    (await open_host(ONION, 5223, through(proxy, "@"), "")).close()
     assert proxy.methods == [b"\x00"]
     assert proxy.users == []
 
 
 async def test_a_proxy_that_wants_no_credentials(proxy: Socks5) -> None:
     proxy.method = 0
-    (await open_socket(ONION, 5223, through(proxy), "")).close()
+    (await open_host(ONION, 5223, through(proxy), "")).close()
     assert proxy.users == []
 
 
@@ -693,29 +780,29 @@ async def test_a_proxy_that_wants_no_credentials(proxy: Socks5) -> None:
 )
 async def test_private_addresses_behind_a_proxy(proxy: Socks5, host: str) -> None:
     with pytest.raises(HostNotAllowedError):
-        await open_socket(host, 5223, through(proxy), "")
+        await open_host(host, 5223, through(proxy), "")
     assert proxy.connections == 0
-    (await open_socket(host, 5223, through(proxy, allow_private=True), "")).close()
+    (await open_host(host, 5223, through(proxy, allow_private=True), "")).close()
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost", "printer.local", "intranet"])
 async def test_local_names_behind_a_proxy(proxy: Socks5, host: str) -> None:
     with pytest.raises(HostNotAllowedError):
-        await open_socket(host, 5223, through(proxy), "")
+        await open_host(host, 5223, through(proxy), "")
     assert proxy.connections == 0
 
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "::ffff:8.8.8.8"])
 async def test_denied_addresses_behind_a_proxy(proxy: Socks5, host: str) -> None:
     with pytest.raises(HostNotAllowedError, match="denied"):
-        await open_socket(host, 5223, through(proxy, denied=(ip_network("8.8.8.0/24"),)), "")
+        await open_host(host, 5223, through(proxy, denied=(ip_network("8.8.8.0/24"),)), "")
     assert proxy.connections == 0
 
 
 @pytest.mark.parametrize("host", ["a..org", "x" * 64 + ".org", "a." * 127 + "toolong.org", "smp.exämple.org"])
 async def test_what_is_no_name_behind_a_proxy(proxy: Socks5, host: str) -> None:
     with pytest.raises(ResolveError):
-        await open_socket(host, 5223, through(proxy), "")
+        await open_host(host, 5223, through(proxy), "")
     assert proxy.connections == 0
 
 
@@ -736,7 +823,7 @@ REPLIES = {
 async def test_the_proxy_says_no(proxy: Socks5, code: int) -> None:
     proxy.answers["request"] = bytes([5, code, 0, 1]) + bytes(6)
     with pytest.raises(ProxyError, match=f"the SOCKS proxy says: {REPLIES[code]}"):
-        await open_socket(ONION, 5223, through(proxy), "")
+        await open_host(ONION, 5223, through(proxy), "")
 
 
 @pytest.mark.parametrize(
@@ -761,7 +848,7 @@ async def test_a_proxy_that_does_not_cooperate(proxy: Socks5, when: str, answer:
     proxy.answers[when] = answer
     network = through(proxy, "somebody:something@")
     with pytest.raises(ProxyError) as raised:
-        await open_socket(ONION, 5223, network, "")
+        await open_host(ONION, 5223, network, "")
     assert str(raised.value).startswith("the SOCKS proxy ")
     assert "some" not in str(raised.value)
     assert "some" not in repr(network)
@@ -769,26 +856,26 @@ async def test_a_proxy_that_does_not_cooperate(proxy: Socks5, when: str, answer:
 
 async def test_a_proxy_that_does_not_listen(closed_port: int) -> None:
     with pytest.raises(ProxyError, match="cannot be reached"):
-        await open_socket(ONION, 5223, through(closed_port), "")
+        await open_host(ONION, 5223, through(closed_port), "")
 
 
 async def test_a_proxy_that_does_not_exist() -> None:
     network = Network(socks_proxy=SocksProxy.parse("nothing.invalid:9050"))
     with pytest.raises(ProxyError, match="cannot be reached"):
-        await open_socket(ONION, 5223, network, "")
+        await open_host(ONION, 5223, network, "")
 
 
 async def test_a_silent_proxy(proxy: Socks5) -> None:
     proxy.silent = True
     with pytest.raises(TimeoutError):
-        await open_socket(ONION, 5223, through(proxy, connect_timeout=0.05), "")
+        await open_host(ONION, 5223, through(proxy, connect_timeout=0.05), "")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await open_socket(ONION, 5223, through(proxy), "")
+            await open_host(ONION, 5223, through(proxy), "")
 
 
 async def test_a_connect_through_a_proxy_cancelled_leaves_nothing(proxy: Socks5) -> None:
-    assert await cancel_at_each_step(lambda: open_socket(ONION, 5223, through(proxy), ""), 60) > 0
+    assert await cancel_at_each_step(lambda: open_host(ONION, 5223, through(proxy), ""), 60) > 0
 
 
 def test_the_library_is_loaded_only_when_needed() -> None:

@@ -1,81 +1,126 @@
-import asyncio
+"""Whose turn it is to connect."""
 
-import pytest
+import random
+from collections import Counter
 
-from smp_bridge.places import Places
+from hypothesis import given
+from hypothesis import strategies as st
 
-
-def places_of(connecting: int, slow: int, slow_connect: float = 0.05) -> Places:
-    return Places(connecting, slow_connect, slow)
-
-
-async def connect_when(places: Places, go_on: asyncio.Event, began: asyncio.Event) -> str:
-    try:
-        async with places.place():
-            began.set()
-            await go_on.wait()
-    except TimeoutError:
-        return "cut off"
-    return "connected"
+from smp_bridge.places import ANYWHERE, Places, Standing, Ticket
 
 
-async def test_so_many_connect_at_once() -> None:
-    places, go_on = places_of(3, 10, slow_connect=1000.0), asyncio.Event()
-    began = [asyncio.Event() for _ in range(8)]
-    tasks = [asyncio.create_task(connect_when(places, go_on, b)) for b in began]
-    await asyncio.gather(*(b.wait() for b in began[:3]))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert [b.is_set() for b in began] == [True] * 3 + [False] * 5
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 8
+def ask(places: Places, *prefixes: str, claim: str = "") -> Ticket:
+    return places.ask(prefixes, [claim] if claim else [])
 
 
-async def test_the_slow_give_their_places_away_and_too_many_are_cut_off() -> None:
-    places, go_on = places_of(2, 3), asyncio.Event()
-    began = [asyncio.Event() for _ in range(7)]
-    tasks = [asyncio.create_task(connect_when(places, go_on, b)) for b in began]
-    await asyncio.wait_for(asyncio.gather(*(b.wait() for b in began)), 5)
-    async with asyncio.timeout(5):
-        while sum(t.done() for t in tasks) < 4:
-            await asyncio.wait([t for t in tasks if not t.done()], return_when=asyncio.FIRST_COMPLETED)
-    assert [t.result() for t in tasks if t.done()] == ["cut off"] * 4
-    tasks = [t for t in tasks if not t.done()]
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 3
-    # All places are free again: none was lost, none given twice.
-    go_on = asyncio.Event()
-    began = [asyncio.Event() for _ in range(3)]
-    later = [asyncio.create_task(connect_when(places, go_on, b)) for b in began]
-    await asyncio.gather(*(b.wait() for b in began[:2]))
-    assert not began[2].is_set()
-    go_on.set()
-    assert await asyncio.gather(*later) == ["connected"] * 3
+def test_so_many_have_a_turn_and_so_many_are_quick() -> None:
+    places = Places(4, 2, 1)
+    tickets = [ask(places) for _ in range(6)]
+    assert places.turns() == tickets[:2]
+    assert places.turns() == []
+    places.slow(tickets[0])
+    assert places.turns() == [tickets[2]]
+    for ticket in tickets[1:3]:
+        places.slow(ticket)
+        places.slow(ticket)
+    assert places.turns() == [tickets[3]]
+    places.slow(tickets[3])
+    assert places.turns() == []  # all places are taken
+    places.leave(tickets[0])
+    assert places.turns() == [tickets[4]]
+    places.leave(tickets[5])  # it waits no more
+    for ticket in tickets[1:5]:
+        places.leave(ticket)
+    assert len(places) == 0
+    assert places.turns() == []
+    assert len([ask(places) for _ in range(9)]) == 9
+    assert len(places.turns()) == 2
 
 
-async def test_who_was_quick_gives_one_place_back() -> None:
-    places, go_on = places_of(1, 10), asyncio.Event()
-    for _ in range(3):
-        async with places.place():
-            pass
-    began = [asyncio.Event() for _ in range(3)]
-    tasks = [asyncio.create_task(connect_when(places, go_on, b)) for b in began]
-    await began[1].wait()  # the first proved slow, and by then the quick ones would have too
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not began[2].is_set()
-    go_on.set()
-    assert await asyncio.gather(*tasks) == ["connected"] * 3
+def test_who_waits_no_more_has_no_turn() -> None:
+    places = Places(1, 1, 1)
+    first, second, third = ask(places), ask(places), ask(places)
+    places.leave(second)
+    assert places.turns() == [first]
+    places.slow(second)  # a timer that comes late
+    places.leave(first)
+    assert places.turns() == [third]
 
 
-@pytest.mark.parametrize("slow", [False, True])
-async def test_a_place_is_free_after_a_failure(slow: bool) -> None:
-    places = places_of(1, 1)
-    for _ in range(3):
-        with pytest.raises(OSError, match="refused"):
-            async with places.place():
-                if slow:
-                    await asyncio.sleep(0.1)
-                raise OSError("refused")
-    waiting = asyncio.Event()
-    assert await connect_when(places, waiting, waiting) == "connected"
+def test_an_address_prefix_has_a_share() -> None:
+    places = Places(8, 8, 4)
+    flood = [ask(places, "victim", claim=str(n)) for n in range(10)]
+    assert places.turns() == flood[:2]
+    honest = [ask(places, "a", claim="phone"), ask(places, "b", claim="phone")]
+    assert places.turns() == honest
+    assert places.turns() == []
+    both = ask(places, "c", "victim", claim="other")  # as crowded as its most crowded one
+    assert places.turns() == []
+    for ticket in flood:
+        places.leave(ticket)
+    assert places.turns() == [both]
+
+
+def test_a_claim_has_a_share_and_what_several_want_counts_for_the_one_that_has_least() -> None:
+    places = Places(8, 8, 4)
+    flood = [ask(places, str(n), claim="stranger") for n in range(10)]
+    assert places.turns() == flood[:2]
+    shared = places.ask(["mine"], ["stranger", "phone"])
+    assert shared.claim == "phone"
+    assert places.turns() == [shared]
+
+
+def test_claims_take_turns_and_of_a_claim_its_prefixes() -> None:
+    places = Places(1, 1, 1)
+    asked = [("a", "x"), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "x"), ("c", "z")]
+    for claim, prefix in asked:
+        ask(places, prefix, claim=claim)
+    served = []
+    while turns := places.turns():
+        [ticket] = turns
+        served.append((ticket.claim, ticket.lane))
+        places.leave(ticket)
+    assert served == [("a", "x"), ("b", "x"), ("c", "z"), ("a", "y"), ("b", "x"), ("a", "x")]
+
+
+@given(st.data())
+def test_bounds_hold_and_nobody_waits_while_there_is_a_place(data: st.DataObject) -> None:
+    total, quick, share = (data.draw(st.integers(1, n)) for n in (12, 6, 4))
+    places, each = Places(total, quick, share), max(1, total // share)
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    waiting: list[Ticket] = []
+    running: list[Ticket] = []
+    for _ in range(data.draw(st.integers(1, 120))):
+        match rng.randrange(4):
+            case 0 | 1:
+                prefixes = [rng.choice("uvwxyz") for _ in range(rng.randrange(3))]
+                waiting.append(places.ask(list(dict.fromkeys(prefixes)), rng.sample("abc", rng.randrange(1, 3))))
+            case 2 if running:
+                places.slow(rng.choice(running))
+            case 3 if waiting or running:
+                of = waiting if waiting and (not running or rng.random() < 0.3) else running
+                places.leave(of.pop(rng.randrange(len(of))))
+        for ticket in places.turns():
+            waiting.remove(ticket)
+            running.append(ticket)
+        assert len(places) == len(waiting) + len(running)
+        assert len(running) <= total
+        of_prefix = Counter(p for t in running for p in t.prefixes)
+        of_claim = Counter(t.claim for t in running)
+        assert all(n <= each for n in (*of_prefix.values(), *of_claim.values()))
+        fresh = sum(not t.is_slow for t in running)
+        assert fresh <= quick
+        if len(running) < total and fresh < quick:  # then each that waits has a reason
+            heads = {(t.claim, t.lane): t for t in reversed(waiting)}
+            assert all(
+                of_claim[t.claim] >= each or any(of_prefix[p] >= each for p in t.prefixes) for t in heads.values()
+            )
+
+
+def test_where_a_server_has_proved_itself() -> None:
+    assert not Standing().is_proven_at(["192.0.2.0/24"])
+    there = Standing(("192.0.2.0/24", "2001:db8::/48"))
+    assert there.is_proven_at(["2001:db8::/48"])
+    assert there.is_proven_at(["198.51.100.0/24", "192.0.2.0/24"])
+    assert not there.is_proven_at(["198.51.100.0/24"])
+    assert Standing((ANYWHERE,)).is_proven_at(["198.51.100.0/24"])

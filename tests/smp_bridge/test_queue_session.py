@@ -10,20 +10,22 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from subscription_owner import FAST, Handle, Owner, errors, make_queues, running
+from subscription_owner import FAST, SLOW, Handle, Owner, errors, make_queues, running
 
 from smp_bridge import crypto
 from smp_bridge import queue_session as stream
 from smp_bridge.address import ServerAddress
 from smp_bridge.backoff import Backoff
 from smp_bridge.client import Client
-from smp_bridge.failure import ConnectFailure, NsubAnswer
+from smp_bridge.failure import NsubAnswer
 from smp_bridge.identity import Credentials
+from smp_bridge.places import ANYWHERE, Standing
 from smp_bridge.queue_session import PAGE, AgentConfig, Share
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.testing.faults import AnswersFault, duplicate, lose_every, mix_blocks, reverse
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL
+from smp_bridge.turns import TurnsConfig
 
 SERVICE, _ = Credentials.generate("ED25519", "service")
 DOUBLE = 87  # double-signed NSUBs with an Ed25519 key that fill a block
@@ -386,7 +388,7 @@ async def test_added_ones_do_not_wait_for_another_try(server: SmpServer) -> None
     bad, good = await make_queues(server, 2)
     server.script_nsub(bad.notifier_id, ERR_INTERNAL)
     owner.add(server.address, bad)
-    async with running(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0)) as agent:
+    async with running(owner, replace(FAST, min_backoff=1000.0, max_backoff=1000.0, patience=SLOW)) as agent:
         agent.start(server.address)
         await server.until(lambda: server.nsubs() == 1)
         [ref] = owner.add(server.address, good)
@@ -635,31 +637,45 @@ async def black_holes(like: ServerAddress, count: int) -> AsyncIterator[list[Ser
                 await writer.wait_closed()
 
 
-async def test_black_holes_do_not_delay_a_good_server(server: SmpServer) -> None:
+@pytest.mark.parametrize("proven", [True, False])
+async def test_black_holes_do_not_delay_a_good_server(server: SmpServer, proven: bool) -> None:
     owner = Owner()
     queues = await make_queues(server, 1)
+    turns = TurnsConfig(places=64, new_places=64, quick=1, quick_time=0.02)
     async with black_holes(server.address, 6) as holes:
-        for address in (*holes, server.address):
+        for number, address in enumerate((*holes, server.address)):
             owner.add(address, *queues)
-        async with running(owner, replace(FAST, connecting=1, slow_connect=0.02, slow=100)) as agent:
+            owner.standings[address] = Standing((ANYWHERE,) if proven else (), 0.0, (number,))
+        async with running(owner, replace(FAST, turns=turns)) as agent:
             for address in (*holes, server.address):
                 agent.start(address)
             await owner.all_active(server.address)
             assert not owner.failures
             assert agent.servers == 7
+            assert agent.knows(server.address)
+            assert agent.connecting(proven=proven) == 6
+            assert agent.connecting(proven=not proven) == 0
 
 
-async def test_the_connect_of_too_many_slow_ones_fails_with_a_timeout(server: SmpServer) -> None:
+async def test_what_nobody_knows_does_not_delay_what_is_proven(server: SmpServer) -> None:
+    """More black holes than there are places for them."""
     owner = Owner()
     queues = await make_queues(server, 1)
-    async with black_holes(server.address, 3) as holes:
-        for address in holes:
+    owner.add(server.address, *queues)
+    async with black_holes(server.address, 20) as holes:
+        for number, address in enumerate(holes):
             owner.add(address, *queues)
-        async with running(owner, replace(FAST, connecting=3, slow_connect=0.02, slow=2)) as agent:
+            owner.standings[address] = Standing(claims=(number,))
+        config = replace(FAST, turns=TurnsConfig(places=4, new_places=4, quick_time=0.02))
+        async with running(owner, config) as agent:
             for address in holes:
                 agent.start(address)
-            await owner.until(lambda: bool(owner.failures))
-    assert set(owner.failures) == {ConnectFailure.TIMEOUT}
+            for _ in range(3):
+                agent.start(server.address)
+                await owner.all_active(server.address)
+                server.drop_all()
+                await owner.until(lambda: not owner.has_session(server.address))
+    assert owner.prefixes == ["127.0.0.0/24"] * 3
 
 
 async def test_many_servers_at_once() -> None:
@@ -670,7 +686,7 @@ async def test_many_servers_at_once() -> None:
         owner = Owner()
         for s in servers:
             owner.add(s.address, *await make_queues(s, 2))
-        agent = await stack.enter_async_context(running(owner, replace(FAST, connecting=4, in_flight=8)))
+        agent = await stack.enter_async_context(running(owner, replace(FAST, in_flight=8)))
         for s in servers:
             agent.start(s.address)
         for s in servers:

@@ -82,6 +82,7 @@ _RECOVER: Final = (
     " AND (registered_at > :now OR verification_due > :last_turn)",
     "UPDATE tokens SET registered_at = :now WHERE registered_at > :now",
     "UPDATE servers SET unused_since = :now WHERE unused_since > :now",
+    "UPDATE servers SET tried_since = :now WHERE tried_since > :now OR tried_since = 0",
     # Those that were migrated, and what a wrong clock wrote, were heard of now.
     "UPDATE tokens SET active_at = :now WHERE active_at = 0",
     "UPDATE tokens SET active_at = :now WHERE active_at > :now",
@@ -121,7 +122,7 @@ _SHIFT: Final = (
     " WHERE verification_due IS NOT NULL OR check_due IS NOT NULL",
     "UPDATE tokens SET period_at = min(period_at + :step, :now) WHERE period > 0",
     "UPDATE tokens SET registered_at = min(registered_at + :step, :now), active_at = min(active_at + :step, :now)",
-    "UPDATE servers SET unused_since = min(unused_since + :step, :now)",
+    "UPDATE servers SET unused_since = min(unused_since + :step, :now), tried_since = min(tried_since + :step, :now)",
 )
 
 

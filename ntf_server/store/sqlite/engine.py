@@ -54,59 +54,25 @@ from ntf_server.store.records import (
     Wanted,
 )
 from ntf_server.store.sealing import MasterKey, Sealer
-from ntf_server.store.sqlite import deliveries, due, queues, sessions, taking, tokens, upkeep
+from ntf_server.store.sqlite import deliveries, due, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.sqlite.changes import Changes
-from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, After, Database, Operation
+from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, Database, Operation
 from ntf_server.store.sqlite.file import DatabaseFile, opened
 from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.memory import Effects, State, Times
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
 from ntf_server.store.sqlite.schema import migrations
+from ntf_server.store.sqlite.turn import Turn
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.places import Standing
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
-
-
-class _Turn:
-    """Implements `Turns`: the time of a transaction, and the engine's memory beside it."""
-
-    def __init__(self, state: State, apply: Callable[[Effects], None]) -> None:
-        self._state = state
-        self._apply = apply
-
-    def begin(self, c: sqlite3.Connection) -> None:
-        s = self._state
-        now, step = s.clock.read()
-        s.now, s.now_ms, s.steady = int(now), int(now * 1000), s.clock.steady()
-        if step:
-            due.shift(c, s, round(step))
-            s.effects.stepped = step
-            s.stepped(step)
-
-    def commit(self) -> After | None:
-        s = self._state
-        s.journal.forget()
-        s.clock.settle()
-        s.crowd()
-        if not s.effects:
-            return None
-        effects, s.effects = s.effects, Effects()
-        return partial(self._apply, effects)
-
-    def rollback(self) -> None:
-        s = self._state
-        s.journal.undo()
-        s.arrived = 0
-        s.addresses.clear()
-        if s.effects.stepped:
-            s.steps.pop()
-        s.effects = Effects()
 
 
 class SqliteStore:
@@ -134,7 +100,7 @@ class SqliteStore:
             file.path if file else "memory",
             connection,
             connect=file.connect if file else None,
-            turns=_Turn(state, self._apply),
+            turns=Turn(state, self._apply),
             on_error=self._on_error,
         )
 
@@ -376,9 +342,21 @@ class SqliteStore:
         """See `Store`."""
         return await self._read(lambda c: sessions.is_wanted(c, server))
 
-    async def is_proven(self, server: ServerAddress) -> bool:
+    async def standing(self, server: ServerAddress) -> Standing | None:
         """See `Store`."""
-        return await self._read(lambda c: sessions.is_proven(c, server))
+        return await self._read(lambda c: standings.standing(c, server, self._state.clock.wall()))
+
+    async def prove(self, session: Session, prefix: str) -> None:
+        """See `Store`."""
+        await self._write(lambda c: standings.prove(c, self._state, session, prefix))
+
+    async def disprove(self, server: ServerAddress) -> None:
+        """See `Store`."""
+        await self._write(lambda c: standings.disprove(c, self._state, server))
+
+    async def give_up(self, session: Session, error: str, limit: int) -> int:
+        """See `Store`."""
+        return await self._write(lambda c: standings.give_up(c, self._state, session, error=error, limit=limit))
 
     async def acquire(self, server: ServerAddress) -> Session | None:
         """See `Store`."""

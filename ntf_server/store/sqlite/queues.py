@@ -48,8 +48,8 @@ def make_server(c: sqlite3.Connection, s: State, server: ServerAddress) -> int:
     ref = find_server(c, server)
     if ref is None:
         row = c.execute(
-            "INSERT INTO servers (address, canonical, unused_since) VALUES (?, ?, ?) RETURNING ref",
-            (server.plain.encode(), server.identity, s.now),
+            "INSERT INTO servers (address, canonical, unused_since, tried_since) VALUES (?, ?, ?, ?) RETURNING ref",
+            (server.plain.encode(), server.identity, s.now, s.now),
         ).fetchone()
         ref = int(row[0])
     return ref

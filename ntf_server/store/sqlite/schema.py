@@ -11,6 +11,7 @@ from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.keys import add_box_keys, add_keys
 from ntf_server.store.sqlite.migrations import Migration, Progress
 from ntf_server.store.sqlite.upgrades import add_lanes, count_associations, merge_servers, merge_twins, remember
+from smp_bridge.places import ANYWHERE
 
 SCHEMA_1: Final = """
     CREATE TABLE tokens (
@@ -184,6 +185,16 @@ SCHEMA_6_END: Final = (
 )
 
 
+# Since schema 7 servers have to prove themselves where they are.
+SCHEMA_7: Final = f"""
+    -- Address prefixes where subscriptions were confirmed, the newest first; '{ANYWHERE}': it is not known where.
+    ALTER TABLE servers ADD COLUMN prefixes TEXT NOT NULL DEFAULT '';
+    -- When it was first wanted, or lost what it had proved; 0: it is set when the file is opened.
+    ALTER TABLE servers ADD COLUMN tried_since INTEGER NOT NULL DEFAULT 0;
+    UPDATE servers SET prefixes = '{ANYWHERE}' WHERE proven > 0;
+    """
+
+
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
@@ -212,4 +223,4 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
         for statement in SCHEMA_6_END:
             c.execute(statement)
 
-    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical, SCHEMA_7

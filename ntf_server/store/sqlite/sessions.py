@@ -33,7 +33,7 @@ from smp_bridge.ntf import SubscriptionStatus
 
 _ALL: Final = 2**62  # a generation above all
 # Should be active: of a token that is there, and readable.
-_LIVE: Final = (
+LIVE: Final = (
     f"{WANTED_SQL} AND damaged IS NULL AND NOT EXISTS (SELECT 1 FROM gone g WHERE g.token = subscriptions.token)"
 )
 _LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what servers sent in vain
@@ -77,21 +77,15 @@ def _server(c: sqlite3.Connection, s: State, session: Session) -> int:
 def wanted_servers(c: sqlite3.Connection) -> list[ServerAddress]:
     """See `Store.servers`."""
     rows = c.execute(
-        f"SELECT address FROM servers v WHERE EXISTS (SELECT 1 FROM subscriptions WHERE server = v.ref AND {_LIVE})"
+        f"SELECT address FROM servers v WHERE EXISTS (SELECT 1 FROM subscriptions WHERE server = v.ref AND {LIVE})"
     )
     return [server_address(address) for (address,) in rows]
 
 
 def is_wanted(c: sqlite3.Connection, server: ServerAddress) -> bool:
     """See `Store.is_wanted`."""
-    query = f"SELECT 1 FROM subscriptions WHERE server = ? AND {_LIVE} LIMIT 1"
+    query = f"SELECT 1 FROM subscriptions WHERE server = ? AND {LIVE} LIMIT 1"
     return c.execute(query, (find_server(c, server),)).fetchone() is not None
-
-
-def is_proven(c: sqlite3.Connection, server: ServerAddress) -> bool:
-    """See `Store.is_proven`."""
-    row = c.execute("SELECT proven FROM servers WHERE ref = ?", (find_server(c, server),)).fetchone()
-    return row is not None and row[0] > 0
 
 
 def page(
@@ -112,7 +106,7 @@ def _slice(
 
     `columns` begin with ref, association.
     """
-    query = f"SELECT {columns} FROM subscriptions WHERE server = ? AND {_LIVE}"
+    query = f"SELECT {columns} FROM subscriptions WHERE server = ? AND {LIVE}"
     number, (association, ref) = find_server(c, server), after or (0, 0)
     rows: list[tuple[Any, ...]] = []
     if association < below:
@@ -129,7 +123,7 @@ def load(
 ) -> tuple[list[Wanted], list[DamagedRowError]]:
     """See `Store.load`; and what of it cannot be read."""
     check(s, session)
-    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE ref = ? AND server = ? AND {_LIVE}"
+    query = f"SELECT {_COLUMNS} FROM subscriptions WHERE ref = ? AND server = ? AND {LIVE}"
     server = find_server(c, session.server)
     rows = [c.execute(query, (ref, server)).fetchone() for ref in refs]
     return _wanted(s, session, [row for row in rows if row is not None])
@@ -158,7 +152,7 @@ def to_audit(
         "SELECT subscriptions.ref, v.address, coalesce(n.received_at, created_at) < ? FROM subscriptions"
         " JOIN servers v ON v.ref = subscriptions.server"
         " LEFT JOIN notifications n ON n.subscription = subscriptions.ref"
-        f" WHERE subscriptions.ref > ? AND {_LIVE} ORDER BY subscriptions.ref LIMIT ?",
+        f" WHERE subscriptions.ref > ? AND {LIVE} ORDER BY subscriptions.ref LIMIT ?",
         (silent_since, after or 0, limit),
     ).fetchall()
     found = [ToAudit(ref, server_address(address), bool(silent)) for ref, address, silent in rows]
@@ -171,8 +165,6 @@ def to_audit(
 def confirm(c: sqlite3.Connection, s: State, session: Session, answers: Sequence[Confirmed]) -> None:
     """See `Store.confirm`."""
     server = _server(c, s, session)
-    if any(a.status is SubscriptionStatus.ACTIVE for a in answers):
-        c.execute("UPDATE servers SET proven = ? WHERE ref = ? AND proven = 0", (s.now, server))
     generation = s.generations.get(session.server, 0)
     if not generation:
         _confirm_alone(c, server, answers)

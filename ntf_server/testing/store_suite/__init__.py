@@ -29,6 +29,7 @@ from ntf_server.testing.store_suite import (
     retries,
     services,
     sessions,
+    standings,
     tokens,
     turns,
 )
@@ -37,8 +38,8 @@ from ntf_server.testing.store_suite.medium import Bench, Check, ManualClock, Med
 __all__ = ["Bench", "Check", "ManualClock", "Medium", "Times", "checks", "name", "run"]
 
 _ONE_NODE: Final = (
-    tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, services, expiry, lost,
-    paging, races, model,
+    tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, standings, services, expiry,
+    lost, paging, races, model,
 )  # fmt: skip
 
 

@@ -178,6 +178,8 @@ async def _make(store: Store, token: Token, server: ServerAddress, *, confirmed:
     ref = (await found(store, subscription_id)).ref
     status = SubscriptionStatus.ACTIVE if confirmed else SubscriptionStatus.AUTH
     await store.confirm(session, [Confirmed(ref, status)])
+    if confirmed:
+        await store.prove(session, "192.0.2.0/24")
     await store.release(session)
     await store.unsubscribe(ref)
 

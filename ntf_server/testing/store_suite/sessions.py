@@ -50,23 +50,6 @@ async def servers_with_something_to_keep(bench: Bench) -> None:
     assert await store.servers() == [OTHER_SMP]
 
 
-async def a_server_is_proven_by_a_subscription_that_it_confirms(bench: Bench) -> None:
-    """From then on, also over a restart, and when that subscription has ended."""
-    store = await bench.open()
-    assert not await store.is_proven(SMP)
-    token = await activate(store, 1)
-    first, second = await subscribe(store, token, b"1", b"2")
-    session = await acquire(store)
-    refused = Confirmed((await found(store, first)).ref, SubscriptionStatus.AUTH)
-    await store.confirm(session, [refused])
-    assert not await store.is_proven(SMP)
-    await store.confirm(session, [Confirmed((await found(store, second)).ref, _ACTIVE)])
-    await store.end(session, [b"2"], SubscriptionStatus.END)
-    assert await store.is_proven(SMP)
-    assert not await store.is_proven(OTHER_SMP)
-    assert await (await bench.reopen(store)).is_proven(SMP)
-
-
 # --- fences
 
 

@@ -120,6 +120,72 @@ def test_new_budgets_count_at_once() -> None:
     assert world.closed == 1
 
 
+# --- SMP servers
+
+
+def server(number: int) -> ServerAddress:
+    return ServerAddress("smp", (f"smp{number}.example.org",), "", bytes(32))
+
+
+def test_new_servers_of_a_token_and_of_an_address_wait_to_be_connected_to() -> None:
+    world = World(new_servers_per_token="2 + 0.1/s", new_servers_per_address="4 + 1/s")
+    peer = world.session()
+    for number in range(6):
+        world.admission.new_server(peer, number // 3, server(number))
+    waits = [world.admission.connect_wait(server(n), (), True) for n in range(6)]
+    assert waits == pytest.approx([0, 0, 10.0, 0, 1.0, 10.0])  # the third of each token, the fifth of all
+    assert world.delays("new_servers_per_token") == 2
+    assert world.delays("new_servers_per_address") == 2
+    assert world.admission.connect_wait(server(2), (), True) == 0.0  # that is for the first connect only
+
+
+def test_connects_to_a_machine_wait_and_what_is_not_proven_costs_no_proven_one() -> None:
+    world = World(connects_per_destination="2 + 0.5/s", connects="1000 + 1/s")
+    victim, other = ("192.0.2.7/32",), ("192.0.2.8/32", "2001:db8::/64")
+    waits = [world.admission.connect_wait(server(n), victim, False) for n in range(300)]
+    assert waits[:4] == pytest.approx([0, 0, 2.0, 4.0])
+    assert waits[-1] == pytest.approx(298 * 2.0)  # one each two seconds, whoever asks
+    assert world.admission.connect_wait(server(1), victim, True) == 0.0
+    assert world.admission.connect_wait(server(1), other, False) == 0.0
+    assert world.admission.connect_wait(server(1), (*other, *victim), False) == pytest.approx(299 * 2.0)
+    assert world.delays("connects_per_destination") == 299
+
+
+def test_connects_to_what_nobody_knows_wait_in_all() -> None:
+    world = World(connects="3 + 0.5/s")
+    waits = [world.admission.connect_wait(server(n), (f"192.0.2.{n}/32",), False) for n in range(5)]
+    assert waits == pytest.approx([0, 0, 0, 2.0, 4.0])
+    assert world.admission.connect_wait(server(9), ("192.0.2.9/32",), True) == 0.0
+    assert world.delays("connects") == 2
+
+
+def test_switched_off_no_connect_waits() -> None:
+    world = World(enabled=False)
+    for number in range(5000):
+        world.admission.new_server(world.session(), 1, server(number))
+    assert [world.admission.connect_wait(server(1), ("192.0.2.7/32",), False) for _ in range(99)] == [0.0] * 99
+
+
+def test_a_restored_phone_waits_for_none_of_its_servers() -> None:
+    """100 servers that nobody knew, on as many machines; and ten such servers on one machine, three times."""
+    world = World()
+    phone = world.session()
+    for number in range(100):
+        world.admission.new_server(phone, 1, server(number))
+        assert world.admission.connect_wait(server(number), (f"192.0.2.{number}/32",), False) == 0.0
+    waits = [world.admission.connect_wait(server(n), ("198.51.100.7/32",), True) for n in range(10) for _ in range(3)]
+    assert max(waits) == 0.0
+
+
+def test_restored_phones_behind_one_address_wait_for_none_of_their_servers() -> None:
+    """One in 20 of 5,000, with two servers of its own each; and no connect of five phones with 100 each."""
+    world = World()
+    for number in range(500):
+        peer = world.session()
+        world.admission.new_server(peer, number // 2, server(number))
+        assert world.admission.connect_wait(server(number), (f"10.0.{number // 256}.{number % 256}/32",), False) == 0.0
+
+
 def test_every_kind_is_counted() -> None:
     assert set(KindCounter.LIMITS_CLOSED.kinds) == set(Closed)
     world = World(half_open_per_address=1)

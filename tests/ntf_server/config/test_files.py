@@ -72,6 +72,7 @@ TEST_HOST = '[apns.test]\nhost = "localhost"\nca_file = "ca.pem"\n'
 CERTIFICATE = "[apns]\ncertificate_file = 'push.pem'\ncertificate_key_file = 'push.key'\n"
 WEB_PUSH = "[web_push]\nkey_file = 'apns.p8'\ncontact = 'mailto:a@ntf.example.org'\nca_file = 'ca.pem'\n"
 KEY = base64.b64encode(bytes(range(32))).decode()
+CONNECTS = ("new_servers_per_token", "new_servers_per_address", "connects", "connects_per_destination", "log_lines")
 SETTINGS = [  # section, key, as TOML, as a variable, value
     ("transport", "host", '"ntf.example.org"', "ntf.example.org", "ntf.example.org"),
     ("transport", "port", "5443", "5443", 5443),
@@ -125,6 +126,8 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("subscriber", "connecting", "8", "8", 8),
     ("subscriber", "allow_private_hosts", "true", "true", True),
     ("transport", "proxies", '["10.0.0.1", "::1"]', "10.0.0.1, ::1", ("10.0.0.1", "::1")),
+    ("transport", "name_servers", '["10.0.0.1:53", "::1"]', "10.0.0.1:53, ::1", ("10.0.0.1:53", "::1")),
+    *(("limits", key, '"3 + 0.5/s"', "3 + 0.5/s", "3 + 0.5/s") for key in CONNECTS),
     ("limits", "enabled", "false", "false", False),
     ("limits", "shared", '["172.17.0.0/16", "::1"]', "172.17.0.0/16, ::1", ("172.17.0.0/16", "::1")),
     ("limits", "sessions", "10", "10", 10),
@@ -284,6 +287,8 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[web_push]\nallow_hosts = ['10.0.0.1/8']\n", "[web_push] allow_hosts", "'10.0.0.1/8' is no host, domain or"),
     ("[limits]\nshared = ['10.0.0.1/8']\n", "[limits] shared", "10.0.0.1/8 has host bits set"),
     ("[transport]\nproxies = ['balancer']\n", "[transport] proxies", "give IP addresses or networks"),
+    ("[transport]\nname_servers = ['dns']\n", "[transport] name_servers", "give addresses of DNS servers"),
+    ("[transport]\nname_servers = ['::1:x', '[::1:53']\n", "[transport] name_servers", "'::1:x' is no IP address"),
     ("[limits]\nsessions = 0\n", "[limits] sessions", "expected `int` >= 1"),
     ("[limits]\nregistrations = '0 + 1/s'\n", "[limits] registrations", "0 would let nobody through"),
     ("[limits]\nregistrations = 'many'\n", "[limits] registrations", "expected `str` matching regex"),

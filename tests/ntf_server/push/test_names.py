@@ -64,7 +64,7 @@ async def test_an_old_answer_serves_while_a_new_one_is_got(
     dns.names["push.test"] = ["192.0.2.1"]
     await ask(resolver, "push.test")
     monkeypatch.setattr(names, "_FRESH", 60.0)
-    resolver._channel, dns.names["push.test"] = None, ["192.0.2.2"]  # c-ares keeps answers too
+    resolver._names._channel, dns.names["push.test"] = None, ["192.0.2.2"]  # c-ares keeps answers too
     assert resolver.known("push.test") == Addresses(("192.0.2.1",))
     async with asyncio.timeout(5):
         while resolver.known("push.test") != Addresses(("192.0.2.2",)):
@@ -75,7 +75,7 @@ async def test_better_an_old_answer_than_none(dns: Dns, resolver: Resolver, monk
     monkeypatch.setattr(names, "_FRESH", -1.0)
     dns.names["push.test"] = ["192.0.2.1"]
     await ask(resolver, "push.test")
-    resolver._channel = None
+    resolver._names._channel = None
     dns.names.clear()
     assert resolver.known("push.test") == Addresses(("192.0.2.1",))
     assert await ask(resolver, "push.test") == Addresses(("192.0.2.1",))

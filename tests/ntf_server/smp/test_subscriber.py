@@ -96,7 +96,7 @@ async def test_a_lost_connection_costs_no_write_a_subscription(
     await smp_server.stop()
     for subscription in subscriptions:
         await node.until(subscription, S.INACTIVE)
-    assert not set(node.store.calls) - {"is_wanted"}
+    assert not set(node.store.calls) - {"standing"}
     await smp_server.start()
     for subscription in subscriptions:
         await node.until(subscription, S.ACTIVE)
@@ -558,7 +558,7 @@ async def test_a_notification_of_a_deleted_subscription(
 # --- a store that fails for a while
 
 
-@pytest.mark.parametrize("method", ["is_wanted", "acquire", "begin", "page", "load", "confirm"])
+@pytest.mark.parametrize("method", ["standing", "acquire", "begin", "page", "load", "confirm"])
 async def test_subscribing_survives_a_failing_store(
     open_node: Open, smp_server: SmpServer, recipient: Recipient, method: str
 ) -> None:
@@ -571,7 +571,7 @@ async def test_subscribing_survives_a_failing_store(
 @pytest.mark.parametrize(
     "method",
     [
-        "is_wanted",
+        "standing",
         "service_certificate",
         "acquire",
         "begin",

@@ -15,6 +15,7 @@ from smp_bridge.client import Client, Event
 from smp_bridge.failure import ConnectFailure
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
+from smp_bridge.places import ANYWHERE, Standing
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
@@ -39,13 +40,22 @@ class Owner:
     def note(self, what: str) -> None:
         self.log.append((round(asyncio.get_running_loop().time(), 6), what))
 
-    async def wanted(self, server: ServerAddress) -> bool:
-        return True
+    async def standing(self, server: ServerAddress) -> Standing | None:
+        return Standing((ANYWHERE,))
+
+    def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
+        return 0.0
+
+    async def standing_lost(self, server: ServerAddress) -> None:
+        raise AssertionError
+
+    async def given_up(self, server: ServerAddress) -> None:
+        raise AssertionError
 
     async def service(self, server: ServerAddress) -> Credentials | None:
         return None
 
-    async def connected(self, server: ServerAddress, service_id: bytes | None) -> "Owner":
+    async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> "Owner":
         self.note("connected")
         self._given = False
         return self

@@ -195,7 +195,7 @@ async def test_the_wanted_are_loaded_in_the_order_asked_for(store: SqliteStore) 
 
 
 async def test_pages_are_found_by_the_servers_index(store: SqliteStore) -> None:
-    query = f"SELECT {module._COLUMNS} FROM subscriptions WHERE server = 1 AND {module._LIVE}"
+    query = f"SELECT {module._COLUMNS} FROM subscriptions WHERE server = 1 AND {module.LIVE}"
     for tail in ("AND association = 0 AND ref > 5 ORDER BY ref", "AND association > 0 ORDER BY association, ref"):
         plan = await store._database.read(
             lambda c, tail=tail: c.execute(f"EXPLAIN QUERY PLAN {query} {tail} LIMIT 9").fetchall()  # type: ignore[misc]

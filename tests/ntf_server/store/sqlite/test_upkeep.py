@@ -24,10 +24,10 @@ from store_world import (
 
 from ntf_server.observe.metrics import Counter, KindCounter
 from ntf_server.store.contract import StoreCorruptError
-from ntf_server.store.records import Confirmed, ServiceCertificate, Token
+from ntf_server.store.records import ServiceCertificate, Token
 from ntf_server.store.sqlite import upkeep as module
 from ntf_server.store.sqlite.engine import SqliteStore
-from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
 
 
 def device(number: int) -> DeviceToken:
@@ -107,7 +107,7 @@ async def test_servers_without_subscriptions_go_but_for_sessions_and_proven_ones
         found = await store.find_subscription(added.subscription_id)
         assert found is not None
         if added is b:
-            await store.confirm(other, [Confirmed(found[1].ref, SubscriptionStatus.ACTIVE)])
+            await store.prove(other, "192.0.2.0/24")
         await store.unsubscribe(found[1].ref)
     await store.release(other)
     await tended(store)
