@@ -10,6 +10,7 @@ import errno
 import ssl
 import time
 from collections.abc import Callable
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -23,7 +24,7 @@ from smp_bridge.tls import SslTls, Tls, TlsClosedError, TlsFactory, server_conte
 from smp_bridge.transmission import BLOCK_SIZE, Session
 
 HANDSHAKE_TIMEOUT = 60.0
-_MAX_QUEUED_BLOCKS = 16
+MAX_QUEUED_BLOCKS: Final[dict[Scheme, int]] = {"smp": 4, "ntf": 16}  # that one read may exceed, by 64 KiB
 _MAX_REST = 64  # reads of a buffer each
 _MAX_UNREAD_ANSWERS = 2**14  # bytes of TLS's own answers (to KeyUpdates) for a peer that reads nothing
 _SHUTDOWN_TIMEOUT = 2.0
@@ -225,7 +226,7 @@ class BlockConnection(asyncio.BufferedProtocol):
                 self._blocks.append(bytes(block))
                 self._wake()
         self._partial = bytes(block[:filled])
-        if len(self._blocks) >= _MAX_QUEUED_BLOCKS and not self._paused and self._transport:
+        if len(self._blocks) >= MAX_QUEUED_BLOCKS[self.scheme] and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
 
