@@ -12,9 +12,10 @@ from ntf_client import state as state_file
 from ntf_client.client import NtfClient, SubscriptionCheck, TokenCheck
 from ntf_client.push import NotificationInfo, PushContent, open_push
 from ntf_client.state import DeviceState, Subscription
-from smp_bridge import crypto, ntf, smp
+from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import REQUEST_TIMEOUT, ServerError
+from smp_bridge.messages import MessageMeta
 from smp_bridge.ntf import DeviceToken, Provider
 from smp_bridge.transmission import ERR_AUTH
 
@@ -222,7 +223,7 @@ class Device:
         assert self._state.secret is not None
         return open_push(payload, self._state.secret)
 
-    def open_notification(self, info: NotificationInfo) -> smp.MessageMeta | None:
+    def open_notification(self, info: NotificationInfo) -> MessageMeta | None:
         """The message's id and time; None if its queue, or the queue's secret, is not known. Raises PushError."""
         subscription = self.find(info.key_hash, info.notifier_id)
         if subscription is None or subscription.secret is None:

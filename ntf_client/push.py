@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from smp_bridge import crypto, ntf, smp
+from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE, ParseError, un_b64url
+from smp_bridge.messages import MessageMeta
 
 _VERIFICATION: Final = "verification"
 _MESSAGE: Final = "message"
@@ -44,13 +45,13 @@ class NotificationInfo:
     nonce: bytes = field(repr=False)
     sealed: bytes = field(repr=False)
 
-    def open(self, queue_secret: bytes) -> smp.MessageMeta:
+    def open(self, queue_secret: bytes) -> MessageMeta:
         """The message's id and time; `queue_secret`: DH secret of the queue's notification keys, 32 bytes.
 
         Raises PushError if it is another queue's.
         """
         try:
-            return smp.MessageMeta.open(queue_secret, self.nonce, self.sealed)
+            return MessageMeta.open(queue_secret, self.nonce, self.sealed)
         except (crypto.CryptoError, ParseError) as e:
             raise PushError("the queue's secret does not open this notification") from e
 

@@ -92,7 +92,8 @@ async def connect(
 ) -> tuple[BlockConnection, Session]:
     """Connect to the first of a server's hosts that answers, of the first three, check its identity, shake hands.
 
-    `network` None: directly, to any host. `service` needs a `context` with the same certificates. `clock`: Unix
+    `network` None: directly, to any host. `service` needs a `context` with the same certificates; it is shown where TLS
+    asks for one. `clock`: Unix
     seconds, by which certificates are valid.
     Raises OSError (no host answers; of these ssl.SSLError and those of `network`), TimeoutError, HandshakeError;
     IdentityMismatchError when the identity is not the address's, ServiceRefusedError: these end the search.
@@ -174,7 +175,7 @@ async def _agree(
         address.key_hash,
         X25519PrivateKey.generate(),
         versions=versions,
-        service=service,
+        service=service if connection.was_asked else None,  # else services are switched off there
     )
     while handshake.session is None:
         answer = handshake.receive(await connection.receive())

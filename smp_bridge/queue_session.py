@@ -19,6 +19,7 @@ from smp_bridge.client import Batch, Client, Request, ServerError, UnexpectedAns
 from smp_bridge.encoding import ParseError
 from smp_bridge.failure import TABLE, Happened, NsubAnswer, Remedy, Ruling, Wait
 from smp_bridge.network import Network
+from smp_bridge.service import Todo
 from smp_bridge.subscriptions import NsubRequest, NsubResult, Ref, S, Subscriptions
 from smp_bridge.transmission import Message, Service
 from smp_bridge.transport import ConnectionClosedError
@@ -104,6 +105,8 @@ class QueueSession(Generic[S]):
         self._left: Sequence[NsubRequest] = []  # did not fit the block before
         self._reassociated = False  # after ERR SERVICE
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._loading = False
+        self._audit: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.remedy = Remedy.NOTHING
@@ -129,19 +132,24 @@ class QueueSession(Generic[S]):
                         task.result()
         finally:
             self._over.cancel()
-            tasks = [streaming, *self._in_flight]
+            tasks = [streaming, *self._in_flight, *([self._audit] if self._audit else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
     async def _stream(self, associated: bool) -> None:
         with self._share.streaming():
-            if associated:
-                await self._subscribe_service()
+            todo = await self._subscribe_service() if associated else Todo.PAGES
             sent = await self._send_pages()
             # What the pages gave is associated now: is it all that the server has?
-            while self._client.session.service and (sent or not associated) and await self._subscribe_service():
+            while self._client.session.service and (sent or not associated):
+                todo = await self._subscribe_service()
+                if todo is not Todo.PAGES:
+                    break
                 sent = await self._send_pages()
+        if todo is Todo.AUDIT:
+            self._audit = asyncio.create_task(self._audit_service())
+            self._audit.add_done_callback(self._answered)
         while True:
             await self._send_next(pages=False)
 
@@ -160,10 +168,13 @@ class QueueSession(Generic[S]):
             room = len(self._in_flight) < self._share.window()
             await self._wait(self._again_at if room and self._again else None)
         async with self._share.turn:
+            self._loading = True
             wanted = await self._load(pages)
             if wanted:
                 await self._send(wanted)
                 await asyncio.sleep(0)  # let others have the loop before the next block is signed
+            self._loading = False
+            self._changed.set()
         await self._client.drain()
         return not pages or wanted is not None
 
@@ -275,8 +286,16 @@ class QueueSession(Generic[S]):
 
     # --- the service
 
-    async def _subscribe_service(self) -> bool:
-        """NSUBS, until it is answered; whether the pages have more to give after that."""
+    async def _audit_service(self) -> None:
+        """Subscribe all that is associated again, little by little, and ask once more."""
+        while refs := await self._owner.audit_page(self._handle, PAGE):
+            self.add(refs)
+        while self._loading or self._added or self._left or self._again or self._in_flight:
+            await self._wait(None)
+        await self._subscribe_service()
+
+    async def _subscribe_service(self) -> Todo:
+        """NSUBS, until it is answered; what is to be done after that."""
         service = self._client.session.service
         assert service is not None
         while True:
@@ -286,10 +305,10 @@ class QueueSession(Generic[S]):
             if ruling.remedy is Remedy.AGAIN and ruling.wait is Wait.SESSION:
                 await asyncio.sleep(self._backoff.delay())
             elif ruling.remedy in {Remedy.NOTHING, Remedy.REASSOCIATE}:
-                count = answer.count if isinstance(answer, smp.SOks) else None
-                self._reassociated = self._reassociated or count is None
+                said = answer if isinstance(answer, smp.SOks) else None
+                self._reassociated = self._reassociated or said is None
                 self._backoff.reset()
-                return await self._owner.service_subscribed(self._handle, count)
+                return await self._owner.service_subscribed(self._handle, said)
             else:
                 raise self._give_up(ruling, "no answer" if answer is None else failure.words(answer))
 
@@ -302,10 +321,10 @@ class QueueSession(Generic[S]):
     async def _nsubs(self, service: Service) -> Message | UnexpectedAnswerError | None:
         """The answer to NSUBS, whatever it is; None while there is none."""
         assert isinstance(service.key, Ed25519PrivateKey)
+        ours = await self._owner.associations(self._handle)
+        nsubs, timeout = smp.NSubs(ours.count, ours.ids_hash), self._config.service_timeout
         try:
-            return await self._client.request(
-                smp.NSubs(), service.service_id, service.key, timeout=self._config.service_timeout
-            )
+            return await self._client.request(nsubs, service.service_id, service.key, timeout=timeout)
         except ServerError as e:
             return e.error
         except UnexpectedAnswerError as e:

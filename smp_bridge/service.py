@@ -1,10 +1,77 @@
-"""Whether we are a service on one SMP server: what its sessions came to decides. No I/O; the clock is handed in."""
+"""Whether we are a service on one SMP server: what its sessions came to decides. No I/O; the clock is handed in.
 
+And what follows from the count that NSUBS is answered with, and from SMP 19 on from the hash beside it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
+from smp_bridge import smp
 from smp_bridge.failure import TABLE, Happened, Remedy
 
 _MAX_DOUBLINGS: Final = 4  # of `ended_backoff`
+_FEW: Final = 20  # queues that a server may lack, whatever the number of all
+_FEW_OF: Final = 20  # or one in so many
+
+
+@dataclass(frozen=True, slots=True)
+class Associations:
+    """What our service has on a server, as far as we know: `count` queues, `released` ones included.
+
+    Those were deleted here, but may still be there, as SMP has no unsubscribe. `ids_hash`, `released_hash`: XOR of
+    MD5(notifier id) of all, and of the released ones (16 bytes).
+    """
+
+    count: int
+    released: int
+    ids_hash: bytes = field(repr=False)
+    released_hash: bytes = field(repr=False)
+
+    @property
+    def wanted(self) -> int:
+        """How many are not released."""
+        return self.count - self.released
+
+
+class Todo(Enum):
+    """What is to be done after NSUBS."""
+
+    NOTHING = auto()  # all that should be associated is
+    AUDIT = auto()  # a few may not be: all are looked at, little by little
+    PAGES = auto()  # many are not: all that the pages give is subscribed one by one
+
+
+def after_count(ours: Associations, said: smp.SOks) -> Todo:
+    """What the server's count, and its hash, call for.
+
+    Below SMP 19 there is no hash: who has lost some of ours, and still counts as many released ones, is not found out.
+    """
+    missing = ours.wanted - said.count
+    if ours.wanted and (said.count <= 0 or missing > max(_FEW, ours.wanted // _FEW_OF)):
+        return Todo.PAGES
+    if said.ids_hash is None:
+        return Todo.AUDIT if missing > 0 else Todo.NOTHING
+    if (said.count, said.ids_hash) == (ours.count, ours.ids_hash):
+        return Todo.NOTHING
+    if (said.count, said.ids_hash) == (ours.wanted, xor(ours.ids_hash, ours.released_hash)):
+        return Todo.NOTHING  # whoever had the released ones deleted them too
+    return Todo.AUDIT if ours.wanted else Todo.NOTHING
+
+
+def ids_hash(notifier_ids: Iterable[bytes]) -> bytes:
+    """XOR of MD5(notifier id) (wire.md, section 7)."""
+    out = 0
+    for notifier_id in notifier_ids:
+        out ^= int.from_bytes(hashlib.md5(notifier_id, usedforsecurity=False).digest())
+    return out.to_bytes(16)
+
+
+def xor(a: bytes, b: bytes) -> bytes:
+    """Of two such hashes."""
+    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(16)
 
 
 class ServiceLife:

@@ -1,4 +1,4 @@
-"""SMP commands and answers, versions 6 to 18, as far as notifiers, recipients and senders need them.
+"""SMP commands and answers, versions 6 to 20, as far as notifiers, recipients and senders need them.
 
 Source: wire.md, section 7. No I/O. Short links, proxying and queue information are left out.
 """
@@ -13,7 +13,7 @@ from smp_bridge import crypto
 from smp_bridge.encoding import ParseError, Reader, boolean, int64, maybe, short
 from smp_bridge.transmission import Err, Message, parse_message, tags
 
-VERSIONS: Final = (6, 18)
+VERSIONS: Final = (6, 20)
 LEGACY_VERSIONS: Final = (6, 6)  # for a client without ALPN
 
 AUTH_KEY: Final = 7  # authenticators, implied session id, session key
@@ -24,8 +24,8 @@ PROXY_FLAG: Final = 14
 SHORT_LINKS: Final = 15
 SERVICES: Final = 16
 NEW_NTF_CREDS: Final = 17
-
-MESSAGE_META_SIZE: Final = 128  # padded plaintext of NMSG
+IDS_HASHES: Final = 19
+IDS_HASH_SIZE: Final = 16  # XOR of MD5(notifier id)
 
 SubMode = Literal["S", "C"]
 QueueKind = Literal["M", "C"]
@@ -227,10 +227,38 @@ class NSub(Message):
     tag = b"NSUB"
 
 
+@dataclass(frozen=True, slots=True)
 class NSubs(Message):
-    """Subscribe to all queues associated with the session's service (SMP >= 16)."""
+    """Subscribe to all queues associated with the session's service (SMP >= 16).
+
+    From SMP 19 on with what the service has: `count`, -1 if it does not know, and `ids_hash`, the XOR of MD5(notifier
+    id) of all of them (16 bytes).
+    """
 
     tag = b"NSUBS"
+    count: int = -1
+    ids_hash: bytes = field(default=bytes(IDS_HASH_SIZE), repr=False)
+
+    @classmethod
+    def is_bare(cls, version: int) -> bool:
+        """Below SMP 19."""
+        return version < IDS_HASHES
+
+    def params(self, version: int) -> bytes:
+        """int64, `short` hash; nothing below SMP 19."""
+        return b"" if self.is_bare(version) else int64(self.count) + short(self.ids_hash)
+
+    @classmethod
+    def parse_params(cls, r: Reader, version: int) -> Self:
+        """Raises ParseError."""
+        return cls() if cls.is_bare(version) else cls(r.int64(), _ids_hash(r))
+
+
+def _ids_hash(r: Reader) -> bytes:
+    ids_hash = r.short()
+    if len(ids_hash) != IDS_HASH_SIZE:
+        raise ParseError("a hash of notifier ids has 16 bytes")
+    return ids_hash
 
 
 class Ping(Message):
@@ -346,19 +374,20 @@ class SOk(Message):
 class _CountMessage(Message):
     bare = False
     count: int
+    ids_hash: bytes | None = field(default=None, repr=False)
 
     def params(self, version: int) -> bytes:
-        """int64."""
-        return int64(self.count)
+        """int64, and from SMP 19 on `short` hash."""
+        return int64(self.count) + (short(self.ids_hash or bytes(IDS_HASH_SIZE)) if version >= IDS_HASHES else b"")
 
     @classmethod
     def parse_params(cls, r: Reader, version: int) -> Self:
         """Raises ParseError."""
-        return cls(r.int64())
+        return cls(r.int64(), _ids_hash(r) if version >= IDS_HASHES else None)
 
 
 class SOks(_CountMessage):
-    """Answer to NSUBS: how many queues are subscribed."""
+    """Answer to NSUBS: how many queues are subscribed; `ids_hash`: the XOR of MD5(notifier id) of them (SMP >= 19)."""
 
     __slots__ = ()
     tag = b"SOKS"
@@ -444,44 +473,3 @@ def parse_command(data: bytes, version: int) -> Message:
 def parse_answer(data: bytes, version: int) -> Message:
     """A client's side: an answer or an event. Raises UnknownTagError, ParseError."""
     return parse_message(ANSWERS, data, version)
-
-
-@dataclass(frozen=True, slots=True)
-class MessageMeta:
-    """What NMSG tells the recipient, and nobody else: `message_id`, and `timestamp` in Unix seconds."""
-
-    message_id: bytes
-    timestamp: int
-
-    def seal(self, secret: bytes, nonce: bytes) -> bytes:
-        """144 bytes, boxed with the DH secret of the notification keys."""
-        meta = crypto.pad(short(self.message_id) + int64(self.timestamp), MESSAGE_META_SIZE)
-        return crypto.box(secret, nonce, meta)
-
-    @classmethod
-    def open(cls, secret: bytes, nonce: bytes, sealed: bytes) -> Self:
-        """Raises CryptoError for a wrong secret, ParseError for wrong content."""
-        r = Reader(crypto.unpad(crypto.unbox(secret, nonce, sealed)))
-        return cls(r.short(), r.int64())
-
-
-@dataclass(frozen=True, slots=True)
-class MessageBody:
-    """What MSG tells the recipient: `timestamp` in Unix seconds, `notify` flag, `body`."""
-
-    timestamp: int
-    notify: bool
-    body: bytes = field(repr=False)
-
-    def seal(self, secret: bytes, message_id: bytes, size: int) -> bytes:
-        """Boxed, padded to `size`; the nonce is the message id (24 bytes)."""
-        plain = int64(self.timestamp) + boolean(self.notify) + b" " + self.body
-        return crypto.box(secret, message_id, crypto.pad(plain, size))
-
-    @classmethod
-    def open(cls, secret: bytes, message_id: bytes, sealed: bytes) -> Self:
-        """Raises CryptoError for a wrong secret, ParseError for wrong content."""
-        r = Reader(crypto.unpad(crypto.unbox(secret, message_id, sealed)))
-        timestamp = r.int64()
-        sent = Send.parse_params(r, VERSIONS[1])
-        return cls(timestamp, sent.notify, sent.body)

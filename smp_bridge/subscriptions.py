@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from smp_bridge import smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Event
 from smp_bridge.failure import ConnectFailure, NsubAnswer
 from smp_bridge.identity import Credentials
 from smp_bridge.places import Standing
+from smp_bridge.service import Associations, Todo
 from smp_bridge.transmission import AuthKey
 
 Ref = Any  # the owner's name for a subscription; opaque to the agent, which only hands it back
@@ -86,10 +88,17 @@ class Subscriptions(Protocol[S]):
         """
         ...
 
-    async def service_subscribed(self, session: S, count: int | None) -> bool:
-        """NSUBS says that the service has so many queues on the server; None: ERR SERVICE.
+    async def associations(self, session: S) -> Associations:
+        """What the session's service should have on the server, now."""
+        ...
 
-        Whether the pages have more to give after that: what turned out not to be associated.
+    async def service_subscribed(self, session: S, said: smp.SOks | None) -> Todo:
+        """NSUBS was answered; None: ERR SERVICE. What is to be done: PAGES, if they have more to give after that."""
+        ...
+
+    async def audit_page(self, session: S, limit: int) -> Sequence[Ref]:
+        """Of an audit of all that is associated, the next ones that are to be subscribed again, when their time has
+        come; none: that was all.
         """
         ...
 

@@ -12,6 +12,10 @@ from smp_bridge.identity import Credentials, private_key_pem
 CIPHERS_TLS_1_2: Final = "ECDHE+CHACHA20"  # those of 1.3 all include ChaCha20-Poly1305
 
 
+_CERTIFICATE_REQUEST: Final = 13  # RFC 8446, section 4
+_ASKED: Final = "ntf_relay_was_asked"  # attribute of an SSLObject
+
+
 class TlsClosedError(Exception):
     """The peer ended the TLS connection."""
 
@@ -55,6 +59,10 @@ class Tls(Protocol):
         """DER of the peer's certificates as it sent them, leaf first; none if it showed none. Not verified."""
         ...
 
+    def was_asked(self) -> bool:
+        """Whether the server asked this client for a certificate; only for one that has one."""
+        ...
+
 
 TlsFactory = Callable[[], Tls]
 
@@ -86,7 +94,20 @@ def client_context(scheme: Scheme, credentials: Credentials | None = None) -> ss
     context.verify_mode = ssl.CERT_NONE
     if credentials:
         _load(context, credentials)
+        context._msg_callback = _on_message  # type: ignore[attr-defined]  # see there
     return context
+
+
+def _on_message(
+    tls: object, direction: str, _version: object, _content: object, message: object, _data: object
+) -> None:
+    """Notes a CertificateRequest, whether or not it is answered.
+
+    That OpenSSL tells of its messages is no public part of the ssl module, but all of 3.8 to 3.14 have it, and there is
+    no other way to know: with pyOpenSSL's callbacks the process would need memory that is writable and executable.
+    """
+    if direction == "read" and message == _CERTIFICATE_REQUEST:
+        setattr(tls, _ASKED, True)
 
 
 def server_context(scheme: Scheme, credentials: Credentials) -> ssl.SSLContext:
@@ -148,6 +169,10 @@ class SslTls:
     def alpn(self) -> str | None:
         """See `Tls`."""
         return self.tls.selected_alpn_protocol()
+
+    def was_asked(self) -> bool:
+        """See `Tls`. Where Python does not tell, it may have been."""
+        return getattr(self.tls, _ASKED, not hasattr(ssl.SSLContext, "_msg_callback"))
 
     def peer_chain(self) -> tuple[bytes, ...]:
         """See `Tls`."""

@@ -47,6 +47,11 @@ class Message:
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    @classmethod
+    def is_bare(cls, version: int) -> bool:
+        """Whether it has no parameters, in the agreed protocol version."""
+        return cls.bare
+
     def params(self, version: int) -> bytes:
         """The bytes after the tag and the space, in the agreed protocol version."""
         return b""
@@ -58,7 +63,7 @@ class Message:
 
     def encode(self, version: int) -> bytes:
         """The bytes that a transmission carries."""
-        return self.tag if self.bare else self.tag + b" " + self.params(version)
+        return self.tag if self.is_bare(version) else self.tag + b" " + self.params(version)
 
 
 M = TypeVar("M", bound=Message)
@@ -75,7 +80,7 @@ def parse_message(table: Mapping[bytes, type[M]], data: bytes, version: int) -> 
     cls = table.get(tag)
     if cls is None:
         raise UnknownTagError("unknown tag")
-    if cls.bare == bool(space):
+    if cls.is_bare(version) == bool(space):
         raise ParseError("parameters are missing or not expected")
     r = Reader(params)
     out = cls.parse_params(r, version)

@@ -24,7 +24,8 @@ from smp_bridge.tls import SslTls, Tls, TlsClosedError, TlsFactory, server_conte
 from smp_bridge.transmission import BLOCK_SIZE, Session
 
 HANDSHAKE_TIMEOUT = 60.0
-MAX_QUEUED_BLOCKS: Final[dict[Scheme, int]] = {"smp": 4, "ntf": 16}  # that one read may exceed, by 64 KiB
+MAX_QUEUED_BLOCKS: Final = 16  # of a connection, before it is read no more
+_MAX_QUEUED_IN_ALL: Final = 1024  # of all that share a Scratch; over it a connection has one
 _MAX_REST = 64  # reads of a buffer each
 _MAX_UNREAD_ANSWERS = 2**14  # bytes of TLS's own answers (to KeyUpdates) for a peer that reads nothing
 _SHUTDOWN_TIMEOUT = 2.0
@@ -48,6 +49,7 @@ class Scratch:
     def __init__(self) -> None:
         self.received = bytearray(2**16)
         self.block = bytearray(max(BLOCK_SIZE.values()))
+        self.queued = 0  # blocks that were read and not received, of all of them
 
 
 class BlockConnection(asyncio.BufferedProtocol):
@@ -112,6 +114,9 @@ class BlockConnection(asyncio.BufferedProtocol):
         self.started_at = loop.time()
         self._secured: asyncio.Future[None] | None = loop.create_future()
         self._deadline: asyncio.TimerHandle | None = loop.call_later(handshake_timeout, self.abort)
+
+    def __del__(self) -> None:
+        self._scratch.queued -= len(self._blocks)
 
     # --- asyncio.BufferedProtocol
 
@@ -224,9 +229,11 @@ class BlockConnection(asyncio.BufferedProtocol):
             if filled == self._size:
                 filled = 0
                 self._blocks.append(bytes(block))
+                self._scratch.queued += 1
                 self._wake()
         self._partial = bytes(block[:filled])
-        if len(self._blocks) >= MAX_QUEUED_BLOCKS[self.scheme] and not self._paused and self._transport:
+        room = MAX_QUEUED_BLOCKS if self._scratch.queued < _MAX_QUEUED_IN_ALL else 1
+        if len(self._blocks) >= room and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
 
@@ -258,6 +265,11 @@ class BlockConnection(asyncio.BufferedProtocol):
     def alpn(self) -> str | None:
         """The negotiated ALPN protocol."""
         return self._tls.alpn()
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether the peer asked for the certificate that this client has."""
+        return self._tls.was_asked()
 
     @property
     def peer_chain(self) -> tuple[bytes, ...]:
@@ -302,6 +314,7 @@ class BlockConnection(asyncio.BufferedProtocol):
             finally:
                 self._waiter = None
         block = self._blocks.pop(0)  # of a few
+        self._scratch.queued -= 1
         if self._paused and not self._blocks and self._transport and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()

@@ -44,7 +44,6 @@ from smp_bridge.queue_session import AgentConfig
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue
 from smp_bridge.tls import client_context
-from smp_bridge.transmission import Message
 
 NOW = 1_700_000_000  # when the tests begin
 _BEGAN = since_boot()
@@ -82,12 +81,12 @@ class FaultyStore:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
 
-        async def call(*args: Any) -> Any:
+        async def call(*args: Any, **options: Any) -> Any:
             self.calls[name] += 1
             if self.failing[name] > 0:
                 self.failing[name] -= 1
                 raise StoreFullError("disk full")
-            return await method(*args)
+            return await method(*args, **options)
 
         return call
 
@@ -250,7 +249,7 @@ async def connect_service(server: ServerAddress, credentials: Credentials, *hand
 async def settled(node: Node, server: SmpServer) -> None:
     """Until all that the current session began with is over: only then the audit takes effect."""
     async with asyncio.timeout(10):
-        while not (s := node.subscriber._sessions.get(server.address)) or not s.complete or s.missing:
+        while not (s := node.subscriber._sessions.get(server.address)) or not s.complete or s.missing or s.auditing:
             await asyncio.sleep(0.005)
 
 
@@ -266,9 +265,11 @@ async def notified(node: Node, server: SmpServer, queue: Queue) -> None:
     assert node.store.calls["notify"] == before + 1
 
 
-async def take_over(rival: Client) -> Message:
-    """The service's subscriptions; the answer."""
+async def take_over(rival: Client) -> int:
+    """The service's subscriptions: how many the answer counts."""
     service = rival.session.service
     assert service is not None
     assert isinstance(service.key, Ed25519PrivateKey)
-    return await rival.request(smp.NSubs(), service.service_id, service.key)
+    answer = await rival.request(smp.NSubs(), service.service_id, service.key)
+    assert isinstance(answer, smp.SOks)
+    return answer.count

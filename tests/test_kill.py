@@ -10,8 +10,8 @@ import pytest
 from harness import Phone, RelayProcess
 
 from ntf_server.testing import MockApns
-from smp_bridge import smp
 from smp_bridge.client import Client
+from smp_bridge.messages import MessageMeta
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Queue, Recipient
 
@@ -197,4 +197,4 @@ async def test_what_was_received_before_the_kill_is_pushed_after_it(
             while not _all_arrived(_pushed(mock_apns, phones), ids, queues):
                 await asyncio.sleep(0.05)
         metas = {n: q.open_notification(*_pushed(mock_apns, phones)[n][-1]) for n, (_, q) in queues.items()}
-        assert all(isinstance(m, smp.MessageMeta) for m in metas.values())
+        assert all(isinstance(m, MessageMeta) for m in metas.values())

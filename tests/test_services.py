@@ -134,7 +134,8 @@ async def test_what_was_deleted_causes_no_fallback(relay: Relay) -> None:
     await relay.restart()
     await relay.all_active(device)
     await relay.wakes(device, *queues)
-    assert relay.smp.nsubs() == nsubs
+    # Was it one of ours that was deleted meanwhile? An audit tells, and the next one if that had no time to end.
+    assert relay.smp.nsubs() - nsubs in {3, 6}
     assert relay.generation() == generation
 
 
@@ -194,7 +195,7 @@ async def test_taken_over_by_a_relay_with_a_copy_of_the_database(relay: Relay, t
     finally:
         await store.close()
     async with await connect_service(relay.smp.address, credentials, events.put) as rival:
-        assert await take_over(rival) == smp.SOks(3)
+        assert await take_over(rival) == 3
         for queue in device.queues:
             await relay.becomes(device, queue, S.INACTIVE)
         await relay.send(device.queues[0])

@@ -157,7 +157,7 @@ class KindCounter(_Metric):
         "ntf_service_fallback_total",
         "Times that a service subscription gave way to subscriptions one by one.",
         "kind",
-        ("refused", "changed", "lost", "mismatch", "ended"),
+        ("refused", "changed", "lost", "mismatch", "audited", "ended"),
     )
     SNEW_REFUSED = (
         "ntf_snew_refused_total",

@@ -9,7 +9,6 @@ import datetime
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
@@ -18,15 +17,14 @@ from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, Gauge, KindCounte
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
+from ntf_server.smp.server_session import ServerSession
 from ntf_server.store.contract import Store
 from ntf_server.store.records import (
     WANTED,
     Change,
     ChangeKind,
     Confirmed,
-    Cursor,
     Ref,
-    Removed,
     ServiceCertificate,
     ServiceState,
     Session,
@@ -43,6 +41,7 @@ from smp_bridge.identity import Credentials, load_certificates
 from smp_bridge.ntf import Sub, SubscriptionStatus
 from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig
+from smp_bridge.service import Associations, Todo, after_count, xor
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.turns import Admit
 
@@ -61,64 +60,12 @@ _STATUS: Final = {
     NsubAnswer.ERROR: SubscriptionStatus.ERR,
 }
 _SUBSCRIBED: Final = frozenset([NsubAnswer.SUBSCRIBED, NsubAnswer.ASSOCIATED])
-_MAX_REMOVED: Final = 10_000  # of a session, that are remembered
 _MAX_ALARMS: Final = 1000  # hosts that are said to be impersonated
 _GIVEN_UP: Final = 500  # subscriptions at once
 UNREACHABLE: Final = "the server could not be connected to for days"
+_AUDIT_PAUSE: Final = 1.0  # seconds between two pages of what a service has
+_AUDIT_TIME: Final = 3600.0  # seconds for all of them
 _TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
-
-
-@dataclass(slots=True, eq=False)
-class ServerSession:
-    """A session with a server: `cursor` says how far its pages went, `missing` what of them is not confirmed."""
-
-    stored: Session
-    service: bool
-    prefix: str = ""  # where it leads
-    proved: bool = False  # that it confirmed a subscription is known to the store
-    associated: bool = False  # there are subscriptions that NSUBS subscribes
-    cursor: Cursor | None = None
-    complete: bool = False
-    missing: set[Ref] = field(default_factory=set)
-    service_active: bool = True
-    ended: bool = False  # another session took the service's subscriptions over
-    recounted: bool = False
-    confirmed: int = 0
-    audited: set[Ref] = field(default_factory=set)
-    removed: set[Ref] = field(default_factory=set)  # deleted while it was not clear whether they count as confirmed
-
-    @property
-    def server(self) -> ServerAddress:
-        """With whom."""
-        return self.stored.server
-
-    def active(self, s: Subscription | Removed) -> bool:
-        """Whether a subscription that should be active was confirmed."""
-        if s.ref in self.missing:
-            return False
-        if self.service and s.associated:
-            return self.service_active
-        return self.complete or (self.cursor is not None and bool(s.cursor <= self.cursor))
-
-    def begin_again(self) -> None:
-        """No association holds any more."""
-        self.cursor, self.complete, self.confirmed = None, False, 0
-        self.service_active = True
-
-    def remove(self, s: Removed) -> None:
-        """It was deleted: it counts no more, nor does the answer to an NSUB of it that is under way."""
-        if len(self.removed) >= _MAX_REMOVED:
-            self.removed.clear()  # the gauge may be a little wrong then, until the session ends
-        if s.ref in self.missing:
-            self.missing.discard(s.ref)
-            self.removed.add(s.ref)
-        elif s.active and self.active(s):
-            self.confirmed = max(0, self.confirmed - 1)
-        elif not self.complete:
-            self.removed.add(s.ref)  # a page that was read before may still bring it
-        if s.ref in self.audited:
-            self.audited.discard(s.ref)
-            self.removed.add(s.ref)
 
 
 def no_wait(_server: ServerAddress, _destinations: Sequence[str], _proven: bool, /) -> float:
@@ -322,41 +269,74 @@ class Subscriber:
         log.info("connected to SMP server %s%s", server.hosts[0], " as a service" if session.service else "")
         return session
 
-    async def service_subscribed(self, session: ServerSession, count: int | None) -> bool:
+    async def associations(self, session: ServerSession) -> Associations:
         """See `Subscriptions`."""
-        stored, server = session.stored, session.server
+        session.asked = await self._insist(lambda: self._store.service_state(session.stored))
+        return _associations(session.asked)
+
+    async def service_subscribed(self, session: ServerSession, said: smp.SOks | None) -> Todo:
+        """See `Subscriptions`."""
+        stored, host = session.stored, session.server.hosts[0]
         state = await self._insist(lambda: self._store.service_state(stored))
-        if count is not None and count < state.associated:
+        if said is not None and (session.missing or state != session.asked):
+            said = smp.SOks(said.count)  # of some it is not clear whether the hash holds them
+        todo = after_count(_associations(state), said) if said else Todo.PAGES
+        if said is not None and todo is not Todo.NOTHING:
             await asyncio.sleep(self._recount_delay)  # a DELD or an END may be under way to us
             state = await self._insist(lambda: self._store.service_state(stored))
+            todo = after_count(_associations(state), said)
         if session.ended:
-            return False  # the count says no more than that; the next session takes them back
-        if count is not None and (count >= state.associated or session.recounted):
-            await self._counted(session, state, count)
-            return False
-        log.warning(
-            "SMP server %s has %s of our service's %d subscriptions; subscribing them one by one",
-            server.hosts[0],
-            "none" if count is None else count,
-            state.associated,
-        )
-        self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "lost" if count is None else "mismatch")
+            return Todo.NOTHING  # the count says no more than that; the next session takes them back
+        if said is not None and (todo is Todo.NOTHING or session.recounted):
+            await self._counted(session, state, said)
+            return Todo.NOTHING
+        if todo is Todo.AUDIT:
+            return todo  # unless the pages are to come first, and what they give explains it
         session.recounted = True
+        count = "none" if said is None else said.count
+        log.warning(
+            "SMP server %s has %s of our service's %d queues; subscribing one by one", host, count, state.associated
+        )
+        self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "lost" if said is None else "mismatch")
         await self._insist(lambda: self._store.reassociate(stored))
         session.begin_again()
-        return True
+        return Todo.PAGES
 
-    async def _counted(self, session: ServerSession, state: ServiceState, count: int) -> None:
-        session.service_active = True
+    async def _counted(self, session: ServerSession, state: ServiceState, said: smp.SOks) -> None:
+        session.count_service(state.associated)
         if state.associated:
             await self._prove(session)
-        session.confirmed = max(session.confirmed, state.associated)
-        others = max(0, count - state.associated)
-        if count < state.associated or others > state.released:
+        others = max(0, said.count - state.associated)
+        if said.count < state.associated or others > state.released:
             self._metrics.count_kind(KindCounter.AUDIT_DRIFT, "service_count")
+        if state != session.asked:
+            return  # it changed meanwhile: the next session will tell
+        own_hash = xor(state.ids_hash, state.released_hash)
+        ids_hash = xor(said.ids_hash, own_hash) if said.ids_hash is not None else None
+        known = ids_hash is None or ids_hash == state.released_hash
         # Those that we deleted while they were associated; after all pages the difference is nothing else.
-        if others > state.released or (session.complete and others != state.released):
-            await self._insist(lambda: self._store.set_released(session.stored, others))
+        if others > state.released or ((session.complete or not known) and (others != state.released or not known)):
+            await self._insist(lambda: self._store.set_released(session.stored, others, ids_hash))
+
+    async def audit_page(self, session: ServerSession, limit: int) -> Sequence[Ref]:
+        """See `Subscriptions`. A page a second, and all within an hour."""
+        if not session.auditing and not session.recounted:
+            state = await self._insist(lambda: self._store.service_state(session.stored))
+            log.info("SMP server %s lacks some of our service's queues: auditing them", session.server.hosts[0])
+            self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "audited")
+            session.begin_audit(state.associated)
+        while session.auditing and not session.audit_complete:
+            cursor = session.audit_cursor
+            if cursor is not None:
+                pages = max(1, session.audit_size // limit)
+                await asyncio.sleep(min(_AUDIT_PAUSE, _AUDIT_TIME / pages))
+            page = await self._insist(
+                lambda: self._store.page(session.stored, cursor, limit, associated=True)  # noqa: B023
+            )
+            if refs := session.take_audit_page([w.ref for w in page.wanted], page.cursor):
+                self._metrics.count(Counter.AUDITED, len(refs))
+                return refs
+        return []
 
     async def page(self, session: ServerSession, limit: int) -> Sequence[NsubRequest]:
         """See `Subscriptions`."""
@@ -450,8 +430,7 @@ class Subscriber:
         """See `Subscriptions`."""
         ends = [e.message for e in events if isinstance(e.message, smp.Ends)]
         if ends:
-            session.service_active, session.ended = False, True
-            session.confirmed = max(0, session.confirmed - sum(e.count for e in ends))
+            session.end_service(sum(e.count for e in ends))
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "ended")
         await self._inbox.take(session.stored, events)
 
@@ -463,6 +442,10 @@ class Subscriber:
 
     async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await self._inbox.insist(operation)
+
+
+def _associations(state: ServiceState) -> Associations:
+    return Associations(state.associated + state.released, state.released, state.ids_hash, state.released_hash)
 
 
 def _request(w: Wanted, session: ServerSession) -> NsubRequest:

@@ -298,12 +298,15 @@ class Sessions(Protocol):
         """The server does not have what it should: from now on no association holds."""
         ...
 
-    async def set_released(self, session: Session, count: int) -> None:
-        """See `ServiceState.released`."""
+    async def set_released(self, session: Session, count: int, ids_hash: bytes | None = None) -> None:
+        """See `ServiceState.released`. `ids_hash`: of these, None if it is not known."""
         ...
 
-    async def page(self, session: Session, after: Cursor | None, limit: int) -> Page:
-        """Subscriptions that should be active behind a cursor, without those that the session's service has."""
+    async def page(self, session: Session, after: Cursor | None, limit: int, *, associated: bool = False) -> Page:
+        """Subscriptions that should be active behind a cursor, without those that the session's service has.
+
+        `associated`: those alone.
+        """
         ...
 
     async def load(self, session: Session, refs: Sequence[Ref]) -> list[Wanted]:

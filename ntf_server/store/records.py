@@ -293,13 +293,15 @@ class ServiceState(Record, frozen=True):
 
     `associated`: how many wanted subscriptions it has; `released`: how many others the server may count, as their
     subscriptions were deleted here (SMP has no unsubscribe); `changed`: the service id is another than before;
-    `ids_hash`: XOR of MD5(notifier id) over both (wire.md, section 7), 16 bytes.
+    `ids_hash`, `released_hash`: XOR of MD5(notifier id) over both, and over the released ones (wire.md, section 7), 16
+    bytes.
     """
 
     associated: int
     released: int
     changed: bool = False
     ids_hash: bytes = bytes(16)
+    released_hash: bytes = bytes(16)
 
 
 class ServiceCertificate(Record, frozen=True):

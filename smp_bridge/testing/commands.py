@@ -6,6 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from smp_bridge import crypto, smp
 from smp_bridge.encoding import ParseError
+from smp_bridge.service import ids_hash
 from smp_bridge.testing.queues import Notifier, Queue, Queues, ServiceRecord, Subscriber
 from smp_bridge.transmission import (
     ERR_AUTH,
@@ -77,7 +78,8 @@ class SessionState:
             held = service.held()
             for notifier in held:
                 notifier.subscriber = None
-            service.subscriber.push(service.service_id, smp.Ends(len(held)))
+            ended = smp.Ends(len(held), ids_hash(n.notifier_id for n in held))
+            service.subscriber.push(service.service_id, ended)
         service.subscriber = self._events
 
     def unsubscribe_all(self) -> None:
@@ -215,7 +217,8 @@ def _subscribe_service(queues: Queues, state: SessionState, t: Transmission) -> 
         for notifier in service.notifiers:
             state.subscribe(notifier)
             queues.on_pending(notifier)
-    return smp.SOks(sum(state.holds(n) for n in service.notifiers))
+    held = [n.notifier_id for n in service.notifiers if state.holds(n)]
+    return smp.SOks(len(held), ids_hash(held))
 
 
 def _subscribed(session: Session) -> Message:

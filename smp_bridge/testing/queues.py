@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from smp_bridge import crypto, smp
 from smp_bridge.encoding import NONCE_SIZE
+from smp_bridge.messages import MessageBody, MessageMeta
 from smp_bridge.transmission import Message
 
 ID_SIZE: Final = 24
@@ -104,7 +105,7 @@ class Queue:
             return None
         self.delivered = True
         m = self.messages[0]
-        body = smp.MessageBody(m.timestamp, m.notify, m.body).seal(self.secret, m.message_id, _BODY_SIZE)
+        body = MessageBody(m.timestamp, m.notify, m.body).seal(self.secret, m.message_id, _BODY_SIZE)
         return smp.Msg(m.message_id, body)
 
     def deliver(self) -> None:
@@ -216,6 +217,6 @@ class Queues:
     def notify(self, notifier: Notifier, message_id: bytes) -> None:
         """Keep an NMSG until the notifier's subscriber is sent it."""
         nonce = os.urandom(NONCE_SIZE)
-        meta = smp.MessageMeta(message_id, int(self._clock())).seal(notifier.secret, nonce)
+        meta = MessageMeta(message_id, int(self._clock())).seal(notifier.secret, nonce)
         notifier.pending.append(smp.NMsg(nonce, meta))
         self.on_pending(notifier)

@@ -14,6 +14,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, Event, UnexpectedAnswerError
 from smp_bridge.connecting import Connect, connect
 from smp_bridge.handshake import Versions
+from smp_bridge.messages import MessageBody, MessageMeta
 from smp_bridge.transmission import Message
 
 A = TypeVar("A", bound=Message)
@@ -163,12 +164,12 @@ class Queue:
             self.recipient.deliver(self.recipient_id, answer)
         else:
             _expect(smp.Ok, answer)
-        opened = smp.MessageBody.open(self.secret, message.message_id, message.body)
+        opened = MessageBody.open(self.secret, message.message_id, message.body)
         return Received(message.message_id, opened.timestamp, opened.body)
 
-    def open_notification(self, nonce: bytes, meta: bytes) -> smp.MessageMeta:
+    def open_notification(self, nonce: bytes, meta: bytes) -> MessageMeta:
         """What a notification says. Raises CryptoError if it is another queue's, ParseError."""
-        return smp.MessageMeta.open(self.notifier_secret, nonce, meta)
+        return MessageMeta.open(self.notifier_secret, nonce, meta)
 
     async def resubscribe(self) -> None:
         """Subscribe again (SUB), after the connection or the subscription was lost."""

@@ -80,7 +80,7 @@ class _Connection:
 class SmpServer:
     """An SMP server for tests, demonstrations and load: `async with SmpServer() as server: server.address`.
 
-    Versions 6 to 18 with everything that recipients, senders, notifiers and notifiers' services need of them. What
+    Versions 6 to 20 with everything that recipients, senders, notifiers and notifiers' services need of them. What
     it is not: nothing is persisted and nothing expires, there are no services of recipients, no short links, no
     proxying, no files, no queue passwords (any is taken), no quota messages. Stricter than the reference: a service's
     session gets the notifications of queues that it subscribed, by NSUBS or each by NSUB, where one NSUB opens all in
@@ -365,7 +365,7 @@ class SmpServer:
                 content = await c.connection.receive()
                 if not self.silent:
                     block = parse_block(c.session, content)
-                    if any(isinstance(t, Transmission) and t.command == smp.NSubs.tag for t in block):
+                    if any(isinstance(t, Transmission) and t.command.startswith(smp.NSubs.tag) for t in block):
                         await asyncio.sleep(self.nsubs_delay)
                     self._take(c, block)
                 self._changed()
@@ -381,7 +381,9 @@ class SmpServer:
         for t in block:
             answer = self._answer(c, t)
             if answer is not None:
-                faulty = self.answers is not None and not isinstance(t, Invalid) and t.command in _OF_NOTIFIERS
+                faulty = (
+                    self.answers is not None and not isinstance(t, Invalid) and t.command[:6].rstrip() in _OF_NOTIFIERS
+                )
                 (of_notifiers if faulty else answers).append(answer)
         if self.answers is not None and of_notifiers:
             answers = self.answers(of_notifiers) + answers
@@ -426,5 +428,5 @@ class SmpServer:
             return script.popleft()
         answer = commands.execute(self._queues, c.state, t, command)
         if isinstance(answer, smp.SOks):
-            return smp.SOks(max(0, answer.count + self.service_count_offset))
+            return smp.SOks(max(0, answer.count + self.service_count_offset), answer.ids_hash)
         return answer

@@ -148,6 +148,10 @@ class OpenSslTls:
         """See `Tls`."""
         return self._tls.get_alpn_proto_negotiated().decode() or None
 
+    def was_asked(self) -> bool:
+        """See `Tls`."""
+        return False
+
     def peer_chain(self) -> tuple[bytes, ...]:
         """See `Tls`."""
         leaf = self._tls.get_peer_certificate(as_cryptography=True)

@@ -19,9 +19,10 @@ from ntf_client import Device, state
 from ntf_client.state import DeviceState, Subscription
 from ntf_server.testing import FcmMessage, MockApns, MockFcm, MockWebPush, webpush
 from ntf_server.testing.relay import RunningRelay, running_relay
-from smp_bridge import crypto, ntf, smp
+from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import b64url
+from smp_bridge.messages import MessageMeta
 from smp_bridge.testing import Recipient, SmpServer
 from smp_bridge.transmission import Err
 
@@ -90,7 +91,7 @@ def payload(kind: str, plain: bytes, secret: bytes = bytes(32)) -> bytes:
 
 def entry(notifier_id: bytes, secret: bytes, server: str = str(SMP), at: int = 1_700_000_000) -> bytes:
     nonce = os.urandom(24)
-    return ntf.Entry(server, notifier_id, at, nonce, smp.MessageMeta(b"message", at - 1).seal(secret, nonce)).encode()
+    return ntf.Entry(server, notifier_id, at, nonce, MessageMeta(b"message", at - 1).seal(secret, nonce)).encode()
 
 
 async def test_from_register_to_delete(

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntf_client import CheckMessages, NotificationInfo, Notifications, PushError, VerificationCode, open_push
-from smp_bridge import crypto, smp
+from smp_bridge import crypto
 from smp_bridge.encoding import b64url
+from smp_bridge.messages import MessageMeta
 from smp_bridge.ntf import Entry
 
 SECRET, QUEUE_SECRET = bytes(range(32)), bytes(range(32, 64))
 NONCE, CODE = bytes(range(24)), bytes(range(100, 132))
-META = smp.MessageMeta(b"message id of 24 bytes..", 1_700_000_000)
+META = MessageMeta(b"message id of 24 bytes..", 1_700_000_000)
 SERVER = f"smp://{b64url(bytes(32))}@smp.example.org"
 
 

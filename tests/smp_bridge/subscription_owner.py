@@ -20,6 +20,7 @@ from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
 from smp_bridge.places import ANYWHERE, Standing
 from smp_bridge.queue_session import AgentConfig
+from smp_bridge.service import Associations, Todo, ids_hash
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import AuthKey
@@ -68,6 +69,8 @@ class Owner:
         self.credentials: Credentials | None = None
         self.service_ids: defaultdict[ServerAddress, list[bytes | None]] = defaultdict(list)
         self.counts: list[int | None] = []
+        self.audits = 0  # how many counts call for one
+        self._audited: defaultdict[ServerAddress, list[int]] = defaultdict(list)  # what is left of it
         self.tags: list[int] = []
         self.loaded: list[list[int]] = []
         self.answered: defaultdict[ServerAddress, int] = defaultdict(int)  # blocks
@@ -146,18 +149,34 @@ class Owner:
         handle = self.handles[server] = Handle(server, bool(self.associated[server]))
         return handle
 
-    async def service_subscribed(self, session: Handle, count: int | None) -> bool:
+    async def associations(self, session: Handle) -> Associations:
+        self._enter("associations", session)
+        ids = [self.kept[session.server][ref].notifier_id for ref in self.associated[session.server]]
+        return Associations(len(ids), 0, ids_hash(ids), bytes(16))
+
+    async def service_subscribed(self, session: Handle, said: smp.SOks | None) -> Todo:
         self._enter("service_subscribed", session)
         server = session.server
         assert self.has_session(server)
+        count = said.count if said else None
         self.counts.append(count)
+        if self.audits:
+            self.audits -= 1
+            self._audited[server] = sorted(self.associated[server])
+            return Todo.AUDIT
         if count is not None and (count == len(self.associated[server]) or not self._left[server]):
             self.active[server] |= self.associated[server]
-            return False
+            return Todo.NOTHING
         self._left[server] -= 1
         self.associated[server].clear()
         self.given[server].clear()
-        return True
+        return Todo.PAGES
+
+    async def audit_page(self, session: Handle, limit: int) -> Sequence[int]:
+        self._enter("audit_page", session)
+        refs = self._audited[session.server][:limit]
+        self._audited[session.server] = self._audited[session.server][limit:]
+        return refs
 
     async def page(self, session: Handle, limit: int) -> Sequence[NsubRequest]:
         self._enter("page", session)

@@ -32,7 +32,7 @@ from smp_bridge.subscriptions import NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.tls import SslTls, server_context
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, ERR_SERVICE, Err, Message
-from smp_bridge.transport import serve
+from smp_bridge.transport import MAX_QUEUED_BLOCKS, serve
 
 
 @pytest.fixture
@@ -534,7 +534,7 @@ async def test_events_reach_an_owner_that_is_slow_though_the_connection_is_lost(
         await owner.all_active(server.address)
         client = session_client(agent, server)
         await notify_one_by_one(server, queues)
-        await server.until(lambda: client.untaken >= min(count, 16))
+        await server.until(lambda: client.untaken >= min(count, MAX_QUEUED_BLOCKS))
         server.drop_all()
         [ref] = owner.add(server.address, added)
         for _ in range(sends):
@@ -1436,7 +1436,7 @@ async def test_connect_failures_of_tls_and_versions(caplog: pytest.LogCaptureFix
     address = ServerAddress("smp", ("localhost",), port, credentials.key_hash)
     assert await failure_of(address, ANY, caplog) is ConnectFailure.TLS
     listening.close()
-    async with SmpServer(versions=(19, 20)) as server:
+    async with SmpServer(versions=(21, 22)) as server:
         assert await failure_of(server.address, ANY, caplog) is ConnectFailure.HANDSHAKE
 
 
@@ -1532,3 +1532,37 @@ async def test_what_is_added_is_not_waited_for_for_hours(
         agent.start(server.address)
         await owner.all_active(server.address)
         assert asyncio.get_running_loop().time() - began >= 0.2
+
+
+async def test_an_audit_subscribes_what_is_associated_again_and_asks_once_more(
+    server: SmpServer, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smp_bridge.queue_session.PAGE", 3)
+    owner.credentials = SERVICE
+    queues = await make_queues(server, 7)
+    owner.add(server.address, *queues)
+    async with running(owner) as agent:
+        agent.start(server.address)
+        await owner.all_active(server.address)
+        await owner.until(lambda: owner.counts == [7])
+        owner.audits, nsubs = 1, server.nsubs()
+        server.drop_all()
+        await owner.until(lambda: owner.counts == [7, 7, 7])
+        assert server.nsubs() == nsubs + 7
+        assert agent.is_connected(server.address)
+    assert server.accepted == 3  # one made the queues
+
+
+async def test_an_audit_whose_owner_fails_ends_the_session(server: SmpServer, owner: Owner) -> None:
+    owner.credentials = SERVICE
+    owner.add(server.address, *await make_queues(server, 2))
+    async with running(owner) as agent:
+        agent.start(server.address)
+        await owner.all_active(server.address)
+        await owner.until(lambda: owner.counts == [2])
+        owner.audits = 1
+        owner.failing = {"audit_page"}
+        server.drop_all()
+        await owner.until(lambda: owner.counts == [2, 2, 2])
+        await owner.all_active(server.address)
+    assert server.accepted == 4

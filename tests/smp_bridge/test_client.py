@@ -25,7 +25,7 @@ from smp_bridge.transmission import (
     encode_transmission,
     parse_block,
 )
-from smp_bridge.transport import BlockConnection, ConnectionClosedError, accept, serve
+from smp_bridge.transport import MAX_QUEUED_BLOCKS, BlockConnection, ConnectionClosedError, accept, serve
 
 Answer = tuple[bytes, bytes, bytes]  # correlation id, entity id, answer
 
@@ -109,10 +109,10 @@ async def test_answers_are_matched_by_correlation_id(peers: Peers) -> None:
         transmissions = [*await peer.receive(), *await peer.receive()]
         assert len({t.corr_id for t in transmissions}) == 3
         assert all(len(t.corr_id) == 24 for t in transmissions)
-        counts = [b"SOKS " + i.to_bytes(8, "big") for i in range(3)]
+        counts = [b"SOKS " + i.to_bytes(8, "big") + b"\x10" + bytes(16) for i in range(3)]
         answers: list[Answer] = [(t.corr_id, b"", c) for t, c in zip(transmissions, counts, strict=True)]
         peer.send(*reversed(answers))
-        assert await asyncio.gather(*sent) == [smp.SOks(i) for i in range(3)]
+        assert await asyncio.gather(*sent) == [smp.SOks(i, bytes(16)) for i in range(3)]
 
 
 async def test_commands_are_batched(peers: Peers) -> None:
@@ -617,7 +617,7 @@ async def test_finish_waits_for_the_handler(peers: Peers) -> None:
         finishing = asyncio.create_task(client.finish())
         await asyncio.sleep(0.8)
         assert not finishing.done()
-        assert client.untaken >= 16
+        assert client.untaken >= MAX_QUEUED_BLOCKS
         go_on.set()
         await asyncio.wait_for(finishing, 5)
         assert (taken, client.untaken) == (60, 0)

@@ -56,7 +56,7 @@ def without_alpn() -> ssl.SSLContext:
 async def test_no_host_is_named_to_a_server_with_a_web_page(services: bool) -> None:
     async with SmpServer(sni="web", services=services) as server:
         connection, session = await connect(server.address)
-        assert session.version == 18
+        assert session.version == 20
         await connection.close()
 
 
@@ -123,7 +123,7 @@ async def test_only_tls_with_chacha20(listener: Listener) -> None:
     older, session = await connect(listener.address, context=context)
     assert isinstance(older._tls, SslTls)
     assert older._tls.tls.version() == "TLSv1.2"
-    assert session.version == 18
+    assert session.version == 20
 
 
 # --- identity
@@ -217,7 +217,7 @@ async def test_a_leaf_whose_session_key_another_key_signed() -> None:
 
 async def test_the_first_host_that_answers(listener: Listener) -> None:
     await connect(replace(listener.address, hosts=("127.0.0.2", "a" * 64, "localhost")))
-    assert (await listener.accepted.get())[1].version == 18
+    assert (await listener.accepted.get())[1].version == 20
 
 
 async def test_no_host_answers(listener: Listener) -> None:

@@ -43,7 +43,7 @@ SERVICE = ServiceCredentials(
 USER_KEYS = [X25519PrivateKey.from_private_bytes(b"u" * 32), Ed25519PrivateKey.from_private_bytes(b"u" * 32)]
 KEY_FROM = {"smp": 7, "ntf": 2}
 
-RANGES = [("smp", 6, n) for n in range(6, 19)] + [("ntf", 1, n) for n in range(1, 4)]
+RANGES = [("smp", 6, n) for n in range(6, 21)] + [("ntf", 1, n) for n in range(1, 4)]
 PAIRS = [(scheme, (low, a), (low, b)) for scheme, low, a in RANGES for other, _, b in RANGES if scheme == other]
 
 
@@ -98,7 +98,7 @@ def test_no_alpn(scheme, low, high):
     check_sessions(ours, theirs, scheme, low)
 
 
-@pytest.mark.parametrize(("scheme", "low", "high"), [("smp", 6, 18), ("ntf", 1, 3)])
+@pytest.mark.parametrize(("scheme", "low", "high"), [("smp", 6, 20), ("ntf", 1, 3)])
 def test_default_versions(scheme, low, high):
     assert VERSIONS[scheme] == (low, high)
     ours, theirs = shake(scheme, client(scheme), server(scheme))
@@ -107,7 +107,7 @@ def test_default_versions(scheme, low, high):
 
 @pytest.mark.parametrize(
     ("scheme", "of_client", "of_server"),
-    [("smp", (6, 8), (9, 18)), ("smp", (10, 18), (6, 9)), ("ntf", (1, 1), (2, 3)), ("ntf", (3, 3), (1, 2))],
+    [("smp", (6, 8), (9, 20)), ("smp", (10, 20), (6, 9)), ("ntf", (1, 1), (2, 3)), ("ntf", (3, 3), (1, 2))],
 )
 def test_no_common_version(scheme, of_client, of_server):
     with pytest.raises(HandshakeError, match="no common version"):
@@ -177,7 +177,7 @@ def test_wrong_key_hash(scheme, key_hash):
     ("scheme", "alpn", "version"),
     [
         ("smp", True, 5),
-        ("smp", True, 19),
+        ("smp", True, 21),
         ("smp", True, 65535),
         ("smp", False, 7),
         ("ntf", True, 0),
@@ -194,11 +194,11 @@ def test_version_out_of_range(scheme, alpn, version):
 # --- services
 
 
-def service_client(version=18):
+def service_client(version=20):
     return client("smp", versions=(6, version), service=SERVICE)
 
 
-@pytest.mark.parametrize("version", [16, 17, 18])
+@pytest.mark.parametrize("version", [16, 17, 18, 20])
 def test_service_accepted(version):
     ours = service_client(version)
     answer = ours.receive(server("smp").hello)
@@ -251,7 +251,7 @@ SERVICES = [
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("version", [16, 17, 18])
+@pytest.mark.parametrize("version", [16, 17, 18, 20])
 def test_service(service, version):
     seen = []
 

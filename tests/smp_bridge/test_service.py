@@ -1,5 +1,10 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smp_bridge import smp
 from smp_bridge.failure import Remedy
-from smp_bridge.service import ServiceLife
+from smp_bridge.service import Associations, ServiceLife, Todo, after_count, ids_hash, xor
 
 
 def life() -> ServiceLife:
@@ -61,3 +66,46 @@ def test_lost_much_later_is_not_the_second_in_a_row() -> None:
     it.end_session(Remedy.RECONNECT)
     assert it.end_session(Remedy.NOTHING) is Remedy.NOTHING
     assert it.end_session(Remedy.RECONNECT) is Remedy.RECONNECT
+
+
+# --- what a count calls for
+
+IDS = [b"%d" % n for n in range(400)]
+
+
+def ours(wanted: int, released: int = 0) -> Associations:
+    everything = IDS[: wanted + released]
+    return Associations(len(everything), released, ids_hash(everything), ids_hash(everything[wanted:]))
+
+
+@pytest.mark.parametrize(
+    ("kept", "said", "todo"),
+    [
+        (ours(0), smp.SOks(0), Todo.NOTHING),
+        (ours(5), smp.SOks(5), Todo.NOTHING),
+        (ours(5), smp.SOks(9), Todo.NOTHING),  # there is no hash below SMP 19
+        (ours(5, 2), smp.SOks(5), Todo.NOTHING),
+        (ours(5), smp.SOks(4), Todo.AUDIT),
+        (ours(400), smp.SOks(380), Todo.AUDIT),
+        (ours(400), smp.SOks(379), Todo.PAGES),
+        (ours(5), smp.SOks(0), Todo.PAGES),
+        (ours(5), smp.SOks(-3), Todo.PAGES),
+        (ours(5), smp.SOks(5, ids_hash(IDS[:5])), Todo.NOTHING),
+        (ours(5, 2), smp.SOks(7, ids_hash(IDS[:7])), Todo.NOTHING),
+        (ours(5, 2), smp.SOks(5, ids_hash(IDS[:5])), Todo.NOTHING),  # the released ones are gone there too
+        (ours(5, 2), smp.SOks(6, ids_hash(IDS[:6])), Todo.AUDIT),  # one of them, or one of ours
+        (ours(5, 2), smp.SOks(5, ids_hash(IDS[2:7])), Todo.AUDIT),
+        (ours(5), smp.SOks(5, ids_hash(IDS[1:6])), Todo.AUDIT),  # as many, but others
+        (ours(5), smp.SOks(6, ids_hash(IDS[:6])), Todo.AUDIT),
+        (ours(0), smp.SOks(3, ids_hash(IDS[:3])), Todo.NOTHING),  # none of ours can be missing
+        (ours(400), smp.SOks(300, ids_hash(IDS[:300])), Todo.PAGES),
+    ],
+)
+def test_what_a_count_calls_for(kept: Associations, said: smp.SOks, todo: Todo) -> None:
+    assert after_count(kept, said) is todo
+
+
+@given(st.sets(st.binary(min_size=1, max_size=24)), st.sets(st.binary(min_size=1, max_size=24)))
+def test_hashes_of_sets_add_up(some: set[bytes], others: set[bytes]) -> None:
+    assert xor(ids_hash(some), ids_hash(others)) == ids_hash(some ^ others)
+    assert ids_hash([]) == bytes(16)

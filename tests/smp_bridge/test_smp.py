@@ -1,5 +1,3 @@
-import contextlib
-
 import pytest
 import wire_strategies as ws
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
@@ -10,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smp_bridge import crypto, smp
-from smp_bridge.crypto import CryptoError
 from smp_bridge.encoding import ParseError
 from smp_bridge.transmission import (
     ERR_AUTH,
@@ -146,14 +143,11 @@ _NONCE, _META = bytes(range(24)), bytes(range(100, 244))
         (smp.Send(True, b"a b"), b"SEND T a b"),
         (smp.Send(False, b""), b"SEND F "),
         (smp.NSub(), b"NSUB"),
-        (smp.NSubs(), b"NSUBS"),
         (smp.Ping(), b"PING"),
         (smp.Nid(SERVER_CREDS), b"NID \x18" + NID + DH2_BYTES),
         (smp.Ok(), b"OK"),
         (smp.SOk(None), b"SOK 0"),
         (smp.SOk(SERVICE), b"SOK 1\x18" + SERVICE),
-        (smp.SOks(258), b"SOKS \0\0\0\0\0\0\x01\x02"),
-        (smp.Ends(2**32), b"ENDS \0\0\0\x01\0\0\0\0"),
         (smp.Msg(RCV, b"box"), b"MSG \x18" + RCV + b"box"),
         (smp.NMsg(_NONCE, _META), b"NMSG " + _NONCE + b"\x90" + _META),
         (smp.End(), b"END"),
@@ -162,13 +156,40 @@ _NONCE, _META = bytes(range(24)), bytes(range(100, 244))
         (ERR_AUTH, b"ERR AUTH"),
     ],
 )
-@pytest.mark.parametrize("version", [6, 18])
+@pytest.mark.parametrize("version", [6, 18, 20])
 def test_bytes(version, message, data):
     assert message.encode(version) == data
     assert parser(type(message))(data, version) == message
 
 
-@pytest.mark.parametrize("version", [6, 15, 16, 18])
+@pytest.mark.parametrize(
+    ("message", "before", "since"),
+    [
+        (smp.NSubs, b"NSUBS", b"NSUBS \0\0\0\0\0\0\x01\x02"),
+        (smp.SOks, b"SOKS \0\0\0\0\0\0\x01\x02", b"SOKS \0\0\0\0\0\0\x01\x02"),
+        (smp.Ends, b"ENDS \0\0\0\0\0\0\x01\x02", b"ENDS \0\0\0\0\0\0\x01\x02"),
+    ],
+)
+def test_counts_have_hashes_since_version_19(message, before, since):
+    parse, ids_hash = parser(message), bytes(range(16))
+    counted = message(258, ids_hash)
+    for version in (16, 18):
+        assert counted.encode(version) == before
+        plain = parse(before, version)
+        assert plain == (smp.NSubs() if message is smp.NSubs else message(258))
+        with pytest.raises(ParseError):
+            parse(counted.encode(19), version)
+    for version in (19, 20):
+        assert counted.encode(version) == since + b"\x10" + ids_hash
+        assert parse(since + b"\x10" + ids_hash, version) == counted
+        for wrong in (before, since + b"\x0f" + ids_hash[:15], since + b"\0"):
+            with pytest.raises(ParseError):
+                parse(wrong, version)
+    assert smp.NSubs().encode(19) == b"NSUBS " + b"\xff" * 8 + b"\x10" + bytes(16)  # it does not know
+    assert smp.SOks(1).encode(19) == b"SOKS " + b"\0" * 7 + b"\x01\x10" + bytes(16)
+
+
+@pytest.mark.parametrize("version", [6, 15, 16, 18, 19, 20])
 @pytest.mark.parametrize("data", [b"OK", b"SOK 0", b"SOK 1\x18" + SERVICE])
 def test_both_answers_to_nsub(version, data):
     assert isinstance(smp.parse_answer(data, version), smp.Ok | smp.SOk)
@@ -215,48 +236,3 @@ def test_bad_parameters(version, data):
     with pytest.raises(ParseError) as raised:
         smp.parse_command(data, version)
     assert not isinstance(raised.value, UnknownTagError)
-
-
-# --- what only the recipient reads
-
-
-@given(ws.shorts.filter(lambda i: len(i) <= 117), ws.int64s, ws.secrets32, ws.nonces)
-def test_metadata(message_id, timestamp, secret, nonce):
-    meta = smp.MessageMeta(message_id, timestamp)
-    sealed = meta.seal(secret, nonce)
-    assert len(sealed) == 144
-    assert smp.MessageMeta.open(secret, nonce, sealed) == meta
-    with pytest.raises(CryptoError):
-        smp.MessageMeta.open(secret, bytes(b ^ 1 for b in nonce), sealed)
-
-
-def test_metadata_bytes():
-    plain = b"\x18" + RCV + b"\0\0\0\0\0\0\x01\x02" + b"some future bytes"
-    sealed = crypto.box(bytes(32), _NONCE, crypto.pad(plain, 128))
-    meta = smp.MessageMeta.open(bytes(32), _NONCE, sealed)
-    assert meta == smp.MessageMeta(RCV, 258)
-    assert crypto.unpad(crypto.unbox(bytes(32), _NONCE, meta.seal(bytes(32), _NONCE))) == plain[:33]
-
-
-@given(ws.int64s, st.booleans(), st.binary(max_size=200), ws.secrets32, ws.nonces)
-def test_message_body(timestamp, notify, body, secret, message_id):
-    message = smp.MessageBody(timestamp, notify, body)
-    sealed = message.seal(secret, message_id, 300)
-    assert len(sealed) == 316
-    assert smp.MessageBody.open(secret, message_id, sealed) == message
-    assert ws.hides(message)
-
-
-def test_message_body_bytes():
-    sealed = crypto.box(bytes(32), RCV, crypto.pad(b"\0\0\0\0\0\0\0\x07T body", 50))
-    assert smp.MessageBody(7, True, b"body").seal(bytes(32), RCV, 50) == sealed
-
-
-@pytest.mark.parametrize("cls", [smp.MessageMeta, smp.MessageBody])
-@given(ws.broken(st.just(b"\x18" + RCV + bytes(8))), st.booleans())
-def test_open_any_bytes(cls, content, padded):
-    """What the other side sealed may be anything, too."""
-    sealed = crypto.box(bytes(32), _NONCE, crypto.pad(content, 700) if padded else content)
-    for given_bytes in (sealed, content):
-        with contextlib.suppress(ParseError, CryptoError):
-            assert isinstance(cls.open(bytes(32), _NONCE, given_bytes), cls)

@@ -47,7 +47,7 @@ CORR, ENTITY = bytes(range(24)), bytes(range(100, 124))
 SERVICE_KEY = Ed25519PrivateKey.from_private_bytes(b"service" + bytes(25))
 SERVICE = Service(b"service id", hashlib.sha256(b"certificate").digest(), SERVICE_KEY)
 
-ALL_VERSIONS = [("smp", v) for v in range(6, 19)] + [("ntf", v) for v in range(1, 4)]
+ALL_VERSIONS = [("smp", v) for v in range(6, 21)] + [("ntf", v) for v in range(1, 4)]
 WITH_KEYS = [(s, v) for s, v in ALL_VERSIONS if v >= {"smp": 7, "ntf": 2}[s]]
 BATCHED = [("smp", 6), ("smp", 18), ("ntf", 2)]
 
@@ -111,7 +111,7 @@ def test_bytes(scheme, version, sent):
     assert encode_transmission(client, CORR, ENTITY, b"TCHK", KEYS["ed25519"]) == b"\x40" + signature + sent
 
 
-@pytest.mark.parametrize("version", [16, 17, 18])
+@pytest.mark.parametrize("version", [16, 17, 18, 20])
 def test_bytes_with_room_for_a_service(version):
     client, _ = pair("smp", version)
     signature = KEYS["ed448"].sign(_SESSION + _BODY)
@@ -217,7 +217,7 @@ def test_a_key_of_low_order_verifies_nothing():
 
 
 @pytest.mark.parametrize("key_type", KEYS)
-@pytest.mark.parametrize("version", [16, 17, 18])
+@pytest.mark.parametrize("version", [16, 17, 18, 20])
 def test_service_signature(version, key_type):
     client, server = pair("smp", version, service=SERVICE)
     key, authorized = KEYS[key_type], _SESSION + _BODY
@@ -554,7 +554,7 @@ def test_a_block_of_what_fits_none():
 
 
 @pytest.mark.parametrize("as_service", [False, True])
-@pytest.mark.parametrize("version", [7, 15, 16, 18])
+@pytest.mark.parametrize("version", [7, 15, 16, 18, 20])
 @given(st.sampled_from(list(KEYS)), ws.auth_private_keys, st.binary(max_size=30))
 def test_der_keys_authorize_as_key_objects_do(version, as_service, kind, other, corr_id):
     client, server = pair("smp", version, service=SERVICE if version >= 16 else None)

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -83,11 +84,39 @@ async def test_a_reader_that_is_too_slow_holds_the_sender_back(listener: Listene
     await asyncio.wait([sending], timeout=0.1)
     assert sent == held > 16
     assert server.reading_paused
-    assert server.blocks <= MAX_QUEUED_BLOCKS["smp"] + 2**16 // 16384
+    assert server.blocks < MAX_QUEUED_BLOCKS + 2**16 // 16384
     for _ in range(held):
         assert await server.receive() == b"x"
     assert sent > held
     sending.cancel()
+
+
+async def test_all_connections_together_hold_so_many_blocks(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over that each holds what one read brings."""
+    monkeypatch.setattr("smp_bridge.transport._MAX_QUEUED_IN_ALL", 20)
+    scratch = Scratch()
+    peers = [(await connect(listener.address, scratch=scratch))[0] for _ in range(4)]
+    servers = [(await listener.accepted.get())[0] for _ in range(4)]
+    for server in servers:
+        for _ in range(60):
+            server.send(b"x")
+    async with asyncio.timeout(5):
+        while not all(peer.reading_paused for peer in peers):
+            await asyncio.sleep(0.01)
+    assert scratch.queued == sum(peer.blocks for peer in peers) < 20 + 4 * 5
+    for peer in peers[1:]:
+        for _ in range(60):
+            assert await peer.receive() == b"x"
+    assert scratch.queued == peers[0].blocks > 0
+    peers[0].abort()
+    server.abort()
+    del peer, peers
+    async with asyncio.timeout(5):
+        while scratch.queued:
+            gc.collect()
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("wrong", ["not encrypted", "another key"])
@@ -133,10 +162,10 @@ async def test_a_hello_that_is_garbage(listener: Listener) -> None:
 
 async def test_close_sends_what_is_queued(listener: Listener) -> None:
     client, server = await listener.pair()
-    for i in range(10):
+    for i in range(22):
         client.send(bytes([i]))
     await client.close()
-    assert [await server.receive() for _ in range(10)] == [bytes([i]) for i in range(10)]
+    assert [await server.receive() for _ in range(22)] == [bytes([i]) for i in range(22)]
     with pytest.raises(ConnectionClosedError):
         await server.receive()
     with pytest.raises(ConnectionClosedError):
@@ -177,7 +206,7 @@ async def test_what_was_read_is_received_after_an_abort(listener: Listener) -> N
 async def test_what_the_socket_holds_is_read_when_sending_fails(listener: Listener) -> None:
     """Reading was paused, as nobody received; then the peer was gone."""
     client, server = await listener.pair()
-    for i in range(10):
+    for i in range(22):
         server.send(b"%d" % i)
         await server.drain()
         await asyncio.sleep(0.002)
@@ -189,7 +218,7 @@ async def test_what_the_socket_holds_is_read_when_sending_fails(listener: Listen
             client.send(b"x")
             await asyncio.sleep(0.05)
     assert not client.reading_paused
-    assert [await client.receive() for _ in range(10)] == [b"%d" % i for i in range(10)]
+    assert [await client.receive() for _ in range(22)] == [b"%d" % i for i in range(22)]
 
 
 async def test_a_close_that_is_cancelled_closes(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ auth_keys = _public(auth_private_keys)
 shorts = st.binary(max_size=255)
 ids = st.binary(min_size=24, max_size=24)
 nonces = ids
+hashes = st.binary(min_size=16, max_size=16)
 int64s = st.integers(-(2**63), 2**63 - 1)
 times = st.integers(0, 2**63 - 1)
 secrets32 = st.binary(min_size=32, max_size=32)
@@ -129,8 +130,9 @@ def smp_messages(cls, version):
         smp.Send: lambda: st.builds(smp.Send, st.booleans(), st.binary(max_size=300)),
         smp.Nid: lambda: st.builds(smp.Nid, server_ntf_creds),
         smp.SOk: lambda: st.builds(smp.SOk, st.none() | shorts),
-        smp.SOks: lambda: st.builds(smp.SOks, int64s),
-        smp.Ends: lambda: st.builds(smp.Ends, int64s),
+        smp.NSubs: lambda: st.builds(smp.NSubs, int64s, hashes) if version >= 19 else st.builds(smp.NSubs),
+        smp.SOks: lambda: st.builds(smp.SOks, int64s, hashes if version >= 19 else st.none()),
+        smp.Ends: lambda: st.builds(smp.Ends, int64s, hashes if version >= 19 else st.none()),
         smp.Msg: lambda: st.builds(smp.Msg, shorts, st.binary(max_size=300)),
         smp.NMsg: lambda: st.builds(smp.NMsg, nonces, shorts),
         Err: lambda: errors,

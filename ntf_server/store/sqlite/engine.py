@@ -387,13 +387,15 @@ class SqliteStore:
         """See `Store`."""
         return await self._write(lambda c: sessions.reassociate(c, self._state, session))
 
-    async def set_released(self, session: Session, count: int) -> None:
+    async def set_released(self, session: Session, count: int, ids_hash: bytes | None = None) -> None:
         """See `Store`."""
-        await self._write(lambda c: sessions.set_released(c, self._state, session, count))
+        await self._write(lambda c: sessions.set_released(c, self._state, session, count, ids_hash))
 
-    async def page(self, session: Session, after: Cursor | None, limit: int) -> Page:
+    async def page(self, session: Session, after: Cursor | None, limit: int, *, associated: bool = False) -> Page:
         """See `Store`."""
-        page, damaged = await self._read(lambda c: sessions.page(c, self._state, session, after, limit))
+        page, damaged = await self._read(
+            lambda c: sessions.page(c, self._state, session, after, limit=limit, associated=associated)
+        )
         await self._quarantine(damaged)
         return page
 

@@ -26,13 +26,12 @@ from ntf_server.store.sqlite.rows import (
     SUBSCRIPTION_COLUMNS,
     TOKEN_COLUMNS,
     TOKEN_WIDTH,
-    ids_hash,
     server_address,
     subscription_record,
     token_record,
-    xor,
 )
 from smp_bridge.address import ServerAddress
+from smp_bridge.service import ids_hash, xor
 
 WANTED_SQL: Final = "status IN ('NEW', 'PENDING', 'ACTIVE')"  # to the letter of the index subscriptions_server
 

@@ -1,7 +1,6 @@
 """Records as the SQLite store keeps them: sealed on the way in, opened on the way out; and damaged ones."""
 
 import functools
-import hashlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -129,16 +128,3 @@ def quarantine(c: sqlite3.Connection, s: State, damaged: Iterable[DamagedRowErro
         if row.table == "tokens":
             c.execute("UPDATE deliveries SET due_at = NULL WHERE token = ?", (row.ref,))
             s.forget(row.ref)
-
-
-def xor(a: bytes, b: bytes) -> bytes:
-    """Of 16 bytes each."""
-    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(16)
-
-
-def ids_hash(notifier_ids: Iterable[bytes]) -> bytes:
-    """XOR of MD5(notifier id) (wire.md, section 7)."""
-    out = 0
-    for notifier_id in notifier_ids:
-        out ^= int.from_bytes(hashlib.md5(notifier_id, usedforsecurity=False).digest())
-    return out.to_bytes(16)

@@ -27,9 +27,10 @@ from ntf_server.store.sqlite.due import due_when_free
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
 from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
-from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, ids_hash, one_row, server_address, xor
+from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, one_row, server_address
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
+from smp_bridge.service import ids_hash, xor
 
 _ALL: Final = 2**62  # a generation above all
 # Should be active: of a token that is there, and readable.
@@ -89,11 +90,13 @@ def is_wanted(c: sqlite3.Connection, server: ServerAddress) -> bool:
 
 
 def page(
-    c: sqlite3.Connection, s: State, session: Session, after: Cursor | None, limit: int
+    c: sqlite3.Connection, s: State, session: Session, after: Cursor | None, *, limit: int, associated: bool
 ) -> tuple[Page, list[DamagedRowError]]:
     """See `Store.page`; and what of it cannot be read."""
     check(s, session)
-    below = s.generations.get(session.server, _ALL)
+    generation = s.generations.get(session.server, _ALL)
+    below = generation + 1 if associated else generation
+    after = after or ((generation, 0) if associated else None)
     rows, cursor = _slice(c, _COLUMNS, session.server, after, limit, below=below)
     wanted, damaged = _wanted(s, session, rows)
     return Page(wanted, cursor), damaged
@@ -290,12 +293,12 @@ def reassociate(c: sqlite3.Connection, s: State, session: Session) -> ServiceSta
     return _state(c, server)
 
 
-def set_released(c: sqlite3.Connection, s: State, session: Session, count: int) -> None:
+def set_released(c: sqlite3.Connection, s: State, session: Session, count: int, ids_hash: bytes | None = None) -> None:
     """See `Store.set_released`. Which ones it is that are left is known if none is."""
     server = _server(c, s, session)
     ids, released = c.execute("SELECT assoc_xor, released_xor FROM servers WHERE ref = ?", (server,)).fetchone()
-    if not count:
-        ids, released = xor(ids, released), NO_IDS
+    new = ids_hash if ids_hash is not None else released if count else NO_IDS
+    ids, released = xor(xor(ids, released), new), new
     c.execute(
         "UPDATE servers SET assoc_count = assoc_count - released + :count, released = :count, assoc_xor = :ids,"
         " released_xor = :released WHERE ref = :ref",
@@ -304,10 +307,10 @@ def set_released(c: sqlite3.Connection, s: State, session: Session, count: int) 
 
 
 def _state(c: sqlite3.Connection, server: int, *, changed: bool = False) -> ServiceState:
-    count, ids, released = c.execute(
-        "SELECT assoc_count, assoc_xor, released FROM servers WHERE ref = ?", (server,)
+    count, ids, released, released_ids = c.execute(
+        "SELECT assoc_count, assoc_xor, released, released_xor FROM servers WHERE ref = ?", (server,)
     ).fetchone()
-    return ServiceState(max(0, count - released), released, changed, ids)
+    return ServiceState(max(0, count - released), released, changed, ids, released_ids)
 
 
 def certificate(c: sqlite3.Connection, sealer: Sealer, server: ServerAddress) -> ServiceCertificate | None:

@@ -6,9 +6,10 @@ from typing import Final
 from ntf_server.store.sealing import MasterKey, Sealer, SealingError
 from ntf_server.store.sqlite.keys import DEVICE_TOKEN, load_key
 from ntf_server.store.sqlite.migrations import Progress
-from ntf_server.store.sqlite.rows import NO_IDS, ids_hash, server_address, xor
+from ntf_server.store.sqlite.rows import NO_IDS, server_address
 from smp_bridge.encoding import ParseError, Reader
 from smp_bridge.ntf import Provider
+from smp_bridge.service import ids_hash, xor
 
 _BATCH: Final = 1000  # rows in memory
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from ntf_server.store.contract import Store
-from ntf_server.store.records import Confirmed, ServiceCertificate, ServiceState, Session, Token
+from ntf_server.store.records import Confirmed, Cursor, ServiceCertificate, ServiceState, Session, Token
 from ntf_server.testing.store_suite.medium import (
     MANY,
     OTHER_SMP,
@@ -163,6 +163,40 @@ async def released_ones_may_be_counted_anew(bench: Bench) -> None:
     await store.unsubscribe((await found(store, ids[2])).ref)
     session = await acquire(store)
     assert (await store.begin(session, b"another")).released == 0
+
+
+async def released_ones_are_known_by_their_hash(bench: Bench) -> None:
+    """What is ours is not touched by what somebody says of them."""
+    store, _, session, ids = await _serving(bench, b"1", b"2", b"3")
+    await store.unsubscribe((await found(store, ids[0])).ref)
+    assert (await store.service_state(session)).released_hash == ids_hash([b"1"])
+    await store.set_released(session, 2, ids_hash([b"8", b"9"]))
+    assert await store.service_state(session) == ServiceState(
+        2, 2, ids_hash=ids_hash([b"2", b"3", b"8", b"9"]), released_hash=ids_hash([b"8", b"9"])
+    )
+    await store.end(session, [b"9"], SubscriptionStatus.DELETED)
+    assert (await store.service_state(session)).released_hash == ids_hash([b"8"])
+
+
+async def associated_ones_are_paged_apart(bench: Bench) -> None:
+    """Those of the session's service, and no others."""
+    store, token, session, ids = await _serving(bench, b"1", b"2", b"3")
+    await subscribe(store, token, b"4")
+    await store.unsubscribe((await found(store, ids[1])).ref)
+    seen: list[bytes] = []
+    cursor: Cursor | None = None
+    while True:
+        page = await store.page(session, cursor, 1, associated=True)
+        seen += [w.notifier_id for w in page.wanted]
+        for w in page.wanted:
+            assert w.associated
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(seen) == [b"1", b"3"]
+    assert [w.notifier_id for w in await pages(store, session)] == [b"4"]
+    await store.reassociate(session)
+    assert not (await store.page(session, None, 9, associated=True)).wanted
 
 
 async def services_of_two_servers_are_apart(bench: Bench) -> None:

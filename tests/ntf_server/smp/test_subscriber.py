@@ -18,7 +18,6 @@ from node import NOW, Node, settled
 
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.smp import inbox as module
-from ntf_server.smp import subscriber as subscriber_module
 from ntf_server.smp.subscriber import ServerSession
 from ntf_server.store.contract import Store
 from ntf_server.store.records import ChangeKind, PushKind, Removed, Session
@@ -488,7 +487,7 @@ async def test_what_is_deleted_while_pages_are_read_never_counts(
 
 
 def test_what_is_remembered_of_deletions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscriber_module, "_MAX_REMOVED", 3)
+    monkeypatch.setattr("ntf_server.smp.server_session._MAX_REMOVED", 3)
     session = ServerSession(Session(ServerAddress("smp", ("a.org",), "", bytes(32)), 1), service=False)
     for ref in range(10):
         session.remove(Removed(ref, active=True, associated=False, cursor=(0, ref)))

@@ -17,6 +17,7 @@ from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
 from smp_bridge.places import ANYWHERE, Standing
 from smp_bridge.queue_session import AgentConfig
+from smp_bridge.service import Associations, Todo
 from smp_bridge.subscriptions import NsubRequest, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.testing.link import Links
@@ -60,8 +61,14 @@ class Owner:
         self._given = False
         return self
 
-    async def service_subscribed(self, session: "Owner", count: int | None) -> bool:
-        raise AssertionError("there is no service")
+    async def associations(self, session: "Owner") -> Associations:
+        raise AssertionError
+
+    async def service_subscribed(self, session: "Owner", said: smp.SOks | None) -> Todo:
+        raise AssertionError
+
+    async def audit_page(self, session: "Owner", limit: int) -> Sequence[int]:
+        raise AssertionError
 
     async def page(self, session: "Owner", limit: int) -> Sequence[NsubRequest]:
         given, self._given = self._given, True

@@ -2,6 +2,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import crypto, smp
+from smp_bridge.messages import MessageBody, MessageMeta
 from smp_bridge.testing.queues import Notifier, Queue, Queues, ServiceRecord
 from smp_bridge.transmission import Message
 
@@ -50,7 +51,7 @@ def test_messages_wait_up_to_the_quota_and_come_one_at_a_time() -> None:
     assert [queues.send(queue, False, body) for body in (b"1", b"2", b"3")] == [True, True, False]
     first = queue.take_first()
     assert first is not None
-    assert smp.MessageBody.open(queue.secret, first.message_id, first.body) == smp.MessageBody(NOW, False, b"1")
+    assert MessageBody.open(queue.secret, first.message_id, first.body) == MessageBody(NOW, False, b"1")
     assert not queue.acknowledge(bytes(24))
     assert queue.acknowledge(first.message_id)
     assert not queue.acknowledge(first.message_id)
@@ -62,8 +63,8 @@ def test_all_notifications_wait_for_their_subscriber_in_their_order() -> None:
     queue, notifier, secret = create(queues)
     for body in (b"1", b"2"):
         queues.send(queue, True, body)
-    opened = [smp.MessageMeta.open(secret, e.nonce, e.meta) for e in notifier.pending]
-    assert opened == [smp.MessageMeta(m.message_id, NOW) for m in queue.messages]
+    opened = [MessageMeta.open(secret, e.nonce, e.meta) for e in notifier.pending]
+    assert opened == [MessageMeta(m.message_id, NOW) for m in queue.messages]
     waiting, subscriber = list(notifier.pending), Session()
     notifier.deliver()  # nobody is there yet
     notifier.subscriber = subscriber

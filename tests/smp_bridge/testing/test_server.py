@@ -12,6 +12,7 @@ from smp_bridge import crypto, smp
 from smp_bridge.client import Client, Event, Request, ServerError
 from smp_bridge.connecting import connect
 from smp_bridge.encoding import short
+from smp_bridge.messages import MessageBody
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, Invalid, Session, encode_transmission, parse_block
 from smp_bridge.transport import BlockConnection
@@ -139,7 +140,7 @@ async def test_messages_come_one_at_a_time_and_the_next_answers_ack(recipient: R
     first = await recipient.next_message(queue.recipient_id)
     second = await queue.command(smp.Ack(first.message_id))
     assert isinstance(second, smp.Msg)
-    assert smp.MessageBody.open(queue.secret, second.message_id, second.body).body == b"two"
+    assert MessageBody.open(queue.secret, second.message_id, second.body).body == b"two"
     third = await queue.command(smp.Ack(second.message_id))
     assert isinstance(third, smp.Msg)
     assert await queue.command(smp.Ack(third.message_id)) == smp.Ok()
@@ -267,7 +268,7 @@ async def test_message_size(server: SmpServer, version: int, size: int) -> None:
         second = await queue.command(smp.Ack(first.message_id))
         assert isinstance(second, smp.Msg)
         assert len(first.body) == len(second.body)
-        assert smp.MessageBody.open(queue.secret, first.message_id, first.body).body == bytes(size)
+        assert MessageBody.open(queue.secret, first.message_id, first.body).body == bytes(size)
         await queue.send(bytes(size))
         there = replace(queue, recipient=newest)
         await there.resubscribe()

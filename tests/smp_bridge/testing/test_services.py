@@ -12,8 +12,9 @@ from smp_bridge import smp
 from smp_bridge.client import Client, Event, Request, ServerError
 from smp_bridge.connecting import connect
 from smp_bridge.crypto import AuthPrivateKey
-from smp_bridge.handshake import HandshakeError, ServiceCredentials, ServiceRefusedError
+from smp_bridge.handshake import ServiceCredentials, ServiceRefusedError
 from smp_bridge.identity import Credentials, generate_key, issue_leaf
+from smp_bridge.service import ids_hash
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import ERR_INTERNAL, ERR_SERVICE, Message, encode_transmission
@@ -41,7 +42,7 @@ class Session:
 
     @classmethod
     async def connect(
-        cls, server: SmpServer, credentials: Credentials | None = CREDENTIALS, version: int = 18
+        cls, server: SmpServer, credentials: Credentials | None = CREDENTIALS, version: int = 20
     ) -> "Session":
         self = cls()
         self.client = await Client.connect(
@@ -88,10 +89,16 @@ class Session:
         return await self.request(Request(smp.NSub(), queue.notifier_id, queue.notifier_key, as_service))
 
     async def nsubs(self) -> Message | str:
-        return await self.request(Request(smp.NSubs(), self.service_id, self.key))
+        """Its count; the hash has a test of its own."""
+        answer = await self.request(Request(smp.NSubs(), self.service_id, self.key))
+        return smp.SOks(answer.count) if isinstance(answer, smp.SOks) else answer
 
     async def event(self) -> Event:
-        return await asyncio.wait_for(self._events.get(), 5)
+        event = await asyncio.wait_for(self._events.get(), 5)
+        if isinstance(event.message, smp.Ends):
+            assert event.message.ids_hash is not None
+            event.message = smp.Ends(event.message.count)
+        return event
 
     async def nothing(self) -> None:
         """No event is there or under way: events of a moment are sent before what comes after it."""
@@ -145,9 +152,8 @@ async def test_no_services_before_16(server: SmpServer, recipient: Recipient, ve
 
 
 async def test_a_service_must_show_its_certificate_to_tls(server: SmpServer) -> None:
-    for context in (client_context("smp"), client_context("smp", OTHER)):
-        with pytest.raises(ServiceRefusedError):
-            await connect(server.address, context=context, service=proof(CREDENTIALS))
+    with pytest.raises(ServiceRefusedError):
+        await connect(server.address, context=client_context("smp", OTHER), service=proof(CREDENTIALS))
     await server.until(lambda: server.connections == 0)
     assert server.accepted == 0
 
@@ -162,9 +168,8 @@ async def test_a_certificate_without_a_service(server: SmpServer, recipient: Rec
 async def test_a_server_without_services(off: str) -> None:
     server = SmpServer(services=False) if off == "services" else SmpServer(versions=(6, 15))
     async with server:
-        if off == "services":
-            with pytest.raises(HandshakeError):
-                await Session.connect(server)
+        async with await Session.connect(server) as session:  # none is shown: TLS did not ask for a certificate
+            assert session.client.session.service is None
         async with await Session.connect(server, version=15) as session:
             assert session.client.session.service is None
 
@@ -174,7 +179,7 @@ async def test_refused_for_a_while(server: SmpServer) -> None:
     with pytest.raises(ServiceRefusedError):
         await Session.connect(server)
     async with await Session.connect(server, None) as session:
-        assert session.client.session.version == 18
+        assert session.client.session.version == 20
     server.refuse_services = False
     async with await Session.connect(server) as session:
         assert session.service_id
@@ -230,7 +235,8 @@ async def test_a_ping_is_answered_behind_a_slow_nsubs(server: SmpServer, queues:
         assert await other.request(Request(smp.Ping())) == smp.Pong()
         done, _ = await asyncio.wait([nsubs, pong], timeout=0.2)
         assert not done
-        assert [await nsubs, await pong] == [smp.SOks(2), smp.Pong()]
+        assert isinstance(await nsubs, smp.SOks)
+        assert await pong == smp.Pong()
 
 
 async def test_nsub_subscribes_its_queue_only(server: SmpServer, queues: list[Queue]) -> None:
@@ -385,8 +391,8 @@ async def test_errors_in_a_session_without_service(server: SmpServer, queues: li
             (b"NSUB", queue.notifier_id, queue.notifier_key, True),
             (b"SUB", queue.recipient_id, queue.recipient_key, True),
             (b"DEL", queue.recipient_id, queue.recipient_key, True),
-            (b"NSUBS", bytes(24), queue.notifier_key, False),
-            (b"NSUBS", bytes(24), queue.notifier_key, True),
+            (smp.NSubs().encode(20), bytes(24), queue.notifier_key, False),
+            (smp.NSubs().encode(20), bytes(24), queue.notifier_key, True),
         ):
             t = encode_transmission(borrowed, bytes(24), entity_id, command, key, as_service=as_service)
             connection.send(b"\x01" + len(t).to_bytes(2, "big") + t)
@@ -479,3 +485,19 @@ async def test_a_client_without_alpn(server: SmpServer) -> None:
     async with await Client.connect(server.address, context=context) as client:
         assert client.session.version == 6
         assert await client.request(smp.Ping()) == smp.Pong()
+
+
+async def test_counts_have_hashes(server: SmpServer, queues: list[Queue]) -> None:
+    """Of what the session is subscribed to; ENDS too."""
+    async with await Session.connect(server) as session:
+        for queue in queues[:2]:
+            await session.nsub(queue)
+        held = ids_hash(q.notifier_id for q in queues[:2])
+        assert await session.request(Request(smp.NSubs(), session.service_id, session.key)) == smp.SOks(2, held)
+        async with await Session.connect(server) as other:
+            await other.nsubs()
+            ended = await asyncio.wait_for(session._events.get(), 5)
+            assert ended.message == smp.Ends(2, held)
+    async with await Session.connect(server, version=18) as older:
+        answer = await older.request(Request(smp.NSubs(), older.service_id, older.key))
+        assert answer == smp.SOks(2)

@@ -11,8 +11,9 @@ from store_world import MASTER, OTHER_SMP, SMP, TABLET, register, take
 from ntf_server.observe.metrics import KindCounter
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, ids_hash, lane_of, quarantine, server_address, xor
+from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, lane_of, quarantine, server_address
 from smp_bridge.ntf import DeviceToken, Provider
+from smp_bridge.service import ids_hash, xor
 
 
 @given(st.lists(st.binary(max_size=30)), st.lists(st.binary(max_size=30)))

@@ -257,7 +257,7 @@ async def test_what_is_deleted_is_released_until_the_server_ends_it(store: Sqlit
     await associate(store, session)
     refs = [w.ref for w in await store.load(session, range(1, 20))]
     await store.unsubscribe(refs[0])
-    assert await store.service_state(session) == ServiceState(3, 1, ids_hash=ids_hash(names))
+    assert await store.service_state(session) == ServiceState(3, 1, False, ids_hash(names), ids_hash(names[:1]))
     assert await store.end(session, [names[0]], END) == 0
     assert await store.service_state(session) == ServiceState(3, 0, ids_hash=ids_hash(names[1:]))
     assert await store.end(session, [names[0]], END) == 0  # nothing is left to be released
@@ -271,7 +271,7 @@ async def test_a_deleted_token_releases_all_that_was_its(store: SqliteStore) -> 
     await store.begin(session, b"service")
     await associate(store, session)
     await store.delete_token(token.ref)
-    assert await store.service_state(session) == ServiceState(0, 2, ids_hash=ids_hash([b"a", b"b"]))
+    assert await store.service_state(session) == ServiceState(0, 2, False, *[ids_hash([b"a", b"b"])] * 2)
 
 
 async def test_another_service_has_nothing(store: SqliteStore) -> None:
@@ -292,10 +292,10 @@ async def test_after_reassociation_no_association_holds_but_the_released_are_cou
     await store.begin(session, b"service")
     await associate(store, session)
     await store.unsubscribe((await store.load(session, range(1, 20)))[0].ref)
-    assert await store.reassociate(session) == ServiceState(0, 1, ids_hash=ids_hash(names[:1]))
+    assert await store.reassociate(session) == ServiceState(0, 1, False, *[ids_hash(names[:1])] * 2)
     assert [w.notifier_id for w in await all_pages(store, session)] == names[1:]
     await associate(store, session)
-    assert await store.service_state(session) == ServiceState(2, 1, ids_hash=ids_hash(names))
+    assert await store.service_state(session) == ServiceState(2, 1, False, ids_hash(names), ids_hash(names[:1]))
 
 
 async def test_released_is_what_was_set(store: SqliteStore) -> None:

@@ -1,0 +1,95 @@
+"""A session with an SMP server, as what SCHK answers rests on it. No I/O."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ntf_server.store.records import Cursor, Ref, Removed, ServiceState, Session, Subscription
+from smp_bridge.address import ServerAddress
+
+_MAX_REMOVED: Final = 10_000  # that are remembered
+
+
+@dataclass(slots=True, eq=False)
+class ServerSession:
+    """A session with a server: `cursor` says how far its pages went, `missing` what of them is not confirmed."""
+
+    stored: Session
+    service: bool
+    prefix: str = ""  # where it leads
+    proved: bool = False  # that it confirmed a subscription is known to the store
+    associated: bool = False  # there are subscriptions that NSUBS subscribes
+    cursor: Cursor | None = None
+    complete: bool = False
+    missing: set[Ref] = field(default_factory=set)
+    service_active: bool = True
+    auditing: bool = False  # what is associated is confirmed one by one, up to `audit_cursor`
+    audit_size: int = 0
+    audit_cursor: Cursor | None = None
+    audit_complete: bool = False
+    ended: bool = False  # another session took the service's subscriptions over
+    recounted: bool = False
+    asked: ServiceState | None = None  # what the service should have, when the server was asked for its count
+    confirmed: int = 0
+    audited: set[Ref] = field(default_factory=set)
+    removed: set[Ref] = field(default_factory=set)  # deleted while it was not clear whether they count as confirmed
+
+    @property
+    def server(self) -> ServerAddress:
+        """With whom."""
+        return self.stored.server
+
+    def active(self, s: Subscription | Removed) -> bool:
+        """Whether a subscription that should be active was confirmed."""
+        if s.ref in self.missing:
+            return False
+        if not self.service or not s.associated:
+            return self.complete or (self.cursor is not None and bool(s.cursor <= self.cursor))
+        if not self.auditing:
+            return self.service_active
+        return self.audit_complete or (self.audit_cursor is not None and bool(s.cursor <= self.audit_cursor))
+
+    def begin_again(self) -> None:
+        """No association holds any more."""
+        self.cursor, self.complete, self.confirmed = None, False, 0
+        self.service_active, self.auditing = True, False
+
+    def begin_audit(self, count: int) -> None:
+        """Some of so many associations may not hold: each is confirmed again."""
+        self.auditing, self.audit_cursor, self.audit_complete = True, None, False
+        self.recounted = True
+        self.audit_size = count
+        self.confirmed = max(0, self.confirmed - count)
+
+    def take_audit_page(self, refs: Sequence[Ref], cursor: Cursor | None) -> list[Ref]:
+        """Those of the next page that are to be confirmed; `cursor`: None after the last."""
+        self.audit_cursor, self.audit_complete = cursor, cursor is None
+        new = [ref for ref in refs if ref not in self.missing and ref not in self.removed]
+        self.missing.update(new)
+        self.audited.update(new)
+        return new
+
+    def count_service(self, associated: int) -> None:
+        """The server has all that our service should have there."""
+        self.service_active, self.auditing = True, False
+        self.confirmed = max(self.confirmed, associated)
+
+    def end_service(self, count: int) -> None:
+        """Another session took so many of the service's subscriptions over."""
+        self.service_active, self.auditing, self.ended = False, False, True
+        self.confirmed = max(0, self.confirmed - count)
+
+    def remove(self, s: Removed) -> None:
+        """It was deleted: it counts no more, nor does the answer to an NSUB of it that is under way."""
+        if len(self.removed) >= _MAX_REMOVED:
+            self.removed.clear()  # the gauge may be a little wrong then, until the session ends
+        if s.ref in self.missing:
+            self.missing.discard(s.ref)
+            self.removed.add(s.ref)
+        elif s.active and self.active(s):
+            self.confirmed = max(0, self.confirmed - 1)
+        elif not self.complete or (self.auditing and not self.audit_complete):
+            self.removed.add(s.ref)  # a page that was read before may still bring it
+        if s.ref in self.audited:
+            self.audited.discard(s.ref)
+            self.removed.add(s.ref)
