@@ -1,0 +1,54 @@
+"""An event loop in virtual time for inputs that need one, and ears for what must not be said meanwhile."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from functools import cache
+from typing import Any
+
+from virtual_time import VirtualLoop
+
+
+class _Ears(logging.Handler):
+    """Keeps what is said of a fault of ours: errors, and whatever comes with a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or record.exc_info:
+            self.heard.append(self.format(record))
+
+
+@cache
+def _loop() -> VirtualLoop:
+    return VirtualLoop()
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """In virtual time, to its end and to that of all that it started. Raises what it raises; AssertionError for what
+    was logged, what asyncio complains of, and tasks that are left.
+    """
+    loop, ears = _loop(), _Ears()
+    loop.set_exception_handler(lambda _, context: ears.heard.append(f"asyncio: {context}"))
+    root = logging.getLogger()
+    root.addHandler(ears)
+    try:
+        result = loop.run_until_complete(main)
+        loop.run_until_complete(asyncio.sleep(0))
+        left = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        assert not left, f"left over: {[t.get_name() for t in left]}"
+    finally:
+        root.removeHandler(ears)
+    assert not ears.heard, ears.heard[0]
+    return result
+
+
+def loop_time() -> float:
+    """Virtual seconds."""
+    return _loop().time()
