@@ -6,6 +6,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fuzz import samples
 from fuzz.target import Target, add
@@ -16,6 +19,7 @@ from ntf_server.push.apns import judge as apns
 from ntf_server.push.exchange import HttpResponse
 from ntf_server.push.fcm import judge as fcm
 from ntf_server.push.fcm import oauth
+from ntf_server.push.links import Transfer
 from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours
 from ntf_server.push.webpush import judge as webpush
 from ntf_server.push.webpush.encryption import encrypt
@@ -63,6 +67,11 @@ def _check_subscription(s: WebPushSubscription) -> None:
     assert s.path.startswith("/")
     assert (s.origin + s.path).isascii()
     assert (s.origin + s.path).isprintable()
+    # Where it leads is where the host that was checked is.
+    url = urlsplit(s.origin + s.path)
+    assert (url.scheme, url.hostname, url.username) == ("https", s.host, None)
+    assert s.origin + s.path == f"https://{url.netloc}{url.path}" + (f"?{url.query}" if "?" in s.path else "")
+    assert 0 < (url.port or 443) < 65536
     assert len(s.auth) == 16
     assert len(encrypt(b"plain", s, key=samples.P256, salt=bytes(16))) == 5 + 16 + 1 + 86
 
@@ -94,10 +103,13 @@ def _check_subscription_text(token: ntf.DeviceToken) -> None:
     text = client_webpush.subscription_text(token)
     assert client_webpush.subscription_token(text) == token
     assert _device_token(token.encode()) == token
+    key = Reader(token.token)
+    *_, point = (key.short() for _ in range(5))
     try:
-        subscription = WebPushSubscription.parse(token.token)
-    except ParseError:
+        ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    except ValueError:  # the client leaves that to the relay
         return
+    subscription = WebPushSubscription.parse(token.token)
     endpoint = text.split()[1]
     assert subscription.path == "/" or endpoint.endswith(subscription.path)
 
@@ -201,6 +213,31 @@ _judge(
     "answer of oauth",
     lambda a: oauth.judge(a, 1.8e9) or Delivered(),
     ["ntf_server.push.fcm.oauth.judge"],
+)
+
+
+def _date(data: bytes) -> float | None:
+    """Of an answer's header, as libcurl gives it."""
+    transfer = Transfer()
+    transfer._on_header(data)
+    return transfer._date
+
+
+add(
+    Target(
+        "header of an answer",
+        _date,
+        lambda: [
+            b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+            b"date:Sunday, 06-Nov-94 08:49:37 GMT",
+            b"DATE: Sun Nov  6 08:49:37 1994 -0900",
+            b"HTTP/2 200\r\n",
+            b"\r\n",
+        ],
+        ["ntf_server.push.links.Transfer"],
+        max_size=80,
+        words=[b"Date: ", b"Sun, ", b" Nov ", b" GMT", b" +0000"],
+    )
 )
 
 

@@ -166,20 +166,17 @@ async def _meet_listener(data: bytes) -> None:
             await asyncio.sleep(1)
         client.abort()
         await asyncio.sleep(1)
-        await _still_sound(inside)
+        await _nothing_is_left(inside)
     finally:
         await inside.close()
 
 
-async def _still_sound(inside: relay.Inside) -> None:
-    """Others are served, whatever was done; nothing of the stranger's is left."""
+async def _nothing_is_left(inside: relay.Inside) -> None:
+    """Of the stranger's session; and the store is as sound as before."""
     assert not inside.listener._sessions
-    client, session = await inside.dial(3)
-    other = _Stranger(client, session)
-    other.take(0, b"PING")
-    other.flush()
-    await other.answers()
-    await client.close()
+    assert not inside.listener._busy
+    assert not inside.listener._admission._connections.sessions
+    assert not inside.listener._admission._connections.half_open
     for token_id in relay.TOKENS:
         await inside.store.find_token(token_id)
 
@@ -272,7 +269,13 @@ async def _meet_door(data: bytes) -> None:
         async with asyncio.timeout(inside.listener._config.handshake_timeout + 5):
             await raw.closed
         await asyncio.sleep(1)
-        await _still_sound(inside)
+        await _nothing_is_left(inside)
+        client, session = await inside.dial(3)  # others are served
+        other = _Stranger(client, session)
+        other.take(0, b"PING")
+        other.flush()
+        await other.answers()
+        await client.close()
     finally:
         await inside.close()
 
