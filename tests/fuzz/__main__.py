@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ _STATE: Final = _ROOT / "build" / "fuzz"
 _INPUTS: Final = 1_000_000
 _LEAST: Final = 50_000  # inputs that each target gets of 10 million, however slow it is
 _HANGS: Final = 60.0  # seconds without a new input
-_LEAK: Final = 64 * 2**20  # bytes by which memory may grow: the corpus of a run is in it
+_LEAK: Final = 32 * 2**20  # bytes by which memory may grow: the corpus of a run is in it
 _LOOK: Final = 0.5
 
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="those of --list; none: all")
     parser.add_argument("--inputs", type=int, metavar="N", help=f"as many in all, shared out ({_INPUTS})")
-    parser.add_argument("--up-to", type=int, metavar="N", help="as many as are missing to N with those of earlier runs")
+    parser.add_argument("--up-to", type=int, metavar="N", help="go on until all targets together have N")
     parser.add_argument(
         "--minutes", type=float, default=0.0, metavar="M", help="end each target's turn after M minutes"
     )
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _wanted(target: Target, chosen: Sequence[Target], options: argparse.Namespace) -> int:
     total = options.up_to or options.inputs or _INPUTS
-    share = target.share / sum(t.share for t in chosen)
+    share = target.share / sum(t.share for t in (TARGETS.values() if options.up_to else chosen))
     least = _LEAST * total // 10_000_000
     wanted = max(int(total * share), least, 1)
     return max(0, wanted - _tally(options.state, target).inputs) if options.up_to else wanted
@@ -138,9 +139,10 @@ def _watch(command: list[str], board: Board, folder: Path, options: argparse.Nam
             notes = findings.Findings(folder / "findings")
             notes.add("leak", target.name, b"", f"{target.name}: memory grew by {growth >> 20} MiB")
 
-    with (folder / "log").open("wb") as log:
+    # A process that libFuzzer ends leaves its temporary files behind.
+    with (folder / "log").open("wb") as log, tempfile.TemporaryDirectory() as scratch:
         paths = [str(_ROOT / "tests"), str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch}
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         try:
             last, since = 0, began

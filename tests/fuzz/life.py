@@ -35,18 +35,29 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
     root = logging.getLogger()
     root.addHandler(ears)
     try:
-        result = loop.run_until_complete(main)
-        loop.run_until_complete(asyncio.sleep(0))
-        left = [task for task in asyncio.all_tasks(loop) if not task.done()]
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
-        assert not left, f"left over: {[t.get_name() for t in left]}"
+        try:
+            result = loop.run_until_complete(main)
+        finally:
+            left = _end(loop)
+    except Exception as e:
+        assert not ears.heard, ears.heard[0]
+        raise AssertionError(f"{type(e).__name__}: {e}") from e
     finally:
         root.removeHandler(ears)
     assert not ears.heard, ears.heard[0]
+    assert not left, left
     return result
+
+
+def _end(loop: VirtualLoop) -> list[str]:
+    """Names of the tasks that had not ended."""
+    loop.run_until_complete(asyncio.sleep(0))
+    left = [task for task in asyncio.all_tasks(loop) if not task.done()]
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    return [task.get_name() for task in left]
 
 
 def loop_time() -> float:

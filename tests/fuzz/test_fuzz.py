@@ -1,8 +1,9 @@
 """Every target over what is kept; a short fuzz of each; and that none is missing. All of it: `scripts/fuzz`."""
 
 import ast
+import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -139,6 +140,43 @@ def test_a_fault_is_no_refusal() -> None:
         FAULTY.run(b"BUG")
 
 
+def _raises(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+async def _sleeps(*_: object) -> None:
+    await asyncio.sleep(1e6)
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "fault", "found"),
+    [
+        ("listener", "ntf_server.commands.Commands._on_token", _raises, "a client's session failed"),
+        ("listener", "ntf_server.commands.Commands._on_token", _sleeps, "TimeoutError"),
+        ("listener", "ntf_server.listener.encode_blocks", lambda *_: [], "TimeoutError"),
+        ("listener", "ntf_server.admission.gate.Admission.closed", lambda *_: None, "AssertionError"),
+        ("client", "smp_bridge.client.parse_block", _raises, "handling events failed"),
+        ("client", "smp_bridge.client.Client._forget", lambda *_: None, "AssertionError"),
+        ("client", "smp_bridge.client.Client._give_up", lambda *_: None, "AssertionError"),
+        ("notifications", "fuzz.targets.wire.parse_notifications", lambda *_: None, "AssertionError"),
+        ("ntf command", "smp_bridge.ntf.TVfy.params", lambda *_: b"\0", "AssertionError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # what a fault leaves behind
+def test_a_fault_of_ours_is_found(
+    monkeypatch: pytest.MonkeyPatch, of: str, name: str, fault: Callable[..., object], found: str
+) -> None:
+    seeds = TARGETS[of].seeds()[:40]
+    monkeypatch.setattr(name, fault)
+    errors = []
+    for data in seeds:
+        try:
+            TARGETS[of].run(data)
+        except Exception as e:
+            errors.append(f"{type(e).__name__}: {e}")
+    assert any(found in error for error in errors), errors[:3]
+
+
 def test_inputs_are_found_that_fail_and_the_same_each_time() -> None:
     one, other = (Mutator(Random(3), [b"BAG"], [b"BUG"], 16) for _ in range(2))
     made = [one.next() for _ in range(1000)]
@@ -178,7 +216,8 @@ def test_a_run_goes_on_where_the_one_before_ended(
     assert "| rate | 2,500 |" in capsys.readouterr().out
     if fault:
         findings.Findings(tmp_path / "rate" / "findings").add("stall", "rate", b"1", "rate took 9 s")
-    assert command.main([*arguments, "--up-to", "3000"]) == fault
+    of_all = sum(target.share for target in TARGETS.values()) / TARGETS["rate"].share
+    assert command.main([*arguments, "--up-to", str(int(3000.5 * of_all))]) == fault
     out = capsys.readouterr().out
     assert "| rate | 3,000 |" in out
     assert ("stall: rate took 9 s" in out) == fault

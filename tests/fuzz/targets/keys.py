@@ -150,12 +150,6 @@ def _pem(key: Any) -> bytes:
     return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-def _encrypted(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
-
-    return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
-
-
 def _credentials(data: bytes) -> Credentials:
     leaf, ca, key = _split(data, 3)
     return Credentials.load(leaf, ca, key, samples.NOW)
@@ -196,7 +190,7 @@ def _pem_seeds() -> list[bytes]:
     return [*map(_pem, keys), sec1, certificate]
 
 
-_PEM_WORDS = [b"-----BEGIN ", b"-----END ", b"PRIVATE KEY-----", b"EC PRIVATE KEY-----", b"CERTIFICATE-----", b"\n"]
+_PEM_WORDS = [b"-----BEGIN ", b"-----END ", b"ENCRYPTED ", b"PRIVATE KEY-----", b"EC ", b"CERTIFICATE-----", b"\n"]
 
 
 def _pem_target(name: str, load: Callable[[bytes], Any], error: type[Exception]) -> None:

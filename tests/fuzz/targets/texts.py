@@ -1,6 +1,8 @@
 """Text of users and operators: proxies, rates, lists of hosts, contacts, the configuration file."""
 
+import atexit
 import contextlib
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -203,7 +205,9 @@ add(
 
 @cache
 def _directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    path = tempfile.mkdtemp(prefix="fuzz-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
 
 
 def _settings(data: bytes) -> Settings:
