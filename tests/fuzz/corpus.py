@@ -82,9 +82,10 @@ def _edges(target: Target, data: bytes) -> _Edges:
         return on_line([0]) if frame.f_code.co_filename.startswith(_OURS) else None
 
     # It ran once before: what is made at the first time is of no interest.
+    before = sys.gettrace()
     sys.settrace(on_call)
     try:
         target.run(data)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return out

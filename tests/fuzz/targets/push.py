@@ -329,6 +329,8 @@ def _seed_states() -> list[bytes]:
         for a in samples.ADDRESSES[:3]
         for secret in (None, _SECRET)
     )
+    long = ntf.DeviceToken(ntf.Provider.APNS, bytes(255))
+    out.append(state.encode(state.DeviceState(samples.ADDRESSES[3], long, samples.ED25519, samples.X25519)))
     device = samples.device_tokens()[0]
     out.append(
         state.encode(

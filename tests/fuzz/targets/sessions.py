@@ -131,17 +131,16 @@ class _Stranger:
     def play(self, kind: int, data: bytes) -> None:
         """A step that takes no time."""
         first, second = (*data[:2], 0, 0)[:2]
-        match kind:
-            case _ if kind == _BLOCK:
-                self.send(data[: self.session.block_size - 2])
-            case _ if kind == _RAW:
-                self.send_raw(data)
-            case _ if kind == _SIGNED:
-                self.take(second, data[2:], relay.KEYS[first % len(relay.KEYS)])
-            case _ if kind == _UNSIGNED:
-                self.take(first, data[1:])
-            case _ if kind == _SEND:
-                self.flush()
+        if kind == _BLOCK:
+            self.send(data[: self.session.block_size - 2])
+        elif kind == _RAW:
+            self.send_raw(data)
+        elif kind == _SIGNED:
+            self.take(second, data[2:], relay.KEYS[first % len(relay.KEYS)])
+        elif kind == _UNSIGNED:
+            self.take(first, data[1:])
+        elif kind == _SEND:
+            self.flush()
 
 
 async def _meet_listener(data: bytes) -> None:
@@ -344,20 +343,19 @@ class _Server:
 
     def play(self, kind: int, data: bytes) -> None:
         """A step that takes no time."""
-        match kind:
-            case _ if kind == _ANSWER:
-                which = data[0] if data else 0
-                self._take(self.asked[which % len(self.asked)], data[1:])
-            case _ if kind == _EVENT:
-                self._take(b"", data)
-            case _ if kind == _HOSTILE_BLOCK:
-                self.connection.send(data[: self.session.block_size - 2 - crypto.TAG_SIZE])
-            case _ if kind == _HOSTILE_RAW:
-                self.in_step = False
-                self.connection._tls.write((data or b"\0") * (1 + (self.session.block_size // max(1, len(data)))))
-                self.connection._flush()
-            case _ if kind == _HOSTILE_SEND:
-                self.flush()
+        if kind == _ANSWER:
+            which = data[0] if data else 0
+            self._take(self.asked[which % len(self.asked)], data[1:])
+        elif kind == _EVENT:
+            self._take(b"", data)
+        elif kind == _HOSTILE_BLOCK:
+            self.connection.send(data[: self.session.block_size - 2 - crypto.TAG_SIZE])
+        elif kind == _HOSTILE_RAW:
+            self.in_step = False
+            self.connection._tls.write((data or b"\0") * (1 + (self.session.block_size // max(1, len(data)))))
+            self.connection._flush()
+        elif kind == _HOSTILE_SEND:
+            self.flush()
 
     def _take(self, corr_id: bytes, rest: bytes) -> None:
         """Entity and answer are the script's, as they stand."""
