@@ -11,7 +11,7 @@ from fuzz.target import Target
 
 KEPT: Final = Path(__file__).parent / "corpus"
 MAX_KEPT: Final = 12_000  # bytes of a target
-_MAX_FILES: Final = 50
+_MAX_FILES: Final = 100
 _ROOT: Final = KEPT.parents[2]
 _OURS: Final = tuple(f"{_ROOT}/{name}/" for name in ("smp_bridge", "ntf_server", "ntf_client"))
 

@@ -10,6 +10,7 @@ from fuzz import life, samples
 from ntf_server.admission.gate import Admission
 from ntf_server.commands import Commands
 from ntf_server.config.limits import parse_limits, parse_networks
+from ntf_server.config.server_list import ServerList, parse_pattern
 from ntf_server.config.settings import Limits
 from ntf_server.listener import Listener, ListenerConfig, _Door
 from ntf_server.push.dispatcher import Dispatcher
@@ -20,6 +21,7 @@ from ntf_server.push.webpush.open import OpenWebPush
 from ntf_server.push.webpush.settings import WebPushSettings
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock
+from ntf_server.store.records import Limits as StoreLimits
 from ntf_server.store.records import NewSubscription, NewToken
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -31,14 +33,16 @@ from smp_bridge.tls import SslTls, client_context, server_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import BlockConnection
 
-KEYS: Final = (samples.ED25519, samples.ED448, samples.X25519, samples.ED25519)
-TOKENS: Final = tuple(b"token %d" % n + bytes(17) for n in range(len(KEYS)))  # all but the last are verified
+KEYS: Final = (samples.ED25519, samples.ED448, samples.X25519, samples.ED25519, samples.ED25519)
+TOKENS: Final = tuple(b"token %d" % n + bytes(17) for n in range(len(KEYS)))
+_VERIFIED, _INVALID = 3, 4  # so many of the first are; this one is, and never was ACTIVE
 SUBSCRIPTIONS: Final = tuple(b"subscription %d" % n + bytes(10) for n in range(2))
 CODE: Final = b"a code of thirty-two bytes, that"
 HOST: Final = "198.51.100.7"
 PROXY: Final = "192.0.2.1"
 ADDRESS: Final = ServerAddress("ntf", ("localhost",), "", samples.credentials().key_hash)
 
+_BUDGETS: Final = parse_limits(Limits(commands_per_session="8 + 1/s", registrations_per_address="2 + 1/s"))
 _PROXIES: Final = parse_networks([PROXY])
 _MASTER: Final = MasterKey(bytes(range(32)))
 _START: Final = samples.NOW.timestamp()
@@ -65,12 +69,14 @@ async def furnished() -> bytes:
         return _FURNISHED[0]
     connection = _connection()
     store = await _open(connection)
-    for n, (token_id, key) in enumerate(zip(TOKENS, KEYS, strict=True)):
+    for n, token_id, key in sorted(zip(range(len(KEYS)), TOKENS, KEYS, strict=True), key=lambda t: t[0] != _INVALID):
         device = ntf.DeviceToken(ntf.Provider.APNS_TEST, b"device %d" % n)
         verify_key = crypto.encode_public(key.public_key())
         token = await store.register(NewToken(token_id, device, verify_key, b"c" * 32, b"s" * 32, b"k" * 32, CODE))
         assert token is not None
-        if n < len(KEYS) - 1:
+        if n == _INVALID:
+            await store.invalidate(token.status, ntf.InvalidReason.BAD, None, 1)
+        elif n < _VERIFIED:
             assert await store.verify(token.ref, CODE)
         for m, subscription_id in enumerate(SUBSCRIPTIONS if n == 0 else ()):
             key_of_queue = crypto.quick_private(samples.ED25519)
@@ -137,8 +143,9 @@ async def inside() -> Inside:
     del fronts[ntf.Provider.APNS_NULL]  # one that is switched off
     dispatcher = Dispatcher(store, {p: NullProvider() for p in fronts})
     subscriber = Subscriber(store, dispatcher, _spawn)
-    admission = Admission(parse_limits(Limits()), clock=life.loop_time)
-    commands = Commands(store, subscriber, fronts, admission=admission)
+    admission = Admission(_BUDGETS, clock=life.loop_time)
+    servers = ServerList(deny=(parse_pattern("denied.example"),))
+    commands = Commands(store, subscriber, fronts, servers=servers, limits=StoreLimits(3), admission=admission)
     config = ListenerConfig(None, 0, proxies=_PROXIES)
     listener = Listener(config, samples.credentials(), commands, admission)
     listener._context = context()  # `use` makes one: a hundred times as long as an input takes

@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
 from fuzz import life, relay, samples
 from fuzz.target import Target, add
 from ntf_server.admission import proxy_header
@@ -34,6 +36,7 @@ from smp_bridge.transmission import (
 from smp_bridge.transport import BlockConnection, ConnectionClosedError, Scratch, accept
 
 _MAX_STEPS: Final = 24
+_QUEUED: Final = 20  # blocks that may have been read ahead, and some
 _ENTITIES: Final = (b"", *relay.TOKENS, *relay.SUBSCRIPTIONS, samples.ID)
 
 Step = tuple[int, bytes]
@@ -77,7 +80,7 @@ class _Stranger:
     def take(self, entity: int, command: bytes, key: Any = None) -> None:
         """One more transmission for the next block."""
         entity_id = _ENTITIES[entity % len(_ENTITIES)]
-        if isinstance(key, type(samples.X25519)) and self.session.server_key is None:
+        if isinstance(key, X25519PrivateKey) and self.session.server_key is None:
             key = None
         self._batch.append(encode_transmission(self.session, self.corr_id(), entity_id, command, key))
 
@@ -164,7 +167,7 @@ async def _meet_listener(data: bytes) -> None:
         else:  # what is missing of a block is waited for: the server is left like that
             await asyncio.sleep(1)
         client.abort()
-        await asyncio.sleep(1)
+        await asyncio.sleep(MAX_DELAY * _QUEUED)  # what was read of a session that is gone has its turns all the same
         await _nothing_is_left(inside)
     finally:
         await inside.close()
@@ -180,9 +183,20 @@ async def _nothing_is_left(inside: relay.Inside) -> None:
         await inside.store.find_token(token_id)
 
 
+def _many_queues() -> list[ntf.SNew]:
+    """More than a token may have."""
+    ids = [bytes([n]) * 24 for n in range(4)]
+    return [ntf.SNew(relay.TOKENS[0], samples.ADDRESSES[0], notifier_id, samples.ED25519) for notifier_id in ids]
+
+
 def _listener_seeds() -> list[bytes]:
     commands = [m for m in samples.ntf_messages() if m.tag in ntf.COMMANDS]
+    hosts = ("localhost", "smp.denied.example")
+    refused = [ServerAddress("smp", (host,), "", b"k" * 32) for host in hosts]
+    nothing = X25519PublicKey.from_public_bytes(bytes(32))  # of low order: no secret comes of it
     own = [
+        ntf.TNew(samples.device_tokens()[0], samples.ED25519.public_key(), nothing),
+        *(ntf.SNew(relay.TOKENS[0], a, samples.ID, samples.ED25519) for a in refused),
         ntf.TVfy(relay.CODE),
         *(ntf.SNew(token, a, samples.ID, samples.ED25519) for token in relay.TOKENS for a in samples.ADDRESSES[:2]),
     ]
@@ -195,7 +209,7 @@ def _listener_seeds() -> list[bytes]:
                 entity = 0
                 key = relay.TOKENS.index(m.token_id) if isinstance(m, ntf.SNew) and m.token_id in relay.TOKENS else 0
             elif isinstance(m, ntf.SChk | ntf.SDel):
-                entity = 5
+                entity = 6
             if isinstance(m, ntf.Ping):
                 out.append(_script(version - 1, [(_UNSIGNED, b"\0" + body), (_SEND, b"")]))
             out.append(_script(version - 1, [(_SIGNED, bytes([key, entity]) + body)]))
@@ -205,7 +219,11 @@ def _listener_seeds() -> list[bytes]:
         _script(2, every[:20]),
         _script(2, flood),
         _script(2, [(_SIGNED, b"\3\4" + ntf.TVfy(relay.CODE).encode(3)), (_SEND, b""), (_SIGNED, b"\3\4TCHK")]),
-        _script(2, [(_SIGNED, b"\0\1TDEL"), (_SIGNED, b"\0\1TCHK"), (_SIGNED, b"\0\5SCHK")]),
+        _script(2, [(_SIGNED, b"\0\1TDEL"), (_SIGNED, b"\0\1TCHK"), (_SIGNED, b"\0\6SCHK")]),
+        _script(2, [(_BLOCK, b"\1" + large(short(b"") + short(b"c" * 236) + short(b"e" * 237) + b"PING"))]),
+        _script(2, [(_SIGNED, b"\0\0" + tnew) for tnew in [commands[0].encode(3)] * 6]),
+        _script(2, [(_SIGNED, b"\0\1" + trpl.encode(3)) for trpl in commands if isinstance(trpl, ntf.TRpl)]),
+        _script(2, [(_SIGNED, b"\0\0" + snew.encode(3)) for snew in _many_queues()]),
         _script(1, [(_BLOCK, b"\1\0\x08\0\1c\0PING"), (_WAIT, b"\x10"), (_BLOCK, b"\0"), (_BLOCK, b"")]),
         _script(2, [(_RAW, b"\xff" * 512), (_RAW, crypto.pad(b"\1\0\x08\0\1c\0PING", 512)), (_RAW, bytes(100))]),
         _script(0, [(_BLOCK, b"\0" + short(b"")), (_RAW, b"x"), (_LEAVE, b"")]),
