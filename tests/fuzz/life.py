@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from virtual_time import VirtualLoop
 
@@ -21,9 +20,17 @@ class _Ears(logging.Handler):
             self.heard.append(self.format(record))
 
 
-@cache
+_LOOPS: Final[list[VirtualLoop]] = []
+_OLD: Final = 2.0**20  # seconds: from 2**24 on a float's steps are longer than what asyncio takes for the same moment
+
+
 def _loop() -> VirtualLoop:
-    return VirtualLoop()
+    """One for many inputs, until it is old."""
+    if _LOOPS and _LOOPS[0].time() > _OLD and not _LOOPS[0].is_running():
+        _LOOPS.pop().close()
+    if not _LOOPS:
+        _LOOPS.append(VirtualLoop())
+    return _LOOPS[0]
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from fuzz import __main__ as command
-from fuzz import corpus, findings
+from fuzz import corpus, findings, life
 from fuzz.mutate import Mutator
 from fuzz.target import Target
 from fuzz.targets import TARGETS
@@ -222,6 +222,12 @@ def test_a_run_goes_on_where_the_one_before_ended(
     assert "| rate | 3,000 |" in out
     assert ("stall: rate took 9 s" in out) == fault
     shutil.rmtree(tmp_path)
+
+
+def test_time_does_not_grow_old() -> None:
+    for _ in range(3):
+        life.run(asyncio.sleep(2.0**21))
+    assert life.loop_time() < 2.0**22
 
 
 def test_one_input_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
