@@ -20,6 +20,10 @@ PACKAGES = ("smp_bridge", "ntf_server", "ntf_client")
 LONG = {"listener": 1000, "client": 1000, "door": 1000, "hostile handshake": 1000, "operator command": 1000}
 
 
+# Libraries may dislike what they are given, and take it.
+pytestmark = pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+
+
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
     return TARGETS[request.param]
