@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
-from smp_bridge.encoding import ParseError, b64url, un_b64url
+from smp_bridge.encoding import ParseError, Reader, b64url, un_b64url
 from smp_bridge.ntf import DeviceToken, Provider
 
 FORMAT: Final = "ntf-client device"
@@ -190,13 +190,24 @@ def _parse(f: _File) -> DeviceState:
         raise ParseError("unknown push provider") from e
     return DeviceState(
         _address(f.server, "ntf"),
-        DeviceToken(provider, un_b64url(f.device_token)),
+        _device_token(provider, un_b64url(f.device_token)),
         verify_key,
         dh_key,
         None if f.token_id is None else parse_id(f.token_id),
         None if f.secret is None else parse_secret(f.secret),
         tuple(_parse_subscription(s) for s in f.subscriptions),
     )
+
+
+def _device_token(provider: Provider, token: bytes) -> DeviceToken:
+    """One that can be registered. Raises ParseError."""
+    try:
+        r = Reader(DeviceToken(provider, token).encode())
+    except ValueError as e:
+        raise ParseError("a device token has 255 bytes at most") from e
+    out = DeviceToken.parse(r)
+    r.end()
+    return out
 
 
 def _parse_subscription(s: _Subscription) -> Subscription:

@@ -1,6 +1,7 @@
 """A Web Push subscription as a device token, and as text (wire.md, section 8). No I/O."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urlsplit
@@ -14,6 +15,7 @@ _KEY_SIZE: Final = 65
 _UNCOMPRESSED: Final = 4
 _DEFAULT_PORT: Final = 443
 _PREFIX: Final = "webpush"
+_HOST: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")  # the relay takes no other name
 _IN_PATHS: Final = "!$%&'()*+,-./:;=?@_~"  # besides letters and digits; all else is percent-encoded
 # IDNA's two versions make different hosts of these: a wrong guess would push to somebody else's.
 _AMBIGUOUS: Final = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
@@ -85,7 +87,7 @@ def _location(endpoint: str) -> bytes:
         raise ParseError("the endpoint's host is not ASCII, and can be read in two ways: give it as xn--…") from None
     except ValueError:  # ParseError is one
         raise ParseError("the endpoint is not an https URL") from None
-    if not _is_plain(endpoint, url) or port == 0:
+    if not _is_plain(endpoint, url) or port == 0 or not (":" in host or _HOST.fullmatch(host)):
         raise ParseError("the endpoint is not an https URL")
     path = quote(endpoint[len("https://") + len(url.netloc) :], safe=_IN_PATHS)
     path = path if path.startswith("/") else f"/{path}"

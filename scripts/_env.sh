@@ -1,6 +1,6 @@
 # The project's own virtual environment, made from nothing but Python. Sourced by the scripts beside it:
 #
-#   make_env [dev]         the project, editable, in $NTF_RELAY_VENV or .venv, which goes first on PATH
+#   make_env [dev|fuzz]    the project, editable, in $NTF_RELAY_VENV or .venv, which goes first on PATH
 #   find_python [NAME...]  sets $python: what PYTHON names, else the first that will do, newest first
 #   new_venv DIR           an environment with nothing but pip, made by $python
 #
@@ -134,7 +134,7 @@ print(project, hashlib.sha256(pathlib.Path(project, "pyproject.toml").read_bytes
 }
 
 make_env() {
-    local extra=${1:-} venv=${NTF_RELAY_VENV:-$root/.venv} stamp keys maker source made_by='' made_from=''
+    local extra=${1:-} venv=${NTF_RELAY_VENV:-$root/.venv} stamp keys maker source made_by='' made_from='' enough
     [[ $venv == /* ]] || venv=$PWD/$venv
     stamp=$venv/.ntf-relay
     find_python "$venv/bin/python" # the one in use stays in use
@@ -152,7 +152,12 @@ make_env() {
         new_venv "$venv"
         made_from=''
     fi
-    if [ "$made_from" != "$source dev" ] && [ "$made_from" != "$source${extra:+ $extra}" ]; then
+    case $extra in # each holds those after it
+    fuzz) enough=("$source fuzz") ;;
+    dev) enough=("$source fuzz" "$source dev") ;;
+    *) enough=("$source fuzz" "$source dev" "$source") ;;
+    esac
+    if [[ " ${enough[*]/%/;} " != *" $made_from; "* ]]; then
         : >"$stamp" # an empty stamp tells the next run that this one was interrupted
         quietly "installing the project${extra:+ and its $extra tools}" "$venv/bin/python" -m pip install \
             --disable-pip-version-check --no-input --progress-bar off -e "$root${extra:+[$extra]}" ||

@@ -16,6 +16,7 @@ DEFAULT_PORT: dict[Scheme, int] = {"smp": 5223, "ntf": 443}
 _ADDRESS = re.compile(r"(smp|ntf)://([A-Za-z0-9_=-]+)(?::([^@]*))?@(.+)")
 _HOST_NAME = re.compile(r"[\x21-\x7e]+")
 _FORBIDDEN = frozenset("#,;/@[]:")
+_MAX = 255  # characters of a host, and hosts: a text could hold more than the binary form
 _PRESETS: Final = {  # servers that apps name by one host or by both (wire.md, section 6)
     "smp4.simplex.im": "o5vmywmrnaxalvz6wi3zicyftgio6psuvyniis6gco6bp6ekl4cqj4id.onion",
     "smp5.simplex.im": "jjbyvoemxysm7qxap7m5d5m35jzv5qq6gnlv7s4rsn7tdwwmuqciwpid.onion",
@@ -38,7 +39,7 @@ def parse_host(text: str) -> str:
             return str(ipaddress.IPv6Address(host))
         except ValueError as e:
             raise ParseError("bad IPv6 address") from e
-    if not _HOST_NAME.fullmatch(host) or _FORBIDDEN & set(host):
+    if not _HOST_NAME.fullmatch(host) or _FORBIDDEN & set(host) or len(host) > _MAX or not host.strip("."):
         raise ParseError("bad host name")
     return host
 
@@ -117,6 +118,8 @@ class ServerAddress:
     def _checked(cls, scheme: Scheme, hosts: list[str], port: str, key_hash: bytes, password: str | None) -> Self:
         if len(key_hash) != 32:
             raise ParseError("a key hash has 32 bytes")
+        if len(hosts) > _MAX:
+            raise ParseError("too many hosts")
         return cls(scheme, tuple(parse_host(h) for h in hosts), _parse_port(port), key_hash, password)
 
     def encode(self) -> bytes:

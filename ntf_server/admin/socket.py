@@ -119,7 +119,7 @@ class AdminSocket:
     async def _answer_to(self, line: bytes) -> Mapping[str, Any]:
         try:
             request = msgspec.json.decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _failure("not JSON")
         name = request.get("command") if isinstance(request, dict) else None
         if not isinstance(name, str):

@@ -150,7 +150,7 @@ def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> S
         values = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: not found; run `ntf-server init --path {directory}`, or give --path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise ConfigError(f"{file}: cannot be read: {e}") from e
     source = str(file)
     for name, value in sorted(environ.items()):
@@ -161,6 +161,8 @@ def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> S
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{source}: {_explain(str(e))}") from None
+    except UnicodeEncodeError:
+        raise ConfigError(f"{source}: one of them is not UTF-8") from None
 
 
 def load_database_path(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:

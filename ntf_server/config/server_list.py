@@ -13,6 +13,7 @@ from smp_bridge.network import IPNetwork, contains
 Pattern = str | IPNetwork  # a domain in lower case, which stands for its subdomains too; or a network
 
 _DOMAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # no domain ends in one: resolvers take it for an address (127.1, 0x7f.1)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -23,7 +24,7 @@ def parse_pattern(text: str) -> Pattern:
         pass
     domain = text.lower().removeprefix("*").removeprefix(".").removesuffix(".")
     last = domain.rpartition(".")[2]
-    if not _DOMAIN.fullmatch(domain) or last.isdigit():  # such as 203.0.113.300, or a bare port
+    if not _DOMAIN.fullmatch(domain) or _NUMBER.fullmatch(last):  # such as 203.0.113.300, or a bare port
         raise ParseError(f"{text!r} is no host, domain or network")
     return domain
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -22,7 +22,7 @@ def parse_service_account(data: bytes) -> ServiceAccount:
         values = msgspec.json.decode(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ServiceAccountError("is not UTF-8") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise ServiceAccountError("is not JSON") from None
     if not isinstance(values, dict):
         raise ServiceAccountError("is not a JSON object")
@@ -58,7 +58,7 @@ def _key(text: str) -> rsa.RSAPrivateKey:
         key = load_pem_private_key(pem.encode(), None)
     except TypeError:
         raise ServiceAccountError("private_key: is encrypted") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, InternalError):
         raise ServiceAccountError("private_key: is no key in PEM") from None
     if not isinstance(key, rsa.RSAPrivateKey):
         raise ServiceAccountError("private_key: is not an RSA key")

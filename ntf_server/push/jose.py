@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,7 +26,7 @@ def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """The `.p8` file that Apple gives out, or a VAPID key. Raises KeyFileError."""
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as e:
         raise KeyFileError("not an unencrypted PEM private key") from e
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise KeyFileError("not a P-256 key")

@@ -5,7 +5,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from smp_bridge.address import ServerAddress
 from smp_bridge.connecting import AtOnce, Turn, shake_hands
@@ -24,8 +24,8 @@ class _End(asyncio.Transport):
 
     peer: "_End"
 
-    def __init__(self, protocol: BlockConnection, latency: float) -> None:
-        super().__init__()
+    def __init__(self, protocol: asyncio.BufferedProtocol, latency: float, host: str) -> None:
+        super().__init__({"peername": (host, 0)} if host else {})
         self._protocol = protocol
         self._latency = latency
         self._under_way: deque[bytes] = deque()  # to this end; b"": the other closed
@@ -58,7 +58,7 @@ class _End(asyncio.Transport):
                 self._protocol.eof_received()
                 self.close()
                 return
-            buffer = self._protocol.get_buffer(len(data))
+            buffer = memoryview(self._protocol.get_buffer(len(data)))
             count = min(len(data), len(buffer))
             if count < len(data):
                 self._arrived.appendleft(data[count:])
@@ -67,6 +67,11 @@ class _End(asyncio.Transport):
             self._protocol.buffer_updated(count)
         if self._size < _WINDOW and not self.peer._closing:
             self.peer._protocol.resume_writing()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Who is told from now on."""
+        assert isinstance(protocol, asyncio.BufferedProtocol)
+        self._protocol = protocol
 
     def pause_reading(self) -> None:
         """Let what arrives wait."""
@@ -92,14 +97,10 @@ class _End(asyncio.Transport):
         """As `close`."""
         self.close()
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Nothing: there is no socket."""
-        return default
 
-
-def link(one: BlockConnection, other: BlockConnection, latency: float = 0.0) -> None:
-    """Connect two ends, `latency` seconds apart."""
-    ends = _End(one, latency), _End(other, latency)
+def link(one: asyncio.BufferedProtocol, other: asyncio.BufferedProtocol, latency: float = 0.0, host: str = "") -> None:
+    """Connect two ends, `latency` seconds apart. `host`: the address that they see of each other."""
+    ends = _End(one, latency, host), _End(other, latency, host)
     ends[0].peer, ends[1].peer = ends[1], ends[0]
     for end in ends:
         end._protocol.connection_made(end)

@@ -118,6 +118,8 @@ ED448 = b64url(crypto.encode_private(Ed448PrivateKey.generate()))
         {"provider": "XX"},
         {"provider": None},
         {"device_token": "%"},
+        {"device_token": "A" * 344},  # 258 bytes: no registration could carry them
+        {"provider": "WP"},
         {"verify_key": ""},
         {"verify_key": content()["dh_key"]},
         {"dh_key": content()["verify_key"]},

@@ -164,6 +164,8 @@ def test_equal_subscriptions_give_equal_tokens() -> None:
         subscription("https://push.example.org/\u200bMARKER"),
         subscription("https://MARKER\u00df.example/"),
         subscription("https://\u03c2MARKER.example/"),
+        subscription("https://MARKER$.example/"),  # the relay takes no such names
+        subscription("https://push..example.org/MARKER"),
         subscription("https://ä" + "a" * 63 + ".example/"),
         subscription("https://push.example.org/" + "ä" * 43),
         "webpush",

@@ -106,6 +106,10 @@ def test_default_port_of_ntf():
         f"smp://{b64url(HASH[:31])}@a.org",
         f"smp://{b64url(HASH + b'.')}@a.org",
         "smp://====@a.org",
+        f"smp://{HASH_TEXT}@.",
+        f"smp://{HASH_TEXT}@a.org,..",
+        f"smp://{HASH_TEXT}@{'a' * 256}",  # which the binary form could not hold
+        f"smp://{HASH_TEXT}@{'a,' * 255}a",
     ],
 )
 def test_bad_texts(text):
@@ -127,6 +131,8 @@ def test_bad_texts(text):
         b"\x01\x05a;org\x00\x20" + HASH,
         b"\x01\x05a org\x00\x20" + HASH,
         b"\x01\x05a\x00org\x00\x20" + HASH,
+        b"\x01\x01.\x00\x20" + HASH,
+        b"\x01\x02..\x00\x20" + HASH,
     ],
 )
 def test_bad_binaries(data):

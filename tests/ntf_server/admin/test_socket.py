@@ -109,6 +109,8 @@ async def test_a_command_that_fails_unexpectedly(path: Path, caplog: pytest.LogC
         (b"\n", "not JSON"),
         (b"{\n", "not JSON"),
         (b"\xff\xfe\n", "not JSON"),
+        (b'{"command": "\xff"}\n', "not JSON"),
+        (b"[" * 10_000 + b"\n", "not JSON"),
         (b"[]\n", "no command"),
         (b"{}\n", "no command"),
         (b'{"command": 7}\n', "no command"),

@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 
 import pytest
-from certificates import client_certificate
+from certificates import ODD_KEYS, client_certificate, odd_certificate
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -79,6 +79,8 @@ def test_files_that_are_no_pair(files: tuple[bytes, bytes]) -> None:
         (key_pem, cert, "certificate_file", "holds no certificate in PEM"),
         (b"rubbish", key_pem, "certificate_file", "holds no certificate in PEM"),
         (b"", key_pem, "certificate_file", "holds no certificate in PEM"),
+        (odd_certificate(), key_pem, "certificate_file", "holds no certificate in PEM"),
+        *((cert, odd, "certificate_key_file", "holds no private key in PEM") for odd in ODD_KEYS),
         (p12, key_pem, "certificate_file", "maybe a .p12 file; `openssl pkcs12"),
     ):
         with pytest.raises(ClientCertificateError) as e:

@@ -183,6 +183,12 @@ def test_variables_win(load: Load) -> None:
     assert (loaded.settings.transport.port, loaded.settings.transport.host) == (2, "a")
 
 
+def test_a_variable_that_is_no_text(load: Load) -> None:
+    for name in ("TRANSPORT__PORT", "TRANSPORT__\udcff"):
+        with pytest.raises(ConfigError, match="with NTF_SERVER__… variables: one of them is not UTF-8"):
+            load(**{name: "\udcff"})
+
+
 def test_other_variables_are_nobodys_business(identity_dir: Path, load: Load) -> None:
     load()
     environ = {"NTF_SERVER_CFG_PATH": "x", "NTF_SERVER": "x", "PATH": "x", "ntf_server__x__y": "x"}
@@ -338,6 +344,7 @@ def test_a_mistake_is_one_line_with_file_key_and_mend(
         (b"port = 1\nport = 2\n", "Cannot overwrite a value"),
         (b"\xff\xfe", "can't decode byte"),
         (b"\x00", "Invalid statement"),
+        (b"a = " + b"[" * 10_000, "recursion depth"),
     ],
 )
 def test_what_is_not_toml(load: Load, identity_dir: Path, text: bytes, what: str) -> None:

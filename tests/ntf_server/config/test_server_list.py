@@ -53,6 +53,8 @@ def test_patterns(text: str, pattern: object) -> None:
         "8.8.8.8/24",
         "8.8.8.300",
         "5",
+        "127.0x1",  # an address, as resolvers take it: it would be held against names
+        "0x7f.0.0.0X1",
     ],
 )
 def test_what_is_no_pattern(text: str) -> None:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from certificates import ODD_KEYS
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
@@ -61,6 +62,7 @@ def test_without_a_key_id(key_id: Any) -> None:
         (text().decode().encode("utf-16"), "is not UTF-8"),
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
+        (b"[" * 10_000, "is not JSON"),
         (b"[]", "is not a JSON object"),
         (text(type="authorized_user"), "is of type 'authorized_user' instead of 'service_account'"),
         (b'{"project_info": {}, "client": []}', "is an app's google-services.json"),
@@ -80,6 +82,7 @@ def test_without_a_key_id(key_id: Any) -> None:
             text(private_key=ec.generate_private_key(ec.SECP256R1()).private_bytes(*PKCS8, NoEncryption()).decode()),
             "private_key: is not an RSA key",
         ),
+        *((text(private_key=key.decode()), "private_key: is no key in PEM") for key in ODD_KEYS),
         (text(private_key_id=7), "private_key_id: is no text"),
         (text(token_uri="http://oauth2.googleapis.com/token"), "token_uri: is not an https: URL"),
     ],

@@ -2,6 +2,7 @@ from typing import Any
 
 import jwt
 import pytest
+from certificates import ODD_KEYS
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -68,6 +69,7 @@ def test_a_key_as_apple_gives_it_out() -> None:
         pem(rsa.generate_private_key(65537, 2048)),
         KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
         KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+        *ODD_KEYS,
     ],
 )
 def test_another_key_is_refused(content: bytes) -> None:

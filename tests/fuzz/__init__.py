@@ -1,0 +1,1 @@
+"""Fuzzing of all that takes bytes of strangers: `scripts/fuzz`."""
