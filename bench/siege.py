@@ -26,6 +26,7 @@ OWNER: Final = "127.0.0.77"
 _POLL: Final = 0.1
 _LATE: Final = 15.0  # seconds that are waited for what was not pushed yet
 _PREPARING: Final = 120.0
+_ALL: Final = 600.0  # seconds of one attack; an attacker may hang himself
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,12 @@ class Watch:
 
 
 async def besiege(relay: Besieged, name: str, size: Size, *, sink: bool) -> Figures:
-    """One attack. Raises RuntimeError if it fails to attack, ChildError."""
+    """One attack. Raises RuntimeError if it fails to attack, ChildError, TimeoutError."""
+    async with asyncio.timeout(_ALL):
+        return await _besiege(relay, name, size, sink=sink)
+
+
+async def _besiege(relay: Besieged, name: str, size: Size, *, sink: bool) -> Figures:
     kind, out, seen = ATTACKS[name], Figures(), Seen()
     watch = Watch(relay)
     victim = new_devices(1, "ed25519")[0]

@@ -48,7 +48,7 @@ async def main(arguments: argparse.Namespace) -> None:
             found = await attack(around, name, size, arguments.rounds)
             missed += [f"{name}: {line.row.name}" for line in found if not line.row.met]
     print(f"\n{len(missed)} lines are missed" + "".join(f"\n  {text}" for text in missed))
-    if missed:
+    if missed and not arguments.quick:
         sys.exit(1)
 
 
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
         help="of each attack, with new relays; medians (%(default)s)",
     )
     add("--part", type=float, default=1.0, metavar="P", help="of the attacks' full numbers (%(default)s)")
-    add("--quick", action="store_true", help="small loads, which show that the bench works, and nothing else")
+    add("--quick", action="store_true", help="small loads, which show that the bench works, and nothing else: nothing is missed by them")
     out = parser.parse_args()
     if out.list:
         print("\n".join(f"{name:<16}{kind.about}" for name, kind in ATTACKS.items()))

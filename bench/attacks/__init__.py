@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from attacks import smp_servers
+from attacks import push_services, registrations, smp_servers
 from attacks.base import Attack
 
 ATTACKS: Final[Mapping[str, type[Attack]]] = {
@@ -12,4 +12,14 @@ ATTACKS: Final[Mapping[str, type[Attack]]] = {
     "hang": smp_servers.ConfirmThenHang,
     "silent-smp": smp_servers.SilentNames,
     "spellings": smp_servers.SpellingsOfOne,
+    "silent-push": push_services.SilentPushNames,
+    "silent-origins": push_services.SilentOrigins,
+    "slow-origins": push_services.SlowOrigins,
+    "busy-origins": push_services.BusyOrigins,
+    "poison": push_services.PoisonedAnswers,
+    "tnew": registrations.TnewFlood,
+    "tnew-many": registrations.TnewFloodOfMany,
+    "carousel": registrations.Carousel,
+    "spam": registrations.DeviceSpam,
+    "spam-many": registrations.DeviceSpamOfMany,
 }

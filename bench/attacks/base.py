@@ -1,8 +1,9 @@
 """What every attack has: its plan, and what it does with it, in a process of its own."""
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -20,6 +21,7 @@ CONNECTING: Final = 1024  # [subscriber] connecting
 UNPROVEN: Final = 2000  # half of [delivery] in_flight: connections to push services that took nothing yet
 _A_SESSION: Final = 1900  # commands that one session may send at once: a little less than `commands_per_session`
 _AT_ONCE: Final = 32
+_POLL: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,14 @@ class Attack(ABC):
     def source(self, i: int) -> str:
         """The address of its i-th connection."""
         return ONE if self.addresses == 1 else many_addresses(self.addresses)(i)
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+        """Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the attack cannot be prepared")
+            await asyncio.sleep(_POLL)
 
     async def sessions(self, count: int) -> list[Connection]:
         """Raises what `connect_from` raises."""
