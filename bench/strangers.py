@@ -67,7 +67,11 @@ def parse() -> argparse.Namespace:
         help="of each attack, with new relays; medians (%(default)s)",
     )
     add("--part", type=float, default=1.0, metavar="P", help="of the attacks' full numbers (%(default)s)")
-    add("--quick", action="store_true", help="small loads, which show that the bench works, and nothing else: nothing is missed by them")
+    add(
+        "--quick",
+        action="store_true",
+        help="small loads, which show that the bench works, and nothing else: nothing is missed by them",
+    )
     out = parser.parse_args()
     if out.list:
         print("\n".join(f"{name:<16}{kind.about}" for name, kind in ATTACKS.items()))

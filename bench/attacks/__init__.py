@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from attacks import push_services, registrations, smp_servers
+from attacks import connections, push_services, registrations, smp_servers
 from attacks.base import Attack
 
 ATTACKS: Final[Mapping[str, type[Attack]]] = {
@@ -22,4 +22,13 @@ ATTACKS: Final[Mapping[str, type[Attack]]] = {
     "carousel": registrations.Carousel,
     "spam": registrations.DeviceSpam,
     "spam-many": registrations.DeviceSpamOfMany,
+    "idle": connections.Idle,
+    "idle-many": connections.IdleOfMany,
+    "half-open": connections.HalfOpen,
+    "half-open-many": connections.HalfOpenOfMany,
+    "flood": connections.Flood,
+    "flood-many": connections.FloodOfMany,
+    "commands": connections.Commands,
+    "commands-many": connections.CommandsOfMany,
+    "key-updates": connections.KeyUpdates,
 }
