@@ -25,7 +25,7 @@ from smp_bridge.transmission import BLOCK_SIZE, Session
 HANDSHAKE_TIMEOUT = 60.0
 _MAX_QUEUED_BLOCKS = 16
 _MAX_REST = 64  # reads of a buffer each
-_MAX_UNREAD_ANSWERS = 2**14  # bytes of TLS's own answers (to KeyUpdates) for a peer that reads nothing
+_MAX_ANSWERS = 2**10  # bytes of TLS's own answers (to KeyUpdates, of 27 bytes) between two blocks of a peer
 _SHUTDOWN_TIMEOUT = 2.0
 _DEAD_WAY = frozenset([errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
 _SLICE = 4096  # bytes given to TLS at once: it keeps buffers of the largest size that they ever had
@@ -54,6 +54,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     # There are many that do nothing: what is small, and what is made only when it is needed.
     __slots__ = (
+        "_answers",
         "_blocks",
         "_deadline",
         "_ended",
@@ -71,7 +72,6 @@ class BlockConnection(asyncio.BufferedProtocol):
         "_size",
         "_tls",
         "_transport",
-        "_unread_answers",
         "_waiter",
         "received",
         "scheme",
@@ -99,7 +99,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._resumed: asyncio.Future[None] | None = None  # while the peer reads too slowly
-        self._unread_answers = 0
+        self._answers = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
         self._send_chain: bytes | None = None
@@ -131,6 +131,8 @@ class BlockConnection(asyncio.BufferedProtocol):
         self.received += nbytes
         received = memoryview(self._scratch.received)
         for i in range(0, nbytes, _SLICE):
+            if self._lost:
+                return
             self._tls.feed(received[i : min(i + _SLICE, nbytes)])
             self._advance()
 
@@ -172,12 +174,12 @@ class BlockConnection(asyncio.BufferedProtocol):
         """The peer reads again."""
         _resolve(self._resumed)
         self._resumed = None
-        self._unread_answers = 0
 
     # --- TLS
 
     def _advance(self) -> None:
         """Do what the bytes that came allow."""
+        was_secured = self._secured is None
         try:
             if self._secured is not None and self._tls.handshake():
                 self._end_handshake()
@@ -195,16 +197,18 @@ class BlockConnection(asyncio.BufferedProtocol):
             self._flush()  # the alert
             self.abort()
         else:
-            self._answer()
+            size = self._flush()
+            if was_secured:
+                self._answered(size)
 
-    def _answer(self) -> None:
-        """Send what TLS has to say to what came: a peer may have it say something again and again, and never read."""
-        size = self._flush()
-        if self._resumed is not None:
-            self._unread_answers += size
-            if self._unread_answers > _MAX_UNREAD_ANSWERS:
-                self._lose(ConnectionClosedError("the peer has TLS answer, and does not read"))
-                self.abort()
+    def _answered(self, size: int) -> None:
+        """TLS itself answered what came. A peer may have it do so again and again, by KeyUpdates, which are in no budget:
+        each costs it little, and us new keys. Who speaks the protocol sends a block now and then.
+        """
+        self._answers += size
+        if self._answers > _MAX_ANSWERS:
+            self._lose(ConnectionClosedError("the peer has TLS answer, and sends no block"))
+            self.abort()
 
     def _end_handshake(self) -> None:
         secured, self._secured = self._secured, None
@@ -221,7 +225,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         while count := self._tls.read_into(block[filled:]):
             filled += count
             if filled == self._size:
-                filled = 0
+                filled = self._answers = 0
                 self._blocks.append(bytes(block))
                 self._wake()
         self._partial = bytes(block[:filled])
@@ -232,7 +236,7 @@ class BlockConnection(asyncio.BufferedProtocol):
     def _flush(self) -> int:
         """Send what TLS has; how many bytes that is."""
         data = self._tls.output()
-        if data and self._transport and not self._is_closed:
+        if data and self._transport and not self._transport.is_closing():  # asyncio would log each write in vain
             self._transport.write(data)
         return len(data)
 

@@ -280,7 +280,9 @@ class KeyUpdates:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_peer_that_floods_key_updates_and_does_not_read_is_dropped(tmp_path: Path, reads: bool) -> None:
+async def test_a_peer_that_floods_key_updates_is_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reads: bool
+) -> None:
     credentials, _ = Credentials.generate("ED25519", "localhost")
     accepted: list[BlockConnection] = []
 
@@ -312,8 +314,8 @@ async def test_a_peer_that_floods_key_updates_and_does_not_read_is_dropped(tmp_p
 
         reading = asyncio.create_task(read() if reads else asyncio.sleep(60))
         try:
-            for _ in range(6_000):
-                await asyncio.wait_for(loop.sock_sendall(sock, updates.next()), 10)
+            for _ in range(300):  # some come at once: a read holds many
+                await asyncio.wait_for(loop.sock_sendall(sock, b"".join(updates.next() for _ in range(20))), 10)
                 await asyncio.sleep(0)
                 if accepted and accepted[0]._lost is None:
                     largest = max(largest, accepted[0]._transport.get_write_buffer_size())
@@ -322,8 +324,9 @@ async def test_a_peer_that_floods_key_updates_and_does_not_read_is_dropped(tmp_p
         reading.cancel()
         await asyncio.wait([reading])
         [connection] = accepted
-        assert (connection._lost is None) is reads
-        assert largest < 100_000
+        assert connection._lost is not None
+        assert largest < 10_000
+        assert not caplog.records  # asyncio warns of each write to a connection that is gone
         connection.abort()
     server.close()
 
