@@ -54,6 +54,7 @@ def lines(kind: type[Attack], without: Figures, with_: Figures) -> list[Line]:
         Line(
             Row("descriptors", with_.descriptors, "", kind.descriptors + HONEST_DESCRIPTORS), float(without.descriptors)
         ),
+        Line(Row("CPU, of one core", with_.cpu * 100, "%"), without.cpu * 100),
         Line(Row("lines of the log in a minute", with_.lines, "", LOG_LINES), without.lines),
     ]
     if kind.has_victim:

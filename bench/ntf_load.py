@@ -111,10 +111,14 @@ async def run(
     return await send(connections, sign(connections, commands, filled=filled), window=window)
 
 
-async def send(connections: Sequence[Connection], signed: Signed, *, window: int) -> Run:
-    """As `run`, of what is signed; which is used up."""
+async def send(
+    connections: Sequence[Connection], signed: Signed, *, window: int, answers: list[bytes] | None = None
+) -> Run:
+    """As `run`, of what is signed; which is used up. `answers`: a list to put them into as they come."""
     count = sum(len(indices) for blocks in signed for _, indices in blocks)
-    answers, sent_at, seconds = [b""] * count, [0.0] * count, [0.0] * count
+    answers = [] if answers is None else answers
+    answers[:] = [b""] * count
+    sent_at, seconds = [0.0] * count, [0.0] * count
     started, cpu = time.monotonic(), time.process_time()
 
     async def drive(connection: BlockConnection, session: Session, waiting: deque[tuple[bytes, list[int]]]) -> None:

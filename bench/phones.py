@@ -16,7 +16,7 @@ from devices import Device, new_devices
 from from_address import connect_from
 
 from ntf_client.client import NtfClient
-from ntf_client.push import VerificationCode
+from ntf_client.push import PushError, VerificationCode
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
 from smp_bridge.handshake import HandshakeError
@@ -48,11 +48,16 @@ class Pushes:
             if len(page) < _PAGE:
                 await asyncio.sleep(_POLL)
 
-    async def first(self, path: str) -> str:
-        """The first body that came there."""
+    async def code(self, device: Device) -> bytes:
+        """The first that came to a device and is for this registration: others may have registered it too."""
+        looked_at = 0
         while True:
-            if path in self.came:
-                return self.came[path][0][0]
+            for body, _ in self.came[device.path][looked_at:]:
+                looked_at += 1
+                with contextlib.suppress(PushError):
+                    content = device.content(body)
+                    assert isinstance(content, VerificationCode)
+                    return content.code
             await asyncio.sleep(_POLL)
 
 
@@ -107,12 +112,10 @@ async def register(
     patience: float = PATIENCE,
 ) -> None:
     """TNEW, the code by push, TVFY; SNEW of a queue that is not there. Raises one of FAILED."""
-    async with client_from(source, relay) as client, asyncio.timeout(patience):
+    async with client_from(source, relay) as client, asyncio.timeout(patience):  # its own is of each answer
         registration = await client.register(device.token, device.key, device.dh_key)
         device.token_id, device.secret = registration.token_id, registration.secret
-        content = device.content(await pushes.first(device.path))
-        assert isinstance(content, VerificationCode)
-        await client.verify(device.token_id, device.key, content.code)
+        await client.verify(device.token_id, device.key, await pushes.code(device))
         if server is not None:
             notifier = Ed25519PrivateKey.generate()
             await client.subscribe(device.token_id, device.key, server, os.urandom(24), notifier)

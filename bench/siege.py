@@ -12,7 +12,7 @@ from attacks import ATTACKS
 from attacks.base import ONE
 from besieged import EVIL, EVIL_HOST, SILENT, Besieged
 from control import Child, child
-from devices import new_devices
+from devices import Device, new_devices
 from from_address import many_addresses
 from percentiles import percentile
 from phones import FAILED, PATIENCE, Seen, arrive, ask, neighbour, register
@@ -42,7 +42,8 @@ class Figures:
     """Seconds, bytes, counts. `push`, `web_push`: p99 from NMSG to request; `new_phone`, `neighbour`: the longest.
 
     `lost`: NMSGs that led to no push; `descriptors`: more than before, at most; `lines`: of the log, in a minute;
-    `owner`: until the owner of a device that others register too was ACTIVE; `pushed`: to that device.
+    `cpu`: of the relay under steady load, of one core; `owner`: until the owner of a device that others register too
+    was ACTIVE; `pushed`: to that device.
     """
 
     reconnect: float = math.inf
@@ -56,6 +57,7 @@ class Figures:
     memory: int = 0
     descriptors: int = 0
     lines: float = 0.0
+    cpu: float = 0.0
     owner: float = math.nan
     pushed: int = 0
     words: list[str] = field(default_factory=list)
@@ -117,6 +119,7 @@ async def _besiege(relay: Besieged, name: str, size: Size, *, sink: bool) -> Fig
             await asyncio.wait(phones, timeout=PATIENCE)
             if owner is not None:
                 await asyncio.wait([owner], timeout=OWNER_LIMIT)
+                out.owner = owner.result() if owner.done() else math.inf
                 out.pushed = len(relay.pushes.came[victim.path])
         finally:
             for task in (*endless, *phones, *([owner] if owner else [])):
@@ -171,9 +174,10 @@ async def _until(attacker: Child, wanted: str, seconds: float, *, must: bool = T
 
 async def _pushes(relay: Besieged, size: Size, out: Figures) -> None:
     """A steady rate of NMSGs, and how long each took to be a request at the mock."""
-    smp = relay.world.smp
+    smp, cpu, started = relay.world.smp, relay.relay.cpu(), time.monotonic()
     await smp.call("begin", rate=RATE)
     await asyncio.sleep(size.seconds)
+    out.cpu = (relay.relay.cpu() - cpu) / (time.monotonic() - started)
     told = {bytes.fromhex(nonce): at for nonce, at in await smp.call("end")}
     took: dict[bool, list[float]] = {False: [], True: []}
     read: dict[str, int] = {}  # how many of a device were opened
@@ -208,16 +212,15 @@ async def _reconnect(relay: Besieged) -> float:
     return math.inf
 
 
-async def _own(relay: Besieged, victim: Any, out: Figures) -> None:
-    """The owner registers his device while others do."""
+async def _own(relay: Besieged, victim: Device, out: Figures) -> float:
+    """The owner registers his device while others do: the seconds until it is ACTIVE."""
     started = time.monotonic()
     try:
         await register(OWNER, relay.relay.address, victim, relay.pushes, patience=OWNER_LIMIT)
     except FAILED as e:
         out.words.append(f"owner: {e!r}")
-        out.owner = math.inf
-    else:
-        out.owner = time.monotonic() - started
+        return math.inf
+    return time.monotonic() - started
 
 
 def _tell(seen: Seen, out: Figures) -> None:

@@ -202,8 +202,9 @@ class BlockConnection(asyncio.BufferedProtocol):
                 self._answered(size)
 
     def _answered(self, size: int) -> None:
-        """TLS itself answered what came. A peer may have it do so again and again, by KeyUpdates, which are in no budget:
-        each costs it little, and us new keys. Who speaks the protocol sends a block now and then.
+        """TLS itself answered what came, as it does again and again if a peer sends KeyUpdates.
+
+        These are in no budget: each costs the peer little, and us new keys. Who speaks the protocol sends blocks.
         """
         self._answers += size
         if self._answers > _MAX_ANSWERS:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -75,6 +76,7 @@ class Attack(ABC):
         self.plan = plan
         self.in_place = asyncio.Event()
         self.counts: dict[str, float] = {}
+        self.answers: list[list[bytes]] = []
 
     @abstractmethod
     async def prepare(self) -> None:
@@ -86,7 +88,7 @@ class Attack(ABC):
 
     def figures(self) -> Mapping[str, float]:
         """What it did, by name."""
-        return self.counts
+        return self.counts | Counter(_what(answer) for answers in self.answers for answer in answers if answer)
 
     def count(self, name: str, n: float = 1) -> None:
         """So much more."""
@@ -130,9 +132,10 @@ class Volley:
 
     async def fire(self, window: int = 32) -> Run:
         """Send all. Raises ConnectionClosedError."""
-        out = await send(self.connections, self._signed, window=window)
-        for answer in out.answers:
-            tag, _, rest = answer.partition(b" ")
-            what = f"{tag.decode()} {rest.decode('latin-1')}" if tag == b"ERR" else tag.decode()
-            self._attack.count(f"answered {what}")
-        return out
+        answers: list[bytes] = []
+        self._attack.answers.append(answers)
+        return await send(self.connections, self._signed, window=window, answers=answers)
+
+
+def _what(answer: bytes) -> str:
+    return f"answered {(answer if answer.startswith(b'ERR') else answer.partition(b' ')[0]).decode('latin-1')}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -70,9 +70,9 @@ class SilentOrigins(_Unverified):
         port = await tarpit(self.plan.evil_host, self._held)
         return [f"https://push{i}.{self.plan.evil}:{port}" for i in range(count)]
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the connections that the relay has there now."""
-        return self.counts | {"connections held": len(self._held)}
+        return {**super().figures(), "connections held": len(self._held)}
 
 
 class PoisonedAnswers(_Unverified):
@@ -88,9 +88,9 @@ class PoisonedAnswers(_Unverified):
         ports = [await origin.listen(self.plan.evil_host) for origin in self._origins]
         return [f"https://push{i}.{self.plan.evil}:{ports[i % len(ports)]}" for i in range(count)]
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the pushes that came."""
-        return self.counts | {"pushes": sum(origin.pushes for origin in self._origins)}
+        return {**super().figures(), "pushes": sum(origin.pushes for origin in self._origins)}
 
 
 class _Verified(Attack):
@@ -154,9 +154,9 @@ class _Verified(Attack):
                 self._smp.notify(range(self.plan.count(250)))
             await asyncio.sleep(_EACH)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the pushes that came since."""
-        return self.counts | {"pushes": self._origin.pushes, "connections held": self._origin.open}
+        return {**super().figures(), "pushes": self._origin.pushes, "connections held": self._origin.open}
 
 
 class SlowOrigins(_Verified):

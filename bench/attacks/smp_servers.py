@@ -3,7 +3,7 @@
 import asyncio
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -64,9 +64,9 @@ class TarpitServers(_Subscriptions):
         count = self.plan.count(4000)
         return [ServerAddress("smp", ("127.0.66.1",), port, os.urandom(32)) for _ in range(count)]
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the connections that the relay has there now."""
-        return self.counts | {"connections held": len(self._held)}
+        return {**super().figures(), "connections held": len(self._held)}
 
 
 class RefusingPorts(_Subscriptions):
@@ -114,9 +114,9 @@ class ConfirmThenHang(_Subscriptions):
         self._smp.hangs = True
         self._smp.drop()
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the connections that hang now."""
-        return self.counts | {"connections held": len(self._smp.held)}
+        return {**super().figures(), "connections held": len(self._smp.held)}
 
 
 class SpellingsOfOne(Attack):
@@ -156,9 +156,9 @@ class SpellingsOfOne(Attack):
                 await _one(connection, Command(ntf.SDel().encode(version), subscribed.subscription_id, token.key))
             i += self._sessions
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Mapping[str, float]:
         """With the sessions that the relay has there now."""
-        return self.counts | {"connections held": self._smp.stats()["connections"]}
+        return {**super().figures(), "connections held": self._smp.stats()["connections"]}
 
 
 async def _one(connection: Connection, command: Command) -> bytes:
