@@ -166,7 +166,7 @@ async def besieged(world: World, spare: int) -> AsyncIterator[Besieged]:
         try:
             yield out
         finally:
-            collecting.cancel()
+            pushes.stop()
             await asyncio.wait([collecting])
 
 

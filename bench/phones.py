@@ -38,15 +38,20 @@ class Pushes:
     def __init__(self, mock: Child) -> None:
         self._mock = mock
         self.came: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._over = False
 
     async def run(self) -> None:
-        """Collect."""
-        while True:
+        """Collect, until `stop`: to cancel it would leave an answer to the next who asks."""
+        while not self._over:
             page = await self._mock.call("pushes", limit=_PAGE)
             for path, body, at in page:
                 self.came[path].append((body, at))
             if len(page) < _PAGE:
                 await asyncio.sleep(_POLL)
+
+    def stop(self) -> None:
+        """No more."""
+        self._over = True
 
     async def code(self, device: Device) -> bytes:
         """The first that came to a device and is for this registration: others may have registered it too."""

@@ -134,7 +134,7 @@ class Flood(Attack):
 
     async def run(self) -> None:
         """Again and again."""
-        asyncio.get_running_loop().call_later(2, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await asyncio.gather(*(self._again(i) for i in range(self.plan.count(200))))
 
     async def _again(self, first: int) -> None:
@@ -177,7 +177,7 @@ class Commands(Attack):
 
     async def run(self) -> None:
         """As fast as they are answered."""
-        asyncio.get_running_loop().call_later(3, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await asyncio.gather(*map(self._ask, self._connections, self._blocks))
 
     async def _ask(self, connection: Connection, block: bytes) -> None:
@@ -216,7 +216,7 @@ class KeyUpdates(Attack):
 
     async def run(self) -> None:
         """As fast as they are taken; then with new connections."""
-        asyncio.get_running_loop().call_later(1, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await asyncio.gather(*(self._again(*ready) for ready in self._ready))
 
     async def _secured(self) -> tuple[socket.socket, bytes]:

@@ -26,7 +26,7 @@ class TnewFlood(Attack):
 
     async def run(self) -> None:
         """As fast as they are answered."""
-        asyncio.get_running_loop().call_later(3, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await self._volley.fire(window=8)
         await asyncio.Event().wait()
 
@@ -59,7 +59,7 @@ class Carousel(Attack):
 
     async def run(self) -> None:
         """As fast as they are answered."""
-        asyncio.get_running_loop().call_later(3, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await self._volley.fire()
         await asyncio.Event().wait()
 
@@ -87,7 +87,7 @@ class DeviceSpam(Attack):
 
     async def run(self) -> None:
         """As fast as they are answered."""
-        asyncio.get_running_loop().call_later(2, self.in_place.set)
+        self.in_place.set()  # the first moments are the worst
         await self._volley.fire(window=2)
         await asyncio.Event().wait()
 
