@@ -193,7 +193,8 @@ class BlockConnection(asyncio.BufferedProtocol):
             if self._transport:
                 self._transport.close()
         except ssl.SSLError as e:
-            self._lose(e if self._secured is not None else ConnectionClosedError(f"TLS failed: {e.reason}"))
+            handshaking = self._secured is not None
+            self._lose(e.with_traceback(None) if handshaking else ConnectionClosedError(f"TLS failed: {e.reason}"))
             self._flush()  # the alert
             self.abort()
         else:
@@ -248,7 +249,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         if self._secured is not None:
             await asyncio.shield(self._secured)
         if self._lost:
-            raise self._lost
+            raise self._error()
 
     @property
     def session_id(self) -> bytes:
@@ -342,9 +343,20 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._lost = self._lost or reason
 
     def _closed_error(self) -> ConnectionClosedError:
+        """A new one each time: it is raised, and its traceback leads here. Kept, it would keep this connection, and all
+        that TLS has, until Python looks for circles, which may take days.
+        """
         if isinstance(self._lost, ConnectionClosedError):
-            return self._lost
+            return ConnectionClosedError(*self._lost.args)
         return ConnectionClosedError("the connection is closed")
+
+    def _error(self) -> Exception:
+        """What the connection was lost for; it is not kept either."""
+        lost = self._lost
+        if not isinstance(lost, ssl.SSLError):
+            return self._closed_error()
+        self._lost = ConnectionClosedError(f"TLS failed: {lost.reason}")
+        return lost
 
     def end(self) -> None:
         """Send no more, and say so, which has the peer close; what it sent before that is received as ever."""

@@ -1,9 +1,10 @@
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -614,3 +615,66 @@ async def test_no_timer_and_no_future_are_left_of_a_handshake(listener: Listener
     client.abort()
     with pytest.raises(ConnectionClosedError):
         await client.secured()
+
+
+# --- memory
+
+
+def connections() -> int:
+    return sum(isinstance(o, BlockConnection) for o in gc.get_objects())
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """The relay's looks for circles of what lived long after days only."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def lose(connection: BlockConnection) -> None:
+    """Wait for a block, and for the handshake, that do not come."""
+    for waiting in (connection.receive, connection.secured):
+        with contextlib.suppress(ConnectionClosedError, ssl.SSLError):
+            await waiting()
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("politely", [True, False])
+async def test_a_connection_that_is_over_leaves_nothing(politely: bool) -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    before = connections()
+
+    async def ended(connection: BlockConnection) -> None:
+        await lose(connection)
+        await connection.close()
+
+    async with asyncio.TaskGroup() as group:
+        server = await serve("ntf", credentials, lambda c: group.create_task(ended(c)) and None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context("ntf"))
+            (writer.close if politely else writer.transport.abort)()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    server.close()
+    await asyncio.sleep(0.1)
+    del reader, writer
+    assert connections() == before
+
+
+@pytest.mark.usefixtures("without_collector")
+async def test_a_handshake_that_fails_leaves_nothing() -> None:
+    credentials, _ = Credentials.generate("ED25519", "localhost")
+    server = await serve("ntf", credentials, lambda _: None, "127.0.0.1", 0)
+    before = connections()
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    server.close()
+    await asyncio.sleep(0.1)
+    assert connections() == before
