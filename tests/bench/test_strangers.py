@@ -1,6 +1,7 @@
 import asyncio
 import json
 import math
+import re
 import socket
 import struct
 import sys
@@ -40,7 +41,7 @@ async def test_a_quick_run() -> None:
     code, output = await strangers("--quick", "--attack", "tarpit")
     assert code == 0
     assert "answered IDSUB 80" in output
-    assert "NMSGs without a push                                 0" in output
+    assert re.search(r"NMSGs without a push +0 +0 +<= 0 +ok", output)
 
 
 @pytest.mark.long
