@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
@@ -106,8 +107,8 @@ class ConfirmThenHang(_Subscriptions):
 
     async def subscribed(self) -> None:
         """Until all are confirmed, or no more are for a while; then all hang."""
-        before = -1
-        while not self.plan.is_sink and (now := self._smp.stats()["nsubs"]) != before:
+        before, deadline = -1, time.monotonic() + 30
+        while not self.plan.is_sink and (now := self._smp.stats()["nsubs"]) != before and time.monotonic() < deadline:
             before = now
             await asyncio.sleep(20 * _POLL)
         self.count("confirmed", max(0, before))
