@@ -14,6 +14,7 @@ Controlled as `control` says:
     stats                                           see `Mock.stats`
     arrivals                                        {path: [when each of its requests had come, time.monotonic_ns]}
     bodies limit=1000                               the oldest that were kept, which are forgotten: [[path, body], ...]
+    pushes limit=1000                               the same, with when each had come: [[path, body, at], ...]
 """
 
 import argparse
@@ -124,7 +125,7 @@ class Mock:
         self.accepted = self._refused = self.received = self.refused_streams = 0
         self._first_at = self._last_at = 0
         self._times: dict[bytes, array[int]] = {}
-        self._bodies: list[tuple[bytes, bytes]] = []
+        self._bodies: list[tuple[bytes, bytes, int]] = []
 
     # --- commands
 
@@ -177,8 +178,12 @@ class Mock:
 
     def bodies(self, limit: int) -> list[tuple[str, str]]:
         """See the module's docstring."""
+        return [(path, body) for path, body, _ in self.pushes(limit)]
+
+    def pushes(self, limit: int) -> list[tuple[str, str, int]]:
+        """See the module's docstring."""
         out, self._bodies = self._bodies[:limit], self._bodies[limit:]
-        return [(path_text(raw), body.decode("latin-1")) for raw, body in out]
+        return [(path_text(raw), body.decode("latin-1"), at) for raw, body, at in out]
 
     # --- what connections tell
 
@@ -191,7 +196,7 @@ class Mock:
             times = self._times[raw] = array("q")
         times.append(at)
         if body is not None:
-            self._bodies.append((raw, bytes(body)))
+            self._bodies.append((raw, bytes(body), at))
 
     def answer(self, stream: int) -> bytes:
         """The frames of an answer."""
@@ -365,6 +370,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         "stats": mock.stats,
         "arrivals": mock.arrivals,
         "bodies": mock.bodies,
+        "pushes": mock.pushes,
     }
     await obey(commands, {"port": server.sockets[0].getsockname()[1]})
 

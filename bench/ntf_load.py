@@ -92,16 +92,33 @@ async def connected(address: ServerAddress, count: int) -> AsyncIterator[list[Co
         await asyncio.gather(*(connection.close() for connection, _ in out))
 
 
+Signed = Sequence[deque[tuple[bytes, list[int]]]]  # of each connection, blocks with the places of their commands
+
+
+def sign(connections: Sequence[Connection], commands: Sequence[Command], *, filled: bool = False) -> Signed:
+    """Blocks for these connections, which take the commands in turn; `filled`: as many in each as fit, else one."""
+    count = len(connections)
+    return [_blocks(c[1], commands, range(i, len(commands), count), filled) for i, c in enumerate(connections)]
+
+
 async def run(
     connections: Sequence[Connection], commands: Sequence[Command], *, window: int, filled: bool = False
 ) -> Run:
-    """Send commands, up to `window` unanswered on each connection; `filled`: as many in a block as fit, else one.
+    """Send commands, up to `window` unanswered on each connection; `filled` as in `sign`.
 
     Raises ConnectionClosedError, RuntimeError if an answer makes no sense.
     """
-    count = len(connections)
-    blocks = [_blocks(c[1], commands, range(i, len(commands), count), filled) for i, c in enumerate(connections)]
-    answers, sent_at, seconds = [b""] * len(commands), [0.0] * len(commands), [0.0] * len(commands)
+    return await send(connections, sign(connections, commands, filled=filled), window=window)
+
+
+async def send(
+    connections: Sequence[Connection], signed: Signed, *, window: int, answers: list[bytes] | None = None
+) -> Run:
+    """As `run`, of what is signed; which is used up. `answers`: a list to put them into as they come."""
+    count = sum(len(indices) for blocks in signed for _, indices in blocks)
+    answers = [] if answers is None else answers
+    answers[:] = [b""] * count
+    sent_at, seconds = [0.0] * count, [0.0] * count
     started, cpu = time.monotonic(), time.process_time()
 
     async def drive(connection: BlockConnection, session: Session, waiting: deque[tuple[bytes, list[int]]]) -> None:
@@ -124,7 +141,7 @@ async def run(
                 left -= 1
                 under_way -= 1
 
-    await asyncio.gather(*(drive(*c, b) for c, b in zip(connections, blocks, strict=True)))
+    await asyncio.gather(*(drive(*c, b) for c, b in zip(connections, signed, strict=True)))
     ended, cpu = time.monotonic(), time.process_time() - cpu
     return Run(answers, sorted(seconds), started, ended, cpu)
 

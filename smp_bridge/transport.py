@@ -27,7 +27,7 @@ HANDSHAKE_TIMEOUT = 60.0
 MAX_QUEUED_BLOCKS: Final = 16  # of a connection, before it is read no more
 _MAX_QUEUED_IN_ALL: Final = 1024  # of all that share a Scratch; over it a connection has one
 _MAX_REST = 64  # reads of a buffer each
-_MAX_UNREAD_ANSWERS = 2**14  # bytes of TLS's own answers (to KeyUpdates) for a peer that reads nothing
+_MAX_ANSWERS = 2**10  # bytes of TLS's own answers (to KeyUpdates, of 27 bytes) between two blocks of a peer
 _SHUTDOWN_TIMEOUT = 2.0
 _DEAD_WAY = frozenset([errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
 _SLICE = 4096  # bytes given to TLS at once: it keeps buffers of the largest size that they ever had
@@ -57,6 +57,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     # There are many that do nothing: what is small, and what is made only when it is needed.
     __slots__ = (
+        "_answers",
         "_blocks",
         "_deadline",
         "_ended",
@@ -74,7 +75,6 @@ class BlockConnection(asyncio.BufferedProtocol):
         "_size",
         "_tls",
         "_transport",
-        "_unread_answers",
         "_waiter",
         "received",
         "scheme",
@@ -102,7 +102,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._resumed: asyncio.Future[None] | None = None  # while the peer reads too slowly
-        self._unread_answers = 0
+        self._answers = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
         self._send_chain: bytes | None = None
@@ -137,6 +137,8 @@ class BlockConnection(asyncio.BufferedProtocol):
         self.received += nbytes
         received = memoryview(self._scratch.received)
         for i in range(0, nbytes, _SLICE):
+            if self._lost:
+                return
             self._tls.feed(received[i : min(i + _SLICE, nbytes)])
             self._advance()
 
@@ -178,12 +180,12 @@ class BlockConnection(asyncio.BufferedProtocol):
         """The peer reads again."""
         _resolve(self._resumed)
         self._resumed = None
-        self._unread_answers = 0
 
     # --- TLS
 
     def _advance(self) -> None:
         """Do what the bytes that came allow."""
+        was_secured = self._secured is None
         try:
             if self._secured is not None and self._tls.handshake():
                 self._end_handshake()
@@ -197,20 +199,24 @@ class BlockConnection(asyncio.BufferedProtocol):
             if self._transport:
                 self._transport.close()
         except ssl.SSLError as e:
-            self._lose(e if self._secured is not None else ConnectionClosedError(f"TLS failed: {e.reason}"))
+            handshaking = self._secured is not None
+            self._lose(e.with_traceback(None) if handshaking else ConnectionClosedError(f"TLS failed: {e.reason}"))
             self._flush()  # the alert
             self.abort()
         else:
-            self._answer()
+            size = self._flush()
+            if was_secured:
+                self._answered(size)
 
-    def _answer(self) -> None:
-        """Send what TLS has to say to what came: a peer may have it say something again and again, and never read."""
-        size = self._flush()
-        if self._resumed is not None:
-            self._unread_answers += size
-            if self._unread_answers > _MAX_UNREAD_ANSWERS:
-                self._lose(ConnectionClosedError("the peer has TLS answer, and does not read"))
-                self.abort()
+    def _answered(self, size: int) -> None:
+        """TLS itself answered what came, as it does again and again if a peer sends KeyUpdates.
+
+        These are in no budget: each costs the peer little, and us new keys. Who speaks the protocol sends blocks.
+        """
+        self._answers += size
+        if self._answers > _MAX_ANSWERS:
+            self._lose(ConnectionClosedError("the peer has TLS answer, and sends no block"))
+            self.abort()
 
     def _end_handshake(self) -> None:
         secured, self._secured = self._secured, None
@@ -227,7 +233,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         while count := self._tls.read_into(block[filled:]):
             filled += count
             if filled == self._size:
-                filled = 0
+                filled = self._answers = 0
                 self._blocks.append(bytes(block))
                 self._scratch.queued += 1
                 self._wake()
@@ -240,7 +246,7 @@ class BlockConnection(asyncio.BufferedProtocol):
     def _flush(self) -> int:
         """Send what TLS has; how many bytes that is."""
         data = self._tls.output()
-        if data and self._transport and not self._is_closed:
+        if data and self._transport and not self._transport.is_closing():  # asyncio would log each write in vain
             self._transport.write(data)
         return len(data)
 
@@ -251,7 +257,7 @@ class BlockConnection(asyncio.BufferedProtocol):
         if self._secured is not None:
             await asyncio.shield(self._secured)
         if self._lost:
-            raise self._lost
+            raise self._error()
 
     @property
     def session_id(self) -> bytes:
@@ -351,9 +357,20 @@ class BlockConnection(asyncio.BufferedProtocol):
         self._lost = self._lost or reason
 
     def _closed_error(self) -> ConnectionClosedError:
+        """A new one each time: it is raised, and its traceback leads here. Kept, it would keep this connection, and all
+        that TLS has, until Python looks for circles, which may take days.
+        """
         if isinstance(self._lost, ConnectionClosedError):
-            return self._lost
+            return ConnectionClosedError(*self._lost.args)
         return ConnectionClosedError("the connection is closed")
+
+    def _error(self) -> Exception:
+        """What the connection was lost for; it is not kept either."""
+        lost = self._lost
+        if not isinstance(lost, ssl.SSLError):
+            return self._closed_error()
+        self._lost = ConnectionClosedError(f"TLS failed: {lost.reason}")
+        return lost
 
     def end(self) -> None:
         """Send no more, and say so, which has the peer close; what it sent before that is received as ever."""
