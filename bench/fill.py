@@ -25,10 +25,10 @@ from ntf_server.store.records import NewToken, Ref
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, load_key
-from ntf_server.store.sqlite.rows import ids_hash
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.identity import load_certificates
+from smp_bridge.service import ids_hash
 
 KeyKind = Literal["ed25519", "x25519"]
 

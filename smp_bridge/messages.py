@@ -7,7 +7,7 @@ from smp_bridge import crypto
 from smp_bridge.encoding import Reader, boolean, int64, short
 from smp_bridge.smp import VERSIONS, Send
 
-_META_SIZE: Final = 128  # padded plaintext of NMSG
+MESSAGE_META_SIZE: Final = 128  # padded plaintext of NMSG
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class MessageMeta:
 
     def seal(self, secret: bytes, nonce: bytes) -> bytes:
         """144 bytes, boxed with the DH secret of the notification keys."""
-        meta = crypto.pad(short(self.message_id) + int64(self.timestamp), _META_SIZE)
+        meta = crypto.pad(short(self.message_id) + int64(self.timestamp), MESSAGE_META_SIZE)
         return crypto.box(secret, nonce, meta)
 
     @classmethod

@@ -22,6 +22,7 @@ from smp_bridge.encoding import (
     word16,
     word32,
 )
+from smp_bridge.messages import MESSAGE_META_SIZE, MessageBody, MessageMeta
 from smp_bridge.notifications import parse_notifications
 from smp_bridge.transmission import (
     Invalid,
@@ -386,21 +387,21 @@ add(
 _SECRET, _NONCE = b"s" * 32, b"n" * 24
 
 
-def _meta(data: bytes) -> smp.MessageMeta:
-    return smp.MessageMeta.open(_SECRET, _NONCE, crypto.box(_SECRET, _NONCE, data))
+def _meta(data: bytes) -> MessageMeta:
+    return MessageMeta.open(_SECRET, _NONCE, crypto.box(_SECRET, _NONCE, data))
 
 
-def _body(data: bytes) -> smp.MessageBody:
-    return smp.MessageBody.open(_SECRET, _NONCE, crypto.box(_SECRET, _NONCE, data))
+def _body(data: bytes) -> MessageBody:
+    return MessageBody.open(_SECRET, _NONCE, crypto.box(_SECRET, _NONCE, data))
 
 
-def _check_meta(m: smp.MessageMeta) -> None:
-    if len(m.message_id) <= smp.MESSAGE_META_SIZE - 11:
-        assert smp.MessageMeta.open(_SECRET, _NONCE, m.seal(_SECRET, _NONCE)) == m
+def _check_meta(m: MessageMeta) -> None:
+    if len(m.message_id) <= MESSAGE_META_SIZE - 11:
+        assert MessageMeta.open(_SECRET, _NONCE, m.seal(_SECRET, _NONCE)) == m
 
 
-def _check_body(m: smp.MessageBody) -> None:
-    assert smp.MessageBody.open(_SECRET, _NONCE, m.seal(_SECRET, _NONCE, 20 + len(m.body))) == m
+def _check_body(m: MessageBody) -> None:
+    assert MessageBody.open(_SECRET, _NONCE, m.seal(_SECRET, _NONCE, 20 + len(m.body))) == m
 
 
 add(
@@ -408,7 +409,7 @@ add(
         "message metadata",
         _meta,
         lambda: [crypto.pad(short(samples.ID) + int64(1_800_000_000), 128), b"\0\3abc"],
-        ["smp_bridge.smp.MessageMeta.open", "smp_bridge.crypto.unpad", "smp_bridge.crypto.unbox"],
+        ["smp_bridge.messages.MessageMeta.open", "smp_bridge.crypto.unpad", "smp_bridge.crypto.unbox"],
         (ParseError, crypto.CryptoError),
         _check_meta,
         max_size=300,
@@ -419,7 +420,7 @@ add(
         "message body",
         _body,
         lambda: [crypto.pad(int64(1_800_000_000) + b"T body", 64), crypto.pad(int64(-1) + b"Fxyz body", 64)],
-        ["smp_bridge.smp.MessageBody.open"],
+        ["smp_bridge.messages.MessageBody.open"],
         (ParseError, crypto.CryptoError),
         _check_body,
         max_size=300,
