@@ -14,6 +14,7 @@ Controlled as `control` says:
     burst rate=R               send them, R a second (0: as fast as they are taken)
     written                    when each was written, time.monotonic_ns, in order; null while the burst is under way
     associate services=[...]   hex certificate hashes, one a server: all its queues are associated with that service
+    delete every=N   one queue in N is deleted, and nobody is told
 """
 
 import argparse
@@ -33,6 +34,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE
 from smp_bridge.handshake import HandshakeError, ServiceHello
 from smp_bridge.identity import Credentials
+from smp_bridge.service import ids_hash
 from smp_bridge.testing.tls import OpenSslTls, service_context
 from smp_bridge.tls import SslTls, TlsFactory, server_context
 from smp_bridge.transmission import (
@@ -116,6 +118,8 @@ class LoadServer:
         self.number = number
         self.subscribed = Bitmap(queues)
         self.associated = Bitmap(queues)
+        self.deleted = Bitmap(queues)
+        self.ids_hash = 0  # XOR of MD5(notifier id) of what is associated
         self.service_hash = b""
         self.connections: set[BlockConnection] = set()
         self.most_connections = 0
@@ -140,22 +144,35 @@ class LoadServer:
         if session.service and session.service.certificate_hash != self.service_hash:
             self.service_hash = session.service.certificate_hash
             self.associated.clear()
+            self.ids_hash = 0
 
-    def subscribe(self, queue: int, session: Session) -> smp.SOk:
+    def associate(self, queue: int, notifier: bytes, *, yes: bool) -> None:
+        """It is the service's from now on, or nobody's."""
+        if (queue in self.associated) is yes:
+            return
+        (self.associated.add if yes else self.associated.discard)(queue)
+        self.ids_hash ^= int.from_bytes(ids_hash([notifier]))
+
+    def subscribe(self, queue: int, notifier: bytes, session: Session) -> Message:
         """NSUB."""
+        if queue in self.deleted:
+            return ERR_AUTH
         self.subscribed.add(queue)
-        if session.service:
-            self.associated.add(queue)
-            return smp.SOk(session.service.service_id)
-        self.associated.discard(queue)
-        return smp.SOk()
+        self.associate(queue, notifier, yes=session.service is not None)
+        return smp.SOk(session.service.service_id if session.service else None)
+
+    def delete(self, queue: int, notifier: bytes) -> None:
+        """Its recipient does, and whoever is subscribed is not told."""
+        self.associate(queue, notifier, yes=False)
+        self.subscribed.discard(queue)
+        self.deleted.add(queue)
 
     def subscribe_service(self, session: Session, entity_id: bytes) -> Message:
         """NSUBS."""
         if session.service is None or session.service.service_id != entity_id:
             return ERR_SERVICE
         self.subscribed.update(self.associated)
-        return smp.SOks(self.associated.count)
+        return smp.SOks(self.associated.count, self.ids_hash.to_bytes(16))
 
 
 class SmpLoad:
@@ -168,7 +185,7 @@ class SmpLoad:
         self._servers = [LoadServer(i, len(range(i, queues, servers))) for i in range(servers)]
         self._listening: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._nsubs = self._refused = self._accepted = self._subscribed = 0
+        self._nsubs = self._refused = self._accepted = self._subscribed = self._deleted = 0
         self._first_at: float | None = None
         self._complete_at: float | None = None
         self._prepared: list[tuple[LoadServer, bytes, int]] = []
@@ -287,7 +304,18 @@ class SmpLoad:
         """See the module's docstring."""
         for server, certificate_hash in zip(self._servers, services, strict=True):
             server.service_hash = bytes.fromhex(certificate_hash)
+            ids = (notifier_id(i) for i in range(server.number, self._queues, len(self._servers)))
             server.associated.fill()
+            server.ids_hash = int.from_bytes(ids_hash(ids))
+
+    def delete(self, every: int) -> int:
+        """One queue in so many of each server is deleted, without a word: how many that are."""
+        for server in self._servers:
+            with self._counted(server):
+                for queue in range(server.number % every, server.subscribed.size, every):
+                    server.delete(queue, notifier_id(queue * len(self._servers) + server.number))
+                    self._deleted += 1
+        return self._deleted
 
     # --- sessions
 
@@ -334,8 +362,8 @@ class SmpLoad:
                 return ERR_AUTH
             if (t.service_signature is None) != (session.service is None):
                 return ERR_SERVICE
-            return server.subscribe(queue, session)
-        if t.command == b"NSUBS":
+            return server.subscribe(queue, t.entity_id, session)
+        if t.command.startswith(b"NSUBS"):
             return server.subscribe_service(session, t.entity_id)
         return smp.Pong() if t.command == b"PING" else ERR_UNKNOWN
 
@@ -349,7 +377,7 @@ class SmpLoad:
         before = server.subscribed.count
         yield
         self._subscribed += server.subscribed.count - before
-        if self._subscribed < self._queues:
+        if self._subscribed < self._queues - self._deleted:
             self._complete_at = None
         elif self._complete_at is None:
             self._complete_at = time.monotonic()
@@ -374,6 +402,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         "burst": load.burst,
         "written": load.written,
         "associate": load.associate,
+        "delete": load.delete,
     }
     await obey(commands, {"servers": await load.start()})
 

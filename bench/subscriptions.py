@@ -28,6 +28,7 @@ from ntf_client import NtfClient
 from ntf_server.config import files as config
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
+from smp_bridge.queue_session import PAGE
 
 # Goals of the issue, for 1,000,000 subscriptions.
 RATE: Final = 10_000
@@ -139,14 +140,18 @@ async def storm(bench: Bench, relay: Child, subscribing: float) -> None:
         await relay.call("reset")
         before = await bench.load.call("stats")
         dropped = await bench.load.call("drop")
+        if every := bench.arguments.deleted:
+            say(f"{await bench.load.call('delete', every=every):,} queues are deleted there meanwhile")
         async with pushes:
             stats = await bench.subscribed(dropped)
         stormy = await probe.take()
+        await asyncio.sleep(_SETTLE)
+        settled = await bench.load.call("stats")
         figures = await relay.call("figures")
         at_once = await pushes.delivered(0)
         delivered = await pushes.delivered(_PUSHES_LATE)
     seconds = stats["complete_at"] - dropped
-    servers = bench.arguments.servers
+    servers, nsubs = bench.arguments.servers, settled["nsubs"] - before["nsubs"]
     show(
         f"All {servers} servers drop at once",
         [
@@ -154,6 +159,7 @@ async def storm(bench: Bench, relay: Child, subscribing: float) -> None:
             Row("  of that until the first NSUB or NSUBS", stats["first_at"] - dropped, "s"),
             Row("most connections that a server saw at once", stats["most_connections_of_a_server"], "", 1),
             Row("connections made", stats["accepted"] - before["accepted"], ""),
+            Row("NSUBs sent until a second after that", nsubs, "", storm_nsubs(bench.arguments)),
             Row("TCHK p50 before", calm.p50 * 1000, "ms"),
             Row("TCHK p99 before", calm.p99 * 1000, "ms"),
             Row("TCHK p50", stormy.p50 * 1000, "ms"),
@@ -168,6 +174,13 @@ async def storm(bench: Bench, relay: Child, subscribing: float) -> None:
             *cpu_rows(figures, (stats["cpu"] - before["cpu"]) / seconds),
         ],
     )
+
+
+def storm_nsubs(arguments: argparse.Namespace) -> int:
+    """How many NSUBs at most: none of a service, but for a few pages of an audit if its servers lack some."""
+    if not arguments.service:
+        return int(arguments.subscriptions)
+    return arguments.servers * PAGE * 4 if arguments.deleted else 0
 
 
 def rate_rows(bench: Bench, stats: dict[str, Any]) -> list[Row]:
@@ -232,6 +245,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--service", action="store_true", help="be a service that the servers know")
     parser.add_argument("--first", action="store_true", help="nothing was subscribed, nor associated, before")
     parser.add_argument("--storm", action="store_true", help="then drop all connections at once")
+    parser.add_argument("--deleted", type=int, default=0, metavar="N", help="one queue in N is deleted in the storm")
     parser.add_argument("--clients", type=int, default=1, metavar="N", help="that share the TCHKs (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="default %(default)s")
     return parser.parse_args()
