@@ -70,8 +70,8 @@ class Faults:
         for name, host in world.hosts.items():
             if name != SILENT:
                 host.mend()
-            if host.flaky:  # what was lost shortly before is waited for
-                world.excuses.add(host.name, now - 240, now + 45)
+            if host.flaky:  # what was lost shortly before waits for the longest backoff
+                world.excuses.add(host.name, now - 240, now + 310)
             host.flaky = 0.0
             world.excuses.end(host.name, now + 700)
         world.setup.raises = 0.0

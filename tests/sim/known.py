@@ -16,5 +16,6 @@ FAULTS: Final = frozenset(
     + ["disk:busy", "disk:full", "disk:slow", "disk:damaged_record", "clock:step", "clock:right_after_restart"]
     + ["smp:drop", "smp:down", "smp:refused", "smp:hangs", "smp:silent", "smp:vanish", "smp:storm", "smp:take_over"]
     + ["smp:late_end", "smp:deleted", "smp:rush", "smp:end_before_another_session"]
+    + [f"stranger:{kind}" for kind in ("tarpit", "refuses", "hangs_up", "confirms_once")]
     + ["phone:TRPL", "phone:TDEL", "phone:SDEL", "phone:uninstalled", "phone:strangers"]
 )

@@ -306,8 +306,8 @@ MUTANTS: Final = (
         "a session that is lost is not begun again",
         "every subscription is active again",
         "smp_bridge/agent.py",
-        "                if await self._connect_and_stay():\n",
-        "                if await self._connect_and_stay():\n                    return\n",
+        "                if not await self._connect_and_stay():\n",
+        "                if await self._connect_and_stay():\n                    return\n                else:\n",
     ),
     Mutant(
         "an NSUB without an answer is not repeated",
@@ -322,6 +322,27 @@ MUTANTS: Final = (
         "smp_bridge/client.py",
         "                if not at_work or loop.time() - started_at >= _MAX_SILENCE:\n",
         "                if False:\n",
+    ),
+    Mutant(
+        "B1 servers that nobody knows have the places of proven ones",
+        "a server that comes back is connected to",
+        "smp_bridge/turns.py",
+        "        proven = self._standing.is_proven_at(route.prefixes)\n",
+        "        proven = True\n",
+    ),
+    Mutant(
+        "B1 a stranger may hold all places",
+        "a server that comes back is connected to",
+        "smp_bridge/places.py",
+        "        self._each = max(1, total // share)\n",
+        "        self._each = total\n",
+    ),
+    Mutant(
+        "B1 what a server proved holds for ever",
+        "a server that comes back is connected to",
+        "smp_bridge/backoff.py",
+        "        return proven and self._failures >= self._config.lost_after\n",
+        "        return False\n",
     ),
     Mutant(
         "what expired is not counted",

@@ -30,6 +30,7 @@ from sim.store import Engine
 from sim.trace import Trace
 from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
+from smp_bridge.turns import TurnsConfig
 
 APNS_HOST: Final = "https://apns.example"
 FCM_HOST: Final = "https://fcm.example"
@@ -40,6 +41,7 @@ STOP: Final = 25.0
 _P8: Final = ec.generate_private_key(ec.SECP256R1())
 _VAPID: Final = ec.generate_private_key(ec.SECP256R1())
 _RSA: Final = rsa.generate_private_key(65537, 2048)
+_TURNS: Final = TurnsConfig(places=16, new_places=8)  # few, so that it matters whose turn it is
 
 
 @dataclass
@@ -159,7 +161,7 @@ class SimRelay:
             store,
             dispatcher,
             lambda coro, name: supervisor.spawn(coro, name, stage=Stage.PUSH),
-            AgentConfig(rng=self._rng.random, clock=self._clock.wall),
+            AgentConfig(turns=_TURNS, rng=self._rng.random, clock=self._clock.wall),
             metrics=self.metrics,
             clock=self._clock.wall,
             by=self._connect,

@@ -54,6 +54,7 @@ async def _live(world: World) -> None:
     await asyncio.sleep(_SETTLED)
     duration = rng.uniform(900, 1800)
     Faults(world, loop.time(), loop.time() + duration)
+    world.strangers.plan(loop.time(), loop.time() + duration)
     _send(world, duration)
     await asyncio.sleep(duration + 1)
     for _ in range(_TOP_UP):

@@ -29,6 +29,7 @@ from sim.providers import HOSTS, Host
 from sim.relay import APNS_HOST, FCM_HOST, Setup, SimRelay
 from sim.smp import SimQueue, SimServer, SimSession
 from sim.store import Disk, Engine, SimDatabase
+from sim.strangers import Strangers, StrangeServer
 from sim.trace import Trace
 from smp_bridge.address import ServerAddress
 from smp_bridge.connecting import Turn
@@ -84,6 +85,7 @@ class World:
         self.servers = [SimServer(i, loop, rng, trace) for i in range(rng.randint(1, 3))]
         for server in self.servers:
             server.on_read = self._on_read
+        self.strangers = Strangers(self)
         self.internet.on_start, self.internet.on_end = self._on_start, self._on_end
         trace.note("places", *places.values(), "servers", len(self.servers), "ttl", self.setup.message_ttl)
 
@@ -155,11 +157,12 @@ class World:
         self.when_ready(relay)
 
     async def _connect(self, address: ServerAddress, *, turn: Turn, **_: Any) -> Any:
-        server = next(s for s in self.servers if s.address == address)
-        route = Route(address.hosts[0], address.port_number, prefixes=(str(server),), destinations=(str(server),))
+        server = next(s for s in (*self.servers, *self.strangers.servers) if s.address == address)
+        prefix = server.prefix if isinstance(server, StrangeServer) else str(server)
+        route = Route(address.hosts[0], address.port_number, prefixes=(prefix,), destinations=(str(server),))
         async with turn.connecting(route):
             connected = await server.connect()
-        turn.reached(str(server))
+        turn.reached(prefix)
         return connected
 
     def when_ready(self, relay: SimRelay) -> None:
@@ -174,7 +177,7 @@ class World:
         self.excuses.begin("relay", self.loop.time())
         for key in [key for key in self.in_flight if key[1] == relay.life.name]:
             del self.in_flight[key]
-        for server in self.servers:
+        for server in (*self.servers, *self.strangers.servers):
             for session in [s for s in server.sessions if s.life is relay.life]:
                 server.later(session.drop)
         self.relay = None

@@ -1,0 +1,96 @@
+"""Strangers with SMP servers of their own, which are of no use to anybody: in one world of three."""
+
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+from ntf_server.store.records import NewSubscription, NewToken
+from sim.devices import SILENT, Device, new_address, web_key
+from sim.relay import SimRelay
+from sim.smp import SimServer, SimSession
+from smp_bridge.ntf import Provider
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+KINDS: Final = ("tarpit", "refuses", "hangs_up", "confirms_once")
+_EACH: Final = 4  # servers of a registration
+_CONFIRMS: Final = 20.0  # seconds that one is well that hangs afterwards
+
+
+class StrangeServer(SimServer):
+    """`kind`: one of KINDS. All of one stranger are at one address prefix."""
+
+    def __init__(self, kind: str, number: int, prefix: str, world: "World", rng: Random) -> None:
+        super().__init__(number, world.loop, rng, world.trace)
+        self.kind = kind
+        self.prefix = prefix
+        self.hangs, self.up = kind == "tarpit", kind != "refuses"
+
+    async def connect(self) -> Any:
+        """See `SimServer`."""
+        connection, agreed = await super().connect()
+        if self.kind == "hangs_up":
+            self.later(connection.session.drop)
+        elif self.kind == "confirms_once":
+            self.loop.in_world(_CONFIRMS, self._hang, connection.session)
+        return connection, agreed
+
+    def _hang(self, session: SimSession) -> None:
+        self.hangs = True
+        session.drop()
+
+
+class Strangers:
+    """All of them in a world. Their randomness is their own: worlds without them are as they were."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.servers: list[StrangeServer] = []
+        self._rng = Random(~world.seed)
+
+    def plan(self, begin: float, end: float) -> None:
+        """What they will do, if this is such a world."""
+        if self.world.seed % 3:
+            return
+        for _ in range(self._rng.randint(1, 4)):
+            when = self._rng.uniform(begin, end - 120) - self.world.loop.time()
+            self.world.loop.in_world(when, self._come, self._rng.choice(KINDS))
+
+    def _come(self, kind: str) -> None:
+        """One with many registrations, or with many servers of one."""
+        self.world.trace.fault(f"stranger:{kind}")
+        registrations = self._rng.choice([1, 12])
+        for _ in range(registrations):
+            prefix = f"prefix{len(self.servers)}"
+            servers = [self._server(kind, prefix) for _ in range(_EACH if registrations > 1 else 10 * _EACH)]
+            self.world.loop.in_world(self._rng.uniform(0, 3), self._subscribe, servers)
+
+    def _server(self, kind: str, prefix: str) -> StrangeServer:
+        server = StrangeServer(kind, 1000 + len(self.servers), prefix, self.world, self._rng)
+        self.servers.append(server)
+        return server
+
+    def _subscribe(self, servers: list[StrangeServer]) -> None:
+        """TNEW, TVFY, and an SNEW for each server."""
+        randbytes = self._rng.randbytes
+        me = Device(10_000 + len(self.servers), bytes(32), web_key(0), randbytes(16))
+        token = new_address(me, Provider.WEB_PUSH, SILENT, self._rng).token
+        queues = [server.queue(0) for server in servers]
+        code = randbytes(32)
+
+        async def make(relay: SimRelay) -> Any:
+            front, store = relay.fronts[Provider.WEB_PUSH], relay.store
+            new = NewToken(
+                randbytes(24), token, randbytes(44), randbytes(32), randbytes(32), randbytes(32), code,
+                origin=front.origin(token), vapid_key=front.key_id,
+            )  # fmt: skip
+            registered = await store.register(new)
+            assert registered is not None
+            await store.verify(registered.ref, code)
+            for queue in queues:
+                key = queue.server.private_key(queue)
+                await store.subscribe(
+                    registered.ref, NewSubscription(randbytes(24), queue.server.address, queue.notifier_id, key)
+                )
+
+        self.world.phones.command("SNEWs of a stranger", make)
