@@ -29,7 +29,15 @@ MISSED: Final = 1
 NO_TELLING: Final = 2
 
 
-async def run(name: str, bench: Bench, sides: tuple[Side, Side], alternations: int, *, quick: bool = False) -> bool:
+async def run(
+    name: str,
+    bench: Bench,
+    sides: tuple[Side, Side],
+    alternations: int,
+    *,
+    quick: bool = False,
+    budgets: bool = False,
+) -> bool:
     """Measure both sides in turns and print the table; whether all that is wanted holds.
 
     `sides`: the old one first. Raises what benches raise: RelayError, ChildError, RuntimeError, TimeoutError.
@@ -38,7 +46,7 @@ async def run(name: str, bench: Bench, sides: tuple[Side, Side], alternations: i
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ntf-bench-")))
         say(f"{name}: preparing both sides")
-        measure = await bench.open(Stage(stack, folder, sides, quick))
+        measure = await bench.open(Stage(stack, folder, sides, quick, budgets))
         for number, order in enumerate(sequence(alternations), 1):
             say(f"{name}: alternation {number} of {alternations}")
             for side in order:
@@ -49,13 +57,18 @@ async def run(name: str, bench: Bench, sides: tuple[Side, Side], alternations: i
 
 
 async def run_all(
-    benches: Mapping[str, Bench], sides: tuple[Side, Side], alternations: int, *, quick: bool = False
+    benches: Mapping[str, Bench],
+    sides: tuple[Side, Side],
+    alternations: int,
+    *,
+    quick: bool = False,
+    budgets: bool = False,
 ) -> int:
     """The exit code. One that cannot be measured is told, and the others go on."""
     missed, unknown = [], []
     for name, bench in benches.items():
         try:
-            if not await run(name, bench, sides, alternations, quick=quick):
+            if not await run(name, bench, sides, alternations, quick=quick, budgets=budgets):
                 missed.append(name)
         except (RelayError, ChildError, ConnectionClosedError, RuntimeError, TimeoutError) as e:
             say(f"{name}: could not be measured: {e or type(e).__name__}")
@@ -76,7 +89,9 @@ def main(arguments: argparse.Namespace) -> int:
             sides = revisions.side("", commits[0], folder), revisions.side("HEAD", commits[1], folder)
             say(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
             chosen = {name: BENCHES[name] for name in arguments.benches}
-            code = asyncio.run(run_all(chosen, sides, arguments.alternations, quick=arguments.quick))
+            code = asyncio.run(
+                run_all(chosen, sides, arguments.alternations, quick=arguments.quick, budgets=arguments.budgets)
+            )
             say(f"load average {os.getloadavg()[0]:.2f} at the end")
             return code
     except RevisionError as e:
@@ -92,6 +107,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("benches", nargs="*", metavar="BENCH", help=f"all, or some of: {', '.join(BENCHES)}")
     add("--alternations", type=_positive, default=5, metavar="N", help="runs of each side (%(default)s)")
     add("--quick", action="store_true", help="tiny loads, to see that it works: the figures mean nothing")
+    add("--budgets", action="store_true", help="budgets of clients are on, but delay nothing, where there are any")
     add("--environments", type=Path, metavar="DIR", help="keep clones and environments here, and use those that are")
     out = parser.parse_intermixed_args(argv)
     if unknown := set(out.benches) - set(BENCHES):

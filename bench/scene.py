@@ -16,7 +16,7 @@ from control import Child, child
 from devices import Device
 from ntf_load import Connection, connected
 from smp_load import notifier_id
-from wire_relay import OPTIONAL, Folder, Running, Side, new_folder, running
+from wire_relay import BUDGETS, OPTIONAL, Folder, Running, Side, new_folder, running
 
 from ntf_client.push import Notifications
 from ntf_server.testing.tls import TlsFiles, throwaway_tls
@@ -57,12 +57,13 @@ _ALLOW_HOSTS: Final = 'allow_hosts = ["localhost"]\n'  # goes on with [web_push]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a bench is given. `quick`: loads that show that it works, and nothing else."""
+    """What a bench is given. `quick`: loads that show that it works, and nothing else; `budgets`: on where they are."""
 
     stack: AsyncExitStack
     folder: Path
     sides: Sequence[Side]
     quick: bool
+    budgets: bool = False
 
     def size(self, full: int, quick: int) -> int:
         """One of them."""
@@ -76,7 +77,8 @@ class Stage:
         mock = await enter(child("apns_load.py", *options))
         load = await enter(child("smp_load.py", "--servers", str(servers), "--queues", str(queues)))
         addresses = [ServerAddress.from_text(text) for text in load.ready["servers"]]
-        return Scene(Path(tempfile.mkdtemp(dir=self.folder)), mock, load, addresses, queues, tls, web_push)
+        where = Path(tempfile.mkdtemp(dir=self.folder))
+        return Scene(where, mock, load, addresses, queues, tls, web_push, self.budgets)
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Scene:
     queues: int
     tls: TlsFiles
     web_push: bool
+    budgets: bool = False
     registered: dict[str, tuple[Folder, list[Device]]] = field(default_factory=dict)
 
     @property
@@ -101,7 +104,7 @@ class Scene:
         """A relay of which nobody knows. Raises RelayError."""
         values = {"port": self.mock.ready["port"], "ca_file": self.tls.ca_file}
         sections = [_BASE.format(**values), *([_WEB_PUSH.format(**values)] if self.web_push else [])]
-        optional = [*([_ALLOW_HOSTS] if self.web_push else []), *OPTIONAL]
+        optional = [*([_ALLOW_HOSTS] if self.web_push else []), *(BUDGETS if self.budgets else OPTIONAL)]
         return await new_folder(side, Path(tempfile.mkdtemp(dir=self.folder), "relay"), sections, optional)
 
     async def populate(self, sides: Sequence[Side], new: Callable[[], list[Device]]) -> None:

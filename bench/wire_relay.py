@@ -16,6 +16,17 @@ from smp_bridge.address import ServerAddress
 
 CONFIG_FILE: Final = "ntf-server.toml"
 OPTIONAL: Final = ("[limits]\nenabled = false\n",)  # what later revisions need, and earlier ones do not know
+_RATES: Final = (
+    "handshakes_per_address",
+    "commands_per_session",
+    "commands_per_address",
+    "registrations",
+    "registrations_per_address",
+    "connects",
+    "connects_per_destination",
+)
+# On, and so large that no load is delayed: what they cost is measured.
+BUDGETS: Final = ("[limits]\n" + "".join(f'{rate} = "9999999 + 999999/s"\n' for rate in _RATES),)
 _START_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 60.0
 _LOG_LINES: Final = 5
