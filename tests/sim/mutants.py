@@ -338,13 +338,6 @@ MUTANTS: Final = (
         "        self._each = total\n",
     ),
     Mutant(
-        "B1 what a server proved holds for ever",
-        "a server that comes back is connected to",
-        "smp_bridge/backoff.py",
-        "        return proven and self._failures >= self._config.lost_after\n",
-        "        return False\n",
-    ),
-    Mutant(
         "what expired is not counted",
         "expired is counted",
         "ntf_server/store/sqlite/engine.py",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("tarpit", "refuses", "hangs_up", "confirms_once")
 _EACH: Final = 4  # servers of a registration
+_BACK: Final = 20.0  # seconds in which a server that dropped its connections is connected to again
+_TROUBLES: Final = frozenset(f"smp:{what}" for what in ("drop", "down", "hangs", "silent", "vanish", "storm", "rush"))
 _CONFIRMS: Final = 20.0  # seconds that one is well that hangs afterwards
 
 
@@ -64,6 +66,32 @@ class Strangers:
             prefix = f"prefix{len(self.servers)}"
             servers = [self._server(kind, prefix) for _ in range(_EACH if registrations > 1 else 10 * _EACH)]
             self.world.loop.in_world(self._rng.uniform(0, 3), self._subscribe, servers)
+        for seconds in (self._rng.uniform(5, 40), self._rng.uniform(60, 150)):
+            self.world.loop.in_world(seconds, self._drop)
+
+    def _drop(self) -> None:
+        """Honest servers drop their connections meanwhile."""
+        world = self.world
+        for server in world.servers:
+            if self._is_well(server):
+                server.drop_all()
+                world.loop.in_world(_BACK, self._check, server, world.loop.time(), self._troubles())
+
+    def _is_well(self, server: SimServer) -> bool:
+        wanted = any(q.wanted and not q.deleted for q in server.queues.values())
+        return wanted and server.up and not server.hangs and not server.silent
+
+    def _troubles(self) -> int:
+        return sum(count for fault, count in self.world.trace.faults.items() if fault in _TROUBLES)
+
+    def _check(self, server: SimServer, since: float, troubles: int) -> None:
+        """Whoever came back was connected to, whatever strangers do."""
+        world, relay = self.world, self.world.relay
+        excused = world.excuses.without(["relay", "disk"], since, world.loop.time()) < _BACK - 0.1
+        if excused or troubles != self._troubles() or not self._is_well(server) or relay is None:
+            return
+        if not any(session.is_open_to(relay.life) for session in server.sessions):
+            world.trace.violated(server, "was not connected to for", _BACK, "s")
 
     def _server(self, kind: str, prefix: str) -> StrangeServer:
         server = StrangeServer(kind, 1000 + len(self.servers), prefix, self.world, self._rng)
