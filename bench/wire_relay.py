@@ -17,7 +17,9 @@ from smp_bridge.address import ServerAddress
 CONFIG_FILE: Final = "ntf-server.toml"
 OPTIONAL: Final = ("[limits]\nenabled = false\n",)  # what later revisions need, and earlier ones do not know
 _RATES: Final = (
+    "handshakes",
     "handshakes_per_address",
+    "commands",
     "commands_per_session",
     "commands_per_address",
     "registrations",

@@ -154,6 +154,12 @@ class _Connection(BlockConnection):
         super().connection_lost(exc)
 
 
+def _go_on(transport: asyncio.Transport) -> None:
+    """A connection waited for its turn."""
+    if not transport.is_closing():
+        transport.resume_reading()
+
+
 _Asked: TypeAlias = list[tuple[Transmission | Invalid, Message]]
 
 
@@ -210,6 +216,9 @@ class Listener:
         )
         transport.set_protocol(connection)
         connection.connection_made(transport)
+        if wait := self._admission.handshake_wait():
+            transport.pause_reading()  # nothing is done for it before the client's hello is read
+            asyncio.get_running_loop().call_later(wait, _go_on, transport)
 
     @property
     def port(self) -> int:

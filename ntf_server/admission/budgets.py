@@ -40,7 +40,9 @@ class Budgets(msgspec.Struct, frozen=True):
     sessions_per_address: int
     half_open: int
     half_open_per_address: int
+    handshakes: Rate
     handshakes_per_address: Rate
+    commands: Rate
     commands_per_session: Rate
     commands_per_address: Rate
     registrations: Rate

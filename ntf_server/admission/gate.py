@@ -32,7 +32,7 @@ MAX_REPLACEMENTS: Final = 2  # of a token that is not verified
 _CASED: Final = (ntf.Provider.FCM, ntf.Provider.WEB_PUSH)
 _REPEAT_LOG: Final = 60.0  # seconds
 _ALL: Final = b""
-_RATES: Final = ("commands", "registrations", "replacements", "new_servers", "connects")
+_RATES: Final = ("commands", "registrations", "replacements", "new_servers", "connects", "handshakes")
 _LONGEST: Final = 3600.0  # seconds that a connect may have to wait: nobody waits for it
 
 
@@ -66,7 +66,7 @@ class Admission:
         self._clock = clock
         self._connections = Connections(self._on_closed)
         self._spent = {what: Buckets() for what in _RATES}
-        self._rates: dict[str, tuple[Rate, Rate | None]] = {}  # by address, and in all
+        self._rates: dict[str, tuple[Rate, Rate]] = {}  # by address, and in all
         self._verifications = Verifications()
         self._own: OrderedDict[Ref, float] = OrderedDict()  # when an ACTIVE token may have its code pushed again
         self._replaced: OrderedDict[Ref, int] = OrderedDict()  # times since a token was verified
@@ -82,7 +82,7 @@ class Admission:
         self._budgets = budgets
         if budgets is not None:
             self._rates = {
-                "commands": (budgets.commands_per_address, None),
+                "commands": (budgets.commands_per_address, budgets.commands),
                 "registrations": (budgets.registrations_per_address, budgets.registrations),
                 "replacements": (budgets.replacements_per_address, budgets.replacements),
             }
@@ -94,6 +94,13 @@ class Admission:
         budgets = self._budgets
         charged = keys(host, budgets.shared) if budgets is not None else ()
         return self._connections.open(charged, close, self._clock(), budgets)
+
+    def handshake_wait(self) -> float:
+        """Seconds until the handshake of a connection that was just opened may begin, MAX_DELAY at most."""
+        if self._budgets is None:
+            return 0.0
+        wait = self._spent["handshakes"].spend(_ALL, 1, self._budgets.handshakes, self._clock())
+        return self._counted(wait, "handshakes")
 
     def established(self, peer: Peer) -> None:
         """Its handshake is done."""
@@ -231,7 +238,7 @@ class Admission:
         buckets, (each, total) = self._spent[what], self._rates[what]
         by_address = max((buckets.spend(key, n, each, now, share(key)) for key in peer.keys), default=0.0)
         wait = self._counted(by_address, f"{what}_per_address")
-        return wait if total is None else max(wait, self._counted(buckets.spend(_ALL, n, total, now), what))
+        return max(wait, self._counted(buckets.spend(_ALL, n, total, now), what))
 
     def _counted(self, wait: float, what: str) -> float:
         if wait > 0:

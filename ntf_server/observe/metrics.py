@@ -176,8 +176,10 @@ class KindCounter(_Metric):
         "Times that a client's session, a code or a connect had to wait, as a budget was used up.",
         "what",
         (
+            "handshakes",
             "commands_per_session",
             "commands_per_address",
+            "commands",
             "registrations_per_address",
             "registrations",
             "replacements_per_address",

@@ -475,6 +475,21 @@ async def test_a_connection_over_a_budget_is_closed_before_tls(listen: Any, dial
     assert await pong(await dial(listener))
 
 
+async def test_a_handshake_over_the_budget_of_all_waits(listen: Any, dial: Any) -> None:
+    metrics = Metrics()
+    listener = await listen(admission(metrics, handshakes="1 + 2/s"))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    first, second = await dial(listener), await dial(listener)
+    assert loop.time() - began >= 0.4
+    assert await pong(first)
+    assert await pong(second)
+    assert metrics.value(KindCounter.LIMITS_DELAYED, "handshakes") == 1
+    with socket.create_connection(("127.0.0.1", listener.port)):
+        pass  # and is gone before its turn
+    assert await pong(await dial(listener))
+
+
 async def test_connections_are_counted_however_they_end(listen: Any, dial: Any, raw_tls: Any) -> None:
     metrics = Metrics()
     listener = await listen(admission(metrics), handshake_timeout=0.3)

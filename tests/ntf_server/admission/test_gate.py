@@ -120,6 +120,20 @@ def test_new_budgets_count_at_once() -> None:
     assert world.closed == 1
 
 
+def test_handshakes_of_all_addresses_wait_together() -> None:
+    world = World(handshakes="3 + 2/s")
+    assert [world.admission.handshake_wait() for _ in range(5)] == pytest.approx([0, 0, 0, 0.5, 1.0])
+    assert world.delays("handshakes") == 2
+    assert World(enabled=False).admission.handshake_wait() == 0.0
+
+
+def test_commands_of_all_addresses_wait_together() -> None:
+    world = World(commands="3 + 2/s")
+    peers = [world.session(f"192.0.2.{n}") for n in range(5)]
+    assert [world.admission.delay(peer, [ntf.Ping()]) for peer in peers] == pytest.approx([0, 0, 0, 0.5, 1.0])
+    assert world.delays("commands") == 2
+
+
 # --- SMP servers
 
 

@@ -72,7 +72,15 @@ TEST_HOST = '[apns.test]\nhost = "localhost"\nca_file = "ca.pem"\n'
 CERTIFICATE = "[apns]\ncertificate_file = 'push.pem'\ncertificate_key_file = 'push.key'\n"
 WEB_PUSH = "[web_push]\nkey_file = 'apns.p8'\ncontact = 'mailto:a@ntf.example.org'\nca_file = 'ca.pem'\n"
 KEY = base64.b64encode(bytes(range(32))).decode()
-CONNECTS = ("new_servers_per_token", "new_servers_per_address", "connects", "connects_per_destination", "log_lines")
+CONNECTS = (
+    "handshakes",
+    "commands",
+    "new_servers_per_token",
+    "new_servers_per_address",
+    "connects",
+    "connects_per_destination",
+    "log_lines",
+)
 SETTINGS = [  # section, key, as TOML, as a variable, value
     ("transport", "host", '"ntf.example.org"', "ntf.example.org", "ntf.example.org"),
     ("transport", "port", "5443", "5443", 5443),
