@@ -160,9 +160,9 @@ class Admission:
         spent, rate = self._spent["connects"], budgets.connects_per_destination
         waits = [spent.spend((d, proven), 1, rate, now, longest=_LONGEST) for d in destinations]
         wait = self._counted(max(waits, default=0.0), "connects_per_destination")
-        if not proven:
+        if not proven and not wait:
             in_all = spent.spend(_ALL, 1, budgets.connects, now, longest=_LONGEST)
-            wait = max(wait, self._counted(in_all, "connects"))
+            wait = self._counted(in_all, "connects")
         return max(held, wait)
 
     # --- codes
@@ -234,11 +234,12 @@ class Admission:
         return self._counted(peer.paid - ahead - now, "commands_per_session")
 
     def _spend(self, what: str, peer: Peer, n: int, now: float) -> float:
-        """By address, and in all."""
+        """By address, and in all: what its own budget holds up anyway costs others nothing."""
         buckets, (each, total) = self._spent[what], self._rates[what]
         by_address = max((buckets.spend(key, n, each, now, share(key)) for key in peer.keys), default=0.0)
-        wait = self._counted(by_address, f"{what}_per_address")
-        return max(wait, self._counted(buckets.spend(_ALL, n, total, now), what))
+        if wait := self._counted(by_address, f"{what}_per_address"):
+            return wait
+        return self._counted(buckets.spend(_ALL, n, total, now), what)
 
     def _counted(self, wait: float, what: str) -> float:
         if wait > 0:

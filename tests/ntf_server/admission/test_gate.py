@@ -74,7 +74,7 @@ def test_commands_of_an_address_wait_whatever_their_sessions() -> None:
     ("command", "what"), [(TNEW, "registrations"), (ntf.TRpl(DEVICE), "replacements")], ids=["TNEW", "TRPL"]
 )
 def test_registrations_and_replacements_have_budgets_of_their_own(command: Message, what: str) -> None:
-    world = World(**{f"{what}_per_address": "2 + 1/s", what: "5 + 1/s"})
+    world = World(**{f"{what}_per_address": "2 + 1/s", what: "4 + 1/s"})
     flood = world.session()
     assert [world.admission.delay(flood, [command]) for _ in range(3)] == pytest.approx([0, 0, 1.0])
     assert world.admission.delay(flood, [ntf.Ping(), ntf.TChk(), SNEW]) == 0.0
@@ -365,3 +365,4 @@ def test_one_behind_the_address_of_a_stranger_is_served_within_30_seconds() -> N
             world.admission.delay(flood, [TNEW] * 20)
     assert world.admission.delay(world.session(), [TNEW]) <= MAX_DELAY
     assert world.admission.delay(world.session("192.0.2.2"), [ntf.TChk()]) == 0.0
+    assert world.admission.delay(world.session("192.0.2.3"), [TNEW]) == 0.0  # what he asks for costs nobody else
