@@ -217,8 +217,9 @@ class Listener:
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if wait := self._admission.handshake_wait():
-            transport.pause_reading()  # nothing is done for it before the client's hello is read
-            asyncio.get_running_loop().call_later(wait, _go_on, transport)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(transport.pause_reading)  # by then asyncio has begun to read, which would undo it
+            loop.call_later(wait, _go_on, transport)
 
     @property
     def port(self) -> int:

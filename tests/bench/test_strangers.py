@@ -37,6 +37,7 @@ def missed(kind: type[Attack], with_: Figures) -> list[str]:
 # --- the whole
 
 
+@pytest.mark.long
 async def test_a_quick_run() -> None:
     code, output = await strangers("--quick", "--attack", "tarpit")
     assert code == 0

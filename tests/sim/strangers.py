@@ -1,4 +1,4 @@
-"""Strangers with SMP servers of their own, which are of no use to anybody: in one world of three."""
+"""Strangers with SMP servers of their own, which are of no use to anybody: in one world of five."""
 
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -52,7 +52,7 @@ class Strangers:
 
     def plan(self, begin: float, end: float) -> None:
         """What they will do, if this is such a world."""
-        if self.world.seed % 3:
+        if self.world.seed % 5:
             return
         for _ in range(self._rng.randint(1, 4)):
             when = self._rng.uniform(begin, end - 120) - self.world.loop.time()

@@ -127,5 +127,5 @@ async def test_handles_are_kept_for_the_next_request_but_not_without_bound(monke
     async with posting(latency=0.02) as (_, engine, post):
         engine._worker._streams = 10
         for _ in range(3):
-            await asyncio.wait_for(asyncio.gather(*(post(f"/{i}") for i in range(50))), 5)
+            await asyncio.wait_for(asyncio.gather(*(post(f"/{i}") for i in range(50))), 30)
         assert engine._worker._idle == 10
