@@ -13,7 +13,7 @@ from smp_bridge.names import Names
 from smp_bridge.network import Network, Route, find_route
 from smp_bridge.places import Places, Standing, Ticket
 
-_SHARE: Final = 8  # of the places, one for each prefix and each token
+_SHARE: Final = {True: 32, False: 8}  # of the places for proven servers, or not: one for each prefix, each token
 _RESOLVING: Final = 256  # names of proven servers that are looked up at once
 _RESOLVING_NEW: Final = 64  # and of others
 
@@ -51,8 +51,8 @@ class Admit(Protocol):
 class _Pool:
     """Places, and who waits for them."""
 
-    def __init__(self, total: int, quick: int, quick_time: float) -> None:
-        self._places = Places(total, quick, _SHARE)
+    def __init__(self, total: int, quick: int, quick_time: float, share: int) -> None:
+        self._places = Places(total, quick, share)
         self._quick_time = quick_time
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
 
@@ -96,11 +96,11 @@ class Turns:
         self.config = config
         self.admit = admit
         self.names = Names(name_servers)
-        resolving, new = min(_RESOLVING, config.places), min(_RESOLVING_NEW, config.new_places)
-        self.resolving = {True: _Pool(resolving, resolving, 0.0), False: _Pool(new, new, 0.0)}  # by whether proven
+        places = {True: config.places, False: config.new_places}  # by whether proven
+        looking = {True: min(_RESOLVING, config.places), False: min(_RESOLVING_NEW, config.new_places)}
+        self.resolving = {proven: _Pool(n, n, 0.0, _SHARE[proven]) for proven, n in looking.items()}
         self.connecting = {
-            True: _Pool(config.places, config.quick, config.quick_time),
-            False: _Pool(config.new_places, config.quick, config.quick_time),
+            proven: _Pool(n, config.quick, config.quick_time, _SHARE[proven]) for proven, n in places.items()
         }
         self._sessions: Counter[str] = Counter()  # by prefix
 

@@ -73,7 +73,7 @@ class Strangers:
         """Honest servers drop their connections meanwhile."""
         world = self.world
         for server in world.servers:
-            if self._is_well(server):
+            if self._is_well(server) and any(session.open for session in server.sessions):
                 server.drop_all()
                 world.loop.in_world(_BACK, self._check, server, world.loop.time(), self._troubles())
 

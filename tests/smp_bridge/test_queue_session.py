@@ -641,7 +641,7 @@ async def black_holes(like: ServerAddress, count: int) -> AsyncIterator[list[Ser
 async def test_black_holes_do_not_delay_a_good_server(server: SmpServer, proven: bool) -> None:
     owner = Owner()
     queues = await make_queues(server, 1)
-    turns = TurnsConfig(places=64, new_places=64, quick=1, quick_time=0.02)
+    turns = TurnsConfig(places=1024, new_places=64, quick=1, quick_time=0.02)
     async with black_holes(server.address, 6) as holes:
         for number, address in enumerate((*holes, server.address)):
             owner.add(address, *queues)
