@@ -79,3 +79,8 @@ def test_a_pause_that_ended_on_a_slow_disk_held_up_an_origin_for_good() -> None:
 def test_a_provider_token_that_came_early_once_was_refused_for_good(seed: str) -> None:
     """By the mock: Apple had seen the one before late, since it was refused, or out of reach, for other reasons."""
     assert simulate("--seed", seed).returncode == 0
+
+
+def test_twelve_strangers_whose_servers_had_proved_themselves_held_all_places() -> None:
+    """Each held an eighth of them, with servers that confirmed once and then hung."""
+    assert simulate("--seed", "40").returncode == 0
