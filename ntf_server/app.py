@@ -121,7 +121,7 @@ class Relay:
             AgentConfig(
                 network=config.network,
                 turns=TurnsConfig(places=settings.subscriber.connecting),
-                name_servers=config.name_servers,
+                name_servers=settings.transport.name_servers,
             ),
             servers=config.servers,
             services=settings.subscriber.use_service_credentials,

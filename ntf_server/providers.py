@@ -72,7 +72,7 @@ class Providers:
     ) -> None:
         self._settings = config.settings
         self._any_key = jose.generate_key()
-        name_servers = config.name_servers
+        name_servers = config.settings.transport.name_servers
         engine = HttpEngine(streams=self._streams(Provider.APNS, Provider.FCM), resolver=Resolver(name_servers))
         self._engines = [engine]
         opened: list[Opened] = [_OpenNull()]

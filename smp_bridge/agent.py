@@ -19,7 +19,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.backoff import Patience
 from smp_bridge.client import Client, Event
 from smp_bridge.connecting import Connect, connect
-from smp_bridge.failure import TABLE, ConnectFailure, Happened, Remedy, Ruling, connecting
+from smp_bridge.failure import TABLE, ConnectFailure, Happened, Remedy, Ruling, Wait, connecting
 from smp_bridge.handshake import HandshakeError, ServiceCredentials
 from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig, QueueSession, Share
@@ -145,7 +145,7 @@ class _Server(Generic[S]):
         self._service = ServiceLife(self._config.without_service, self._config.ended_backoff)
         self._standing = Standing()
         self._patience = Patience(self._config.patience, self._config.rng)
-        self._failing: ConnectFailure | None = None  # what the last connect came to
+        self._failing: Ruling | None = None  # what the last connect came to
         self._woken = asyncio.Event()
         self._shown: tuple[tuple[bytes, ...], ssl.SSLContext] | None = None  # TLS with this chain of the service
         self.task = asyncio.create_task(self._run(), name="smp agent")
@@ -198,7 +198,7 @@ class _Server(Generic[S]):
 
     async def _judge(self) -> bool:
         """What follows if it failed too often; whether it is given up."""
-        proven, tried_for = bool(self._standing.prefixes), self._standing.tried_for
+        proven, tried_for = self._standing.is_proven, self._standing.tried_for
         if self._patience.is_lost(proven=proven):
             log.info("SMP server %s cannot be connected to any more; it is tried less often", self.address.hosts[0])
             await self._owner.standing_lost(self.address)
@@ -212,9 +212,8 @@ class _Server(Generic[S]):
         """Until the next try; not for long if something more is wanted."""
         loop = asyncio.get_running_loop()
         began, standing = loop.time(), self._standing
-        impostor = self._failing is ConnectFailure.IDENTITY
-        proven = bool(standing.prefixes)
-        delay = self._patience.delay(proven=proven, tried_for=standing.tried_for, impostor=impostor)
+        impostor = self._failing is not None and self._failing.wait is Wait.IDENTITY
+        delay = self._patience.delay(proven=standing.is_proven, tried_for=standing.tried_for, impostor=impostor)
         if delay > _NOT_FOR_LONG:
             await asyncio.sleep(_NOT_FOR_LONG)
             with contextlib.suppress(TimeoutError):
@@ -322,8 +321,8 @@ class _Server(Generic[S]):
     def _failed(self, e: Exception, ruling: Ruling) -> None:
         failure = ruling.failure
         assert failure is not None
-        level = logging.DEBUG if failure is self._failing else ruling.level  # strangers choose servers: once is enough
-        self._failing = failure
+        level = logging.DEBUG if ruling == self._failing else ruling.level  # strangers choose servers: once is enough
+        self._failing = ruling
         # Without a single session it is rather our own network.
         counts = failure not in _NOT_THEIRS and self._shared.turns.sessions > 0
         self._patience.failed(counts=counts)

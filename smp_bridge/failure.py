@@ -84,7 +84,7 @@ class Happened(Enum):
     # Connecting.
     NO_SUCH_HOST = auto()
     HOST_NOT_ALLOWED = auto()
-    PLACE_CROWDED = auto()
+    PREFIX_CROWDED = auto()
     PROXY_FAILED = auto()
     TCP_FAILED = auto()
     TOOK_TOO_LONG = auto()
@@ -134,7 +134,7 @@ _WITHOUT_SERVICE: Final = Ruling(Remedy.WITHOUT_SERVICE, Wait.SERVICE, logging.W
 TABLE: Final[Mapping[Happened, Ruling]] = {
     Happened.NO_SUCH_HOST: _connect(ConnectFailure.RESOLVE),
     Happened.HOST_NOT_ALLOWED: _connect(ConnectFailure.NOT_ALLOWED),
-    Happened.PLACE_CROWDED: _connect(ConnectFailure.CROWDED),
+    Happened.PREFIX_CROWDED: _connect(ConnectFailure.CROWDED),
     Happened.PROXY_FAILED: _connect(ConnectFailure.PROXY),
     Happened.TCP_FAILED: _connect(ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: _connect(ConnectFailure.TIMEOUT),

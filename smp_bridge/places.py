@@ -27,6 +27,11 @@ class Standing:
     tried_for: float = 0.0
     claims: tuple[Hashable, ...] = ()
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether it has proved itself anywhere."""
+        return bool(self.prefixes)
+
     def is_proven_at(self, prefixes: Iterable[str]) -> bool:
         """Whether it has proved itself at one of these."""
         return ANYWHERE in self.prefixes or not set(self.prefixes).isdisjoint(prefixes)
@@ -77,16 +82,16 @@ class Places:
 
     def leave(self, ticket: Ticket) -> None:
         """Its turn is over, or it waits no more."""
-        _less(self._asked, ticket.claim)
+        take_one(self._asked, ticket.claim)
         if not ticket.has_turn:
             self._waiting[ticket.claim][ticket.lane].remove(ticket)
             self._tidy(ticket)
             return
         self._used -= 1
         self._slow -= ticket.is_slow
-        _less(self._of_claim, ticket.claim)
+        take_one(self._of_claim, ticket.claim)
         for prefix in ticket.prefixes:
-            _less(self._of_prefix, prefix)
+            take_one(self._of_prefix, prefix)
 
     def slow(self, ticket: Ticket) -> None:
         """It takes its time: another one may be quick beside it."""
@@ -127,8 +132,8 @@ class Places:
             del self._waiting[ticket.claim]
 
 
-def _less(counter: Counter[K], key: K) -> None:
-    """One less; what is at zero takes up no memory."""
+def take_one(counter: Counter[K], key: K) -> None:
+    """Count one less; what is at zero takes up no memory."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -11,7 +11,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.failure import ConnectError, Happened
 from smp_bridge.names import Names
 from smp_bridge.network import Network, Route, find_route
-from smp_bridge.places import Places, Standing, Ticket
+from smp_bridge.places import Places, Standing, Ticket, take_one
 
 _SHARE: Final = {True: 32, False: 8}  # of the places for proven servers, or not: one for each prefix, each token
 _RESOLVING: Final = 256  # names of proven servers that are looked up at once
@@ -37,7 +37,7 @@ class TurnsConfig:
 class CrowdedError(ConnectError):
     """There are as many sessions at this prefix as may be."""
 
-    happened = Happened.PLACE_CROWDED
+    happened = Happened.PREFIX_CROWDED
 
 
 class Admit(Protocol):
@@ -124,9 +124,7 @@ class Turns:
         try:
             yield
         finally:
-            self._sessions[prefix] -= 1
-            if not self._sessions[prefix]:
-                del self._sessions[prefix]
+            take_one(self._sessions, prefix)
 
     def close(self) -> None:
         """The agent is closed."""
@@ -148,7 +146,7 @@ class ServerTurn:
 
     async def route(self, host: str, port: int, network: Network) -> Route:
         """See `Turn`."""
-        proven = bool(self._standing.prefixes)
+        proven = self._standing.is_proven
         async with self._turns.resolving[proven].turn((), self._standing.claims), self._within(proven):
             return await find_route(host, port, network, self._turns.names)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from harness import Phone, RelayProcess
 from hypothesis import settings
+from name_server import Dns
 
 from ntf_server.testing import MockApns
 from smp_bridge.testing import SmpServer
@@ -21,6 +22,13 @@ settings.load_profile("relay")
 async def smp_server() -> AsyncIterator[SmpServer]:
     """An in-memory SMP server, with a web page on its port: who names a host in TLS reaches that."""
     async with SmpServer(sni="web") as server:
+        yield server
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[Dns]:
+    """A DNS server that answers for no name yet."""
+    async with Dns() as server:
         yield server
 
 

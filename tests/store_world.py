@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import Places, Store
@@ -22,6 +23,7 @@ from ntf_server.store.records import (
     Token,
 )
 from ntf_server.store.sealing import MasterKey
+from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus
 
@@ -111,6 +113,12 @@ async def status(store: Store, subscription: Added) -> SubscriptionStatus:
     found = await store.find_subscription(subscription.subscription_id)
     assert found is not None
     return found[1].status
+
+
+async def plan(store: SqliteStore, query: str, values: Any = ()) -> list[str]:
+    """How SQLite would do it, in its words."""
+    rows = await store._database.read(lambda c: c.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall())
+    return [detail for *_, detail in rows]
 
 
 async def acquire(store: Store, server: ServerAddress = SMP) -> Session:

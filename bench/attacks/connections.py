@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import tempfile
+from abc import abstractmethod
 from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -40,8 +41,8 @@ class _Many(Attack):
         self.in_place.set()
         await asyncio.gather(*tasks)
 
-    async def _one(self, i: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _one(self, i: int) -> None: ...
 
 
 class Idle(_Many):

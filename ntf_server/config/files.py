@@ -80,7 +80,6 @@ class Config:
     limits: Limits
     budgets: Budgets | None
     proxies: tuple[AddressNetwork, ...]
-    name_servers: tuple[str, ...]
     apns_key: ec.EllipticCurvePrivateKey | None = field(repr=False)
     client_certificate: ClientCertificate | None
     service_account: ServiceAccount | None
@@ -130,7 +129,6 @@ def assemble(
         limits=Limits(subscriber.max_subscriptions_per_token, subscriber.max_subscriptions_per_server),
         budgets=_budgets(directory, settings),
         proxies=_proxies(directory, settings),
-        name_servers=_name_servers(directory, settings),
         apns_key=_apns_key(directory, settings) if apns.key_file else None,
         client_certificate=_client_certificate(directory, settings),
         service_account=_service_account(directory, settings) if fcm.service_account_file else None,
@@ -249,6 +247,7 @@ def _check(directory: Path, settings: Settings) -> None:
         proxy = getattr(settings, section).proxy
         if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
             raise ConfigError(f"{file}: [{section}] proxy: must be http://, https://, socks5:// or socks5h://HOST:PORT")
+    _check_name_servers(file, settings)
     _check_subscriber(directory, settings)
     if delivery.min_backoff > delivery.max_backoff:
         raise ConfigError(f"{file}: [delivery] min_backoff: is more than max_backoff; set it to less")
@@ -307,17 +306,14 @@ def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:
         raise ConfigError(f"{directory / CONFIG_FILE}: [transport] proxies: {e}; {mend}") from e
 
 
-def _name_servers(directory: Path, settings: Settings) -> tuple[str, ...]:
-    """Of `[transport]`. Raises ConfigError."""
+def _check_name_servers(file: Path, settings: Settings) -> None:
     for text in settings.transport.name_servers:
         m = re.fullmatch(r"\[(?P<v6>[^\]]*)\](:[0-9]{1,5})?|(?P<v4>[^:]*)(:[0-9]{1,5})?|(?P<plain>.*:.*:.*)", text)
         try:
             ipaddress.ip_address(m["v6"] or m["v4"] or m["plain"] or "" if m else "")
         except ValueError:
             mend = "give addresses of DNS servers: IP, IP:PORT or [IPV6]:PORT"
-            where = f"{directory / CONFIG_FILE}: [transport] name_servers"
-            raise ConfigError(f"{where}: {text!r} is no IP address; {mend}") from None
-    return settings.transport.name_servers
+            raise ConfigError(f"{file}: [transport] name_servers: {text!r} is no IP address; {mend}") from None
 
 
 def _smp_network(directory: Path, settings: Settings) -> Network:

@@ -415,7 +415,7 @@ class Subscriber:
     async def _another_identity(self, server: ServerAddress) -> None:
         """Devices may give addresses with any identity: impersonated is who was what its address says, or is ours."""
         standing = await self._insist(lambda: self._store.standing(server))
-        known = self._metrics.is_own(server) or (standing is not None and bool(standing.prefixes))
+        known = self._metrics.is_own(server) or (standing is not None and standing.is_proven)
         self._metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, ConnectFailure.IDENTITY if known else WRONG_ADDRESS)
         host = server.hosts[0].lower()
         if known and host not in self._impersonated and len(self._impersonated) < _MAX_ALARMS:

@@ -33,7 +33,7 @@ QUIET, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logg
 ROWS: dict[Happened, tuple[Remedy, Wait, int, ConnectFailure | NsubAnswer | None]] = {
     Happened.NO_SUCH_HOST: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.RESOLVE),
     Happened.HOST_NOT_ALLOWED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.NOT_ALLOWED),
-    Happened.PLACE_CROWDED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.CROWDED),
+    Happened.PREFIX_CROWDED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.CROWDED),
     Happened.PROXY_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.PROXY),
     Happened.TCP_FAILED: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TCP),
     Happened.TOOK_TOO_LONG: (Remedy.AGAIN, Wait.SERVER, INFO, ConnectFailure.TIMEOUT),
@@ -92,7 +92,7 @@ def test_row(happened: Happened) -> None:
         (NoHostError("no"), Happened.HOST_NOT_ALLOWED),
         (ResolveError(socket.EAI_NONAME, "no"), Happened.NO_SUCH_HOST),
         (ProxyError("no"), Happened.PROXY_FAILED),
-        (CrowdedError("no"), Happened.PLACE_CROWDED),
+        (CrowdedError("no"), Happened.PREFIX_CROWDED),
         (ssl.SSLError("no"), Happened.TLS_FAILED),
         (TimeoutError(), Happened.TOOK_TOO_LONG),
         (ConnectionRefusedError(), Happened.TCP_FAILED),

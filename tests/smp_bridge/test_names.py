@@ -11,12 +11,6 @@ from smp_bridge.names import Names
 
 
 @pytest.fixture
-async def dns() -> AsyncIterator[Dns]:
-    async with Dns() as server:
-        yield server
-
-
-@pytest.fixture
 async def names(dns: Dns) -> AsyncIterator[Names]:
     made = Names([f"127.0.0.1:{dns.port}"], timeout=1.0)
     yield made

@@ -113,13 +113,6 @@ async def until_requests(server: Server, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-async def dns() -> AsyncIterator[Dns]:
-    """A DNS server that answers for no name yet."""
-    async with Dns() as server:
-        yield server
-
-
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 

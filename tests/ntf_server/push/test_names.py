@@ -9,12 +9,6 @@ from ntf_server.push.names import NOWHERE, Addresses, Resolver
 
 
 @pytest.fixture
-async def dns() -> AsyncIterator[Dns]:
-    async with Dns() as server:
-        yield server
-
-
-@pytest.fixture
 async def resolver(dns: Dns) -> AsyncIterator[Resolver]:
     made = Resolver([f"127.0.0.1:{dns.port}"], timeout=1.0)
     yield made

@@ -1,7 +1,7 @@
 """The statements that load what pushes say. What they load is tested in test_deliveries.py."""
 
 import pytest
-from store_world import FakeClock, acquire, activate, notify, subscribe, take
+from store_world import FakeClock, acquire, activate, notify, plan, subscribe, take
 
 from ntf_server.store.sqlite import content as module
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -11,8 +11,7 @@ from ntf_server.store.sqlite.engine import SqliteStore
 async def test_no_statement_goes_through_a_whole_table(store: SqliteStore, name: str) -> None:
     query: str = getattr(module, name)
     values = {"refs": "[1]", "limit": 6, "oldest": 0}
-    plan = await store._database.read(lambda c: c.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall())
-    details = [detail for *_, detail in plan]
+    details = await plan(store, query, values)
     assert not [d for d in details if d.startswith("SCAN") and " j " not in d], details
     assert not [d for d in details if "TEMP B-TREE" in d], details
 

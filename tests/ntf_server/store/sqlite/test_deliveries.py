@@ -31,6 +31,7 @@ from store_world import (
     delivered,
     look,
     notify,
+    plan,
     register,
     said,
     subscribe,
@@ -630,6 +631,5 @@ async def test_no_statement_goes_through_a_whole_table(store: SqliteStore, name:
     query: str = getattr(module, name)
     names = "server ids id_size count first received_at nonces nonce_size metas meta_size rows now push_ids"
     parameters = {n: "[]" if n == "rows" else 0 for n in names.split()}
-    plan = await store._database.read(lambda c: c.execute(f"EXPLAIN QUERY PLAN {query}", parameters).fetchall())
-    scans = [detail for *_, detail in plan if detail.startswith("SCAN")]
+    scans = [detail for detail in await plan(store, query, parameters) if detail.startswith("SCAN")]
     assert all(any(virtual in d for virtual in (" o ", " i", " j ", "CONSTANT")) for d in scans), scans

@@ -15,6 +15,7 @@ from store_world import (
     arrived,
     new_subscription,
     notify,
+    plan,
     status,
     subscribe,
 )
@@ -197,10 +198,7 @@ async def test_the_wanted_are_loaded_in_the_order_asked_for(store: SqliteStore) 
 async def test_pages_are_found_by_the_servers_index(store: SqliteStore) -> None:
     query = f"SELECT {module._COLUMNS} FROM subscriptions WHERE server = 1 AND {module.LIVE}"
     for tail in ("AND association = 0 AND ref > 5 ORDER BY ref", "AND association > 0 ORDER BY association, ref"):
-        plan = await store._database.read(
-            lambda c, tail=tail: c.execute(f"EXPLAIN QUERY PLAN {query} {tail} LIMIT 9").fetchall()  # type: ignore[misc]
-        )
-        details = [detail for *_, detail in plan]
+        details = await plan(store, f"{query} {tail} LIMIT 9")
         assert "INDEX subscriptions_server" in details[0], details
         assert not any("TEMP B-TREE" in d for d in details), details
 

@@ -1,6 +1,6 @@
 """What SMP servers have proved: what the suite cannot see."""
 
-from store_world import SMP, FakeClock, acquire, activate, subscribe
+from store_world import SMP, FakeClock, acquire, activate, plan, subscribe
 
 from ntf_server.store.sqlite import standings as module
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -35,9 +35,6 @@ async def test_when_a_server_was_first_proven_stays(store: SqliteStore, clock: F
 async def test_claims_are_found_by_the_servers_index(store: SqliteStore) -> None:
     query = f"SELECT token FROM subscriptions WHERE server = 1 AND {LIVE} ORDER BY association"
     for tail in (", ref", " DESC, ref DESC"):
-        plan = await store._database.read(
-            lambda c, tail=tail: c.execute(f"EXPLAIN QUERY PLAN {query}{tail} LIMIT {module._CLAIMS}").fetchall()  # type: ignore[misc]
-        )
-        details = [detail for *_, detail in plan]
+        details = await plan(store, f"{query}{tail} LIMIT {module._CLAIMS}")
         assert "INDEX subscriptions_server" in details[0], details
         assert not any("TEMP B-TREE" in d for d in details), details

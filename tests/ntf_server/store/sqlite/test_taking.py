@@ -11,6 +11,7 @@ from store_world import (
     anywhere,
     delivered,
     notify,
+    plan,
     register,
     subscribe,
     take,
@@ -201,7 +202,6 @@ async def test_a_lane_says_whose_service_it_is(store: SqliteStore) -> None:
 async def test_what_is_next_is_found_by_the_index(store: SqliteStore, name: str) -> None:
     query: str = getattr(module, name)
     values = {"lane": b"AP", "now": 1, "limit": 1}
-    plan = await store._database.read(lambda c: c.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall())
-    details = [detail for *_, detail in plan]
+    details = await plan(store, query, values)
     assert any("INDEX deliveries_due" in d for d in details), details
     assert not any("TEMP B-TREE" in d or d.startswith("SCAN deliveries") for d in details), details

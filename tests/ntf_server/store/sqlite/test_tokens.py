@@ -27,6 +27,7 @@ from store_world import (
     new_subscription,
     new_token,
     notify,
+    plan,
     register,
     said,
     subscribe,
@@ -328,10 +329,7 @@ async def test_the_checks_that_are_due_are_found_by_an_index(store: SqliteStore)
     from ntf_server.store.sqlite import tokens
 
     for query in (tokens._TO_CHECK, tokens._FROM_THE_FUTURE):
-        plan = await store._database.read(
-            lambda c, query=query: c.execute(f"EXPLAIN QUERY PLAN {query}", {"now": NOW, "limit": 9}).fetchall()  # type: ignore[misc]
-        )
-        details = [detail for *_, detail in plan]
+        details = await plan(store, query, {"now": NOW, "limit": 9})
         assert any("USING INDEX tokens_" in d or "COVERING INDEX tokens_" in d for d in details), details
         assert not any("TEMP B-TREE" in d for d in details), details
 
