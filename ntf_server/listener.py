@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
 _BACKLOG: Final = 1024
+_ACCEPTED_AT_ONCE: Final = 16  # connections in one turn of the loop: what else is in it has to wait for them
 _MAX_BLOCKS: Final = 16  # that are answered together
 
 
@@ -154,6 +155,15 @@ class _Connection(BlockConnection):
         super().connection_lost(exc)
 
 
+def _queue(fd: int) -> None:
+    """Let more wait to be accepted than asyncio accepts at once, for which it has the same number."""
+    sock = socket.socket(fileno=fd)
+    try:
+        sock.listen(_BACKLOG)
+    finally:
+        sock.detach()
+
+
 def _go_on(transport: asyncio.Transport) -> None:
     """A connection waited for its turn."""
     if not transport.is_closing():
@@ -193,8 +203,10 @@ class Listener:
         self._context = server_context("ntf", self._credentials)
         with listen_errors(host, port):
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Door(self._config, self._open), host, port, backlog=_BACKLOG, reuse_address=True
+                lambda: _Door(self._config, self._open), host, port, backlog=_ACCEPTED_AT_ONCE, reuse_address=True
             )
+            for sock in self._server.sockets:
+                _queue(sock.fileno())
 
     def use(self, credentials: Credentials) -> None:
         """Show this certificate from now on; sessions that are there stay. Raises ssl.SSLError, changing nothing."""
@@ -216,7 +228,7 @@ class Listener:
         )
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        if wait := self._admission.handshake_wait():
+        if wait := self._admission.handshake_wait(peer):
             loop = asyncio.get_running_loop()
             loop.call_soon(transport.pause_reading)  # by then asyncio has begun to read, which would undo it
             loop.call_later(wait, _go_on, transport)
@@ -235,6 +247,7 @@ class Listener:
             self._server.close()
         if self._busy and grace:
             await asyncio.wait(list(self._busy), timeout=grace)
+        self._admission.end_half_open()
         for task in self._sessions:
             task.cancel()
         if self._sessions:

@@ -33,6 +33,7 @@ _CASED: Final = (ntf.Provider.FCM, ntf.Provider.WEB_PUSH)
 _REPEAT_LOG: Final = 60.0  # seconds
 _ALL: Final = b""
 _RATES: Final = ("commands", "registrations", "replacements", "new_servers", "connects", "handshakes")
+_MODEST: Final = 50  # the part of its budget below which an address is in the group of those who ask for little
 _LONGEST: Final = 3600.0  # seconds that a connect may have to wait: nobody waits for it
 
 
@@ -66,7 +67,8 @@ class Admission:
         self._clock = clock
         self._connections = Connections(self._on_closed)
         self._spent = {what: Buckets() for what in _RATES}
-        self._rates: dict[str, tuple[Rate, Rate]] = {}  # by address, and in all
+        self._modest = {what: Buckets() for what in _RATES}
+        self._rates: dict[str, tuple[Rate, Rate, Rate]] = {}  # by address, of a modest one, and in all
         self._verifications = Verifications()
         self._own: OrderedDict[Ref, float] = OrderedDict()  # when an ACTIVE token may have its code pushed again
         self._replaced: OrderedDict[Ref, int] = OrderedDict()  # times since a token was verified
@@ -81,11 +83,13 @@ class Admission:
         """From now on; what is open stays."""
         self._budgets = budgets
         if budgets is not None:
-            self._rates = {
+            by_address = {
+                "handshakes": (budgets.handshakes_per_address, budgets.handshakes),
                 "commands": (budgets.commands_per_address, budgets.commands),
                 "registrations": (budgets.registrations_per_address, budgets.registrations),
                 "replacements": (budgets.replacements_per_address, budgets.replacements),
             }
+            self._rates = {what: (each, each.part(_MODEST), total) for what, (each, total) in by_address.items()}
 
     # --- connections
 
@@ -95,12 +99,14 @@ class Admission:
         charged = keys(host, budgets.shared) if budgets is not None else ()
         return self._connections.open(charged, close, self._clock(), budgets)
 
-    def handshake_wait(self) -> float:
+    def handshake_wait(self, peer: Peer) -> float:
         """Seconds until the handshake of a connection that was just opened may begin, MAX_DELAY at most."""
         if self._budgets is None:
             return 0.0
-        wait = self._spent["handshakes"].spend(_ALL, 1, self._budgets.handshakes, self._clock())
-        return self._counted(wait, "handshakes")
+        now = self._clock()
+        wait = self._spend("handshakes", peer, 1, now)
+        peer.since = now + wait
+        return wait
 
     def established(self, peer: Peer) -> None:
         """Its handshake is done."""
@@ -121,6 +127,10 @@ class Admission:
         """It is gone."""
         self._connections.closed(peer)
 
+    def end_half_open(self) -> None:
+        """See `Connections.end_half_open`."""
+        self._connections.end_half_open()
+
     # --- commands
 
     def delay(self, peer: Peer, commands: Sequence[Message]) -> float:
@@ -131,7 +141,8 @@ class Admission:
             return 0.0
         kinds = Counter(type(command) for command in commands)
         numbers = {"commands": len(commands), "registrations": kinds[ntf.TNew], "replacements": kinds[ntf.TRpl]}
-        waits = [self._spend_own(peer, len(commands), budgets.commands_per_session, now)]
+        own, peer.paid = budgets.commands_per_session.spend(peer.paid, len(commands), now)
+        waits = [self._counted(own, "commands_per_session")]
         waits += [self._spend(what, peer, n, now) for what, n in numbers.items() if n]
         return max(waits)
 
@@ -227,19 +238,15 @@ class Admission:
 
     # --- what is counted
 
-    def _spend_own(self, peer: Peer, n: int, rate: Rate, now: float) -> float:
-        """Kept in the session itself: it is as long as that."""
-        ahead = rate.at_once / rate.per_second
-        peer.paid = min(max(peer.paid, now) + n / rate.per_second, now + ahead + MAX_DELAY)
-        return self._counted(peer.paid - ahead - now, "commands_per_session")
-
     def _spend(self, what: str, peer: Peer, n: int, now: float) -> float:
         """By address, and in all: what its own budget holds up anyway costs others nothing."""
-        buckets, (each, total) = self._spent[what], self._rates[what]
+        buckets, (each, modest, total) = self._spent[what], self._rates[what]
         by_address = max((buckets.spend(key, n, each, now, share(key)) for key in peer.keys), default=0.0)
         if wait := self._counted(by_address, f"{what}_per_address"):
             return wait
-        return self._counted(buckets.spend(_ALL, n, total, now), what)
+        # Few who ask for much hold up none of those who ask for little.
+        group = self._modest[what].spend_if_there(peer.keys[-1], n, modest, now) if peer.keys else None
+        return self._counted(buckets.spend((_ALL, group), n, total, now), what)
 
     def _counted(self, wait: float, what: str) -> float:
         if wait > 0:

@@ -30,7 +30,7 @@ class LogLines(logging.Filter):
         if record.levelno <= logging.DEBUG:
             return True
         kind = record.name, str(record.msg)
-        if not self._spent.spend_if_there(kind, self._rate, self._clock()):
+        if not self._spent.spend_if_there(kind, 1, self._rate, self._clock()):
             if kind in self._left_out or len(self._left_out) < _MAX_KINDS:
                 self._left_out[kind] += 1
             return False

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from ntf_server.admission.addresses import Key, share, text
-from ntf_server.admission.budgets import Buckets, Budgets
+from ntf_server.admission.budgets import Budgets, Paid
 
 HANDSHAKE: Final = 3.0  # seconds that an honest client's may take before it makes room for others
 MANY: Final = 100  # sessions, before it is told that one address holds most of them
@@ -22,7 +22,6 @@ _ALL: Final = b""  # key of what all have together
 class Closed(StrEnum):
     """Why a connection is closed. HALF_OPEN and SESSIONS: in all."""
 
-    HANDSHAKES_PER_ADDRESS = "handshakes_per_address"
     HALF_OPEN_PER_ADDRESS = "half_open_per_address"
     HALF_OPEN = "half_open"
     SESSIONS_PER_ADDRESS = "sessions_per_address"
@@ -31,12 +30,12 @@ class Closed(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Peer:
-    """A client's connection. `keys`: what its address is charged to; `since`: when it began, or asked last."""
+    """A client's connection. `keys`: what its address is charged to; `since`: when it may begin, or asked last."""
 
     keys: tuple[Key, ...]
     close: Callable[[], None]
     since: float
-    paid: float = 0.0  # of its own commands
+    paid: Paid = ()  # of its own commands
     is_session: bool = False
     is_gone: bool = False
 
@@ -72,7 +71,6 @@ class Connections:
     def __init__(self, on_closed: Callable[[Closed], None]) -> None:
         self._half_open = _Open()
         self._sessions = _Open()
-        self._handshakes = Buckets()
         self._on_closed = on_closed
 
     def open(
@@ -111,6 +109,11 @@ class Connections:
         peer.is_gone = True
         (self._sessions if peer.is_session else self._half_open).remove(peer)
 
+    def end_half_open(self) -> None:
+        """Close all whose handshake is not done: nobody is served any more."""
+        for peer in list(self._half_open.by_key.get(_ALL, ())):
+            peer.close()
+
     @property
     def sessions(self) -> int:
         """How many there are."""
@@ -133,10 +136,6 @@ class Connections:
         for key in keys:
             limit = budgets.half_open_per_address * share(key)
             if not self._make_room(key, limit, now):
-                return False
-        for key in keys:
-            if not self._handshakes.spend_if_there(key, budgets.handshakes_per_address, now, share(key)):
-                self._on_closed(Closed.HANDSHAKES_PER_ADDRESS)
                 return False
         # No pause here: strangers with many addresses, who come again at once, would leave no room to others. And there
         # is so much in all that who is served in the order of arrival is done before he is the oldest.

@@ -157,8 +157,8 @@ class Subscriber(_Section, frozen=True):
 class Limits(_Section, frozen=True):
     """Budgets of strangers: docs/reference/limits.md has what each default was derived from.
 
-    A rate: `300 + 5/s` is 300 at once, and then 5 a second. `enabled` false switches all of them off; `shared`:
-    addresses or networks that stand for many clients each, which have budgets by session and in all only.
+    A rate: `300 + 5/s` is 300 at once, and then 5 a second; of two both hold. `enabled` false switches all of them off;
+    `shared`: addresses or networks that stand for many clients each, which have budgets by session and in all only.
     """
 
     enabled: bool = True
@@ -167,15 +167,15 @@ class Limits(_Section, frozen=True):
     sessions_per_address: _Count = 1500
     half_open: _Count = 4000
     half_open_per_address: _Count = 500
-    handshakes: _Rate = "10000 + 200/s"
-    handshakes_per_address: _Rate = "5000 + 50/s"
-    commands: _Rate = "40000 + 2000/s"
+    handshakes: _Rate = "200 + 350/s and 10000 + 200/s"
+    handshakes_per_address: _Rate = "100 + 170/s and 5000 + 50/s"
+    commands: _Rate = "4000 + 2000/s"
     commands_per_session: _Rate = "2000 + 20/s"
-    commands_per_address: _Rate = "20000 + 200/s"
-    registrations: _Rate = "2000 + 50/s"
-    registrations_per_address: _Rate = "300 + 5/s"
-    replacements: _Rate = "2000 + 50/s"
-    replacements_per_address: _Rate = "300 + 5/s"
+    commands_per_address: _Rate = "2000 + 670/s and 20000 + 200/s"
+    registrations: _Rate = "100 + 35/s and 1000 + 25/s"
+    registrations_per_address: _Rate = "30 + 10/s and 300 + 5/s"
+    replacements: _Rate = "100 + 35/s and 1000 + 25/s"
+    replacements_per_address: _Rate = "30 + 10/s and 300 + 5/s"
     new_servers_per_token: _Rate = "200 + 0.02/s"  # noqa: S105  a rate
     new_servers_per_address: _Rate = "2000 + 1/s"
     connects: _Rate = "500 + 20/s"

@@ -169,13 +169,14 @@ class KindCounter(_Metric):
         "ntf_limits_closed_total",
         "Connections of clients that were closed, or not taken, as a budget was used up.",
         "what",
-        ("handshakes_per_address", "half_open_per_address", "half_open", "sessions_per_address", "sessions"),
+        ("half_open_per_address", "half_open", "sessions_per_address", "sessions"),
     )
     LIMITS_DELAYED = (
         "ntf_limits_delayed_total",
         "Times that a client's session, a code or a connect had to wait, as a budget was used up.",
         "what",
         (
+            "handshakes_per_address",
             "handshakes",
             "commands_per_session",
             "commands_per_address",

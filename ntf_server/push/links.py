@@ -34,6 +34,7 @@ _ERRORS: Final = 3  # in a row, after which a link is left
 _LEAVE_AGAIN: Final = 5.0  # seconds before another is left for its errors: they may be the peer's, not the connection's
 _COLD_AFTER: Final = 5.0  # seconds without a request after which the peer may have closed the connection
 _MAX_RESPONSE: Final = 64 * 1024
+_MAX_HEAD: Final = 16 * 1024  # bytes of headers, of which libcurl keeps a copy in the handle until it is used again
 _SUPPRESS_CONNECT_HEADERS: Final = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not name
 _USER_TIMEOUT: Final = 10_000  # ms that the peer's kernel may leave data unacknowledged (TCP_USER_TIMEOUT)
 _USER_AGENT: Final = "ntf-relay"  # of its parts it tells strangers nothing
@@ -216,7 +217,7 @@ class Transfer:
         self.deadline = 0.0
         self.origin: Origin | None = None
         self.link: Link | None = None
-        self.dated = False
+        self.spent = False  # of no use for other requests
         self._body = bytearray()
         self._date: float | None = None
         self._endpoint: Endpoint | None = None
@@ -237,7 +238,7 @@ class Transfer:
             c.setopt(pycurl.RESOLVE, [*link.multi.stale, *link.resolve])
             link.multi.stale.clear()
         if request.dated:
-            self.dated = True  # and of no use for other requests
+            self.spent = True
             c.setopt(pycurl.HEADERFUNCTION, self._on_header)
         c.setopt(pycurl.URL, request.endpoint.url + request.path)
         if request.headers:
@@ -295,6 +296,8 @@ class Transfer:
     def result(self, code: int) -> HttpResult:
         """What came of it; an error after a whole status line and body counts as the answer that it is."""
         c = self.curl
+        if code or c.getinfo(pycurl.HEADER_SIZE) > _MAX_HEAD:
+            self.spent = True
         if code and c.getinfo(pycurl.HTTP_CONNECTCODE) // 100 not in {0, 2}:  # libcurl has several for it
             code = REFUSED_BY_PROXY
         if code:

@@ -328,7 +328,7 @@ class Worker:
             self._keep(link, transfer)
 
     def _keep(self, link: Link, transfer: Transfer) -> None:
-        if not transfer.dated and self._idle < self._streams:
+        if not transfer.spent and self._idle < self._streams:
             link.idle.append(transfer)
             self._idle += 1
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from ntf_server.admission.budgets import MAX_DELAY
 from ntf_server.admission.gate import Admission, Asked
-from ntf_server.admission.sessions import MANY, Closed, Peer
+from ntf_server.admission.sessions import HANDSHAKE, MANY, Closed, Peer
 from ntf_server.admission.verifications import MAX_WAITING
 from ntf_server.config.limits import parse_limits
 from ntf_server.config.settings import Limits
@@ -43,6 +43,12 @@ class World:
         self.admission.established(peer)
         return peer
 
+    def handshake(self, host: str = ONE) -> float:
+        """How long it has to wait."""
+        peer = self.admission.open(host, self._close)
+        assert peer is not None
+        return self.admission.handshake_wait(peer)
+
     def _close(self) -> None:
         self.closed += 1
 
@@ -74,12 +80,12 @@ def test_commands_of_an_address_wait_whatever_their_sessions() -> None:
     ("command", "what"), [(TNEW, "registrations"), (ntf.TRpl(DEVICE), "replacements")], ids=["TNEW", "TRPL"]
 )
 def test_registrations_and_replacements_have_budgets_of_their_own(command: Message, what: str) -> None:
-    world = World(**{f"{what}_per_address": "2 + 1/s", what: "4 + 1/s"})
+    world = World(**{f"{what}_per_address": "2 + 1/s", what: "2 + 1/s"})
     flood = world.session()
     assert [world.admission.delay(flood, [command]) for _ in range(3)] == pytest.approx([0, 0, 1.0])
     assert world.admission.delay(flood, [ntf.Ping(), ntf.TChk(), SNEW]) == 0.0
     assert [world.admission.delay(world.session("192.0.2.2"), [command]) for _ in range(2)] == [0.0, 0.0]
-    assert world.admission.delay(world.session("192.0.2.3"), [command]) == pytest.approx(1.0)  # in all
+    assert world.admission.delay(world.session("192.0.2.3"), [command]) == pytest.approx(1.0)  # of all who ask for little
     assert (world.delays(f"{what}_per_address"), world.delays(what)) == (1, 1)
 
 
@@ -120,11 +126,29 @@ def test_new_budgets_count_at_once() -> None:
     assert world.closed == 1
 
 
+def test_handshakes_of_an_address_wait() -> None:
+    world = World(handshakes_per_address="3 + 2/s")
+    assert [world.handshake() for _ in range(5)] == pytest.approx([0, 0, 0, 0.5, 1.0])
+    assert world.handshake("192.0.2.2") == 0.0
+    assert world.delays("handshakes_per_address") == 2
+    assert [World(enabled=False).handshake() for _ in range(99)] == [0.0] * 99
+
+
+def test_who_waits_for_his_handshake_does_not_take_long_for_it() -> None:
+    """He makes no room for others until it could have been done."""
+    world = World(handshakes_per_address="1 + 0.1/s", half_open_per_address=2)
+    assert [world.handshake(), world.handshake()] == [0.0, 10.0]
+    world.now += HANDSHAKE
+    world.handshake()  # in place of the first, and not of the second
+    world.now += HANDSHAKE
+    assert world.admission.open(ONE, lambda: None) is None
+    assert world.closed == 1
+
+
 def test_handshakes_of_all_addresses_wait_together() -> None:
     world = World(handshakes="3 + 2/s")
-    assert [world.admission.handshake_wait() for _ in range(5)] == pytest.approx([0, 0, 0, 0.5, 1.0])
+    assert [world.handshake(f"192.0.2.{n}") for n in range(5)] == pytest.approx([0, 0, 0, 0.5, 1.0])
     assert world.delays("handshakes") == 2
-    assert World(enabled=False).admission.handshake_wait() == 0.0
 
 
 def test_commands_of_all_addresses_wait_together() -> None:
@@ -132,6 +156,30 @@ def test_commands_of_all_addresses_wait_together() -> None:
     peers = [world.session(f"192.0.2.{n}") for n in range(5)]
     assert [world.admission.delay(peer, [ntf.Ping()]) for peer in peers] == pytest.approx([0, 0, 0, 0.5, 1.0])
     assert world.delays("commands") == 2
+
+
+def test_few_who_ask_for_much_delay_none_who_asks_for_little() -> None:
+    """What is there for all is enough for four such addresses, or for one network of IPv6; and there are eight."""
+    world = World()
+    floods = [world.session(host) for n in range(8) for host in (f"198.51.100.{n}", f"2001:db8:{n}::1")]
+    for _ in range(300):
+        world.now += 0.1
+        waits = [world.admission.delay(flood, [TNEW, *[ntf.Ping()] * 40]) for flood in floods]
+        phone = world.session(f"10.0.{int(world.now)}.1")
+        assert [world.admission.delay(phone, [c]) for c in (TNEW, ntf.TChk(), SNEW)] == [0.0] * 3
+        assert world.handshake(f"10.1.{int(world.now)}.1") == 0.0
+        for host in ("198.51.100.1", "2001:db8::1"):
+            world.handshake(host)
+    assert max(waits) == MAX_DELAY
+    assert world.delays("registrations") > 0
+    assert world.delays("commands") > 0
+
+
+def test_shared_addresses_wait_with_none_but_each_other() -> None:
+    world = World(shared=("127.0.0.1",), commands="3 + 2/s")
+    onion = world.session("127.0.0.1")
+    assert world.admission.delay(onion, [ntf.Ping()] * 4) == pytest.approx(0.5)
+    assert world.admission.delay(world.session(), [ntf.Ping()]) == 0.0
 
 
 # --- SMP servers
@@ -348,7 +396,10 @@ def test_5000_phones_behind_one_address_after_a_restart_wait_for_no_budget() -> 
     waits = []
     for n in range(5000):
         world.now += 30.0 / 5000
-        phone = world.session()
+        phone = world.admission.open(ONE, lambda: None)
+        assert phone is not None
+        waits.append(world.admission.handshake_wait(phone))
+        world.admission.established(phone)
         waits += [world.admission.delay(phone, [c]) for c in (ntf.TChk(), ntf.SChk(), ntf.SChk(), ntf.SChk())]
         if n % 20 == 0:
             waits += [world.admission.delay(phone, [TNEW]), world.admission.delay(phone, [ntf.TRpl(DEVICE)])]

@@ -19,7 +19,7 @@ class World:
                 world.written.append(record.getMessage())
 
         self._handler = Handler()
-        self._handler.addFilter(LogLines(Rate(2, 0.1), lambda: self.now))
+        self._handler.addFilter(LogLines(Rate.parse("2 + 0.1/s"), lambda: self.now))
         self.log = logging.Logger(name, logging.DEBUG)
         self.log.addHandler(self._handler)
 

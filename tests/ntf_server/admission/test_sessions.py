@@ -70,17 +70,6 @@ def test_half_open_connections_are_bounded_in_all() -> None:
     assert world.left == (3, 0)
 
 
-def test_handshakes_have_a_rate() -> None:
-    world = World(handshakes_per_address="3 + 1/s", half_open_per_address=100)
-    for _ in range(3):
-        world.session("192.0.2.1")
-    assert world.open("192.0.2.1") is None
-    assert world.told == [Closed.HANDSHAKES_PER_ADDRESS]
-    world.now += 1
-    world.session("192.0.2.1")
-    assert world.open("192.0.2.1") is None
-
-
 def test_a_site_has_more_than_its_networks() -> None:
     world = World(half_open_per_address=2)
     let_in = [world.open(f"2001:db8:0:{n:x}::1") is not None for n in range(3 * SITE_SHARE) for _ in range(3)]
