@@ -50,7 +50,6 @@ class Rate(msgspec.Struct, frozen=True):
         """The nth part of it, but one at once at least."""
         return type(self)(tuple(Pace(max(1, pace.at_once // n), pace.per_second / n) for pace in self.paces))
 
-
     def spend(
         self, paid: Paid, n: int, now: float, share: int = 1, *, longest: float = MAX_DELAY
     ) -> tuple[float, Paid]:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from ntf_server.admission.addresses import keys, share
-from ntf_server.admission.budgets import MAX_DELAY, MAX_KEYS, Buckets, Budgets, Rate
+from ntf_server.admission.budgets import MAX_KEYS, Buckets, Budgets, Rate
 from ntf_server.admission.sessions import Closed, Connections, Peer
 from ntf_server.admission.verifications import SPACING, Turn, Verifications
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics

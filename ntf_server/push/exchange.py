@@ -84,6 +84,7 @@ class HttpFailure(Record, frozen=True):
 
 REFUSED_BY_PROXY: Final = 97  # CURLE_PROXY, which pycurl does not name
 STREAM_RESET: Final = 92  # CURLE_HTTP2_STREAM, likewise
+TOO_LARGE: Final = 100  # CURLE_TOO_LARGE, likewise
 
 _NAMES: Final = {
     REFUSED_BY_PROXY: "refused by the proxy",
@@ -103,6 +104,7 @@ _NAMES: Final = {
     pycurl.E_SEND_ERROR: "connection lost while sending",
     pycurl.E_GOT_NOTHING: "connection closed without an answer",
     pycurl.E_PARTIAL_FILE: "answer cut short",
+    TOO_LARGE: "answer too large",
 }
 
 # With the connection. What went over one that had given answers is sent again over a new one: peers close those that

@@ -33,8 +33,9 @@ from ntf_server.push.exchange import (
 _ERRORS: Final = 3  # in a row, after which a link is left
 _LEAVE_AGAIN: Final = 5.0  # seconds before another is left for its errors: they may be the peer's, not the connection's
 _COLD_AFTER: Final = 5.0  # seconds without a request after which the peer may have closed the connection
-_MAX_RESPONSE: Final = 64 * 1024
-_MAX_HEAD: Final = 16 * 1024  # bytes of headers, of which libcurl keeps a copy in the handle until it is used again
+_MAX_BODY: Final = 16 * 1024  # bytes of an answer; what follows is not awaited
+_MAX_HEAD: Final = 16 * 1024  # bytes of headers: libcurl takes 300 KiB, and keeps them until a handle is used again
+_READ: Final = 4096  # bytes of an answer taken at once
 _SUPPRESS_CONNECT_HEADERS: Final = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not name
 _USER_TIMEOUT: Final = 10_000  # ms that the peer's kernel may leave data unacknowledged (TCP_USER_TIMEOUT)
 _USER_AGENT: Final = "ntf-relay"  # of its parts it tells strangers nothing
@@ -270,6 +271,8 @@ class Transfer:
         c.setopt(pycurl.TIMEOUT_MS, round(e.timeout * 1000))
         c.setopt(pycurl.PROXY, e.proxy)  # also the empty one: not what the environment happens to say
         c.setopt(_SUPPRESS_CONNECT_HEADERS, 1)  # they are not the peer's
+        if e.public_only:  # who answers there is a stranger
+            c.setopt(pycurl.BUFFERSIZE, _READ)
         if e.client_cert:
             c.setopt(pycurl.SSLCERT_BLOB, e.client_cert)
             c.setopt(pycurl.SSLKEY_BLOB, e.client_key)
@@ -284,8 +287,8 @@ class Transfer:
         return pycurl.SOCKOPT_OK
 
     def _on_body(self, data: bytes) -> int | None:
-        self._body += data
-        return None if len(self._body) <= _MAX_RESPONSE else -1
+        self._body += data[: _MAX_BODY - len(self._body)]
+        return None if len(self._body) < _MAX_BODY else -1
 
     def _on_header(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
@@ -293,10 +296,20 @@ class Transfer:
             with contextlib.suppress(ValueError, OverflowError):
                 self._date = email.utils.parsedate_to_datetime(value.decode("latin-1").strip()).timestamp()
 
+    def close(self) -> None:
+        """Free the handle: it calls back here, and so, in a cycle, would wait for the garbage collector."""
+        self.curl.close()
+
+    def is_too_large(self) -> bool:
+        """Whether its headers, so far, are more than any honest peer's."""
+        return bool(self.curl.getinfo(pycurl.HEADER_SIZE) > _MAX_HEAD)
+
     def result(self, code: int) -> HttpResult:
         """What came of it; an error after a whole status line and body counts as the answer that it is."""
         c = self.curl
-        if code or c.getinfo(pycurl.HEADER_SIZE) > _MAX_HEAD:
+        if code == pycurl.E_WRITE_ERROR and len(self._body) == _MAX_BODY:  # that is enough of it
+            self.spent, code = True, 0
+        if code or self.is_too_large():
             self.spent = True
         if code and c.getinfo(pycurl.HTTP_CONNECTCODE) // 100 not in {0, 2}:  # libcurl has several for it
             code = REFUSED_BY_PROXY

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import pycurl
 
-from ntf_server.push.exchange import LOST, Done, Endpoint, HttpFailure, HttpRequest, HttpResult
+from ntf_server.push.exchange import LOST, TOO_LARGE, Done, Endpoint, HttpFailure, HttpRequest, HttpResult
 from ntf_server.push.links import Held, Link, Multi, Origin, Transfer
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ _GATHER: Final = 10  # milliseconds that answers wait for each other
 _STARTS: Final = 128  # requests begun before answers are looked at again: their handles are warm, and used at once
 _HOLD: Final = 1.5  # seconds that requests wait for a first answer; the peer has told its limit of streams by then
 _TRIES: Final = 3  # of a request that is lost with its connection again and again
+_LOOK: Final = 0.005  # seconds, at least, between two looks at how long answers to strangers' pushes have become
+_LOOKING: Final = 0.02  # of the thread's time, at most
 _MAX_ORIGINS: Final = 4096  # whose links are kept
 _HOST_CONNECTIONS: Final = 2  # of a link: one that ends, and its successor
 _PROXIED_CONNECTIONS: Final = 4  # of an origin behind a proxy
@@ -55,6 +57,9 @@ class Worker:
         self._wake.register(self._wake_fd, select.POLLIN)
         self._closing = False
         self._busy: dict[Any, Transfer] = {}
+        self._strangers: dict[Any, Transfer] = {}  # of these, what goes where strangers want it to go
+        self._look_at = 0.0
+        self._is_look_due = False
         self._idle = 0
         self._origins: OrderedDict[tuple[object, ...], Origin] = OrderedDict()
         self._multis: list[Multi] = []
@@ -117,6 +122,7 @@ class Worker:
             with contextlib.suppress(pycurl.error):
                 multi.curl.close()
         self._busy.clear()
+        self._strangers.clear()
         self._origins.clear()
         self._released.clear()
         self._holding.clear()
@@ -143,7 +149,10 @@ class Worker:
                 os.eventfd_read(self._wake_fd)
             else:
                 key.data.act(key.fd, mask)
+                self._is_look_due = True
         self._now = time.monotonic()
+        if self._is_look_due and self._now >= self._look_at:
+            self._cut()
         self._take_queued()
         self._hold_no_longer()
         self._start_some()
@@ -152,7 +161,7 @@ class Worker:
             if multi.renewed:
                 self._call_back(multi)
             for curl, code in multi.finished():
-                self._finish(curl, code)
+                self._finish(self._busy[curl], code)
             if not multi.running and not multi.links:
                 self._forget(multi)
 
@@ -161,6 +170,8 @@ class Worker:
             return 0.0
         deadlines = [m.deadline for m in self._multis if m.deadline is not None]
         deadlines += list(itertools.islice(self._holding.values(), 1))
+        if self._is_look_due and self._strangers:
+            deadlines.append(self._look_at)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     # --- starting
@@ -205,7 +216,6 @@ class Worker:
             if link is None or origin is None or request is None or done is None:
                 continue  # which it is not while it is busy
             held = Held(transfer.deadline, request, done, transfer.lost)
-            del self._busy[curl]
             self._take_off(link, transfer)
             self._hold(origin, held)
 
@@ -282,23 +292,31 @@ class Worker:
         try:
             transfer.prepare(request, done, link)
             link.multi.curl.add_handle(transfer.curl)
-        except pycurl.error as e:
-            self._results.append((done, HttpFailure(int(e.args[0]), timeout=False)))
-            return
-        except ValueError:  # not ASCII, or a null byte
-            self._results.append((done, HttpFailure(pycurl.E_URL_MALFORMAT, timeout=False)))
+        except (pycurl.error, ValueError) as e:  # ValueError: not ASCII, or a null byte
+            code = int(e.args[0]) if isinstance(e, pycurl.error) else pycurl.E_URL_MALFORMAT
+            self._results.append((done, HttpFailure(code, timeout=False)))
+            transfer.close()
             return
         transfer.origin = origin
         transfer.link = link
         transfer.warm, transfer.lost, transfer.deadline = link.proven, lost, deadline
         self._busy[transfer.curl] = transfer
+        if request.endpoint.public_only:
+            self._strangers[transfer.curl] = transfer
         link.running += 1
         link.multi.running += 1
 
     # --- what came of it
 
-    def _finish(self, curl: Any, code: int) -> None:
-        transfer = self._busy.pop(curl)
+    def _cut(self) -> None:
+        """End what gets headers without end. libcurl would call for each line, and wait for Python's lock each time."""
+        too_large = [t for t in self._strangers.values() if t.is_too_large()]
+        for transfer in too_large:
+            self._finish(transfer, TOO_LARGE)
+        now = time.monotonic()
+        self._look_at, self._is_look_due = now + max(_LOOK, (now - self._now) / _LOOKING), False
+
+    def _finish(self, transfer: Transfer, code: int) -> None:
         origin, link, done = transfer.origin, transfer.link, transfer.done
         assert origin is not None
         assert link is not None
@@ -317,6 +335,8 @@ class Worker:
 
     def _take_off(self, link: Link, transfer: Transfer) -> None:
         """A transfer that is over, or did not begin."""
+        del self._busy[transfer.curl]
+        self._strangers.pop(transfer.curl, None)
         link.multi.curl.remove_handle(transfer.curl)
         link.multi.running -= 1
         link.running -= 1
@@ -324,11 +344,9 @@ class Worker:
         transfer.request = transfer.done = transfer.origin = transfer.link = None
         if link.left:
             link.forget()
+        if link.left or transfer.spent or self._idle >= self._streams:
+            transfer.close()
         else:
-            self._keep(link, transfer)
-
-    def _keep(self, link: Link, transfer: Transfer) -> None:
-        if not transfer.spent and self._idle < self._streams:
             link.idle.append(transfer)
             self._idle += 1
 
@@ -337,6 +355,8 @@ class Worker:
         link.forget()
         link.multi.links -= 1
         self._idle -= len(link.idle)
+        for transfer in link.idle:
+            transfer.close()
         link.idle.clear()
         proxy = origin.endpoint.proxy
         if proxy and self._current.get(proxy) is link.multi:  # its connections are known by their true host

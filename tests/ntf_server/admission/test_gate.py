@@ -85,7 +85,9 @@ def test_registrations_and_replacements_have_budgets_of_their_own(command: Messa
     assert [world.admission.delay(flood, [command]) for _ in range(3)] == pytest.approx([0, 0, 1.0])
     assert world.admission.delay(flood, [ntf.Ping(), ntf.TChk(), SNEW]) == 0.0
     assert [world.admission.delay(world.session("192.0.2.2"), [command]) for _ in range(2)] == [0.0, 0.0]
-    assert world.admission.delay(world.session("192.0.2.3"), [command]) == pytest.approx(1.0)  # of all who ask for little
+    assert world.admission.delay(world.session("192.0.2.3"), [command]) == pytest.approx(
+        1.0
+    )  # of all who ask for little
     assert (world.delays(f"{what}_per_address"), world.delays(what)) == (1, 1)
 
 

@@ -667,14 +667,42 @@ async def test_a_peer_that_speaks_no_tls() -> None:
         assert str(failure) == "TLS handshake failed"
 
 
-async def test_an_answer_that_is_too_large_is_given_up() -> None:
+async def test_of_a_body_without_end_the_beginning_is_taken() -> None:
+    """The status counts, as that of any other answer: a subscription that is gone is gone."""
     async with serving() as (server, client):
-        server.script.add(Answer(200, body=bytes(65_536)), Answer(200, body=bytes(65_537)))
-        answers = [await client.post() for _ in range(2)]
-        assert isinstance(answers[0], HttpResponse)
-        assert len(answers[0].body) == 65_536
-        assert isinstance(answers[1], HttpFailure)
+        server.script.add(*(Answer(410, body=bytes(size)) for size in (16_383, 16_384, 16_385, 1_000_000)))
+        answers = [await client.post() for _ in range(4)]
+        assert statuses(answers) == {410: 4}
+        assert [len(a.body) for a in answers if isinstance(a, HttpResponse)] == [16_383, *[16_384] * 3]
         assert statuses([await client.post()]) == {200: 1}
+
+
+async def test_strangers_have_an_end_put_to_headers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if they stop before libcurl has enough of them, and while others are served."""
+    closed, close = Counter[bool](), links.Transfer.close
+
+    def counted(transfer: links.Transfer) -> None:
+        closed[transfer.spent] += 1
+        close(transfer)
+
+    monkeypatch.setattr(links.Transfer, "close", counted)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        lines = (b"x-%d: %s\r\n" % (i, bytes(200).replace(b"\0", b"y")) for i in range(200))
+        writer.write(b"HTTP/1.1 201 Created\r\n" + b"".join(lines))
+        await reader.read()
+
+    async with serving() as (server, client):
+        context = server.tls.server_context()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
+            url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            theirs = replace(client.endpoint, url=url, http2_only=False, public_only=True)
+            stranger = Client(client.engine, replace(theirs, allowed=(IPv4Network("127.0.0.0/8"),)))
+            failures = await stranger.many(3)
+            assert {str(f) for f in failures} == {"answer too large"}
+            assert statuses([await client.post()]) == {200: 1}
+            assert closed[True] == 3  # or they would wait for the garbage collector, with all that they hold
 
 
 @pytest.mark.parametrize(("path", "headers"), [("/ü", ()), ("/\0", ()), ("/", ("x: ü",)), ("/", ("x: \0",))])

@@ -80,13 +80,13 @@ async def test_an_error_inside_fails_what_is_under_way_and_the_engine_lives_on(
 async def test_results_that_were_got_before_an_error_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async with posting() as (_, _, post):
         await post()
-        keep = Worker._keep
+        take_off = Worker._take_off
 
         def fail(self: Worker, link: Any, transfer: Transfer) -> None:
-            monkeypatch.setattr(Worker, "_keep", keep)
+            monkeypatch.setattr(Worker, "_take_off", take_off)
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(Worker, "_keep", fail)
+        monkeypatch.setattr(Worker, "_take_off", fail)
         results = await asyncio.wait_for(asyncio.gather(*(post(f"/{i}") for i in range(20))), 5)
         assert True in ok(results)  # the answer during which it happened
         assert ok([await asyncio.wait_for(post(), 5)]) == [True]
