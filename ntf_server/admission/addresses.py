@@ -47,6 +47,11 @@ def share(key: Key) -> int:
     return SITE_SHARE if len(key) == _SITE else 1
 
 
+def network(key: Key) -> bytes:
+    """Where it is: what one owner of addresses often has many of, an IPv4 /16 or an IPv6 /32."""
+    return key[:2] if len(key) == 4 else key[:4]
+
+
 def text(key: Key) -> str:
     """For people: `192.0.2.7`, `2001:db8::/64`."""
     if len(key) == 4:

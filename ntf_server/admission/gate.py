@@ -6,6 +6,7 @@ A budget of a rate delays, and refuses nothing: agents take `QUOTA` for final.
 import hashlib
 import logging
 import os
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,8 +14,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from ntf_server.admission.addresses import keys, share
-from ntf_server.admission.budgets import MAX_KEYS, Buckets, Budgets, Rate
+from ntf_server.admission.addresses import keys, network, share
+from ntf_server.admission.budgets import MAX_DELAY, MAX_KEYS, Buckets, Budgets, Rate
 from ntf_server.admission.sessions import Closed, Connections, Peer
 from ntf_server.admission.verifications import SPACING, Turn, Verifications
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
@@ -51,6 +52,11 @@ def _remember(kept: OrderedDict[K, V], key: K, value: V) -> None:
     kept.move_to_end(key)
     if len(kept) > MAX_KEYS:
         kept.popitem(last=False)
+
+
+def _spread(wait: float) -> float:
+    """Who waits longest does not wait for all that came before him: a crowd of such must not have its turn together."""
+    return random.uniform(MAX_DELAY / 2, MAX_DELAY) if wait >= MAX_DELAY else wait  # noqa: S311  no secret
 
 
 class Admission:
@@ -104,7 +110,7 @@ class Admission:
         if self._budgets is None:
             return 0.0
         now = self._clock()
-        wait = self._spend("handshakes", peer, 1, now)
+        wait = _spread(self._spend("handshakes", peer, 1, now))
         peer.since = now + wait
         return wait
 
@@ -144,7 +150,7 @@ class Admission:
         own, peer.paid = budgets.commands_per_session.spend(peer.paid, len(commands), now)
         waits = [self._counted(own, "commands_per_session")]
         waits += [self._spend(what, peer, n, now) for what, n in numbers.items() if n]
-        return max(waits)
+        return _spread(max(waits))
 
     # --- SMP servers
 
@@ -211,9 +217,10 @@ class Admission:
             return Asked(0.0)
         now, key = self._clock(), self._device_key(device)
         source: Hashable = peer.keys[-1] if peer.keys else peer
+        around: Hashable = network(peer.keys[-1]) if peer.keys else peer
         if known is not None and known.proven:
-            source = "token", known.ref
-        turn = self._verifications.ask(key, source, known.ref if known else None, now)
+            source = around = "token", known.ref
+        turn = self._verifications.ask(key, source, around, known.ref if known else None, now)
         if turn is None:
             self._metrics.count_kind(KindCounter.LIMITS_REFUSED, "registrations_per_device")
             return None

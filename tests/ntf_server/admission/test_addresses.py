@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntf_server.admission.addresses import SITE_SHARE, keys, share, text
+from ntf_server.admission.addresses import SITE_SHARE, keys, network, share, text
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,9 @@ def test_shared_networks_have_no_budget_by_address() -> None:
     shared = [ipaddress.ip_network("172.17.0.0/16"), ipaddress.ip_network("2001:db8::/32")]
     assert keys("172.17.0.1", shared) == keys("::ffff:172.17.0.1", shared) == keys("2001:db8::1", shared) == ()
     assert keys("172.18.0.1", shared) != ()
+
+
+def test_a_network_is_larger_than_what_is_charged() -> None:
+    [near, far] = [network(keys(host)[-1]) for host in ("192.0.2.7", "192.1.2.7")]
+    assert near == network(keys("192.0.99.1")[-1]) != far
+    assert network(keys("2001:db8:1::1")[-1]) == network(keys("2001:db8:2::1")[-1]) != network(keys("2001:db9::1")[-1])

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntf_server.admission.budgets import Rate
-from ntf_server.admission.verifications import HOUR, MAX_DEVICES, MAX_WAITING, PER_HOUR, SPACING, Turn, Verifications
+from ntf_server.admission.verifications import (
+    HOUR,
+    MAX_DEVICES,
+    MAX_OF_NETWORK,
+    MAX_WAITING,
+    PER_HOUR,
+    SPACING,
+    Turn,
+    Verifications,
+)
 from ntf_server.config.settings import Limits
 
 DEVICE = "a device"
@@ -24,9 +33,11 @@ class World:
         self.due: dict[int, float] = {}  # when the store may have each pushed
         self.deleted: set[int] = set()
 
-    def ask(self, source: object, ref: int | None = None, device: object = DEVICE) -> int | None:
-        """A registration of a source: its number, None if it was refused."""
-        turn = self.turns.ask(device, source, ref, self.now)
+    def ask(
+        self, source: object, ref: int | None = None, device: object = DEVICE, network: object = None
+    ) -> int | None:
+        """A registration of a source, by default in a network of its own: its number, None if it was refused."""
+        turn = self.turns.ask(device, source, network or source, ref, self.now)
         if turn is None:
             return None
         if ref is None:
@@ -97,9 +108,30 @@ def test_the_same_registration_keeps_its_turn() -> None:
     assert world.due == before
 
 
-def test_no_more_than_a_few_sources_wait() -> None:
+def test_of_a_network_with_many_addresses_one_turn_comes_before_the_owner() -> None:
+    """Those who flood have as many as they like; and their next ones come after his next one."""
     world = World()
-    assert [world.ask(n) is not None for n in range(MAX_WAITING + 3)] == [True] * (MAX_WAITING + 1) + [False] * 2
+    flood = [world.ask(n, network="flood") for n in range(MAX_OF_NETWORK)]
+    owner, again = world.ask("owner"), world.ask("another address of his", network="owner")
+    assert owner is not None
+    assert again is not None
+    assert world.due[owner] == world.now + SPACING
+    assert world.due[again] == world.now + HOUR
+    world.now += 2 * HOUR
+    world.due.clear()
+    late, mine = world.ask("late", network="flood"), world.ask("new", network="owner")
+    assert late is not None
+    assert mine is not None
+    assert world.due[mine] < world.due[late]
+    assert flood
+
+
+def test_of_a_network_so_many_wait_and_of_all_so_many_more() -> None:
+    world = World()
+    asked = [world.ask(n, network="one") is not None for n in range(MAX_OF_NETWORK + 3)]
+    assert asked == [True] * (MAX_OF_NETWORK + 1) + [False] * 2
+    others = [world.ask(str(n)) is not None for n in range(MAX_WAITING)]
+    assert others == [True] * (MAX_WAITING - MAX_OF_NETWORK) + [False] * MAX_OF_NETWORK
     assert not world.deleted
 
 
@@ -128,13 +160,13 @@ def test_who_is_not_made_yet_is_moved_when_it_is() -> None:
     """Two commands for one device at once."""
     world = World()
     world.ask("a")
-    slow = world.turns.ask(DEVICE, "a", None, world.now)
+    slow = world.turns.ask(DEVICE, "a", "a", None, world.now)
     assert slow is not None
     world.due[99] = slow.at
     world.ask("b")
     world.tell(DEVICE, slow, 99)
     assert world.due[99] == world.now + 2 * SPACING
-    lost = world.turns.ask(DEVICE, "c", None, world.now)
+    lost = world.turns.ask(DEVICE, "c", "c", None, world.now)
     assert lost is not None
     world.ask("c")
     world.due[100] = lost.at
@@ -149,6 +181,10 @@ def test_memory_is_bounded() -> None:
             world.ask(source, device=n)
     assert len(world.turns) == 10
     assert len(world.turns._where) <= 10
+    for n in range(200):
+        world.ask(n, device="one")
+    assert len(world.turns) == 1
+    assert len(world.turns._where) <= MAX_WAITING
 
 
 def test_to_have_a_device_forgotten_takes_half_an_hour_of_all_registrations() -> None:
