@@ -18,6 +18,7 @@ from ntf_server.admission.gate import Admission
 from ntf_server.admission.proxy_header import HEAD, ProxyHeaderError, client_address, rest_size
 from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
+from ntf_server.event_loop import EventLoop
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
@@ -81,6 +82,17 @@ class ListenerConfig(msgspec.Struct, frozen=True):
     proxies: tuple[Network, ...] = ()
 
 
+def _put_apart(transport: asyncio.Transport) -> None:
+    """Clients, however many, hold up nothing but each other; a test may have any loop."""
+    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
+        loop.put_apart(transport)
+
+
+def _put_back(transport: asyncio.Transport) -> None:
+    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
+        loop.put_back(transport)
+
+
 class _Door(asyncio.BufferedProtocol):
     """A connection that was accepted, before anything is spent on it. One of a proxy says first whose it is.
 
@@ -102,6 +114,7 @@ class _Door(asyncio.BufferedProtocol):
         """Let it in, close it, or wait for its proxy."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        _put_apart(transport)
         address = transport.get_extra_info("peername")
         host: str = address[0] if address else ""
         if is_in(host, self._config.proxies):
@@ -131,11 +144,16 @@ class _Door(asyncio.BufferedProtocol):
             log.debug("a connection was closed: %s", e)
             self._transport.abort()
             return
-        self.connection_lost(None)
+        self._wait_no_longer()
         self._open(self._transport, host or "")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody waits any more."""
+        """As the base's."""
+        assert self._transport is not None
+        _put_back(self._transport)
+        self._wait_no_longer()
+
+    def _wait_no_longer(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
 
@@ -151,6 +169,8 @@ class _Connection(BlockConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As the base's."""
+        assert self._transport is not None
+        _put_back(self._transport)
         self._on_lost()
         super().connection_lost(exc)
 

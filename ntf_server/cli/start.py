@@ -6,6 +6,7 @@ import asyncio
 from ntf_server import app
 from ntf_server.cli import arguments as common
 from ntf_server.config import files as config
+from ntf_server.event_loop import EventLoop
 from ntf_server.memory import keep_private
 from ntf_server.push.jose import b64, public_point
 
@@ -20,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     keep_private()
     loaded = config.load(common.directory(arguments))
     app.set_up_log(loaded)
-    asyncio.run(app.run(loaded, lambda relay: _ready(loaded, relay), arguments.signals))
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(app.run(loaded, lambda relay: _ready(loaded, relay), arguments.signals))
     return 0
 
 

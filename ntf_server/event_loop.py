@@ -1,0 +1,108 @@
+"""An event loop in which a crowd of clients holds up nothing else.
+
+asyncio takes all sockets that are ready in one turn. Of 3,000 clients who speak at once each costs 0.1 ms, and a push
+would wait for all of them. Sockets that were put apart have an epoll of their own: of these a few are taken in a turn,
+one after another, and the others all.
+"""
+
+import asyncio
+import os
+import select
+import selectors
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias, cast
+
+_IN_A_TURN: Final = 16
+
+_File: TypeAlias = Any  # what has a descriptor, or is one
+_Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
+
+
+class _Selector(selectors.BaseSelector):
+    def __init__(self) -> None:
+        self._first = selectors.EpollSelector()
+        self._apart = selectors.EpollSelector()
+        self._few = select.epoll.fromfd(os.dup(self._apart.fileno()))  # the same, which may be asked for a few
+        self._first.register(self._apart, selectors.EVENT_READ)
+        self._marked: set[int] = set()
+
+    def put_apart(self, fd: int) -> None:
+        """From its next registration on, until `put_back`."""
+        self._marked.add(fd)
+
+    def put_back(self, fd: int) -> None:
+        """It is closed, and its number may be another's."""
+        self._marked.discard(fd)
+
+    def _of(self, file: _File) -> selectors.EpollSelector:
+        return self._apart if file in self._marked else self._first
+
+    def register(self, fileobj: _File, events: int, data: Any = None) -> selectors.SelectorKey:
+        """As the base's."""
+        return self._of(fileobj).register(fileobj, events, data)
+
+    def unregister(self, fileobj: _File) -> selectors.SelectorKey:
+        """As the base's."""
+        return self._of(fileobj).unregister(fileobj)
+
+    def modify(self, fileobj: _File, events: int, data: Any = None) -> selectors.SelectorKey:
+        """As the base's."""
+        return self._of(fileobj).modify(fileobj, events, data)
+
+    def get_key(self, fileobj: _File) -> selectors.SelectorKey:
+        """As the base's."""
+        return self._of(fileobj).get_key(fileobj)
+
+    def get_map(self) -> Mapping[_File, selectors.SelectorKey]:
+        """As the base's."""
+        maps = cast("list[dict[_File, selectors.SelectorKey]]", [s.get_map() for s in (self._apart, self._first)])
+        return ChainMap(*maps)
+
+    def select(self, timeout: float | None = None) -> _Ready:
+        """As the base's; of those apart, some."""
+        ready = self._first.select(timeout)
+        for i, (key, _) in enumerate(ready):
+            if key.fileobj is self._apart:
+                del ready[i]
+                return ready + self._some()
+        return ready
+
+    def _some(self) -> _Ready:
+        """What was taken goes to the end of the kernel's list, if it is still ready."""
+        known = self._apart.get_map()
+        out = []
+        for fd, event in self._few.poll(0, _IN_A_TURN):
+            key, events = known[fd], 0
+            if event & ~select.EPOLLIN:
+                events |= selectors.EVENT_WRITE
+            if event & ~select.EPOLLOUT:
+                events |= selectors.EVENT_READ
+            out.append((key, events & key.events))
+        return out
+
+    def close(self) -> None:
+        """As the base's."""
+        for closed in (self._few, self._apart, self._first):
+            closed.close()
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """For `asyncio.Runner`."""
+
+    def __init__(self) -> None:
+        self._sockets = _Selector()
+        super().__init__(self._sockets)
+
+    def put_apart(self, transport: asyncio.BaseTransport) -> None:
+        """To be called in `connection_made`."""
+        self._sockets.put_apart(_descriptor(transport))
+
+    def put_back(self, transport: asyncio.BaseTransport) -> None:
+        """To be called in `connection_lost`."""
+        self._sockets.put_back(_descriptor(transport))
+
+
+def _descriptor(transport: asyncio.BaseTransport) -> int:
+    fd: int = transport.get_extra_info("socket").fileno()
+    return fd
