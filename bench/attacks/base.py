@@ -62,7 +62,8 @@ class Attack(ABC):
 
     `about`: what it is, in a line; `tokens`: ACTIVE registrations that it is given; `addresses`: that it comes from;
     `descriptors`: that the relay's documented limits let it hold open; `has_victim`: it is about one device;
-    `settle`: seconds that it may take until it is in place.
+    `settle`: seconds that it may take until it is in place; `spends_all`: so many addresses spend what there is for all
+    together, for which nobody waits longer than 20 s.
     """
 
     about: ClassVar[str]
@@ -71,6 +72,7 @@ class Attack(ABC):
     descriptors: ClassVar[int] = ONE_ADDRESS
     has_victim: ClassVar[bool] = False
     settle: ClassVar[float] = 15.0
+    spends_all: ClassVar[bool] = False
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

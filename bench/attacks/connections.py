@@ -199,6 +199,7 @@ class CommandsOfMany(Commands):
     about = "TCHKs of 1,000 sessions of as many addresses, without end"
     addresses: ClassVar[int] = 1000
     descriptors: ClassVar[int] = MANY_ADDRESSES
+    spends_all: ClassVar[bool] = True
     _sessions = 1000
     _window = 2
 

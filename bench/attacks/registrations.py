@@ -37,6 +37,7 @@ class TnewFloodOfMany(TnewFlood):
     about = "TNEWs of 3,000 addresses, four each"
     addresses: ClassVar[int] = 3000
     descriptors: ClassVar[int] = MANY_ADDRESSES
+    spends_all: ClassVar[bool] = True
     _commands = 12_000
     _sessions = 3000
 

@@ -49,6 +49,12 @@ class Echo(asyncio.Protocol):
         self.loop.put_back(self.transport)
 
 
+async def closed(*transports: asyncio.BaseTransport) -> None:
+    for transport in transports:
+        transport.close()
+    await asyncio.sleep(0.01)
+
+
 def current() -> EventLoop:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, EventLoop)
@@ -59,8 +65,7 @@ def test_of_many_that_are_apart_a_few_are_taken_in_a_turn_and_each_in_its_turn(r
     async def main() -> None:
         loop, seen, rounds = current(), list[object](), 5
         with pairs(_IN_A_TURN * rounds) as crowd, pairs(1) as [(here, there)]:
-            for ours, _ in crowd:
-                await loop.create_connection(lambda: Echo(loop, seen), sock=ours)
+            opened = [(await loop.create_connection(lambda: Echo(loop, seen), sock=ours))[0] for ours, _ in crowd]
             await asyncio.sleep(0.01)
             order = list[int]()
             loop.add_reader(here, lambda: order.append(len(seen)))  # it stays ready
@@ -72,6 +77,7 @@ def test_of_many_that_are_apart_a_few_are_taken_in_a_turn_and_each_in_its_turn(r
             assert len(set(seen)) == len(crowd)
             assert max(b - a for a, b in itertools.pairwise(order)) <= _IN_A_TURN
             loop.remove_reader(here)
+            await closed(*opened)
 
     run(main())
 
@@ -86,6 +92,7 @@ def test_what_is_apart_reads_writes_and_pauses_as_any_other(run: Callable[..., A
             assert await reader.readexactly(size) == bytes(size)
             writer.close()
             await writer.wait_closed()
+            await asyncio.sleep(0.01)
 
     run(main())
 
@@ -104,6 +111,7 @@ def test_one_that_is_apart_may_pause(run: Callable[..., Any]) -> None:
             while not seen:
                 await asyncio.sleep(0.01)
             assert await loop.sock_recv(theirs, 1) == b"x"
+            await closed(transport)
 
     run(main())
 
