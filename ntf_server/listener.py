@@ -13,12 +13,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from ntf_server.admission.addresses import Network, is_in
+from ntf_server.admission.addresses import Network
 from ntf_server.admission.gate import Admission
-from ntf_server.admission.proxy_header import HEAD, ProxyHeaderError, client_address, rest_size
 from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
-from ntf_server.event_loop import EventLoop
+from ntf_server.door import Door, put_back
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
@@ -82,82 +81,6 @@ class ListenerConfig(msgspec.Struct, frozen=True):
     proxies: tuple[Network, ...] = ()
 
 
-def _put_apart(transport: asyncio.Transport) -> None:
-    """Clients, however many, hold up nothing but each other; a test may have any loop."""
-    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_apart(transport)
-
-
-def _put_back(transport: asyncio.Transport) -> None:
-    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_back(transport)
-
-
-class _Door(asyncio.BufferedProtocol):
-    """A connection that was accepted, before anything is spent on it. One of a proxy says first whose it is.
-
-    No more is read than that: the rest is the client's.
-    """
-
-    __slots__ = ("_config", "_deadline", "_filled", "_head", "_open", "_room", "_transport")
-
-    def __init__(self, config: ListenerConfig, open_: Callable[[asyncio.Transport, str], None]) -> None:
-        self._config = config
-        self._open = open_
-        self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._head = b""
-        self._room = bytearray(HEAD)
-        self._filled = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let it in, close it, or wait for its proxy."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        _put_apart(transport)
-        address = transport.get_extra_info("peername")
-        host: str = address[0] if address else ""
-        if is_in(host, self._config.proxies):
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(self._config.handshake_timeout, transport.abort)
-        else:
-            self._open(transport, host)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Room for what is missing of the proxy's header."""
-        return memoryview(self._room)[self._filled :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Some of it came."""
-        assert self._transport is not None
-        self._filled += nbytes
-        if self._filled < len(self._room):
-            return
-        try:
-            if not self._head:
-                self._head = bytes(self._room)
-                self._room, self._filled = bytearray(rest_size(self._head)), 0
-                if self._room:
-                    return
-            host = client_address(self._head, bytes(self._room))
-        except ProxyHeaderError as e:
-            log.debug("a connection was closed: %s", e)
-            self._transport.abort()
-            return
-        self._wait_no_longer()
-        self._open(self._transport, host or "")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """As the base's."""
-        assert self._transport is not None
-        _put_back(self._transport)
-        self._wait_no_longer()
-
-    def _wait_no_longer(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-
 class _Connection(BlockConnection):
     """Its end is told to the budgets, whatever state it was in."""
 
@@ -170,7 +93,7 @@ class _Connection(BlockConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """As the base's."""
         assert self._transport is not None
-        _put_back(self._transport)
+        put_back(self._transport)
         self._on_lost()
         super().connection_lost(exc)
 
@@ -182,12 +105,6 @@ def _queue(fd: int) -> None:
         sock.listen(_BACKLOG)
     finally:
         sock.detach()
-
-
-def _go_on(transport: asyncio.Transport) -> None:
-    """A connection waited for its turn."""
-    if not transport.is_closing():
-        transport.resume_reading()
 
 
 _Asked: TypeAlias = list[tuple[Transmission | Invalid, Message]]
@@ -223,7 +140,7 @@ class Listener:
         self._context = server_context("ntf", self._credentials)
         with listen_errors(host, port):
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Door(self._config, self._open), host, port, backlog=_ACCEPTED_AT_ONCE, reuse_address=True
+                self._door, host, port, backlog=_ACCEPTED_AT_ONCE, reuse_address=True
             )
             for sock in self._server.sockets:
                 _queue(sock.fileno())
@@ -233,13 +150,14 @@ class Listener:
         self._context = server_context("ntf", credentials)
         self._credentials = credentials
 
-    def _open(self, transport: asyncio.Transport, host: str) -> None:
-        """A client's connection, from this address. Over a budget it is closed, and no TLS was made for it."""
+    def _door(self) -> Door:
+        """For one connection."""
+        timeout, proxies = self._config.handshake_timeout, self._config.proxies
+        return Door(self._admission, proxies, timeout, self._scratch.received, self._let_in)
+
+    def _let_in(self, transport: asyncio.Transport, peer: Peer, received: bytes) -> None:
+        """A client's connection whose handshake may begin; this came of it."""
         assert self._context is not None
-        peer = self._admission.open(host, transport.abort)
-        if peer is None:
-            transport.abort()
-            return
         credentials = self._credentials  # TLS and the handshake in it show the same, also if another one comes between
         connection = _Connection(
             partial(self._admission.closed, peer),
@@ -248,10 +166,8 @@ class Listener:
         )
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        if wait := self._admission.handshake_wait(peer):
-            loop = asyncio.get_running_loop()
-            loop.call_soon(transport.pause_reading)  # by then asyncio has begun to read, which would undo it
-            loop.call_later(wait, _go_on, transport)
+        connection.get_buffer(len(received))[: len(received)] = received
+        connection.buffer_updated(len(received))
 
     @property
     def port(self) -> int:

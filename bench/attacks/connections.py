@@ -21,6 +21,7 @@ _FAILED: Final = (OSError, TimeoutError, HandshakeError)
 _AT_ONCE: Final = 64
 _CONNECTIONS: Final = 10_000
 _AGAIN: Final = 0.5
+_PLACING: Final = 600.0  # seconds; not waited for longer than `settle`
 
 
 class _Many(Attack):
@@ -35,9 +36,9 @@ class _Many(Attack):
     async def run(self) -> None:
         """Make them, and keep them."""
         count = self.plan.count(_CONNECTIONS)
-        tasks = [asyncio.create_task(self._one(i)) for i in range(count)]
         self._made = 0
-        await self.until(lambda: self._made >= count, self.settle)
+        tasks = [asyncio.create_task(self._one(i)) for i in range(count)]
+        await self.until(lambda: self._made >= count, _PLACING)
         self.in_place.set()
         await asyncio.gather(*tasks)
 

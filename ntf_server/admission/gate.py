@@ -106,12 +106,10 @@ class Admission:
         return self._connections.open(charged, close, self._clock(), budgets)
 
     def handshake_wait(self, peer: Peer) -> float:
-        """Seconds until the handshake of a connection that was just opened may begin, MAX_DELAY at most."""
-        if self._budgets is None:
-            return 0.0
+        """It said what its handshake begins with: seconds until it may begin, MAX_DELAY at most."""
         now = self._clock()
-        wait = _spread(self._spend("handshakes", peer, 1, now))
-        peer.since = now + wait
+        wait = _spread(self._spend("handshakes", peer, 1, now)) if self._budgets is not None else 0.0
+        self._connections.shaking(peer, now + wait)
         return wait
 
     def established(self, peer: Peer) -> None:

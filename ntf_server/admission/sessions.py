@@ -1,9 +1,10 @@
 """Connections of clients: how many are open, by address and in all, and which one goes when there are too many.
 
 A connection is half-open until its handshake, TLS and all, is done; then it is a session. Over a budget the oldest
-half-open connection, or the session that was silent longest, makes room: an honest client needs a session only while
-it asks, and its handshake takes a moment. So a stranger who holds all that his address may have keeps nobody out who
-shares it with him. Everything here is exact, and as large as what is open.
+half-open connection, one that did not even begin its handshake first, or the session that was silent longest, makes
+room: an honest client needs a session only while it asks, and its handshake takes a moment. So a stranger who holds all
+that his address may have keeps nobody out who shares it with him. Everything here is exact, and as large as what is
+open.
 """
 
 from collections.abc import Callable
@@ -30,12 +31,13 @@ class Closed(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Peer:
-    """A client's connection. `keys`: what its address is charged to; `since`: when it may begin, or asked last."""
+    """A client's connection. `keys`: what its address is charged to; `since`: it came, could begin, or asked."""
 
     keys: tuple[Key, ...]
     close: Callable[[], None]
     since: float
     paid: Paid = ()  # of its own commands
+    is_shaking: bool = False
     is_session: bool = False
     is_gone: bool = False
 
@@ -69,7 +71,8 @@ class Connections:
     """All that are open. `on_closed`: told of each that is closed or refused."""
 
     def __init__(self, on_closed: Callable[[Closed], None]) -> None:
-        self._half_open = _Open()
+        self._silent = _Open()  # that said too little to begin a handshake
+        self._shaking = _Open()  # that wait for their handshake, or are in it
         self._sessions = _Open()
         self._on_closed = on_closed
 
@@ -80,14 +83,21 @@ class Connections:
         if budgets is not None and not self._has_room(keys, now, budgets):
             return None
         peer = Peer(keys, close, now)
-        self._half_open.add(peer)
+        self._silent.add(peer)
         return peer
+
+    def shaking(self, peer: Peer, since: float) -> None:
+        """It said what its handshake begins with, and may have it from then on."""
+        if not peer.is_gone:
+            self._silent.remove(peer)
+            peer.is_shaking, peer.since = True, since
+            self._shaking.add(peer)
 
     def established(self, peer: Peer, now: float, budgets: Budgets | None) -> None:
         """Its handshake is done: it is a session. One that was silent for longer may be closed for it."""
         if peer.is_gone:  # its last block was read before it was lost, and understood afterwards
             return
-        self._half_open.remove(peer)
+        self._of(peer).remove(peer)
         if budgets is not None:
             for key in peer.keys:
                 if self._sessions.count(key) >= budgets.sessions_per_address * share(key):
@@ -107,12 +117,18 @@ class Connections:
     def closed(self, peer: Peer) -> None:
         """It is gone. To be told once more does no harm."""
         peer.is_gone = True
-        (self._sessions if peer.is_session else self._half_open).remove(peer)
+        self._of(peer).remove(peer)
+
+    def _of(self, peer: Peer) -> _Open:
+        if peer.is_session:
+            return self._sessions
+        return self._shaking if peer.is_shaking else self._silent
 
     def end_half_open(self) -> None:
         """Close all whose handshake is not done: nobody is served any more."""
-        for peer in list(self._half_open.by_key.get(_ALL, ())):
-            peer.close()
+        for kind in (self._silent, self._shaking):
+            for peer in list(kind.by_key.get(_ALL, ())):
+                peer.close()
 
     @property
     def sessions(self) -> int:
@@ -122,7 +138,10 @@ class Connections:
     @property
     def half_open(self) -> int:
         """How many connections have not done their handshake yet."""
-        return self._half_open.count()
+        return self._half_open()
+
+    def _half_open(self, key: Key = _ALL) -> int:
+        return self._silent.count(key) + self._shaking.count(key)
 
     def majority(self, peer: Peer) -> tuple[str, int] | None:
         """The address of this session, for people, and how many it has: if these are over half of many."""
@@ -139,8 +158,9 @@ class Connections:
                 return False
         # No pause here: strangers with many addresses, who come again at once, would leave no room to others. And there
         # is so much in all that who is served in the order of arrival is done before he is the oldest.
-        if self._half_open.count() >= budgets.half_open:
-            self._end(self._half_open, self._half_open.first(_ALL), Closed.HALF_OPEN)
+        if self._half_open() >= budgets.half_open:
+            kind = self._silent if self._silent.count() else self._shaking
+            self._end(kind, kind.first(_ALL), Closed.HALF_OPEN)
         return True
 
     def _make_room(self, key: Key, limit: int, now: float) -> bool:
@@ -148,14 +168,14 @@ class Connections:
 
         Not what is younger: of a crowd behind one address nobody would come to the end of his handshake.
         """
-        if self._half_open.count(key) < limit:
+        if self._half_open(key) < limit:
             return True
-        oldest = self._half_open.first(key)
-        if now - oldest.since < HANDSHAKE:
-            self._on_closed(Closed.HALF_OPEN_PER_ADDRESS)
-            return False
-        self._end(self._half_open, oldest, Closed.HALF_OPEN_PER_ADDRESS)
-        return True
+        for kind in (self._silent, self._shaking):
+            if kind.count(key) and now - (oldest := kind.first(key)).since >= HANDSHAKE:
+                self._end(kind, oldest, Closed.HALF_OPEN_PER_ADDRESS)
+                return True
+        self._on_closed(Closed.HALF_OPEN_PER_ADDRESS)
+        return False
 
     def _end(self, opened: _Open, peer: Peer, why: Closed) -> None:
         opened.remove(peer)

@@ -12,7 +12,7 @@ from ntf_server.commands import Commands
 from ntf_server.config.limits import parse_limits, parse_networks
 from ntf_server.config.server_list import ServerList, parse_pattern
 from ntf_server.config.settings import Limits
-from ntf_server.listener import Listener, ListenerConfig, _Door
+from ntf_server.listener import Listener, ListenerConfig
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.push.exchange import Endpoint, HttpRequest
 from ntf_server.push.front import OneProvider
@@ -122,7 +122,7 @@ class Inside:
 
     def meet(self, client: asyncio.BufferedProtocol, host: str) -> None:
         """A connection from there."""
-        link(client, _Door(self.listener._config, self.listener._open), host=host)
+        link(client, self.listener._door(), host=host)
 
     async def close(self) -> None:
         """The end of it."""

@@ -316,7 +316,7 @@ add(
         "door",
         lambda data: life.run(_meet_door(data)),
         _door_seeds,
-        ["ntf_server.listener._Door", "smp_bridge.transport.BlockConnection"],
+        ["ntf_server.door.Door", "smp_bridge.transport.BlockConnection"],
         max_size=800,
         share=0.01,
         words=[proxy_header.SIGNATURE],

@@ -57,21 +57,21 @@ add(
 
 
 def _check_rate(rate: Rate) -> None:
-    assert rate.at_once >= 1
-    assert rate.per_second > 0
-    assert Rate.parse(f"{rate.at_once} + {rate.per_second:.6f}/s") == rate
+    assert 1 <= len(rate.paces) <= 2
+    assert all(pace.at_once >= 1 and pace.per_second > 0 for pace in rate.paces)
+    assert Rate.parse(" and ".join(f"{pace.at_once} + {pace.per_second:.6f}/s" for pace in rate.paces)) == rate
 
 
 add(
     Target(
         "rate",
         lambda data: Rate.parse(_text(data)),
-        lambda: [b"300 + 5/s", b"1 + 0.000001/s", b"9999999 + 999999.999999/s", b"0 + 1/s"],
+        lambda: [b"300 + 5/s", b"1 + 0.000001/s", b"9999999 + 999999.999999/s", b"0 + 1/s", b"30 + 10/s and 300 + 5/s"],
         ["ntf_server.admission.budgets.Rate.parse"],
         (ValueError,),
         _check_rate,
-        max_size=40,
-        words=[b" + ", b"/s"],
+        max_size=80,
+        words=[b" + ", b"/s", b" and "],
     )
 )
 

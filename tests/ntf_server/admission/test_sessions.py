@@ -70,6 +70,35 @@ def test_half_open_connections_are_bounded_in_all() -> None:
     assert world.left == (3, 0)
 
 
+def test_who_has_not_begun_makes_room_before_who_waits_for_his_turn() -> None:
+    world = World(half_open=3)
+    begun, silent = world.open("192.0.2.1"), world.open("192.0.2.2")
+    assert begun is not None
+    world.connections.shaking(begun, world.now)
+    for n in range(3, 9):
+        assert world.open(f"192.0.2.{n}") is not None
+    assert silent in world.ended
+    assert begun not in world.ended
+    world = World(half_open=2)
+    peers = [world.open(f"192.0.2.{n}") for n in range(2)]
+    for peer in peers:
+        assert peer is not None
+        world.connections.shaking(peer, world.now)
+    assert world.open("192.0.2.9") is not None
+    assert world.ended == peers[:1]
+
+
+def test_of_an_address_too_who_has_not_begun_goes_first_and_who_waits_for_his_turn_not_at_all() -> None:
+    world = World(half_open_per_address=2)
+    waiting, silent = world.open("192.0.2.1"), world.open("192.0.2.1")
+    assert waiting is not None
+    world.connections.shaking(waiting, world.now + 10)
+    world.now += HANDSHAKE
+    assert world.open("192.0.2.1") is not None
+    assert world.ended == [silent]
+    assert world.open("192.0.2.1") is None
+
+
 def test_a_site_has_more_than_its_networks() -> None:
     world = World(half_open_per_address=2)
     let_in = [world.open(f"2001:db8:0:{n:x}::1") is not None for n in range(3 * SITE_SHARE) for _ in range(3)]
@@ -133,7 +162,9 @@ def test_an_address_that_holds_most_sessions_is_named() -> None:
     assert world.connections.majority(world.session("2001:db8::2")) == ("2001:db8::/64", MANY)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["open", "done", "ask", "close", "wait"]), st.integers(0, 5)), max_size=120)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["open", "hello", "done", "ask", "close", "wait"]), st.integers(0, 5)), max_size=120
+)
 
 
 @given(STEPS)
@@ -148,7 +179,9 @@ def test_counts_are_exact_whatever_happens(steps: list[tuple[str, int]]) -> None
             world.now += n
         elif alive:
             peer = alive[n % len(alive)]
-            if what == "done" and not peer.is_session:
+            if what == "hello" and not (peer.is_shaking or peer.is_session):
+                world.connections.shaking(peer, world.now)
+            elif what == "done" and not peer.is_session:
                 world.connections.established(peer, world.now, world.budgets)
             elif what == "ask":
                 world.connections.asked(peer, world.now)
@@ -165,7 +198,8 @@ def test_counts_are_exact_whatever_happens(steps: list[tuple[str, int]]) -> None
         world.connections.closed(peer)
     assert world.left == (0, 0)
     assert not world.connections._sessions.by_key
-    assert not world.connections._half_open.by_key
+    assert not world.connections._silent.by_key
+    assert not world.connections._shaking.by_key
 
 
 def test_strangers_from_ten_thousand_addresses_leave_room_to_others() -> None:
