@@ -88,7 +88,7 @@ def show(title: str, found: Sequence[Line], told: Sequence[str]) -> None:
         print(f"  {text}")
 
 
-def did(figures: Figures) -> str:
-    """What the attack did, in a line."""
+def did(target: str, figures: Figures) -> str:
+    """What the attack did to it, in a line."""
     counts = (f"{name} {count:,.0f}" for name, count in figures.attack.items() if not math.isnan(count))
-    return f"the attack: {', '.join(counts) or 'nothing to be told'}"
+    return f"the attack on {target}: {', '.join(counts) or 'nothing to be told'}"

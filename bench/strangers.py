@@ -29,7 +29,8 @@ async def attack(around: World, name: str, size: Size, rounds: int) -> list[Line
     each = [lines(kind, *pair) for pair in found]
     out = [min(same, key=lambda line: abs(line.row.value - _median(same))) for same in zip(*each, strict=True)]
     words = [word for _, figures in found for word in figures.words]
-    show(f"{name}: {kind.about}", out, [did(found[-1][1]), *words[:_WORDS]])
+    without, with_ = found[-1]
+    show(f"{name}: {kind.about}", out, [did("the sink", without), did("the relay", with_), *words[:_WORDS]])
     return out
 
 
