@@ -15,7 +15,8 @@ from typing import Final
 from ntf_server.admission.addresses import Key, share, text
 from ntf_server.admission.budgets import Budgets, Paid
 
-HANDSHAKE: Final = 3.0  # seconds that an honest client's may take before it makes room for others
+SILENT: Final = 0.5  # seconds that an honest client may say nothing before it makes room for others of its address
+HANDSHAKE: Final = 3.0  # seconds that its handshake may take
 MANY: Final = 100  # sessions, before it is told that one address holds most of them
 _ALL: Final = b""  # key of what all have together
 
@@ -170,8 +171,8 @@ class Connections:
         """
         if self._half_open(key) < limit:
             return True
-        for kind in (self._silent, self._shaking):
-            if kind.count(key) and now - (oldest := kind.first(key)).since >= HANDSHAKE:
+        for kind, seconds in ((self._silent, SILENT), (self._shaking, HANDSHAKE)):
+            if kind.count(key) and now - (oldest := kind.first(key)).since >= seconds:
                 self._end(kind, oldest, Closed.HALF_OPEN_PER_ADDRESS)
                 return True
         self._on_closed(Closed.HALF_OPEN_PER_ADDRESS)

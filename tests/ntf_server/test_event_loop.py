@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ntf_server.event_loop import _IN_A_TURN, EventLoop
+from ntf_server.event_loop import _MOST, _TURN, FEWEST, EventLoop
 
 
 @pytest.fixture
@@ -61,11 +62,21 @@ def current() -> EventLoop:
     return loop
 
 
-def test_of_many_that_are_apart_a_few_are_taken_in_a_turn_and_each_in_its_turn(run: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("each", [0.0, _TURN / 8, 2 * _TURN])
+def test_of_many_that_are_apart_a_few_are_taken_in_a_turn_and_each_in_its_turn(
+    run: Callable[..., Any], each: float
+) -> None:
+    """So many as a turn may take, each of which takes its time, and a few in any case."""
+
+    class Slow(Echo):
+        def data_received(self, data: bytes) -> None:
+            time.sleep(each)
+            super().data_received(data)
+
     async def main() -> None:
-        loop, seen, rounds = current(), list[object](), 5
-        with pairs(_IN_A_TURN * rounds) as crowd, pairs(1) as [(here, there)]:
-            opened = [(await loop.create_connection(lambda: Echo(loop, seen), sock=ours))[0] for ours, _ in crowd]
+        loop, seen = current(), list[object]()
+        with pairs(200 if each <= _TURN else 40) as crowd, pairs(1) as [(here, there)]:
+            opened = [(await loop.create_connection(lambda: Slow(loop, seen), sock=ours))[0] for ours, _ in crowd]
             await asyncio.sleep(0.01)
             order = list[int]()
             loop.add_reader(here, lambda: order.append(len(seen)))  # it stays ready
@@ -75,7 +86,8 @@ def test_of_many_that_are_apart_a_few_are_taken_in_a_turn_and_each_in_its_turn(r
             while len(seen) < len(crowd):
                 await asyncio.sleep(0)
             assert len(set(seen)) == len(crowd)
-            assert max(b - a for a, b in itertools.pairwise(order)) <= _IN_A_TURN
+            most = max(b - a for a, b in itertools.pairwise(order))
+            assert FEWEST <= most <= (_MOST if not each else 16 if each < _TURN else FEWEST)
             loop.remove_reader(here)
             await closed(*opened)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ntf_server.admission.addresses import SITE_SHARE, keys
 from ntf_server.admission.budgets import Budgets
-from ntf_server.admission.sessions import HANDSHAKE, MANY, Closed, Connections, Peer
+from ntf_server.admission.sessions import HANDSHAKE, MANY, SILENT, Closed, Connections, Peer
 from ntf_server.config.limits import parse_limits
 from ntf_server.config.settings import Limits
 
@@ -53,10 +53,24 @@ def test_half_open_connections_of_an_address_are_bounded() -> None:
     assert world.left == (4, 0)
 
 
-def test_what_is_half_open_for_long_makes_room() -> None:
+def test_what_is_silent_makes_room_soon() -> None:
+    world = World(half_open_per_address=3)
+    silent = [world.open("192.0.2.1") for _ in range(3)]
+    world.now += SILENT
+    assert world.open("192.0.2.1") is not None
+    assert world.ended == silent[:1]
+    assert world.left == (3, 0)
+
+
+def test_what_shakes_hands_for_long_makes_room() -> None:
     world = World(half_open_per_address=3)
     slow = [world.open("192.0.2.1") for _ in range(3)]
-    world.now += HANDSHAKE
+    for peer in slow:
+        assert peer is not None
+        world.connections.shaking(peer, world.now)
+    world.now += SILENT
+    assert world.open("192.0.2.1") is None
+    world.now += HANDSHAKE - SILENT
     assert world.open("192.0.2.1") is not None
     assert world.ended == slow[:1]
     assert world.left == (3, 0)
