@@ -23,16 +23,22 @@ _MAX_RECORD: Final = 2**14
 _READ: Final = 2**14  # bytes at once
 
 
-def put_back(transport: asyncio.Transport) -> None:
-    """To be told of each connection that a door let in, when it is lost."""
-    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_back(transport)
-
-
-def _put_apart(transport: asyncio.Transport) -> None:
+def put_apart(fd: int) -> None:
     """Clients, however many, hold up nothing but each other; a test may have any loop."""
     if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_apart(transport)
+        loop.put_apart(fd)
+
+
+def put_back(fd: int) -> None:
+    """To be told of each connection that a door let in, when it is lost."""
+    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
+        loop.put_back(fd)
+
+
+def descriptor(transport: asyncio.Transport) -> int:
+    """Of its socket; -1: it is in memory."""
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else sock.fileno()
 
 
 def _is_whole(received: bytearray) -> bool:
@@ -83,7 +89,7 @@ class Door(asyncio.BufferedProtocol):
         """Wait for its first record, or for its proxy; or close it at once, over a budget."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        _put_apart(transport)
+        put_apart(descriptor(transport))
         address = transport.get_extra_info("peername")
         host: str = address[0] if address else ""
         self._timer = asyncio.get_running_loop().call_later(self._timeout, transport.abort)
@@ -144,7 +150,7 @@ class Door(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As the base's."""
         assert self._transport is not None
-        put_back(self._transport)
+        put_back(descriptor(self._transport))
         self._wait_no_longer()
         if self._peer is not None:
             self._admission.closed(self._peer)

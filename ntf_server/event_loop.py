@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 
 FEWEST: Final = 4  # in a turn
 _MOST: Final = 64
-_TURN: Final = 0.004  # seconds that a turn may take
+_TURN: Final = 0.002  # seconds that a turn may take
 
 _File: TypeAlias = Any  # what has a descriptor, or is one
 _Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
@@ -33,11 +33,11 @@ class _Selector(selectors.BaseSelector):
         self._taken_at: float | None = None  # when the last were, if it was in the turn before
 
     def put_apart(self, fd: int) -> None:
-        """From its next registration on, until `put_back`."""
+        """See `EventLoop`."""
         self._marked.add(fd)
 
     def put_back(self, fd: int) -> None:
-        """It is closed, and its number may be another's."""
+        """See `EventLoop`."""
         self._marked.discard(fd)
 
     def _of(self, file: _File) -> selectors.EpollSelector:
@@ -110,15 +110,10 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._sockets = _Selector()
         super().__init__(self._sockets)
 
-    def put_apart(self, transport: asyncio.BaseTransport) -> None:
-        """To be called in `connection_made`."""
-        self._sockets.put_apart(_descriptor(transport))
+    def put_apart(self, fd: int) -> None:
+        """To be called before the loop gets a descriptor: of a transport, in `connection_made`."""
+        self._sockets.put_apart(fd)
 
-    def put_back(self, transport: asyncio.BaseTransport) -> None:
-        """To be called in `connection_lost`."""
-        self._sockets.put_back(_descriptor(transport))
-
-
-def _descriptor(transport: asyncio.BaseTransport) -> int:
-    fd: int = transport.get_extra_info("socket").fileno()
-    return fd
+    def put_back(self, fd: int) -> None:
+        """Its number may be another's: to be called before it is closed, in `connection_lost`."""
+        self._sockets.put_back(fd)

@@ -17,7 +17,7 @@ from ntf_server.admission.addresses import Network
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
-from ntf_server.door import Door, put_back
+from ntf_server.door import Door, descriptor, put_apart, put_back
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
 _BACKLOG: Final = 1024
-_ACCEPTED_AT_ONCE: Final = 16  # connections in one turn of the loop: what else is in it has to wait for them
+_ACCEPTED_AT_ONCE: Final = 4  # connections in one turn of the loop: what else is in it has to wait for them
 _MAX_BLOCKS: Final = 16  # that are answered together
 
 
@@ -93,7 +93,7 @@ class _Connection(BlockConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """As the base's."""
         assert self._transport is not None
-        put_back(self._transport)
+        put_back(descriptor(self._transport))
         self._on_lost()
         super().connection_lost(exc)
 
@@ -140,8 +140,14 @@ class Listener:
         self._context = server_context("ntf", self._credentials)
         with listen_errors(host, port):
             self._server = await asyncio.get_running_loop().create_server(
-                self._door, host, port, backlog=_ACCEPTED_AT_ONCE, reuse_address=True
+                *(self._door, host, port),
+                backlog=_ACCEPTED_AT_ONCE,
+                reuse_address=True,
+                start_serving=False,
             )
+            for sock in self._server.sockets:
+                put_apart(sock.fileno())
+            await self._server.start_serving()
             for sock in self._server.sockets:
                 _queue(sock.fileno())
 
@@ -180,7 +186,10 @@ class Listener:
         """Stop accepting, let commands in progress finish for up to `grace` seconds, disconnect all."""
         self._closing = True
         if self._server is not None:
+            listening = [sock.fileno() for sock in self._server.sockets]
             self._server.close()
+            for fd in listening:
+                put_back(fd)
         if self._busy and grace:
             await asyncio.wait(list(self._busy), timeout=grace)
         self._admission.end_half_open()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ntf_server.door import descriptor
 from ntf_server.event_loop import _MOST, _TURN, FEWEST, EventLoop
 
 
@@ -40,14 +41,14 @@ class Echo(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self.loop.put_apart(transport)
+        self.loop.put_apart(descriptor(transport))
 
     def data_received(self, data: bytes) -> None:
         self.seen.append(self)
         self.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.loop.put_back(self.transport)
+        self.loop.put_back(descriptor(self.transport))
 
 
 async def closed(*transports: asyncio.BaseTransport) -> None:
