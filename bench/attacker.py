@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import resource
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class Attacker:
         self._attack: Attack | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._began = 0.0, 0.0  # by the clock, and of this process's CPU
 
     def prepare(self, **plan: Any) -> None:
         """See the module's docstring."""
@@ -43,6 +45,7 @@ class Attacker:
     def begin(self) -> None:
         """See the module's docstring."""
         assert self._attack is not None
+        self._began = time.monotonic(), time.process_time()
         self._running = asyncio.create_task(self._attack.run())
 
     def state(self) -> str:
@@ -58,7 +61,9 @@ class Attacker:
     def figures(self) -> Mapping[str, float]:
         """See the module's docstring."""
         assert self._attack is not None
-        return self._attack.figures()
+        began, cpu = self._began
+        busy = (time.process_time() - cpu) / (time.monotonic() - began)
+        return {**self._attack.figures(), "% of a core": 100 * busy}
 
 
 async def _main(name: str) -> None:
