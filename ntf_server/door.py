@@ -23,10 +23,10 @@ _MAX_RECORD: Final = 2**14
 _READ: Final = 2**14  # bytes at once
 
 
-def put_apart(fd: int) -> None:
+def put_apart(fd: int, pace: float = 0.0) -> None:
     """Clients, however many, hold up nothing but each other; a test may have any loop."""
     if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_apart(fd)
+        loop.put_apart(fd, pace)
 
 
 def put_back(fd: int) -> None:

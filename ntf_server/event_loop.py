@@ -2,7 +2,8 @@
 
 asyncio takes all sockets that are ready in one turn. Of 3,000 clients who speak at once each costs 0.1 ms, and a push
 would wait for all of them. Sockets that were put apart have an epoll of their own: of these a few are taken in a turn,
-one after another, and the others all. How many is found out: so many that a turn takes some milliseconds.
+one after another, and the others all. How many is found out: so many that a turn takes some milliseconds. A socket that
+listens is looked at now and then only: to accept and close a connection costs as much as to serve one.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import select
 import selectors
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
 FEWEST: Final = 4  # in a turn
@@ -23,22 +24,27 @@ _Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
 
 
 class _Selector(selectors.BaseSelector):
-    def __init__(self) -> None:
+    def __init__(self, later: Callable[[float, Callable[[], None]], object]) -> None:
+        self._later = later
         self._first = selectors.EpollSelector()
         self._apart = selectors.EpollSelector()
         self._few = select.epoll.fromfd(os.dup(self._apart.fileno()))  # the same, which may be asked for a few
         self._first.register(self._apart, selectors.EVENT_READ)
         self._marked: set[int] = set()
+        self._paces: dict[int, float] = {}
         self._count = FEWEST
         self._taken_at: float | None = None  # when the last were, if it was in the turn before
 
-    def put_apart(self, fd: int) -> None:
+    def put_apart(self, fd: int, pace: float = 0.0) -> None:
         """See `EventLoop`."""
         self._marked.add(fd)
+        if pace:
+            self._paces[fd] = pace
 
     def put_back(self, fd: int) -> None:
         """See `EventLoop`."""
         self._marked.discard(fd)
+        self._paces.pop(fd, None)
 
     def _of(self, file: _File) -> selectors.EpollSelector:
         return self._apart if file in self._marked else self._first
@@ -95,7 +101,19 @@ class _Selector(selectors.BaseSelector):
             if event & ~select.EPOLLOUT:
                 events |= selectors.EVENT_READ
             out.append((key, events & key.events))
+            if pace := self._paces.get(fd):
+                self._pause(key, pace)
         return out
+
+    def _pause(self, key: selectors.SelectorKey, seconds: float) -> None:
+        """It is not looked at for so long."""
+        paused = self._apart.modify(key.fd, 0, key.data)
+
+        def go_on() -> None:
+            if self._apart.get_map().get(key.fd) is paused:  # else it was closed
+                self._apart.modify(key.fd, key.events, key.data)
+
+        self._later(seconds, go_on)
 
     def close(self) -> None:
         """As the base's."""
@@ -107,12 +125,15 @@ class EventLoop(asyncio.SelectorEventLoop):
     """For `asyncio.Runner`."""
 
     def __init__(self) -> None:
-        self._sockets = _Selector()
+        self._sockets = _Selector(lambda seconds, then: self.call_later(seconds, then))
         super().__init__(self._sockets)
 
-    def put_apart(self, fd: int) -> None:
-        """To be called before the loop gets a descriptor: of a transport, in `connection_made`."""
-        self._sockets.put_apart(fd)
+    def put_apart(self, fd: int, pace: float = 0.0) -> None:
+        """To be called before the loop gets a descriptor: of a transport, in `connection_made`.
+
+        `pace`: seconds that it is not looked at after something came.
+        """
+        self._sockets.put_apart(fd, pace)
 
     def put_back(self, fd: int) -> None:
         """Its number may be another's: to be called before it is closed, in `connection_lost`."""

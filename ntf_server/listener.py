@@ -40,8 +40,9 @@ from smp_bridge.transport import BadBlockError, BlockConnection, ConnectionClose
 log = logging.getLogger(__name__)
 
 ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
-_BACKLOG: Final = 1024
-_ACCEPTED_AT_ONCE: Final = 4  # connections in one turn of the loop: what else is in it has to wait for them
+_BACKLOG: Final = 4096
+_ACCEPTED_AT_ONCE: Final = 4  # connections: what else is in that turn of the loop has to wait for them
+_ACCEPTED_EACH: Final = 0.004  # seconds: so that at most 1,000 a second are accepted, and perhaps closed at once
 _MAX_BLOCKS: Final = 16  # that are answered together
 
 
@@ -146,7 +147,7 @@ class Listener:
                 start_serving=False,
             )
             for sock in self._server.sockets:
-                put_apart(sock.fileno())
+                put_apart(sock.fileno(), _ACCEPTED_EACH)
             await self._server.start_serving()
             for sock in self._server.sockets:
                 _queue(sock.fileno())

@@ -153,6 +153,24 @@ def test_a_number_that_comes_again_is_no_longer_apart(run: Callable[..., Any]) -
     run(main())
 
 
+def test_one_that_has_a_pace_is_looked_at_now_and_then(run: Callable[..., Any]) -> None:
+    async def main() -> None:
+        loop, looked = current(), list[float]()
+        with pairs(1) as [(here, there)]:
+            loop.put_apart(here.fileno(), 0.02)
+            loop.add_reader(here.fileno(), lambda: looked.append(loop.time()))  # it stays ready
+            there.send(b"x")
+            while len(looked) < 5:
+                await asyncio.sleep(0)
+            assert min(b - a for a, b in itertools.pairwise(looked)) >= 0.0199
+            loop.remove_reader(here.fileno())
+            await asyncio.sleep(0.05)
+            assert len(looked) == 5
+            loop.put_back(here.fileno())
+
+    run(main())
+
+
 def test_no_descriptor_is_left() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(10):
