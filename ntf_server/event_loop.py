@@ -125,7 +125,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     """For `asyncio.Runner`."""
 
     def __init__(self) -> None:
-        self._sockets = _Selector(lambda seconds, then: self.call_later(seconds, then))
+        self._sockets = _Selector(self.call_later)
         super().__init__(self._sockets)
 
     def put_apart(self, fd: int, pace: float = 0.0) -> None:

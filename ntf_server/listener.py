@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 ERR_STORE: Final = Err("STORE", "database")  # agents try again after this one, and after no other (wire.md, section 5)
 _BACKLOG: Final = 4096
 _ACCEPTED_AT_ONCE: Final = 4  # connections: what else is in that turn of the loop has to wait for them
-_ACCEPTED_EACH: Final = 0.004  # seconds: so that at most 1,000 a second are accepted, and perhaps closed at once
+_ACCEPTED_EACH: Final = 0.002  # seconds: so that at most 2,000 a second are accepted, and perhaps closed at once
 _MAX_BLOCKS: Final = 16  # that are answered together
 
 
