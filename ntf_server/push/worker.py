@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import math
 import os
 import queue
 import select
@@ -139,8 +140,10 @@ class Worker:
         events = self._selector.select(self._wait())
         reads = all(mask == selectors.EVENT_READ and key.data is not None for key, mask in events)
         if events and reads and not (self._holding or self._waiting or self._released) and len(self._busy) > 1:
-            self._wake.poll(_GATHER)
-            events = self._selector.select(0)
+            due = min((m.deadline for m in self._multis if m.deadline is not None), default=math.inf)
+            if due > time.monotonic() + _GATHER / 1000:  # else libcurl has something to send
+                self._wake.poll(_GATHER)
+                events = self._selector.select(0)
         return events
 
     def _turn(self) -> None:
