@@ -147,6 +147,7 @@ class _Server(Generic[S]):
         self._patience = Patience(self._config.patience, self._config.rng)
         self._failing: Ruling | None = None  # what the last connect came to
         self._woken = asyncio.Event()
+        self._taking_back: asyncio.TimerHandle | None = None  # until this session ends, as another one took it over
         self._shown: tuple[tuple[bytes, ...], ssl.SSLContext] | None = None  # TLS with this chain of the service
         self.task = asyncio.create_task(self._run(), name="smp agent")
 
@@ -274,6 +275,9 @@ class _Server(Generic[S]):
                     self._owner.way_was_dead(handle)
                 await self._owner.disconnected(handle)  # first: closing may take seconds
             finally:
+                if self._taking_back is not None:
+                    self._taking_back.cancel()
+                    self._taking_back = None
                 self._in_session = False
                 await client.close()
         return session.remedy
@@ -342,4 +346,4 @@ class _Server(Generic[S]):
             )
             if self.session is not None:
                 # In this session NSUBS would not take them back.
-                asyncio.get_running_loop().call_later(delay, self.session.end)
+                self._taking_back = asyncio.get_running_loop().call_later(delay, self.session.end)

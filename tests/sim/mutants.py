@@ -338,6 +338,27 @@ MUTANTS: Final = (
         "        self._each = total\n",
     ),
     Mutant(
+        "W2 a service that lost some of its queues is believed",
+        "every subscription is active again",
+        "smp_bridge/service.py",
+        "    return Todo.AUDIT if ours.wanted else Todo.NOTHING\n",
+        "    return Todo.NOTHING\n",
+    ),
+    Mutant(
+        "W2 a service that lost all of its queues is believed",
+        "every subscription is active again",
+        "smp_bridge/service.py",
+        "        return Todo.PAGES\n",
+        "        return Todo.NOTHING\n",
+    ),
+    Mutant(
+        "W2 a service that was taken over is not taken back",
+        "every subscription is active again",
+        "smp_bridge/service.py",
+        "        if self._taken_over:\n            return None\n",
+        "        return None\n",
+    ),
+    Mutant(
         "what expired is not counted",
         "expired is counted",
         "ntf_server/store/sqlite/engine.py",

@@ -48,13 +48,14 @@ _TURNS: Final = TurnsConfig(places=16, new_places=8)  # few, so that it matters 
 class Setup:
     """What differs from run to run. `places`: by provider; times in seconds.
 
-    `raises`: chance that a provider's `send` raises, for a fault of ours.
+    `raises`: chance that a provider's `send` raises, for a fault of ours; `services`: the relay is one on SMP servers.
     """
 
     places: Mapping[Provider, int]
     message_ttl: int = 24 * 3600
     verification_ttl: int = 600
     raises: float = 0.0
+    services: bool = False
 
 
 class _Raising:
@@ -165,6 +166,7 @@ class SimRelay:
             metrics=self.metrics,
             clock=self._clock.wall,
             by=self._connect,
+            services=self._setup.services,
         )
         supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(min(left, GRACE)))
         for name, part in subscriber.parts():

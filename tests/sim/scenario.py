@@ -9,6 +9,7 @@ from sim.devices import SILENT
 from sim.faults import Faults
 from sim.loop import virtual_loop
 from sim.promises import check_at_end, check_owed, check_periods
+from sim.services import ServiceFaults
 from sim.world import World, deterministic
 from smp_bridge.ntf import Provider
 
@@ -54,6 +55,7 @@ async def _live(world: World) -> None:
     await asyncio.sleep(_SETTLED)
     duration = rng.uniform(900, 1800)
     Faults(world, loop.time(), loop.time() + duration)
+    ServiceFaults(world, loop.time(), loop.time() + duration)
     world.strangers.plan(loop.time(), loop.time() + duration)
     _send(world, duration)
     await asyncio.sleep(duration + 1)

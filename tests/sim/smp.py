@@ -17,6 +17,7 @@ from sim.trace import Trace
 from smp_bridge import crypto, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE
+from smp_bridge.handshake import ServiceCredentials
 from smp_bridge.transmission import (
     ERR_AUTH,
     Invalid,
@@ -227,12 +228,21 @@ class SimSession:
                 raise AssertionError("the relay sent what does not parse")
             answer = self.server.do(self, t)
             if answer is not None:
-                answers.append(encode_transmission(self.session, t.corr_id, t.entity_id, answer.encode(_VERSION)))
+                answers.append(
+                    encode_transmission(self.session, t.corr_id, t.entity_id, answer.encode(self.session.version))
+                )
         self._send(answers, [])
 
     def push(self, queue: SimQueue, event: Message, number: int = 0) -> None:
         """An event, some time soon."""
-        self._events.append((queue.notifier_id, event, queue, number))
+        self._say((queue.notifier_id, event, queue, number))
+
+    def tell(self, entity_id: bytes, event: Message) -> None:
+        """One of no queue."""
+        self._say((entity_id, event, None, 0))
+
+    def _say(self, event: tuple[bytes, Message, SimQueue | None, int]) -> None:
+        self._events.append(event)
         if not self._flushing:
             self._flushing = True
             self.server.loop.in_world(self.server.rng.uniform(*_BATCH), self._flush)
@@ -242,7 +252,9 @@ class SimSession:
         events, self._events = self._events, []
         if not self.open or not events:
             return
-        encoded = [encode_transmission(self.session, b"", nid, e.encode(_VERSION)) for nid, e, _, _ in events]
+        encoded = [
+            encode_transmission(self.session, b"", nid, e.encode(self.session.version)) for nid, e, _, _ in events
+        ]
         self._send(encoded, [(q, n) for _, e, q, n in events if isinstance(e, smp.NMsg) and q is not None])
 
     def _send(self, transmissions: Sequence[bytes], numbers: Sequence[tuple[SimQueue, int]]) -> None:
@@ -270,6 +282,8 @@ class SimSession:
 
 class SimServer:
     """An SMP server. `on_read` is told which notifications a life of the relay has read from a socket."""
+
+    version = _VERSION
 
     def __init__(self, number: int, loop: VirtualLoop, rng: Random, trace: Trace) -> None:
         self.number = number
@@ -300,8 +314,12 @@ class SimServer:
         self.queues[queue.notifier_id] = queue
         return queue
 
-    async def connect(self) -> tuple[SimConnection, Session]:
-        """What `smp_bridge.connecting.connect` gives. Raises OSError, TimeoutError."""
+    def agree(self, _service: ServiceCredentials | None) -> Session:
+        """What both handshakes come to: it knows no services."""
+        return Session("smp", self.version, self.rng.randbytes(32))
+
+    async def connect(self, service: ServiceCredentials | None = None) -> tuple[SimConnection, Session]:
+        """What `smp_bridge.connecting.connect` gives. Raises OSError, TimeoutError, HandshakeError."""
         await asyncio.sleep(self.rng.uniform(*_LATENCY) * 3)
         if self.hangs:
             self._trace.fault("smp:hangs", self)
@@ -310,8 +328,8 @@ class SimServer:
         if not self.up:
             self._trace.fault("smp:refused", self)
             raise ConnectionRefusedError("connection refused")
+        agreed = self.agree(service)
         self._count += 1
-        agreed = Session("smp", _VERSION, self.rng.randbytes(32))
         session = SimSession(self, self._count, current_life(), agreed)
         self.sessions.append(session)
         self._trace.note(self, "takes", session)
@@ -319,7 +337,7 @@ class SimServer:
 
     def do(self, session: SimSession, t: Transmission) -> Message | None:
         """A command of the relay's."""
-        command = smp.parse_command(t.command, _VERSION)
+        command = smp.parse_command(t.command, self.version)
         match command:
             case smp.Ping():
                 return smp.Pong()
@@ -333,13 +351,17 @@ class SimServer:
         if queue is None or queue.deleted or not verify_transmission(session.session, t, key):
             self._trace.fault("smp:auth")
             return ERR_AUTH
+        self.give(queue, session)
+        return smp.Ok()
+
+    def give(self, queue: SimQueue, session: SimSession) -> None:
+        """It is subscribed now, and gets what nobody had; who was before is told."""
         before, queue.subscriber = queue.subscriber, session
         if isinstance(before, SimSession) and before is not session:
             self._end(queue, before, smp.End())
         pending, queue.pending = queue.pending, []
         for number in pending:
             session.push(queue, self._nmsg(number), number)
-        return smp.Ok()
 
     def _nmsg(self, number: int) -> smp.NMsg:
         meta = number.to_bytes(8, "big") + bytes(_META_SIZE - 8)

@@ -16,7 +16,13 @@ KINDS: Final = ("tarpit", "refuses", "hangs_up", "confirms_once")
 _EACH: Final = 4  # servers of a registration
 _BACK: Final = 20.0  # seconds in which a server that dropped its connections is connected to again
 _TROUBLES: Final = frozenset(f"smp:{what}" for what in ("drop", "down", "hangs", "silent", "vanish", "storm", "rush"))
+_TROUBLES_OF_SERVICES: Final = "service:"
 _CONFIRMS: Final = 20.0  # seconds that one is well that hangs afterwards
+
+
+def _is_trouble(fault: str) -> bool:
+    """Whether an honest server may not be back in time for it."""
+    return fault in _TROUBLES or fault.startswith(_TROUBLES_OF_SERVICES)
 
 
 class StrangeServer(SimServer):
@@ -28,9 +34,9 @@ class StrangeServer(SimServer):
         self.prefix = prefix
         self.hangs, self.up = kind == "tarpit", kind != "refuses"
 
-    async def connect(self) -> Any:
+    async def connect(self, service: Any = None) -> Any:
         """See `SimServer`."""
-        connection, agreed = await super().connect()
+        connection, agreed = await super().connect(service)
         if self.kind == "hangs_up":
             self.later(connection.session.drop)
         elif self.kind == "confirms_once":
@@ -82,7 +88,7 @@ class Strangers:
         return wanted and server.up and not server.hangs and not server.silent
 
     def _troubles(self) -> int:
-        return sum(count for fault, count in self.world.trace.faults.items() if fault in _TROUBLES)
+        return sum(count for fault, count in self.world.trace.faults.items() if _is_trouble(fault))
 
     def _check(self, server: SimServer, since: float, troubles: int) -> None:
         """Whoever came back was connected to, whatever strangers do."""

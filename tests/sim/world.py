@@ -27,12 +27,14 @@ from sim.loop import Life, VirtualLoop
 from sim.phones import Phones
 from sim.providers import HOSTS, Host
 from sim.relay import APNS_HOST, FCM_HOST, Setup, SimRelay
+from sim.services import ServiceServer, has_services
 from sim.smp import SimQueue, SimServer, SimSession
 from sim.store import Disk, Engine, SimDatabase
 from sim.strangers import Strangers, StrangeServer
 from sim.trace import Trace
 from smp_bridge.address import ServerAddress
 from smp_bridge.connecting import Turn
+from smp_bridge.handshake import ServiceCredentials
 from smp_bridge.network import Route
 from smp_bridge.ntf import Provider
 
@@ -77,12 +79,12 @@ class World:
             Provider.WEB_PUSH: rng.randint(4, 10),
         }
         short = rng.random() < 0.2
-        self.setup = Setup(places, message_ttl=600 if short else 24 * 3600)
+        self.setup = Setup(places, message_ttl=600 if short else 24 * 3600, services=has_services(seed))
         times = Times(message_ttl=self.setup.message_ttl, verification_ttl=self.setup.verification_ttl)
         self.engine = Engine(self.disk, self.clock, times, self.on_stored)
         self.expired = 0  # notifications that lives which are over have counted
         self.hosts = self._make_hosts()
-        self.servers = [SimServer(i, loop, rng, trace) for i in range(rng.randint(1, 3))]
+        self.servers = self._make_servers()
         for server in self.servers:
             server.on_read = self._on_read
         self.strangers = Strangers(self)
@@ -100,6 +102,13 @@ class World:
         hosts[SILENT].trouble = "tarpit"
         self.internet.hosts.update(hosts)
         return hosts
+
+    def _make_servers(self) -> list[SimServer]:
+        count = self.rng.randint(1, 3)
+        if not self.setup.services:
+            return [SimServer(i, self.loop, self.rng, self.trace) for i in range(count)]
+        own = Random(self.seed * 8)
+        return [ServiceServer(i, self, own) for i in range(count)]
 
     def host_of(self, address: Address) -> Host:
         """Where it is pushed to."""
@@ -156,12 +165,14 @@ class World:
         task.add_done_callback(lambda _: self._on_end_of_life(relay), context=self.loop.world)
         self.when_ready(relay)
 
-    async def _connect(self, address: ServerAddress, *, turn: Turn, **_: Any) -> Any:
+    async def _connect(
+        self, address: ServerAddress, *, turn: Turn, service: ServiceCredentials | None = None, **_: Any
+    ) -> Any:
         server = next(s for s in (*self.servers, *self.strangers.servers) if s.address == address)
         prefix = server.prefix if isinstance(server, StrangeServer) else str(server)
         route = Route(address.hosts[0], address.port_number, prefixes=(prefix,), destinations=(str(server),))
         async with turn.connecting(route):
-            connected = await server.connect()
+            connected = await server.connect(service)
         turn.reached(prefix)
         return connected
 
