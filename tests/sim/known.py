@@ -17,6 +17,6 @@ FAULTS: Final = frozenset(
     + ["smp:drop", "smp:down", "smp:refused", "smp:hangs", "smp:silent", "smp:vanish", "smp:storm", "smp:take_over"]
     + ["smp:late_end", "smp:deleted", "smp:rush", "smp:end_before_another_session"]
     + [f"stranger:{kind}" for kind in ("tarpit", "refuses", "hangs_up", "confirms_once")]
-    + [f"service:{what}" for what in ("forgotten", "loses_some", "unready", "refused", "taken_over")]
+    + [f"service:{what}" for what in ("forgotten", "loses_some", "loses_all", "unready", "refused", "taken_over")]
     + ["phone:TRPL", "phone:TDEL", "phone:SDEL", "phone:uninstalled", "phone:strangers"]
 )

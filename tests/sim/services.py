@@ -141,10 +141,9 @@ class ServiceServer(SimServer):
         self.record = _Record(self.own.randbytes(24))
         self.drop_all()
 
-    def lose_some(self) -> None:
-        """Some queues, or all, are not the service's any more, and nobody says so."""
-        members = list(self.record.members)
-        for queue in self.own.sample(members, min(len(members), self.own.choice([1, 2, 3, len(members)]))):
+    def lose(self, count: int) -> None:
+        """So many queues are not the service's any more, and nobody says so."""
+        for queue in self.own.sample(list(self.record.members), min(len(self.record.members), count)):
             del self.record.members[queue]
         self.drop_all()
 
@@ -174,8 +173,8 @@ class ServiceFaults:
         if not self._servers:
             return
         self._rng = Random(world.seed * 8 + 1)
-        faults = [self._forgotten, self._loses_some, self._unready, self._refused, self._taken_over]
-        for _ in range(self._rng.randint(3, 8)):
+        faults = [self._forgotten, self._loses_some, self._loses_all, self._unready, self._refused, self._taken_over]
+        for _ in range(self._rng.randint(4, 10)):
             when = self._rng.uniform(begin, end - 300) - world.loop.time()
             world.loop.in_world(when, self._rng.choice(faults), self._rng.choice(self._servers))
         world.loop.in_world(end - world.loop.time(), self._heal)
@@ -190,7 +189,11 @@ class ServiceFaults:
 
     def _loses_some(self, server: ServiceServer) -> None:
         self._world.trace.fault("service:loses_some", server)
-        server.lose_some()
+        server.lose(self._rng.randint(1, 3))
+
+    def _loses_all(self, server: ServiceServer) -> None:
+        self._world.trace.fault("service:loses_all", server)
+        server.lose(len(server.record.members))
 
     def _unready(self, server: ServiceServer) -> None:
         server.unready = self._rng.randint(1, 3)
