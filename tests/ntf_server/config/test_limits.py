@@ -13,7 +13,7 @@ def test_the_defaults() -> None:
     budgets = parse_limits(Limits())
     assert budgets is not None
     assert (budgets.shared, budgets.sessions_per_address) == ((), 1500)
-    assert budgets.registrations_per_address == Rate.parse("30 + 10/s and 300 + 5/s")
+    assert budgets.registrations_per_address == Rate.parse("10 + 10/s and 300 + 5/s")
 
 
 def test_switched_off_there_are_none_but_what_is_wrong_is_told() -> None:
