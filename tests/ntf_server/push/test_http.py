@@ -592,7 +592,7 @@ async def test_what_is_lost_with_a_warm_connection_is_sent_again_a_few_times() -
 
 
 async def test_an_outage_and_its_end() -> None:
-    async with serving(latency=0.1) as (server, client):
+    async with serving(latency=1.0) as (server, client):  # longer than a stop takes on a busy machine
         await client.post()
         waiting = asyncio.gather(*(client.start() for _ in range(20)))
         await until_requests(server, 21)
