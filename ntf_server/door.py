@@ -13,7 +13,7 @@ from ntf_server.admission.addresses import Network, is_in
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.proxy_header import HEAD, ProxyHeaderError, client_address, rest_size
 from ntf_server.admission.sessions import Peer
-from ntf_server.event_loop import EventLoop
+from ntf_server.event_loop import descriptor, put_apart, put_back
 
 log = logging.getLogger(__name__)
 
@@ -21,24 +21,6 @@ _HANDSHAKE: Final = 22  # type of a record
 _HEADER: Final = 5  # bytes: type, version, length of the rest
 _MAX_RECORD: Final = 2**14
 _READ: Final = 2**14  # bytes at once
-
-
-def put_apart(fd: int, pace: float = 0.0) -> None:
-    """Clients, however many, hold up nothing but each other; a test may have any loop."""
-    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_apart(fd, pace)
-
-
-def put_back(fd: int) -> None:
-    """To be told of each connection that a door let in, when it is lost."""
-    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
-        loop.put_back(fd)
-
-
-def descriptor(transport: asyncio.Transport) -> int:
-    """Of its socket; -1: it is in memory."""
-    sock = transport.get_extra_info("socket")
-    return -1 if sock is None else sock.fileno()
 
 
 def _is_whole(received: bytearray) -> bool:

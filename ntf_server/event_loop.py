@@ -138,3 +138,21 @@ class EventLoop(asyncio.SelectorEventLoop):
     def put_back(self, fd: int) -> None:
         """Its number may be another's: to be called before it is closed, in `connection_lost`."""
         self._sockets.put_back(fd)
+
+
+def put_apart(fd: int, pace: float = 0.0) -> None:
+    """See `EventLoop`; another loop, as a test may have, knows nothing of it."""
+    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
+        loop.put_apart(fd, pace)
+
+
+def put_back(fd: int) -> None:
+    """See `EventLoop`."""
+    if isinstance(loop := asyncio.get_running_loop(), EventLoop):
+        loop.put_back(fd)
+
+
+def descriptor(transport: asyncio.Transport) -> int:
+    """Of its socket; -1: it is in memory."""
+    sock = transport.get_extra_info("socket")
+    return -1 if sock is None else sock.fileno()

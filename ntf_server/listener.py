@@ -17,7 +17,8 @@ from ntf_server.admission.addresses import Network
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
-from ntf_server.door import Door, descriptor, put_apart, put_back
+from ntf_server.door import Door
+from ntf_server.event_loop import descriptor, put_apart, put_back
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError
 from smp_bridge import transport
 from smp_bridge.handshake import HandshakeError

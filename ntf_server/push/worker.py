@@ -140,7 +140,7 @@ class Worker:
         events = self._selector.select(self._wait())
         reads = all(mask == selectors.EVENT_READ and key.data is not None for key, mask in events)
         if events and reads and not (self._holding or self._waiting or self._released) and len(self._busy) > 1:
-            due = min((m.deadline for m in self._multis if m.deadline is not None), default=math.inf)
+            due = min(self._deadlines(), default=math.inf)
             if due > time.monotonic() + _GATHER / 1000:  # else libcurl has something to send
                 self._wake.poll(_GATHER)
                 events = self._selector.select(0)
@@ -171,11 +171,15 @@ class Worker:
     def _wait(self) -> float | None:
         if self._waiting or self._released:
             return 0.0
-        deadlines = [m.deadline for m in self._multis if m.deadline is not None]
+        deadlines = self._deadlines()
         deadlines += list(itertools.islice(self._holding.values(), 1))
         if self._is_look_due and self._strangers:
             deadlines.append(self._look_at)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _deadlines(self) -> list[float]:
+        """When libcurl wants to be called, monotonic."""
+        return [m.deadline for m in self._multis if m.deadline is not None]
 
     # --- starting
 

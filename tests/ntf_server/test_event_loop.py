@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from ntf_server.door import descriptor
-from ntf_server.event_loop import _MOST, _TURN, FEWEST, EventLoop
+from ntf_server.event_loop import _MOST, _TURN, FEWEST, EventLoop, descriptor
 
 
 @pytest.fixture

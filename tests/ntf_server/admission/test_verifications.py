@@ -123,7 +123,7 @@ def test_of_a_network_with_many_addresses_one_turn_comes_before_the_owner() -> N
     assert late is not None
     assert mine is not None
     assert world.due[mine] < world.due[late]
-    assert flood
+    assert None not in flood
 
 
 def test_of_a_network_so_many_wait_and_of_all_so_many_more() -> None:
