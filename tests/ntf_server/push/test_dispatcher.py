@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from claims import claim as make_claim
 
 from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
@@ -50,9 +51,11 @@ class FakeProvider:
         self.fails = 0
         self.codes: set[bytes] = set()  # device tokens whose code is of no interest
         self.most = 0
+        self.batches: list[int] = []
         self._changed = asyncio.Event()
 
     def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
+        self.batches.append(len(claims))
         if self.fails:
             self.fails -= 1
             raise RuntimeError("a fault of ours")
@@ -280,6 +283,33 @@ async def test_what_a_provider_left_out_goes_next(world: World) -> None:
         world.apns.finish(claim, Delivered(claim.entries[:1]))
         again = await world.apns.next()
         assert [e.notifier_id for e in again.entries if not e.sent] == queues[1:]
+
+
+async def test_of_many_pushes_others_have_their_turns_between(world: World) -> None:
+    """To make one takes up to 0.1 ms. All their places are taken at once."""
+    async with world.running() as dispatcher:
+        begun: list[int] = []
+
+        def look() -> None:
+            begun.append(len(world.apns.sent))
+            if begun[-1] < 60:
+                asyncio.get_running_loop().call_soon(look)
+
+        dispatcher.accept(dispatcher.offer(60), [make_claim(Provider.APNS, b"%d" % i, ref=i) for i in range(60)])
+        assert dispatcher.offer(10_000)[Provider.APNS].total == FAST.places - 60
+        look()
+        assert [c.token for c in await world.apns.has(60)] == list(range(60))
+        assert world.apns.batches == [16, 16, 16, 12]
+        assert begun == [16, 32, 48, 60]
+
+
+async def test_what_is_begun_when_the_relay_closes_is_sent(world: World) -> None:
+    async with world.running() as dispatcher:
+        world.apns.answer = lambda claim: Delivered(claim.entries)
+        dispatcher.accept(dispatcher.offer(40), [make_claim(Provider.APNS, b"%d" % i, ref=i) for i in range(40)])
+        assert len(world.apns.sent) < 40
+        await dispatcher.close(10)
+        assert len(world.apns.sent) == 40
 
 
 async def test_places_are_limited_for_each_provider(world: World) -> None:

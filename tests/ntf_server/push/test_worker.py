@@ -1,8 +1,10 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Any
 
 import pycurl
@@ -129,3 +131,75 @@ async def test_handles_are_kept_for_the_next_request_but_not_without_bound(monke
         for _ in range(3):
             await asyncio.wait_for(asyncio.gather(*(post(f"/{i}") for i in range(50))), 30)
         assert engine._worker._idle == 10
+
+
+def strangers(server: Server, count: int) -> list[dict[str, Any]]:
+    """Endpoints of so many origins, all of them this server."""
+    port = server.url.rpartition(":")[2]
+    names = ["".join(c.upper() if i >> n & 1 else c for n, c in enumerate("localhost")) for i in range(count)]
+    alike = {"public_only": True, "allowed": (IPv4Network("127.0.0.0/8"),)}
+    return [{"url": f"https://{name}:{port}", **alike} for name in names]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When connections were begun."""
+    begun: list[float] = []
+    notice_soon = links._notice_soon
+
+    def count(fd: int) -> None:
+        begun.append(time.monotonic())
+        notice_soon(fd)
+
+    monkeypatch.setattr(links, "_notice_soon", count)
+    return begun
+
+
+async def test_connections_to_strangers_are_made_one_after_another(
+    begun: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are made at once the handshakes would hold up all others."""
+    monkeypatch.setattr(worker, "_CONNECTS", 10)
+    async with posting() as (server, engine, post):
+        results = [post(f"/{i}", **where) for where in strangers(server, 30) for i in range(2)]
+        assert ok([await asyncio.wait_for(post(), 5)]) == [True]
+        assert len(begun) < 31  # he did not wait for them
+        assert ok(await asyncio.wait_for(asyncio.gather(*results), 20)) == [True] * 60
+        assert len(begun) == 31
+        assert begun[-1] - begun[0] > 2.0
+        assert not engine._worker._paced
+        assert not engine._worker._ahead
+
+
+async def test_only_those_who_need_a_connection_wait(begun: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with posting() as (server, _, post):
+        where = strangers(server, 20)
+        for _ in range(2):
+            assert ok(await asyncio.wait_for(asyncio.gather(*(post(**w) for w in where)), 10)) == [True] * 20
+            monkeypatch.setattr(worker, "_CONNECTS", 0.001)  # from now on nobody gets another one
+        assert len(begun) == 20
+
+
+async def test_who_closes_each_connection_gets_the_next_in_turn(
+    begun: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with posting() as (server, _, post):
+        where = strangers(server, 20)
+        for _ in range(2):
+            assert ok(await asyncio.wait_for(asyncio.gather(*(post(**w) for w in where)), 10)) == [True] * 20
+            server.goaway_all()
+            await asyncio.sleep(0.1)
+        monkeypatch.setattr(worker, "_CONNECTS", 10)
+        assert ok(await asyncio.wait_for(asyncio.gather(*(post(**w) for w in where)), 10)) == [True] * 20
+        assert len(begun) == 60
+        assert begun[-1] - begun[40] > 1.0
+
+
+async def test_connections_are_kept_though_little_is_under_way(begun: list[float]) -> None:
+    async with posting(latency=0.2) as (server, _, post):
+        where = strangers(server, 250)
+        for _ in range(2):
+            assert ok(await asyncio.wait_for(asyncio.gather(*(post(**w) for w in where)), 10)) == [True] * 250
+            for _ in range(3):
+                assert ok([await asyncio.wait_for(post(**where[0]), 5)]) == [True]
+    assert len(begun) == 250
