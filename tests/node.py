@@ -94,6 +94,8 @@ class FaultyStore:
 class Pushed:
     """A provider that takes all pushes; what they held, newest of each queue."""
 
+    at_once = 100
+
     def __init__(self) -> None:
         self.claims: asyncio.Queue[Claim] = asyncio.Queue()
         self.newest: dict[bytes, Entry] = {}

@@ -25,7 +25,6 @@ from smp_bridge.ntf import Provider
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 100  # claims taken at once
-_AT_ONCE: Final = 16  # made into requests in a turn of the loop: to encrypt one for Web Push takes 0.1 ms
 _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
 
 _KINDS: Final[Mapping[type[Verdict], KindCounter]] = {
@@ -265,7 +264,7 @@ class Dispatcher:
             self._send_some(lane)
 
     def _send_some(self, lane: _Lane) -> None:
-        claims = [lane.to_send.popleft() for _ in range(min(_AT_ONCE, len(lane.to_send)))]
+        claims = [lane.to_send.popleft() for _ in range(min(lane.provider.at_once, len(lane.to_send)))]
         left = set(claims)
 
         def on_verdict(claim: Claim, verdict: Verdict) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from ntf_server.store.records import Claim, Entry, Record
 from smp_bridge.ntf import InvalidReason
+
+AT_ONCE: Final = 100  # pushes whose content is sealed with the device's own key
 
 
 class Scope(StrEnum):
@@ -53,7 +55,9 @@ OnVerdict: TypeAlias = Callable[[Claim, Verdict], None]
 
 
 class PushProvider(Protocol):
-    """A way to devices."""
+    """A way to devices. `at_once`: pushes that may be made in one turn of the loop, some milliseconds' work."""
+
+    at_once: int
 
     def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
         """Start these pushes; `on_verdict` is called in the loop, once for each, soon or at once. Never raises."""
@@ -62,6 +66,8 @@ class PushProvider(Protocol):
 
 class NullProvider:
     """APNs null (`AN`): answers as if delivered, sends nothing. For testing a server from an app."""
+
+    at_once = AT_ONCE
 
     def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
         """See `PushProvider`."""

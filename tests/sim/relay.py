@@ -63,6 +63,7 @@ class _Raising:
 
     def __init__(self, provider: PushProvider, setup: Setup, rng: Random, trace: Trace) -> None:
         self._provider, self._setup, self._rng, self._trace = provider, setup, rng, trace
+        self.at_once = provider.at_once
 
     def send(self, claims: Sequence[Claim], on_verdict: OnVerdict) -> None:
         """See `PushProvider`, but for the raising."""

@@ -15,7 +15,7 @@ from ntf_server.push.apns.settings import ApnsSettings
 from ntf_server.push.exchange import OK, Endpoint, HttpResponse, HttpResult
 from ntf_server.push.front import OneProvider
 from ntf_server.push.http import HttpEngine
-from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, PushProvider, Scope
+from ntf_server.push.verdict import AT_ONCE, Again, DeadToken, Delivered, OnVerdict, Ours, PushProvider, Scope
 from ntf_server.store.records import Claim, Entry
 from smp_bridge.encoding import NONCE_SIZE
 from smp_bridge.ntf import InvalidReason, Provider
@@ -57,6 +57,8 @@ class OpenApns:
 
 class Apns:
     """One APNs host. Implements `PushProvider`. `token` None: the endpoint's client certificate authenticates."""
+
+    at_once = AT_ONCE
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from ntf_server.push.fcm.request import is_device_token, path, request
 from ntf_server.push.fcm.settings import FcmSettings
 from ntf_server.push.front import OneProvider
 from ntf_server.push.http import HttpEngine
-from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, PushProvider, Scope, Verdict
+from ntf_server.push.verdict import AT_ONCE, Again, DeadToken, Delivered, OnVerdict, Ours, PushProvider, Scope, Verdict
 from ntf_server.store.records import Claim, Entry
 from smp_bridge.ntf import InvalidReason, Provider
 
@@ -35,6 +35,8 @@ class OpenFcm:
 
 class Fcm:
     """FCM for one Firebase project. Implements `PushProvider`."""
+
+    at_once = AT_ONCE
 
     def __init__(self, settings: FcmSettings, engine: HttpEngine, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine

@@ -44,6 +44,8 @@ SPACING = 0.02
 class FakeProvider:
     """Pushes wait here until the test answers them; more than one of a token at once is an error."""
 
+    at_once = 16
+
     def __init__(self) -> None:
         self.sent: list[Claim] = []
         self.waiting: dict[bytes, tuple[Claim, OnVerdict]] = {}
