@@ -264,7 +264,15 @@ class Dispatcher:
             self._send_some(lane)
 
     def _send_some(self, lane: _Lane) -> None:
-        claims = [lane.to_send.popleft() for _ in range(min(lane.provider.at_once, len(lane.to_send)))]
+        left = lane.provider.at_once
+        while left and lane.to_send:  # the first are on their way while the others are made
+            batch = min(left, _BATCH, len(lane.to_send))
+            left -= batch
+            self._start(lane, [lane.to_send.popleft() for _ in range(batch)])
+        if lane.to_send:
+            self._loop.call_soon(self._send_some, lane)
+
+    def _start(self, lane: _Lane, claims: Sequence[Claim]) -> None:
         left = set(claims)
 
         def on_verdict(claim: Claim, verdict: Verdict) -> None:
@@ -278,8 +286,6 @@ class Dispatcher:
             log.exception("pushes through %s could not be made", lane.name.value)
             for claim in [c for c in claims if c in left]:
                 on_verdict(claim, Again("the push could not be made"))
-        if lane.to_send:
-            self._loop.call_soon(self._send_some, lane)
 
     def _on_verdict(self, lane: _Lane, claim: Claim, verdict: Verdict) -> None:
         outcome, notice = lane.schedule.end(claim, verdict, self._clock(), self._service)
