@@ -13,7 +13,7 @@ import msgspec
 from ntf_server.store.contract import Places
 from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
 from ntf_server.store.sqlite.content import SENT, expire, load, unhex_lane
-from ntf_server.store.sqlite.due import is_due, mark
+from ntf_server.store.sqlite.due import WAITS_FOR_CODE, is_due, mark
 from ntf_server.store.sqlite.memory import Cooling, Held, Ready, State, provider_of
 from ntf_server.store.sqlite.rows import Rows, one_row
 from smp_bridge.ntf import Provider, TokenStatus
@@ -37,7 +37,7 @@ _NOTIFY: Final = (
 )
 _OWNERS: Final = (
     f"{_EACH} SELECT json_group_array(json_array(t.ref, hex(t.lane), t.status, d.due_at IS NOT NULL,"
-    f" t.damaged IS NOT NULL, t.subscriptions)) FROM {_QUEUE} CROSS JOIN tokens t ON t.ref = s.token"
+    f" coalesce({WAITS_FOR_CODE}, 0), t.damaged IS NOT NULL, t.subscriptions)) FROM {_QUEUE} CROSS JOIN tokens t ON t.ref = s.token"
     " LEFT JOIN deliveries d ON d.token = t.ref"
 )
 
@@ -58,11 +58,13 @@ def notify(
     s.arrived += len(notifications)
     s.ripen()
     due: dict[int, str] = {}  # token to lane
+    ahead: list[int] = []  # tokens that waited for their code's turn only
     known = 0
     for run in _runs(notifications):
         head = run[0]
         parameters = {
             "server": server,
+            "at": s.now_ms,
             "count": len(run),
             "first": head.seq,
             "received_at": s.moved(head.received_at),
@@ -77,13 +79,18 @@ def notify(
         if owners:
             c.execute(_NOTIFY, parameters)
         known += len(owners)
-        for token, lane, status, has_row, damaged, queues in owners:
-            if status != TokenStatus.ACTIVE or token in due or damaged or s.touch(token) or has_row:
+        for token, lane, status, has_row, waits_for_code, damaged, queues in owners:
+            if status != TokenStatus.ACTIVE or token in due or damaged or s.touch(token):
+                continue
+            if has_row:
+                ahead += [token] * waits_for_code
                 continue
             if queues > 1 and s.is_crowded:  # what comes next may be for it too
                 s.cool(token, Cooling(s.steady, unhex_lane(lane)[0], again=True))
             else:
                 due[token] = lane
+    if ahead:
+        mark(c, s, ahead)
     claimed = _places_for(c, s, due, places) if due else []
     if len(claimed) < len(due):
         placed = set(claimed)

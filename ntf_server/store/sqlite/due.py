@@ -8,9 +8,11 @@ from typing import Final
 from ntf_server.store.sqlite.memory import State, provider_of
 from ntf_server.store.sqlite.rows import one_row
 
+# Of a token and its row in deliveries: it waits for nothing but its code's turn, and what else it has need not.
+WAITS_FOR_CODE: Final = "d.due_at > :at AND d.due_at = t.verification_due * 1000"
 _MARK: Final = (
-    "UPDATE deliveries SET due_at = :at WHERE due_at IS NULL AND token IN (SELECT value FROM json_each(:refs))"
-    " AND NOT EXISTS (SELECT 1 FROM tokens t WHERE t.ref = deliveries.token AND t.damaged IS NOT NULL)"
+    "UPDATE deliveries AS d SET due_at = :at FROM tokens t WHERE t.ref = d.token AND t.damaged IS NULL"
+    f" AND d.token IN (SELECT value FROM json_each(:refs)) AND (d.due_at IS NULL OR ({WAITS_FOR_CODE}))"
 )
 _LANES: Final = (
     "SELECT json_group_array(lane) FROM (SELECT DISTINCT hex(d.lane) lane FROM json_each(:refs) j"

@@ -109,6 +109,32 @@ async def messages_do_not_wait_for_a_code(bench: Bench) -> None:
     assert (await take_one(store)).kind is PushKind.VERIFICATION
 
 
+async def what_comes_while_a_code_waits_does_not(bench: Bench) -> None:
+    """Also if somebody has looked before, and found that the code has to wait."""
+    store = await bench.open()
+    told, checked = await activate(store, 1), await activate(store, 2)
+    await subscribe(store, told, b"queue")
+    await store.set_period(checked.ref, 20)
+    bench.clock.pass_(25 * 60)
+    for number in (1, 2):
+        assert await store.register(new_token(number), 3600.0) is not None
+    assert await take_cool(bench, store) == []
+    session = await acquire(store)
+    for _ in range(3):
+        await notify(store, session, b"queue")
+        claim = await take_one(store)
+        assert (claim.token, claim.kind) == (told.ref, PushKind.MESSAGES)
+        await record(store, delivered(claim))
+        assert await take_cool(bench, store) == []
+    assert await store.mark_checks(10) == 1
+    claim = await take_one(store)
+    assert (claim.token, claim.kind) == (checked.ref, PushKind.CHECK)
+    await record(store, delivered(claim))
+    assert await take_cool(bench, store) == []
+    bench.clock.pass_(3601)
+    assert {c.kind for c in await take(store)} == {PushKind.VERIFICATION}
+
+
 async def turns_are_put_off_and_brought_forward(bench: Bench) -> None:
     """Those that still wait; what is due already stays so."""
     store = await bench.open()

@@ -94,6 +94,10 @@ def _fill(c: sqlite3.Connection, rng: random.Random) -> None:
                 push_id=_maybe(rng, rng.randbytes(16)), pushed_at=_maybe(rng, NOW - 3), ended=_maybe(rng, "again"),
                 reason=_maybe(rng, "busy"), delivered_at=_maybe(rng, NOW - 4),
             )  # fmt: skip
+            if ref % 3 == 0:  # its code waits for its turn, and it for that
+                code = NOW + rng.randint(-1, 2)
+                c.execute("UPDATE tokens SET verification_due = ? WHERE ref = ?", (code, ref))
+                c.execute("UPDATE deliveries SET due_at = ? WHERE token = ?", (code * 1000, ref))
 
 
 def _pair(rng: random.Random) -> tuple[sqlite3.Connection, sqlite3.Connection]:
@@ -208,6 +212,7 @@ def _block(c: sqlite3.Connection, rng: random.Random) -> dict[str, Any]:
     nonce_size, meta_size = rng.randint(0, 3), rng.randint(0, 3)
     return {
         "server": rng.randint(1, 3),
+        "at": NOW * 1000,
         "count": len(names),
         "first": rng.randint(1, 1000),
         "received_at": NOW,
@@ -255,8 +260,15 @@ def _owners(c: sqlite3.Connection, p: Any) -> Rows:
         if token:
             due = _of(c, "SELECT due_at FROM deliveries WHERE token = ?", token[0])
             waits = due is not None and due[0] is not None
-            out.append([token[0], _hex(token[1]), token[2], int(waits), int(token[3] is not None), token[4]])
+            for_code = waits and _waits_for_code(c, token[0], due[0], p["at"])
+            damaged = token[3] is not None
+            out.append([token[0], _hex(token[1]), token[2], *map(int, (waits, for_code, damaged)), token[4]])
     return out
+
+
+def _waits_for_code(c: sqlite3.Connection, ref: int, due_at: int, now: int) -> bool:
+    [code] = _of(c, "SELECT verification_due FROM tokens WHERE ref = ?", ref)
+    return due_at > now and code is not None and due_at == code * 1000
 
 
 def _receipts(c: sqlite3.Connection, rng: random.Random) -> dict[str, Any]:
@@ -365,8 +377,9 @@ TWINS["deliveries._UNTRIED"] = Twin(
 def _mark(c: sqlite3.Connection, p: Any) -> Rows:
     for ref in json.loads(p["refs"]):
         damaged = _of(c, "SELECT damaged FROM tokens WHERE ref = ?", ref)
-        if not damaged or damaged[0] is None:
-            c.execute("UPDATE deliveries SET due_at = ? WHERE token = ? AND due_at IS NULL", (p["at"], ref))
+        due = _of(c, "SELECT due_at FROM deliveries WHERE token = ?", ref)
+        if damaged == (None,) and due and (due[0] is None or _waits_for_code(c, ref, due[0], p["at"])):
+            c.execute("UPDATE deliveries SET due_at = ? WHERE token = ?", (p["at"], ref))
     return []
 
 
