@@ -37,7 +37,8 @@ _NOTIFY: Final = (
 )
 _OWNERS: Final = (
     f"{_EACH} SELECT json_group_array(json_array(t.ref, hex(t.lane), t.status, d.due_at IS NOT NULL,"
-    f" coalesce({WAITS_FOR_CODE}, 0), t.damaged IS NOT NULL, t.subscriptions)) FROM {_QUEUE} CROSS JOIN tokens t ON t.ref = s.token"
+    f" coalesce({WAITS_FOR_CODE}, 0), t.damaged IS NOT NULL, t.subscriptions))"
+    f" FROM {_QUEUE} CROSS JOIN tokens t ON t.ref = s.token"
     " LEFT JOIN deliveries d ON d.token = t.ref"
 )
 
