@@ -31,7 +31,7 @@ from ntf_server.signals import Signals
 from ntf_server.smp import audit
 from ntf_server.smp.lost import LostConfig
 from ntf_server.smp.subscriber import Subscriber
-from ntf_server.store.clock import Clock, since_boot
+from ntf_server.store.clock import Clock, boot_id, since_boot
 from ntf_server.store.contract import Store
 from ntf_server.store.open import open_store
 from ntf_server.store.sqlite.memory import Times
@@ -169,7 +169,7 @@ class Relay:
                 times=Times(delivery.message_ttl, delivery.verification_ttl, silent_ttl=ttl),
                 metrics=self._metrics,
                 on_corrupt=self._supervisor.fail,
-                clock=Clock(self._clock, self._steady),
+                clock=Clock(self._clock, self._steady, boot_id()),
             ),
             name="open store",
         )

@@ -40,6 +40,9 @@ class _Record:
     holder: SimSession | str | None = None
 
 
+_DELETIONS: Final = ("phone:TDEL", "phone:SDEL", "phone:uninstalled", "smp:deleted")
+
+
 class ServiceServer(SimServer):
     """One that takes services. Its randomness is its own, but for what all servers have."""
 
@@ -48,6 +51,7 @@ class ServiceServer(SimServer):
         self.version = own.choice(_VERSIONS)
         self.own = own
         self.record = _Record(own.randbytes(24))
+        self._hid = False  # losses that its count could not tell
         self.refuses = False
         self.unready = 0  # connections
         self._asked: set[SimSession] = set()
@@ -132,17 +136,20 @@ class ServiceServer(SimServer):
     @property
     def hides_losses(self) -> bool:
         """Whether its count alone cannot tell that it lacks some: it still has some that the relay released."""
-        return self.version < smp.IDS_HASHES and any(not queue.wanted for queue in self.record.members)
+        return self._hid or (self.version < smp.IDS_HASHES and any(not q.wanted for q in self.record.members))
 
     # --- faults
 
     def lose_service(self) -> None:
         """Restored from a backup: the service has another id, and no queues."""
+        self._hid = False
         self.record = _Record(self.own.randbytes(24))
         self.drop_all()
 
     def lose(self, count: int) -> None:
         """So many queues are not the service's any more, and nobody says so."""
+        # An older server only counts: what it lost may pass for one that the relay released, as devices deleted it.
+        self._hid = self.version < smp.IDS_HASHES and any(self._trace.faults[fault] for fault in _DELETIONS)
         for queue in self.own.sample(list(self.record.members), min(len(self.record.members), count)):
             del self.record.members[queue]
         self.drop_all()

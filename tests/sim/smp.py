@@ -178,6 +178,7 @@ class SimSession:
         self.life = life
         self.session = session
         self.open = True
+        self.began = server.loop.time()
         self.connection = SimConnection(self, server.loop)
         self._events: list[tuple[bytes, Message, SimQueue | None, int]] = []
         self._flushing = False

@@ -281,7 +281,7 @@ class Engine:
             times=self.times,
             metrics=metrics,
             on_corrupt=on_corrupt,
-            clock=Clock(self.clock.wall, self.clock.steady),
+            clock=Clock(self.clock.wall, self.clock.steady, "machine"),
             random=self.disk.rng.randbytes,
         )
         return WatchedStore(store, self.disk, self.on_stored)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("tarpit", "refuses", "hangs_up", "confirms_once")
 _EACH: Final = 4  # servers of a registration
+_STEADY: Final = 60.0  # seconds that an honest server was there before it drops its connections
 _BACK: Final = 20.0  # seconds in which a server that dropped its connections is connected to again
 _TROUBLES: Final = frozenset(f"smp:{what}" for what in ("drop", "down", "hangs", "silent", "vanish", "storm", "rush"))
 _TROUBLES_OF_SERVICES: Final = "service:"
@@ -60,14 +61,18 @@ class Strangers:
         """What they will do, if this is such a world."""
         if self.world.seed % 5:
             return
-        for _ in range(self._rng.randint(1, 4)):
+        for number in range(self._rng.randint(1, 4)):
             when = self._rng.uniform(begin, end - 120) - self.world.loop.time()
-            self.world.loop.in_world(when, self._come, self._rng.choice(KINDS))
+            self.world.loop.in_world(when, self._come, self._rng.choice(KINDS), number == 0)
 
-    def _come(self, kind: str) -> None:
-        """One with many registrations, or with many servers of one."""
+    def _come(self, kind: str, may_be_many: bool) -> None:
+        """One with many registrations, or with many servers of one.
+
+        Of all together they are fewer than there are places: who has as many address prefixes as there are shares holds
+        all places, until his servers have failed too often.
+        """
         self.world.trace.fault(f"stranger:{kind}")
-        registrations = self._rng.choice([1, 12])
+        registrations = self._rng.choice([1, 12]) if may_be_many else 1
         for _ in range(registrations):
             prefix = f"prefix{len(self.servers)}"
             servers = [self._server(kind, prefix) for _ in range(_EACH if registrations > 1 else 10 * _EACH)]
@@ -79,7 +84,8 @@ class Strangers:
         """Honest servers drop their connections meanwhile."""
         world = self.world
         for server in world.servers:
-            if self._is_well(server) and any(session.open for session in server.sessions):
+            now = world.loop.time()  # who was out of reach before is not tried again at once
+            if self._is_well(server) and any(s.open and s.began < now - _STEADY for s in server.sessions):
                 server.drop_all()
                 world.loop.in_world(_BACK, self._check, server, world.loop.time(), self._troubles())
 
@@ -96,7 +102,7 @@ class Strangers:
         excused = world.excuses.without(["relay", "disk"], since, world.loop.time()) < _BACK - 0.1
         if excused or troubles != self._troubles() or not self._is_well(server) or relay is None:
             return
-        if not any(session.is_open_to(relay.life) for session in server.sessions):
+        if not any(s.life is relay.life and s.began > since for s in server.sessions):
             world.trace.violated(server, "was not connected to for", _BACK, "s")
 
     def _server(self, kind: str, prefix: str) -> StrangeServer:

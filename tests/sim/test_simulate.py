@@ -103,3 +103,8 @@ def test_a_provider_token_that_came_early_once_was_refused_for_good(seed: str) -
 def test_twelve_strangers_whose_servers_had_proved_themselves_held_all_places() -> None:
     """Each held an eighth of them, with servers that confirmed once and then hung."""
     assert simulate("--seed", "40").returncode == 0
+
+
+def test_a_clock_that_was_set_far_ahead_while_the_relay_was_stopped_expired_what_waited() -> None:
+    """The relay had seen nothing of that, and took it for a year."""
+    assert simulate("--seed", "450").returncode == 0

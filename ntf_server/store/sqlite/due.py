@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
+from ntf_server.store.clock import TOLERANCE
 from ntf_server.store.sqlite.memory import State, provider_of
 from ntf_server.store.sqlite.rows import one_row
 
@@ -96,6 +97,10 @@ LAST_TURN: Final = 4 * 3600  # seconds that a code may wait for its turn
 
 def recover(c: sqlite3.Connection, s: State) -> None:
     """When the database is opened: what is unsent is due."""
+    if step := _step_meanwhile(c, s):
+        shift(c, s, step)
+        s.effects.stepped = step
+    remember_clock(c, s)
     times = {"now": s.now, "now_ms": s.now_ms, "latest": s.now_ms + LATEST, "last_turn": s.now + LAST_TURN}
     for statement in _RECOVER:
         c.execute(statement, {name: value for name, value in times.items() if f":{name}" in statement})
@@ -106,6 +111,18 @@ def recover(c: sqlite3.Connection, s: State) -> None:
     ).fetchone():
         [lane] = row
         s.owe(lane)
+
+
+def _step_meanwhile(c: sqlite3.Connection, s: State) -> int:
+    """By how many seconds the clock was set while the database was closed, as far as the machine has run on."""
+    row = c.execute("SELECT ahead FROM clock WHERE boot = ? AND boot <> ''", (s.clock.boot,)).fetchone()
+    step = s.clock.offset - row[0] if row else 0.0
+    return round(step) if abs(step) > TOLERANCE else 0
+
+
+def remember_clock(c: sqlite3.Connection, s: State) -> None:
+    """By how much it is ahead now."""
+    c.execute("INSERT OR REPLACE INTO clock (ref, boot, ahead) VALUES (1, ?, ?)", (s.clock.boot, s.clock.offset))
 
 
 def _hear(c: sqlite3.Connection, s: State) -> None:

@@ -195,6 +195,16 @@ SCHEMA_7: Final = f"""
     """
 
 
+# Since schema 8 it is known by how much the wall clock was ahead of one that nobody sets, in which run of the machine.
+SCHEMA_8: Final = """
+    CREATE TABLE clock (
+        ref INTEGER PRIMARY KEY CHECK (ref = 1),
+        boot TEXT NOT NULL,                   -- names that run
+        ahead REAL NOT NULL                   -- seconds
+    ) STRICT;
+    """
+
+
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
@@ -223,4 +233,4 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
         for statement in SCHEMA_6_END:
             c.execute(statement)
 
-    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical, SCHEMA_7
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical, SCHEMA_7, SCHEMA_8

@@ -23,6 +23,7 @@ class Turn:
         s.now, s.now_ms, s.steady = int(now), int(now * 1000), s.clock.steady()
         if step:
             due.shift(c, s, round(step))
+            due.remember_clock(c, s)
             s.effects.stepped = step
             s.stepped(step)
 

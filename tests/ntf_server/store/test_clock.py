@@ -2,7 +2,7 @@
 
 import pytest
 
-from ntf_server.store.clock import TOLERANCE, Clock, since_boot
+from ntf_server.store.clock import TOLERANCE, Clock, boot_id, since_boot
 
 
 class Times:
@@ -58,3 +58,13 @@ def test_the_machines_clocks() -> None:
     clock = Clock()
     assert clock.read().step == 0
     assert since_boot() <= since_boot()
+    assert Clock().boot == ""
+    assert len(boot_id()) == 36  # as Linux writes it
+
+
+def test_by_how_much_one_is_ahead_of_the_other() -> None:
+    times = Times()
+    before = times.clock.offset
+    times.pass_(10, set_by=60)
+    times.clock.read()
+    assert times.clock.offset == pytest.approx(before + 60)

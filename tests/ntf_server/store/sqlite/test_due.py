@@ -1,8 +1,11 @@
 """That a token is due: by a row, unless memory knows it."""
 
-import pytest
-from store_world import NOW, PHONE, FakeClock, again, new_token, register, take, take_one
+from pathlib import Path
 
+import pytest
+from store_world import MASTER, NOW, PHONE, FakeClock, again, new_token, register, take, take_one
+
+from ntf_server.store.clock import Clock
 from ntf_server.store.sqlite import due as module
 from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge.ntf import DeviceToken, Provider
@@ -110,3 +113,25 @@ async def test_a_turn_that_is_further_ahead_than_any_was_set_by_a_wrong_clock(
     assert await store.register(new_token(), float(ahead)) is not None
     await store._database.run(lambda c: module.recover(c, store._state))
     assert await turn(store) == NOW + kept
+
+
+@pytest.mark.parametrize("boot", ["this run", "", "another run"])
+async def test_a_clock_that_is_set_while_nobody_looks(path: Path, boot: str) -> None:
+    """Nothing expires by that, if the machine ran on; else nobody can tell it from so long a time."""
+    clock = FakeClock()
+
+    async def opened(boot: str) -> SqliteStore:
+        timed = Clock(clock.clock.wall, clock.clock.steady, boot)
+        return await SqliteStore.open(path, master_key=MASTER, clock=timed)
+
+    store = await opened(boot if boot != "another run" else "this run")
+    token = await register(store)
+    await store.close()
+    clock.pass_(5)
+    clock.set_by(400 * 86_400)
+    store = await opened(boot)
+    claims = await take(store)
+    assert [c.token for c in claims] == ([token.ref] if boot == "this run" else [])
+    clock.set_by(-400 * 86_400)
+    await store.due_count(Provider.APNS)
+    await store.close()

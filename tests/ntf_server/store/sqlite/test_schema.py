@@ -11,7 +11,7 @@ from ntf_server.store.sqlite.schema import migrations
 
 
 def test_there_are_seven_schemas() -> None:
-    assert len(migrations(MASTER)) == 7
+    assert len(migrations(MASTER)) == 8
 
 
 async def test_a_device_and_a_key_are_one_registration(store: SqliteStore) -> None:
