@@ -80,7 +80,7 @@ def environment(*, services: bool) -> dict[str, str]:
 
 async def fill(loaded: config.Config, servers: Sequence[ServerAddress], content: Content) -> list[bytes]:
     """Fill an empty database; the certificate hashes of the services, one a server, if there are any."""
-    store = await SqliteStore.open(loaded.database, master_key=loaded.master_key)
+    store = await SqliteStore.open(config.load_database_path(loaded.directory), master_key=loaded.master_key)
     try:
         tokens = await asyncio.gather(*(_add_token(store, content.provider, i) for i in range(content.tokens)))
         services: list[bytes] = []
@@ -136,7 +136,7 @@ def _add_subscriptions(
     """In one transaction, past the store, which would take one for each. Neighbours are on different servers."""
     now = int(time.time())
     status = "NEW" if content.first else "ACTIVE"
-    with closing(sqlite3.connect(loaded.database, isolation_level=None)) as c:
+    with closing(sqlite3.connect(config.load_database_path(loaded.directory), isolation_level=None)) as c:
         for pragma in ("synchronous = OFF", f"cache_size = -{_CACHE}", "wal_autocheckpoint = 0"):
             c.execute(f"PRAGMA {pragma}")
         sealer = Sealer(load_key(c, loaded.master_key))

@@ -28,6 +28,7 @@ from report import Row, show
 
 from ntf_server.push.payload import apns_body
 from ntf_server.store import records
+from ntf_server.store.memory import Times
 from ntf_server.store.records import (
     Claim,
     Ended,
@@ -43,7 +44,6 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.memory import Times
 from smp_bridge import crypto, ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import NONCE_SIZE

@@ -136,7 +136,7 @@ async def ours(bench: Bench, directory: Path, apns: dict[str, str]) -> AsyncIter
     async with child("relay_process.py", str(directory), environment=os.environ | settings) as relay:
         say(f"the relay has process id {relay.pid}")
         await until_subscribed(bench.bursts.load, count, arguments.timeout)
-        yield Target("ntf-relay", paths, relay, loaded.database)
+        yield Target("ntf-relay", paths, relay, config.load_database_path(directory))
 
 
 async def against(bench: Bench, address: ServerAddress) -> Target:

@@ -103,7 +103,7 @@ class Scene:
     async def new_folder(self, side: Side) -> Folder:
         """A relay of which nobody knows. Raises RelayError."""
         values = {"port": self.mock.ready["port"], "ca_file": self.tls.ca_file}
-        sections = [_BASE.format(**values), *([_WEB_PUSH.format(**values)] if self.web_push else [])]
+        sections = [_BASE.format(**values), *([_WEB_PUSH.format(**values)] if self.web_push else []), *side.sections]
         optional = [*([_ALLOW_HOSTS] if self.web_push else []), *(BUDGETS if self.budgets else OPTIONAL)]
         return await new_folder(side, Path(tempfile.mkdtemp(dir=self.folder), "relay"), sections, optional)
 

@@ -136,7 +136,7 @@ async def storm(bench: Bench, relay: Child, subscribing: float) -> None:
         probe = await stack.enter_async_context(Probe(clients, token_id, key))
         await asyncio.sleep(_CALM)
         calm = await probe.take()
-        pushes = Pushes(bench.load, config.load(bench.directory).database, bench.arguments.subscriptions)
+        pushes = Pushes(bench.load, config.load_database_path(bench.directory), bench.arguments.subscriptions)
         await relay.call("reset")
         before = await bench.load.call("stats")
         dropped = await bench.load.call("drop")

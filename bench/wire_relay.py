@@ -41,10 +41,14 @@ class RelayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A revision: how it is called in tables, and the `bin` folder of its environment."""
+    """A revision: how it is called in tables, and the `bin` folder of its environment.
+
+    `sections`: of TOML, that this side's relays have beside those of the bench.
+    """
 
     name: str
     bin: Path
+    sections: tuple[str, ...] = ()
 
     async def command(self, *arguments: str) -> tuple[int, str, str]:
         """Run `ntf-server` to its end: exit code, output, errors."""

@@ -33,8 +33,8 @@ from ntf_server.smp.lost import LostConfig
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock, boot_id, since_boot
 from ntf_server.store.contract import Store
-from ntf_server.store.open import open_store
-from ntf_server.store.sqlite.memory import Times
+from ntf_server.store.memory import Times
+from ntf_server.store.open import Shared, open_store
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
 from ntf_server.version import VERSION
 from smp_bridge.ntf import Provider
@@ -160,16 +160,17 @@ class Relay:
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
-        delivery, ttl = self._config.settings.delivery, self._config.settings.store.token_ttl
+        delivery, store = self._config.settings.delivery, self._config.settings.store
         opening = asyncio.create_task(
             open_store(
-                f"sqlite:///{self._config.database}",
+                self._config.store,
                 directory=self._config.directory,
                 master_key=self._config.master_key,
-                times=Times(delivery.message_ttl, delivery.verification_ttl, silent_ttl=ttl),
+                times=Times(delivery.message_ttl, delivery.verification_ttl, silent_ttl=store.token_ttl),
                 metrics=self._metrics,
                 on_corrupt=self._supervisor.fail,
                 clock=Clock(self._clock, self._steady, boot_id()),
+                shared=Shared(store.node, store.wait_replicas, store.wait_aof),
             ),
             name="open store",
         )

@@ -71,6 +71,7 @@ class FaultyStore:
         self.calls: Counter[str] = Counter()
         self.watch = store.watch
         self.arrive = store.arrive
+        self.lease = store.lease
         self.handled: Counter[ChangeKind] = Counter()
 
     async def changes(self) -> AsyncIterator[Change]:

@@ -7,10 +7,11 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
+from msgspec import structs
 from store_media import open_store
 
 from ntf_server.store.contract import FencedError, Places, Store
-from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, Session, Taken
+from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, Session, Share, Taken
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.testing.store_suite import ManualClock, Times
 from smp_bridge.address import ServerAddress
@@ -63,6 +64,20 @@ class Node:
             del self.medium.leases[session.server]
         await self.store.release(session)
 
+    async def share(self, sessions: Sequence[Session]) -> Share:
+        taken = await self.store.share(sessions)
+        return Share([server for server in taken.take if not self.is_anothers(server)], [])
+
+    async def announce(self, session: Session, *, whole: bool) -> None:
+        (self.medium.whole.add if whole else self.medium.whole.discard)(session.fence)
+
+    async def find_subscription(self, subscription_id: bytes) -> Any:
+        found = await self.store.find_subscription(subscription_id)
+        if found is None or not self.is_anothers(found[1].server):
+            return found
+        fence = self.medium.leases[found[1].server].session.fence
+        return found[0], structs.replace(found[1], elsewhere=fence in self.medium.whole)
+
     def watch(self, on_due: Callable[[Provider, float], None]) -> None:
         self.medium.watchers[self] = on_due
 
@@ -105,6 +120,7 @@ class SharedMedium:
         self._clock = ManualClock()
         self.leases: dict[ServerAddress, _Lease] = {}
         self.watchers: dict[Node, Callable[[Provider, float], None]] = {}
+        self.whole: set[int] = set()  # fences of sessions in which all is confirmed
         self.dead: list[tuple[Node, float]] = []
 
     @property

@@ -8,9 +8,8 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ntf_server.observe.metrics import KindCounter, Metrics
-from ntf_server.store import clock, contract
+from ntf_server.store import clock, contract, memory
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite import memory
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.testing.store_suite import ManualClock, Times
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from ntf_server.cli import arguments as common
 from ntf_server.config import files as config
@@ -30,7 +31,10 @@ def _lines(loaded: config.Config) -> Iterator[tuple[str, object]]:
         common.server_address(transport.host or "localhost", transport.port, loaded.credentials.key_hash),
     )
     yield "listen on", f"{transport.bind or '*'}:{transport.port}"
-    yield "database", f"{loaded.database} ({'exists' if loaded.database.exists() else 'will be created'})"
+    if isinstance(loaded.store, Path):
+        yield "database", f"{loaded.store} ({'exists' if loaded.store.exists() else 'will be created'})"
+    else:
+        yield "store", f"{loaded.store}, keys {loaded.store.prefix}:…"
     hosts = config.apns_hosts(settings)
     for section, host in hosts.items():
         yield "push", f"{SECTIONS[section]} through {host.host}:{host.port}"

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from pathlib import Path
 
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
@@ -22,18 +23,21 @@ def run(arguments: argparse.Namespace) -> int:
     file = directory / config.CONFIG_FILE
     if not file.exists():
         raise UsageError(f"{file}: not found; nothing was deleted")
-    database = config.load_database_path(directory)
+    store = config.load_store(directory)
     socket = config.load_admin_socket(directory)
     print(
-        f"The identity in {directory} and the database {database} will be gone: devices cannot use this server again."
+        f"The identity in {directory} and the database {store} will be gone: devices cannot use this server again."
+        if isinstance(store, Path)
+        else f"The identity in {directory} will be gone. What is in {store} stays: other nodes may use it."
     )
     if not arguments.yes and not common.confirmed("DELETE", "delete them"):
         print("Nothing was deleted.")
         return 1
-    with lock_file(database):  # not under a running server
-        for suffix in ("", "-wal", "-shm", ".lock"):
-            database.with_name(database.name + suffix).unlink(missing_ok=True)
-        socket.unlink(missing_ok=True)  # one that a killed server left
+    if isinstance(store, Path):
+        with lock_file(store):  # not under a running server
+            for suffix in ("", "-wal", "-shm", ".lock"):
+                store.with_name(store.name + suffix).unlink(missing_ok=True)
+    socket.unlink(missing_ok=True)  # one that a killed server left
     for name in (config.CONFIG_FILE, *identity_files.FILES):
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):

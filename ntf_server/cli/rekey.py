@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """While the server is stopped."""
     directory = common.directory(arguments)
+    database = config.load_database_path(directory)
     settings = config.load_settings(directory)
     old = new = config.load_master_key(directory, settings)
     if arguments.new_key_file:
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         new = MasterKey.from_command(arguments.new_key_command)
     elif not arguments.reseal:
         raise UsageError("rekey: give --new-key-file, --new-key-command or --reseal")
-    done = asyncio.run(rekey(config.load_database_path(directory), old, new, reseal=arguments.reseal))
+    done = asyncio.run(rekey(database, old, new, reseal=arguments.reseal))
     if arguments.reseal:
         print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
     if new is not old:

@@ -10,6 +10,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.store.open import open_store
+from ntf_server.store.redis.url import RedisUrl
 from smp_bridge.ntf import InvalidReason, TokenStatus
 
 _STATUSES = [s.value for s in TokenStatus if s is not TokenStatus.NEW]  # of which there are no records
@@ -27,27 +28,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """By the running server, else on its database. 1 if the answer was no."""
+    """By the running server, else on its store. 1 if the answer was no."""
     directory = common.directory(arguments)
-    socket, database = config.load_admin_socket(directory), config.load_database_path(directory)
+    socket, store = config.load_admin_socket(directory), config.load_store(directory)
     status, reason = TokenStatus(arguments.status), InvalidReason(arguments.reason)
-    print(f"All tokens that are {status} in {database} will be INVALID ({reason}): nothing is pushed to them.")
+    print(f"All tokens that are {status} in {store} will be INVALID ({reason}): nothing is pushed to them.")
     if not arguments.yes and not common.confirmed("INVALIDATE", "do so"):
         print("Nothing was changed.")
         return 1
     try:
         count = ask(socket, INVALIDATE, status=status.value, reason=reason.value)["tokens"]
     except NotRunningError:
-        if not database.exists():
-            raise UsageError(f"{database}: not found; nothing was changed") from None
-        count = asyncio.run(_on_the_database(directory, database, status, reason))
+        if isinstance(store, Path) and not store.exists():
+            raise UsageError(f"{store}: not found; nothing was changed") from None
+        count = asyncio.run(_on_the_store(directory, store, status, reason))
     print(f"{count} tokens are INVALID now.")
     return 0
 
 
-async def _on_the_database(directory: Path, database: Path, status: TokenStatus, reason: InvalidReason) -> int:
+async def _on_the_store(directory: Path, place: Path | RedisUrl, status: TokenStatus, reason: InvalidReason) -> int:
     master_key = config.load_master_key(directory, config.load_settings(directory))
-    store = await open_store(f"sqlite:///{database}", directory=directory, master_key=master_key)
+    store = await open_store(place, directory=directory, master_key=master_key)
     try:
         return await invalidate(store, status, reason)
     finally:

@@ -29,7 +29,9 @@ from ntf_server.config.service_account import parse_service_account
 from ntf_server.config.settings import ApnsHost, Settings
 from ntf_server.push.fcm.settings import ServiceAccount, ServiceAccountError
 from ntf_server.push.jose import KeyFileError, load_key
+from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.records import Limits
+from ntf_server.store.redis.url import RedisUrl, is_redis_url, parse_redis_url
 from ntf_server.store.sealing import MasterKey, SealingError
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
@@ -63,16 +65,16 @@ class NotNowError(ConfigError):
 class Config:
     """All that was configured, checked and parsed. Of providers that are off, the keys and files are None.
 
-    `limits`: of subscriptions; `budgets`: of strangers, None: switched off. `old_vapid_keys`: in the order of the
-    setting; `push_hosts`: those of Web Push that are allowed though not public.
-    `ca_files`: paths of PEM bundles, by the section that they are for ("apns.test", "fcm", "web_push"). `environ`: the
-    variables that it was loaded with.
+    `store`: the database's file, or where the Redis is. `limits`: of subscriptions; `budgets`: of strangers, None:
+    switched off. `old_vapid_keys`: in the order of the setting; `push_hosts`: those of Web Push that are allowed though
+    not public. `ca_files`: paths of PEM bundles, by the section that they are for ("apns.test", "fcm", "web_push").
+    `environ`: the variables that it was loaded with.
     """
 
     directory: Path
     settings: Settings
     credentials: Credentials
-    database: Path
+    store: Path | RedisUrl
     master_key: MasterKey = field(repr=False)
     servers: ServerList
     push_hosts: tuple[Pattern, ...]
@@ -117,12 +119,12 @@ def assemble(
     vapid_file = _vapid_file(directory, settings)
     command = settings.store.master_key_command
     keep = running if running and command and command == running.settings.store.master_key_command else None
-    database = _database(directory, settings)
+    store = _store(directory, settings)
     return Config(
         directory=directory,
         settings=settings,
         credentials=credentials,
-        database=database,
+        store=store,
         servers=_server_list(directory, settings),
         push_hosts=_patterns(directory, "[web_push] allow_hosts", settings.web_push.allow_hosts),
         network=_smp_network(directory, settings),
@@ -135,7 +137,7 @@ def assemble(
         vapid_key=_vapid_key(directory, vapid_file) if vapid_file else None,
         old_vapid_keys=_old_vapid_keys(directory, settings) if vapid_file else (),
         ca_files=_ca_files(directory, settings),
-        admin_socket=_admin_socket(directory, settings, database),
+        admin_socket=_admin_socket(directory, settings, store),
         environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(_PREFIX)}),
         master_key=keep.master_key if keep else load_master_key(directory, settings),  # last: a command may take long
     )
@@ -164,14 +166,22 @@ def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> S
 
 
 def load_database_path(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the database is. Raises ConfigError."""
-    return _database(directory, load_settings(directory, environ))
+    """Where the database is. Raises ConfigError, also if the store is a Redis."""
+    store = _store(directory, load_settings(directory, environ))
+    if isinstance(store, RedisUrl):
+        raise ConfigError(f"{directory / CONFIG_FILE}: [store] url: {store}: is a Redis; this is for a database's file")
+    return store
+
+
+def load_store(directory: Path, environ: Mapping[str, str] = os.environ) -> Path | RedisUrl:
+    """Where the store is: a database's file, or a Redis. Raises ConfigError."""
+    return _store(directory, load_settings(directory, environ))
 
 
 def load_admin_socket(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """Where a running relay listens for the operator's commands. Raises ConfigError."""
     settings = load_settings(directory, environ)
-    return _admin_socket(directory, settings, _database(directory, settings))
+    return _admin_socket(directory, settings, _store(directory, settings))
 
 
 def socket_path_error(path: Path) -> str | None:
@@ -184,9 +194,9 @@ def socket_path_error(path: Path) -> str | None:
     )
 
 
-def _admin_socket(directory: Path, settings: Settings, database: Path) -> Path:
+def _admin_socket(directory: Path, settings: Settings, store: Path | RedisUrl) -> Path:
     if not settings.admin.socket:
-        return database.with_suffix(".sock")
+        return store.with_suffix(".sock") if isinstance(store, Path) else directory / "ntf-server.sock"
     path = directory / settings.admin.socket
     if error := socket_path_error(path):
         raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {error}")
@@ -452,15 +462,22 @@ def load_master_key(directory: Path, settings: Settings) -> MasterKey:
         raise kind(f"{where}: {e}") from e
 
 
-def _database(directory: Path, settings: Settings) -> Path:
+def _store(directory: Path, settings: Settings) -> Path | RedisUrl:
     url = settings.store.url
     file = directory / CONFIG_FILE
     if not url:
         return directory / "ntf-server.db"
+    if is_redis_url(url):
+        try:
+            return parse_redis_url(url, directory)
+        except StoreConflictError as e:
+            text = str(e).removeprefix("the store's url ")
+            raise ConfigError(f"{file}: [store] url: {text}; mend it") from e
     path = url.removeprefix("sqlite:///")
     if path == url or not path:
         raise ConfigError(
-            f"{file}: [store] url: {url.split(':')[0]}: must be sqlite:///PATH (sqlite:////PATH if absolute)"
+            f"{file}: [store] url: {url.split(':')[0]}: must be sqlite:///PATH (sqlite:////PATH if absolute), or one of"
+            " a Redis"
         )
     full = directory / path
     if not full.parent.is_dir():

@@ -43,15 +43,22 @@ class Transport(_Section, frozen=True):
 
 
 class Store(_Section, frozen=True):
-    """`url`: `sqlite:///relative` or `sqlite:////absolute`; empty: `ntf-server.db` beside the configuration.
+    """`url`: `sqlite:///relative` or `sqlite:////absolute`; empty: `ntf-server.db` beside the configuration; a Redis:
+    `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://`, see docs/how-to/many-nodes.md.
 
     The master key that seals the database: `master_key` itself (for the environment), else what `master_key_command`
     prints, else what `master_key_file` holds.
 
     `token_ttl`: seconds that a registration is kept that sends no command.
+
+    Of a Redis: `node`, this relay's name, which no other node has; `wait_replicas`: on so many replicas a write has to
+    be before it counts; `wait_aof`: on the disks of so many servers.
     """
 
     url: str = ""
+    node: str = ""
+    wait_replicas: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    wait_aof: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     token_ttl: _TokenTtl = 365 * 24 * 3600
     master_key: str = ""
     master_key_command: str = ""

@@ -15,6 +15,7 @@ from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.store.contract import FencedError, Store, StoreError, StoreUnavailableError
 from ntf_server.store.records import Notification, Session
 from smp_bridge import smp
+from smp_bridge.address import ServerAddress
 from smp_bridge.client import Event
 from smp_bridge.ntf import SubscriptionStatus
 
@@ -104,6 +105,12 @@ class Inbox:
             log.error("%d events of SMP servers could not be stored before the stop", self._count)
         return self._count
 
+    async def empty(self, server: ServerAddress) -> None:
+        """Wait until all that a server sent is in the store."""
+        while any(session.server == server for session in self._sessions):
+            self._changed.clear()
+            await self._changed.wait()
+
     async def _write(self, session: Session, waiting: _Waiting) -> None:
         """Store what waits of a session, with what comes while the store is busy."""
         try:
@@ -121,6 +128,7 @@ class Inbox:
             waiting.writing = False
             if self._sessions.get(session) is waiting and not waiting.count:
                 del self._sessions[session]
+                self._changed.set()
 
     async def _store_events(
         self, session: Session, notifications: Sequence[Notification], ended: Sequence[Event]

@@ -29,6 +29,7 @@ class ServerSession:
     audit_complete: bool = False
     ended: bool = False  # another session took the service's subscriptions over
     recounted: bool = False
+    announced: bool = False  # other nodes know that all that should be is confirmed
     asked: ServiceState | None = None  # what the service should have, when the server was asked for its count
     confirmed: int = 0
     audited: set[Ref] = field(default_factory=set)

@@ -5,6 +5,7 @@ current session. What is kept of a session is how far its pages went, and what o
 """
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import time
@@ -18,7 +19,8 @@ from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.smp.server_session import ServerSession
-from ntf_server.store.contract import Store
+from ntf_server.smp.shares import Shares
+from ntf_server.store.contract import FencedError, Store
 from ntf_server.store.records import (
     WANTED,
     Change,
@@ -112,7 +114,7 @@ class Subscriber:
         self._inbox = Inbox(store, dispatcher, spawn, self._lost, self._metrics)
         self._lost_ways = LostWays(store, spawn, self._inbox.insist, lost) if lost else None
         self._sessions: dict[ServerAddress, ServerSession] = {}
-        self._last: dict[ServerAddress, Session] = {}  # of each server that is held, also between two sessions
+        self._shares = Shares(store, self._agent.start, self._agent.release)
         self._impersonated: set[str] = set()  # hosts, perhaps: that was told, and they were not connected to since
         self._unwanted: set[ServerAddress] = set()  # perhaps: to be looked at
         for gauge, proven in ((Gauge.SMP_CONNECTING, True), (Gauge.SMP_CONNECTING_NEW, False)):
@@ -123,10 +125,12 @@ class Subscriber:
     def parts(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         """What is to be run as long as the relay lives, by name."""
         yield "subscription changes", self._follow
+        if self._shares.is_shared:
+            yield "shares of SMP servers", self._shares.run
 
     async def start(self) -> None:
         """Connect to all servers that have subscriptions."""
-        servers = await self._store.servers()
+        servers = (await self._store.share([])).take
         log.info("subscribing on %d SMP servers", len(servers))
         for server in servers:
             self._agent.start(server)
@@ -148,7 +152,7 @@ class Subscriber:
         if s.status is not SubscriptionStatus.ACTIVE:
             return Sub(SubscriptionStatus.PENDING)
         session = self._sessions.get(s.server)
-        active = session is not None and session.active(s)
+        active = s.elsewhere if session is None else session.active(s)
         return Sub(SubscriptionStatus.ACTIVE if active else SubscriptionStatus.INACTIVE)
 
     def knows(self, server: ServerAddress) -> bool:
@@ -214,9 +218,16 @@ class Subscriber:
         """See `Subscriptions`."""
         permitted = self._permitted.permits(server)
         standing = await self._insist(lambda: self._store.standing(server)) if permitted else None
-        if standing is None and (last := self._last.pop(server, None)) is not None:
+        if standing is not None and await self._shares.speaks_for(server, lambda: self._acquire(server)):
+            return standing
+        if (last := self._shares.held.pop(server, None)) is not None:
+            await self._inbox.empty(server)
             await self._insist(lambda: self._store.release(last))  # or the store could not forget the server
-        return standing
+        self._shares.left(server)
+        return None
+
+    async def _acquire(self, server: ServerAddress) -> Session | None:
+        return await self._insist(lambda: self._store.acquire(server))
 
     def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
         """See `Subscriptions`."""
@@ -229,7 +240,7 @@ class Subscriber:
 
     async def given_up(self, server: ServerAddress) -> None:
         """See `Subscriptions`."""
-        stored = await self._insist(lambda: self._store.acquire(server))
+        stored = await self._acquire(server)
         if stored is None:
             return  # another node may know better
         count = _GIVEN_UP
@@ -251,7 +262,7 @@ class Subscriber:
 
     async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> ServerSession:
         """See `Subscriptions`."""
-        stored = await self._insist(lambda: self._store.acquire(server))
+        stored = await self._acquire(server)
         if stored is None:
             raise ConnectionError("another node speaks for this server")
         state = await self._insist(lambda: self._store.begin(stored, service_id))
@@ -262,7 +273,7 @@ class Subscriber:
         session.associated = session.service and state.associated > 0
         session.service_active = not session.associated
         self._sessions[server] = session
-        self._last[server] = stored
+        self._shares.held[server] = stored
         self._impersonated.discard(server.hosts[0].lower())
         if self._lost_ways:
             self._lost_ways.reconnected(stored)
@@ -348,6 +359,7 @@ class Subscriber:
             session.cursor, session.complete = page.cursor, page.cursor is None
             if new:
                 return [_request(w, session) for w in new]
+        await self._announce(session)
         return []
 
     async def load(self, session: ServerSession, refs: Sequence[Ref]) -> Sequence[NsubRequest]:
@@ -384,9 +396,16 @@ class Subscriber:
                 session.audited.discard(r.ref)
                 if not good or (r.answer is NsubAnswer.ASSOCIATED and r.tag):
                     self._metrics.count_kind(KindCounter.AUDIT_DRIFT, "reassociated" if good else "refused")
+        await self._announce(session)
         if refused:
             self._perhaps_unwanted(session.server)
             log.info("SMP server %s refused %d of %d subscriptions", session.server.hosts[0], refused, len(results))
+
+    async def _announce(self, session: ServerSession) -> None:
+        """To other nodes, which answer SCHK too."""
+        if self._shares.is_shared and session.complete and not session.missing and not session.announced:
+            session.announced = True
+            await self._insist(lambda: self._store.announce(session.stored, whole=True))
 
     async def _prove(self, session: ServerSession) -> None:
         if not session.proved:
@@ -403,6 +422,9 @@ class Subscriber:
         """See `Subscriptions`. What was read of it may still be on its way to the store."""
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
+        if session.announced:
+            with contextlib.suppress(FencedError):  # another node's session counts by now
+                await self._insist(lambda: self._store.announce(session.stored, whole=False))
         log.info("disconnected from SMP server %s", session.server.hosts[0])
 
     def connect_failed(self, server: ServerAddress, failure: ConnectFailure) -> None:

@@ -30,6 +30,7 @@ from ntf_server.store.records import (
     ServiceCertificate,
     ServiceState,
     Session,
+    Share,
     Subscription,
     Taken,
     ToAudit,
@@ -272,12 +273,25 @@ class Sessions(Protocol):
         """Speak for a server from now on, with a fence above all before; None: another node does."""
         ...
 
+    @property
+    def lease(self) -> float:
+        """Seconds for which a session lasts that is not renewed; infinite: no other node may have the store."""
+        ...
+
     async def renew(self, sessions: Sequence[Session]) -> list[Session]:
         """Keep them; gives those that are lost."""
         ...
 
     async def release(self, session: Session) -> None:
         """Speak for it no more."""
+        ...
+
+    async def share(self, sessions: Sequence[Session]) -> Share:
+        """Which servers are this node's, which of these sessions another's: joining and leaving moves a share only."""
+        ...
+
+    async def announce(self, session: Session, *, whole: bool) -> None:
+        """Have other nodes know whether all that should be is confirmed in this session: `Subscription.elsewhere`."""
         ...
 
     def changes(self) -> AsyncIterator[Change]:

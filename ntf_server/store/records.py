@@ -114,7 +114,8 @@ class LastPush(Record, frozen=True):
 class Subscription(Record, frozen=True):
     """A subscribed queue of a token.
 
-    `associated`: our service on the server has it; `cursor`: its place in the order of the server's pages.
+    `associated`: our service on the server has it; `cursor`: its place in the order of the server's pages;
+    `elsewhere`: another node has a session with the server, in which all is confirmed that should be.
     """
 
     ref: Ref
@@ -125,6 +126,7 @@ class Subscription(Record, frozen=True):
     error: str
     associated: bool
     cursor: Cursor
+    elsewhere: bool = False
 
 
 class NewSubscription(Record, frozen=True):
@@ -286,6 +288,15 @@ class Session(Record, frozen=True):
 
     server: ServerAddress
     fence: int
+
+
+class Share(Record, frozen=True):
+    """What of the servers is a node's: those that it should speak for and nobody does, and sessions that another node
+    should have.
+    """
+
+    take: list[ServerAddress]
+    give: list[Session]
 
 
 class ServiceState(Record, frozen=True):

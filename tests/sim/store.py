@@ -15,10 +15,10 @@ from typing import Any, Final
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import StoreCorruptError, StoreUnavailableError
+from ntf_server.store.memory import Times
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import database
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.memory import Times
 from sim.clock import WallClock
 from sim.loop import VirtualLoop, current_life
 from sim.trace import Trace

@@ -17,8 +17,8 @@ from unittest import mock
 from ntf_server.observe.metrics import KindCounter
 from ntf_server.smp import inbox
 from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.memory import Times
 from ntf_server.store.sqlite import database, engine
-from ntf_server.store.sqlite.memory import Times
 from sim.clock import WallClock
 from sim.devices import SILENT, Address, Device, new_address, web_key
 from sim.excuses import Excuses

@@ -11,10 +11,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from ntf_server.store.contract import Places
+from ntf_server.store.memory import Cooling, Held, Ready, State, provider_of
 from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
 from ntf_server.store.sqlite.content import SENT, expire, load, unhex_lane
 from ntf_server.store.sqlite.due import WAITS_FOR_CODE, is_due, mark
-from ntf_server.store.sqlite.memory import Cooling, Held, Ready, State, provider_of
 from ntf_server.store.sqlite.rows import Rows, one_row
 from smp_bridge.ntf import Provider, TokenStatus
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.clock import TOLERANCE
-from ntf_server.store.sqlite.memory import State, provider_of
+from ntf_server.store.memory import State, provider_of
 from ntf_server.store.sqlite.rows import one_row
 
 # Of a token and its row in deliveries: it waits for nothing but its code's turn, and what else it has need not.

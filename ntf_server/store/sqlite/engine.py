@@ -5,6 +5,7 @@ A shell: what is done to the database stands in the modules by concern, and is h
 
 import asyncio
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar, cast
 
 from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
     DamagedRecordError,
@@ -22,6 +24,7 @@ from ntf_server.store.contract import (
     StoreError,
     StoreUnavailableError,
 )
+from ntf_server.store.memory import Effects, State, Times
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -47,6 +50,7 @@ from ntf_server.store.records import (
     ServiceCertificate,
     ServiceState,
     Session,
+    Share,
     Subscription,
     Taken,
     ToAudit,
@@ -55,11 +59,9 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite import deliveries, due, queues, sessions, standings, taking, tokens, upkeep
-from ntf_server.store.sqlite.changes import Changes
 from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, Database, Operation
 from ntf_server.store.sqlite.file import DatabaseFile, opened
 from ntf_server.store.sqlite.keys import load_key, prepare
-from ntf_server.store.sqlite.memory import Effects, State, Times
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
 from ntf_server.store.sqlite.schema import migrations
@@ -362,6 +364,11 @@ class SqliteStore:
         """See `Store`."""
         return await self._write(lambda c: sessions.acquire(c, self._state, server))
 
+    @property
+    def lease(self) -> float:
+        """See `Store`."""
+        return math.inf
+
     async def renew(self, sessions_: Sequence[Session]) -> list[Session]:
         """See `Store`."""
         fences = self._state.fences
@@ -370,6 +377,14 @@ class SqliteStore:
     async def release(self, session: Session) -> None:
         """See `Store`."""
         await self._write(lambda _: sessions.release(self._state, session))
+
+    async def share(self, sessions_: Sequence[Session]) -> Share:
+        """See `Store`: all of them."""
+        held = {session.server for session in sessions_}
+        return Share([server for server in await self.servers() if server not in held], [])
+
+    async def announce(self, session: Session, *, whole: bool) -> None:
+        """See `Store`: there are no others."""
 
     def changes(self) -> AsyncIterator[Change]:
         """See `Store`."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ntf_server.store.memory import State
 from ntf_server.store.records import (
     WANTED,
     Added,
@@ -21,7 +22,6 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.sealing import Sealer, SealingError
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY
-from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.rows import (
     SUBSCRIPTION_COLUMNS,
     TOKEN_COLUMNS,

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from ntf_server.store.contract import DamagedRecordError
+from ntf_server.store.memory import State
 from ntf_server.store.records import NewToken, Registered, Subscription, Token
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH
-from ntf_server.store.sqlite.memory import State
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus

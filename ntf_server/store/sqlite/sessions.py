@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ntf_server.store.contract import FencedError
+from ntf_server.store.memory import State
 from ntf_server.store.records import (
     WANTED,
     Confirmed,
@@ -25,7 +26,6 @@ from ntf_server.store.records import (
 from ntf_server.store.sealing import Sealer, SealingError
 from ntf_server.store.sqlite.due import due_when_free
 from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
-from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
 from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, one_row, server_address
 from smp_bridge.address import ServerAddress

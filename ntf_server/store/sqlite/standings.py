@@ -3,8 +3,8 @@
 import sqlite3
 from typing import Final
 
+from ntf_server.store.memory import State
 from ntf_server.store.records import Session
-from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import find_server
 from ntf_server.store.sqlite.sessions import LIVE, check
 from smp_bridge.address import ServerAddress

@@ -7,10 +7,10 @@ from collections import defaultdict
 from typing import Final
 
 from ntf_server.store.contract import Places
+from ntf_server.store.memory import Round, State, provider_of
 from ntf_server.store.records import Taken
 from ntf_server.store.sqlite.content import load
 from ntf_server.store.sqlite.due import park
-from ntf_server.store.sqlite.memory import Round, State, provider_of
 from ntf_server.store.sqlite.rows import Rows, one_row
 from smp_bridge.ntf import Provider
 

@@ -4,9 +4,9 @@ import sqlite3
 from collections.abc import Callable
 from functools import partial
 
+from ntf_server.store.memory import Effects, State
 from ntf_server.store.sqlite import due
 from ntf_server.store.sqlite.database import After
-from ntf_server.store.sqlite.memory import Effects, State
 
 
 class Turn:

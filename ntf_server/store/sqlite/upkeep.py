@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from ntf_server.store.contract import StoreCorruptError
+from ntf_server.store.memory import State
 from ntf_server.store.records import Token
 from ntf_server.store.sqlite.content import EXPIRED
 from ntf_server.store.sqlite.file import DatabaseFile
-from ntf_server.store.sqlite.memory import State
 from ntf_server.store.sqlite.queues import clear_slice
 from ntf_server.store.sqlite.rows import server_address
 from ntf_server.store.sqlite.tokens import drop

@@ -19,7 +19,7 @@ from ntf_server.testing.store_suite.medium import (
 )
 from smp_bridge.ntf import InvalidReason, Provider, TokenStatus
 
-_SEEDS: Final = 12
+_SEEDS: Final = 6
 _STEPS: Final = 150
 _AFTER: Final = (0.0, 1.0, 30.0, 300.0)
 

@@ -1,17 +1,18 @@
 """Two nodes on one medium: what one holds the other leaves alone, and takes over when it is gone."""
 
 import asyncio
+from dataclasses import replace
 
-from ntf_server.store.contract import FencedError
+from ntf_server.store.contract import FencedError, Store
 from ntf_server.store.records import ChangeKind, Confirmed, PushKind
 from ntf_server.testing.store_suite.medium import (
     ROOM,
+    SMP,
     Bench,
     acquire,
     activate,
     delivered,
     found,
-    names,
     new_token,
     notify,
     record,
@@ -21,7 +22,15 @@ from ntf_server.testing.store_suite.medium import (
     take,
     take_one,
 )
-from smp_bridge.ntf import Provider, SubscriptionStatus
+from smp_bridge.ntf import SubscriptionStatus
+
+
+async def _settle(bench: Bench, *nodes: Store) -> None:
+    """Time for them to share what there is."""
+    for _ in range(10):
+        bench.clock.pass_(2.5)
+        for node in nodes:
+            await node.servers()
 
 
 async def one_node_speaks_for_a_server(bench: Bench) -> None:
@@ -86,9 +95,8 @@ async def one_node_pushes_to_a_token(bench: Bench) -> None:
     assert await take(second) == []
     await record(first, delivered(claim))
     bench.clock.pass_(1)
-    claims = await take(second)
+    claims = [claim for node in (second, first, second) for claim in await take(node)]
     assert [[e.notifier_id for e in c.entries if not e.sent] for c in claims] == [[b"2"]]
-    assert await take(first) == []
 
 
 async def takes_of_two_nodes_share(bench: Bench) -> None:
@@ -116,15 +124,26 @@ async def claims_of_a_dead_node_are_given_again(bench: Bench) -> None:
     await record(second, delivered(anew))
 
 
-async def both_are_told_of_what_is_due(bench: Bench) -> None:
-    """A node pushes what came to the other."""
+async def who_can_take_it_is_told_of_what_is_due(bench: Bench) -> None:
+    """Whichever of them it came to."""
     first, second = await bench.open(), await bench.open()
-    told = asyncio.Event()
-    second.watch(lambda provider, _: told.set() if provider is Provider.APNS else None)
-    await subscribe(first, await activate(first, 1), b"queue")
-    await notify(first, await acquire(first), b"queue")
-    await asyncio.wait_for(told.wait(), 5)
-    assert names(await take_one(second)) == [b"queue"]
+    tokens = [await activate(first, number) for number in range(30)]
+    for number, token in enumerate(tokens):
+        await subscribe(first, token, b"%d" % number)
+    await _settle(bench, first, second)
+    told: set[Store] = set()
+    for node in (first, second):
+        node.watch(lambda provider, _, node=node: told.add(node))  # type: ignore[misc]
+    session = await acquire(first)
+    left = {b"%d" % number for number in range(30)}
+    await notify(first, session, *left)
+    async with asyncio.timeout(5):
+        while left:
+            for node in list(told):
+                told.discard(node)
+                for claim in await take(node):
+                    left -= {entry.notifier_id for entry in claim.entries}
+            await asyncio.sleep(0.01)
 
 
 async def changes_reach_the_holder(bench: Bench) -> None:
@@ -140,3 +159,42 @@ async def changes_reach_the_holder(bench: Bench) -> None:
     assert (change.kind, change.server) == (ChangeKind.ADDED, session.server)
     [wanted] = await second.load(session, change.refs)
     assert wanted.ref == (await found(second, subscription_id)).ref
+
+
+async def who_does_not_hold_a_server_knows_what_is_confirmed_there(bench: Bench) -> None:
+    """As long as the holder says so, and lives."""
+    first, second = await bench.open(), await bench.open()
+    [subscription_id] = await subscribe(first, await activate(first, 1), b"queue")
+    session = await acquire(first)
+    assert not (await found(second, subscription_id)).elsewhere
+    await first.announce(session, whole=True)
+    assert (await found(second, subscription_id)).elsewhere
+    assert not (await found(first, subscription_id)).elsewhere
+    await first.announce(session, whole=False)
+    assert not (await found(second, subscription_id)).elsewhere
+    await first.announce(session, whole=True)
+    bench.clock.pass_(60)
+    assert not (await found(second, subscription_id)).elsewhere
+    await acquire(second)
+    assert not (await found(first, subscription_id)).elsewhere
+
+
+async def servers_are_shared(bench: Bench) -> None:
+    """Each is one node's to take; what a dead node had the other takes."""
+    first, second = await bench.open(), await bench.open()
+    token = await activate(first, 1)
+    servers = [replace(SMP, key_hash=bytes([n]) * 32) for n in range(12)]
+    for server in servers:
+        await subscribe(first, token, b"queue", server=server)
+    await _settle(bench, first, second)
+    shares = [(await node.share([])).take for node in (first, second)]
+    assert {server.key_hash for share in shares for server in share} == {server.key_hash for server in servers}
+    held = [await acquire(first, server) for server in servers]
+    give = (await first.share(held)).give
+    assert all(session in held for session in give)
+    bench.nodes.remove(first)
+    await bench.medium.kill(first)
+    for _ in range(10):
+        bench.clock.pass_(2.5)
+        await second.servers()
+    assert len((await second.share([])).take) == len(servers)

@@ -126,3 +126,11 @@ async def test_what_cannot_be_copied(made: Path, tmp_path: Path, what: str) -> N
     assert (done.returncode, done.stdout) == (2, "")
     one_line(done.stderr)
     assert not copy.exists()
+
+
+def test_a_redis_has_backups_of_its_own(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    done = run("backup", "--path", made, copy, NTF_SERVER__STORE__URL="redis://relay:s3cret@localhost")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "[store] url: redis://localhost:6379: is a Redis" in one_line(done.stderr)
+    assert "s3cret" not in done.stderr and not copy.exists()

@@ -69,3 +69,13 @@ def test_check_tells_how_long_a_client_certificate_is_good(
     assert (code, out) == (2, "")
     assert "[apns] certificate_key_file: " in one_line(err)
     assert "is not the key of certificate_file" in err
+
+
+def test_check_tells_which_redis(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NTF_SERVER__STORE__URL", "redis://relay:s3cret@localhost/1?prefix=a")
+    code, out, _ = in_process(capsys, "check", "--path", made)
+    assert code == 0
+    assert "store       redis://localhost:6379/1, keys a:…\n" in out
+    assert "database" not in out and "s3cret" not in out

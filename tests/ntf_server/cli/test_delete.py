@@ -45,3 +45,11 @@ async def test_delete_under_a_running_server(made: Path, start: Start) -> None:
     done = run("delete", "--path", made, "--yes")
     assert done.returncode == 75
     assert (made / "ntf-server.db").exists()
+
+
+def test_what_is_in_a_redis_stays(made: Path) -> None:
+    """Other nodes may use it; nobody asks it."""
+    done = run("delete", "--path", made, "--yes", NTF_SERVER__STORE__URL="redis://relay:s3cret@localhost:1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "What is in redis://localhost:1 stays" in done.stdout and "s3cret" not in done.stdout
+    assert not made.exists()

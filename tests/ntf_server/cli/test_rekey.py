@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command_line import run
+from command_line import one_line, run
 
 Start = Callable[..., Any]
 
@@ -37,3 +37,14 @@ def test_rekey_to_nothing(made: Path) -> None:
     done = run("rekey", "--path", made)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--new-key-file" in done.stderr
+
+
+def test_a_redis_keeps_its_key(made: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.key"
+    redis = {"NTF_SERVER__STORE__URL": "redis://relay:s3cret@localhost"}
+    for option in (["--reseal"], ["--new-key-file", new]):
+        done = run("rekey", "--path", made, *option, **redis)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "[store] url: redis://localhost:6379: is a Redis" in one_line(done.stderr)
+        assert "s3cret" not in done.stderr
+    assert not new.exists()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from command_line import in_process, one_line, run, stop
+from redis_servers import Server
 from store_world import activate
 
 from ntf_server.config.files import load_master_key, load_settings
 from ntf_server.store.open import open_store
+from ntf_server.store.redis.url import parse_redis_url
 from smp_bridge.ntf import DeviceToken, Provider
 
 Start = Callable[..., Any]
@@ -100,3 +102,17 @@ def test_usage(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -
     code, out, err = in_process(capsys, *arguments)
     assert (code, out) == (2, "")
     assert "usage: ntf-server tokens" in err
+
+
+async def test_on_a_redis(made: Path, tmp_path: Path) -> None:
+    """Whether or not another node runs: of all nodes."""
+    with Server(tmp_path / "server") as server:
+        master_key = load_master_key(made, load_settings(made))
+        store = await open_store(parse_redis_url(server.url), directory=made, master_key=master_key)
+        for number in range(3):
+            await activate(store, DeviceToken(Provider.APNS, b"phone %d" % number))  # type: ignore[arg-type]
+        for expected in (3, 0):
+            done = await asyncio.to_thread(run, *BAD, "--yes", "--path", made, NTF_SERVER__STORE__URL=server.url)
+            assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
+            assert done.stdout.splitlines()[-1] == f"{expected} tokens are INVALID now."
+        await store.close()

@@ -21,6 +21,7 @@ from ntf_server.config import identity_files
 from ntf_server.config.files import Config, ConfigError, NotNowError
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.config.settings import ApnsHost, Settings
+from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import generate_key_text
 from smp_bridge.network import Network
 from smp_bridge.socks import SocksProxy
@@ -87,6 +88,9 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("transport", "port", "0", "0", 0),
     ("transport", "bind", '"127.0.0.1"', "127.0.0.1", "127.0.0.1"),
     ("store", "url", '"sqlite:///other.db"', "sqlite:///other.db", "sqlite:///other.db"),
+    ("store", "node", '"left"', "left", "left"),
+    ("store", "wait_replicas", "1", "1", 1),
+    ("store", "wait_aof", "2", "2", 2),
     ("store", "master_key", f'"{KEY}"', KEY, KEY),
     ("store", "master_key_command", f'"echo {KEY}"', f"echo {KEY}", f"echo {KEY}"),
     ("apns", "proxy", '"socks5h://localhost:9050"', "socks5h://localhost:9050", "socks5h://localhost:9050"),
@@ -108,6 +112,9 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("apns.production", "host", '"localhost"', "localhost", "localhost"),
     ("apns.sandbox", "host", '"::1"', "::1", "::1"),
     ("apns.test", "host", '"localhost"', "localhost", "localhost"),
+    ("store", "node", '"relay-1"', "relay-1", "relay-1"),
+    ("store", "wait_replicas", "1", "1", 1),
+    ("store", "wait_aof", "2", "2", 2),
     ("store", "token_ttl", "604800", "604800", 604800),
     ("delivery", "message_ttl", "3600", "3600", 3600),
     ("delivery", "provider_ttl", "60", "60", 60),
@@ -206,7 +213,7 @@ def test_other_variables_are_nobodys_business(identity_dir: Path, load: Load) ->
 def test_an_empty_file_gives_the_defaults(load: Load, identity_dir: Path) -> None:
     loaded = load()
     assert loaded.settings == Settings()
-    assert loaded.database == identity_dir / "ntf-server.db"
+    assert loaded.store == identity_dir / "ntf-server.db"
     assert config.apns_hosts(loaded.settings) == {}
 
 
@@ -222,7 +229,56 @@ def test_which_hosts_are_in_use(load: Load) -> None:
     [("", "ntf-server.db"), ("sqlite:///a.db", "a.db"), ("sqlite:////tmp/a.db", "/tmp/a.db")],
 )
 def test_where_the_database_is(load: Load, identity_dir: Path, url: str, path: str) -> None:
-    assert load(STORE__URL=url).database == identity_dir / path
+    assert load(STORE__URL=url).store == identity_dir / path
+
+
+def test_where_a_redis_is(load: Load, identity_dir: Path) -> None:
+    """Its files are beside the configuration; what people are shown has no password in it."""
+    url = "rediss://relay:s3cret@redis.example.org/2?prefix=a&ca_file=ca.pem"
+    for loaded in (load(f"[store]\nurl = '{url}'\n"), load(STORE__URL=url)):
+        store = loaded.store
+        assert isinstance(store, RedisUrl)
+        assert (store.prefix, store.database, store.login.password) == ("a", 2, "s3cret")
+        assert store.tls is not None and store.tls.ca_file == identity_dir / "ca.pem"
+        assert str(store) == "rediss://redis.example.org:6379/2"
+        assert "s3cret" not in repr(store)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster"])
+def test_every_way_to_a_redis(load: Load, scheme: str) -> None:
+    path = "/service" if "sentinel" in scheme else ""
+    assert isinstance(load(STORE__URL=f"{scheme}://:s3cret@localhost{path}").store, RedisUrl)
+    assert isinstance(load(STORE__URL="unix:///run/redis.sock").store, RedisUrl)
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [
+        ("localhost:x", "has a port that is no number up to 65535; mend it"),
+        ("localhost/x", "has a database that is no number up to 1000000; mend it"),
+        ("localhost?db=1", "has an option other than prefix; mend it"),
+        ("localhost?prefix={a}", "has a prefix with other characters than letters, digits and _.:-, or more than 64"),
+        ("one,two", "names more than one host"),
+        ("", "has to name its hosts as HOST, HOST:PORT or [IPV6]:PORT, with commas between them; mend it"),
+        ("#", "has a # that is not written as %23; mend it"),
+    ],
+)
+def test_a_mistake_in_the_url_of_a_redis_shows_no_password(
+    load: Load, identity_dir: Path, rest: str, what: str
+) -> None:
+    with pytest.raises(ConfigError) as e:
+        load(f"[store]\nurl = 'redis://relay:s3cret@{rest}'\n")
+    line = str(e.value)
+    assert line.startswith(f"{identity_dir / config.CONFIG_FILE}: [store] url: {what}")
+    assert "\n" not in line and "s3cret" not in line
+
+
+def test_what_is_for_a_file_is_not_for_a_redis(load: Load, identity_dir: Path) -> None:
+    load("[store]\nurl = 'redis://relay:s3cret@localhost'\n")
+    with pytest.raises(ConfigError) as e:
+        config.load_database_path(identity_dir, {})
+    file = identity_dir / config.CONFIG_FILE
+    assert str(e.value) == f"{file}: [store] url: redis://localhost:6379: is a Redis; this is for a database's file"
 
 
 MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is said
@@ -242,7 +298,10 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[transport]\nhost = 'a b'\n", "[transport] host", "bad host name; give a host name or an IP address"),
     ("[transport]\nhost = 'a,b'\n", "[transport] host", "bad host name; give a host name or an IP address"),
     ("[transport]\nhost = 'a:1'\n", "[transport] host", "bad IPv6 address; give a host name or an IP address"),
-    ("[store]\nurl = 'redis://localhost'\n", "[store] url", "redis: must be sqlite:///PATH"),
+    ("[store]\nurl = 'postgres://u:p@localhost'\n", "[store] url", "postgres: must be sqlite:///PATH"),
+    ("[store]\nurl = 'redis://localhost/x'\n", "[store] url", "has a database that is no number up to 1000000; mend"),
+    ("[store]\nwait_replicas = -1\n", "[store] wait_replicas", "expected `int` >= 0"),
+    ("[store]\nwait_aof = 17\n", "[store] wait_aof", "expected `int` <= 16"),
     ("[store]\nurl = 'ntf.db'\n", "[store] url", "must be sqlite:///PATH"),
     ("[store]\nurl = 'sqlite:///'\n", "[store] url", "must be sqlite:///PATH"),
     ("[store]\nurl = 'sqlite:////'\n", "[store] url", "is a folder; give a file"),

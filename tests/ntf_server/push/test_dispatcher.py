@@ -19,6 +19,7 @@ from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, Scope, Verdict
 from ntf_server.store.contract import Store, StoreConflictError, StoreFullError
+from ntf_server.store.memory import Times
 from ntf_server.store.open import open_store
 from ntf_server.store.records import (
     Claim,
@@ -31,7 +32,6 @@ from ntf_server.store.records import (
     Token,
 )
 from ntf_server.store.sealing import MasterKey
-from ntf_server.store.sqlite.memory import Times
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
 

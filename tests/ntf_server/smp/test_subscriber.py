@@ -422,7 +422,7 @@ async def test_a_server_that_nobody_needs_is_let_go_of_also_between_two_sessions
         smp_server.drop_all()
         await until(lambda: node.subscriber._agent.servers == 0)
         assert smp_server.address not in store._state.fences
-        assert node.subscriber._last == {}
+        assert node.subscriber._shares.held == {}
 
 
 # --- how many are active

@@ -1,12 +1,17 @@
 """URLs of stores."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis_servers import Server
 from store_world import MASTER, register, take_one
 
 from ntf_server.store.contract import StoreConflictError, StoreError
-from ntf_server.store.open import open_store, sqlite_path
+from ntf_server.store.open import Shared, open_store, sqlite_path
+from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.url import parse_redis_url
+from ntf_server.store.sealing import MasterKey, WrongMasterKeyError
 from ntf_server.testing.store_suite.medium import as_found
 
 
@@ -50,3 +55,61 @@ async def test_one_in_memory_leaves_nothing(tmp_path: Path) -> None:
 async def test_a_place_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="absent"):
         await open_store("sqlite:///absent/relay.db", directory=tmp_path, master_key=MASTER)
+
+
+# --- a Redis
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "server") as server:
+        yield server
+
+
+async def test_a_redis_is_opened_and_kept(server: Server, tmp_path: Path) -> None:
+    url = parse_redis_url(f"{server.url}?prefix=relay")
+    for _ in range(2):
+        store = await open_store(url, directory=tmp_path, master_key=MASTER, shared=Shared("one"))
+        assert isinstance(store, RedisStore)
+        await register(store)  # type: ignore[arg-type]
+        assert await take_one(store)  # type: ignore[arg-type]
+        await store.close()
+    assert all(key.startswith(b"relay:") for key in server.ask("KEYS", "*"))
+
+
+async def test_nodes_that_share_a_redis(server: Server, tmp_path: Path) -> None:
+    """Each has a name of its own, though none was given."""
+    url = parse_redis_url(server.url)
+    stores = [await open_store(url, directory=tmp_path, master_key=MASTER) for _ in range(2)]
+    token = await register(stores[0])  # type: ignore[arg-type]
+    assert await stores[1].find_token(token.token_id) == as_found(token)
+    assert server.ask("ZCARD", "ntf:{g}:nodes") == 2
+    for store in stores:
+        await store.close()
+
+
+async def test_what_may_be_lost_is_told(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    await (await open_store(parse_redis_url(server.url), directory=tmp_path, master_key=MASTER)).close()
+    assert "appendonly" in caplog.text
+
+
+async def test_a_redis_that_cannot_be_opened_leaves_no_connection(server: Server, tmp_path: Path) -> None:
+    url = parse_redis_url(server.url)
+    await (await open_store(url, directory=tmp_path, master_key=MASTER)).close()
+    with pytest.raises(WrongMasterKeyError):
+        await open_store(url, directory=tmp_path, master_key=MasterKey(b"another key of thirty-two bytes."))
+    server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    server.ask("CONFIG", "SET", "maxmemory", "1gb")
+    with pytest.raises(StoreConflictError) as e:
+        await open_store(url, directory=tmp_path, master_key=MASTER)
+    assert "maxmemory-policy" in str(e.value) and "\n" not in str(e.value)
+    assert "id=" in server.ask("CLIENT", "LIST").decode()
+    assert len(server.ask("CLIENT", "LIST").decode().splitlines()) == 1  # ours, that asks
+
+
+async def test_a_redis_with_too_few_replicas(server: Server, tmp_path: Path) -> None:
+    """What counts only when it is on a replica is not done without one."""
+    with pytest.raises(StoreError):
+        await open_store(
+            parse_redis_url(server.url), directory=tmp_path, master_key=MASTER, shared=Shared(wait_replicas=1)
+        )

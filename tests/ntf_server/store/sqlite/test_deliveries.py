@@ -40,11 +40,11 @@ from store_world import (
     untried,
 )
 
+from ntf_server.store.memory import CROWD, CROWDED
 from ntf_server.store.records import MAX_ENTRIES, Claim, Ended, Notification, Outcome, Token
 from ntf_server.store.sqlite import content
 from ntf_server.store.sqlite import deliveries as module
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.memory import CROWD, CROWDED
 from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
 
 

@@ -34,10 +34,10 @@ from old_databases import (
 
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import Store, StoreCorruptError, StoreError, StoreUnavailableError
+from ntf_server.store.memory import Times
 from ntf_server.store.records import Claim, Ended, NewToken, Outcome, PushKind, ServiceCertificate
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.memory import Times
 from ntf_server.store.sqlite.migrations import copy_name, migrate
 from ntf_server.store.sqlite.schema import migrations
 from ntf_server.testing.store_suite.medium import ROOM, ManualClock, acquire, ids_hash, pages

@@ -4,8 +4,8 @@ import asyncio
 
 from store_world import OTHER_SMP, SMP
 
+from ntf_server.store.changes import Changes
 from ntf_server.store.records import Change, ChangeKind
-from ntf_server.store.sqlite.changes import Changes
 
 ADDED, REMOVED, AUDIT = ChangeKind
 

@@ -3,9 +3,7 @@
 import pytest
 from store_world import FakeClock
 
-from ntf_server.store.records import Claim, Lane, PushKind
-from ntf_server.store.sealing import Sealer
-from ntf_server.store.sqlite.memory import (
+from ntf_server.store.memory import (
     CROWD,
     CROWDED,
     Cooling,
@@ -19,6 +17,8 @@ from ntf_server.store.sqlite.memory import (
     Times,
     provider_of,
 )
+from ntf_server.store.records import Claim, Lane, PushKind
+from ntf_server.store.sealing import Sealer
 from smp_bridge.ntf import DeviceToken, Provider
 
 LANE = b"AP"
@@ -122,7 +122,7 @@ def test_a_token_that_is_another_now_waits_for_nothing(state: State) -> None:
 
 
 def test_the_number_of_lanes_that_are_remembered_is_bounded(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ntf_server.store.sqlite import memory
+    from ntf_server.store import memory
 
     monkeypatch.setattr(memory, "MAX_LANES", 3)
     for i in range(10):

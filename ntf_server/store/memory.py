@@ -76,7 +76,7 @@ class Held(Record, frozen=True, eq=False, gc=False):
     """A claim that was handed out.
 
     `more`: behind what it says something else is due; `again`: something came meanwhile; `stale`: the device token or
-    the code is another by now.
+    the code is another by now; `mark`: the call that handed it out, where it may be done twice.
     """
 
     claim: Claim
@@ -84,6 +84,7 @@ class Held(Record, frozen=True, eq=False, gc=False):
     more: bool
     again: bool = False
     stale: bool = False
+    mark: int = 0
 
 
 class Cooling(Record, frozen=True, eq=False, gc=False):
@@ -172,14 +173,14 @@ class State:
         self.clock: Final = clock
         self.random: Final = random
         self.journal: Final = Journal()
-        self.claims: Final = Kept[int, Held](self.journal)
-        self.cooling: Final = Kept[int, Cooling](self.journal)
-        self.eager: Final = Kept[int, bytes](self.journal)  # of those that cool, which have more: their lanes
-        self.ready: Final = Kept[int, Ready](self.journal)
+        self.claims: Final = Kept[Any, Held](self.journal)
+        self.cooling: Final = Kept[Any, Cooling](self.journal)
+        self.eager: Final = Kept[Any, bytes](self.journal)  # of those that cool, which have more: their lanes
+        self.ready: Final = Kept[Any, Ready](self.journal)
         self.backlog: Final = Kept[bytes, bool](self.journal)  # lanes that may have a row that is due now
         self.fences: Final = Kept[ServerAddress, int](self.journal)  # of the sessions that count
         self.generations: Final = Kept[ServerAddress, int](self.journal)  # of their services; none: no service
-        self.lost: Final = Kept[int, float](self.journal)  # tokens that a check was owed for what was lost: since when
+        self.lost: Final = Kept[Any, float](self.journal)  # tokens that a check was owed for what was lost: since when
         self.rounds: Final[dict[Provider, Round]] = {}
         self.addresses: Final[dict[int, ServerAddress]] = {}  # of rows, which never change
         self.fence = 0
@@ -218,11 +219,11 @@ class State:
 
     # --- tokens
 
-    def is_taken(self, token: int) -> bool:
+    def is_taken(self, token: Any) -> bool:
         """Whether no row is to say that it is due, since memory does."""
         return token in self.claims or token in self.cooling or token in self.ready
 
-    def touch(self, token: int) -> bool:
+    def touch(self, token: Any) -> bool:
         """Something became due for it: whether memory knows it already, so that no row has to be written."""
         held = self.claims.get(token)
         if held is not None:
@@ -236,7 +237,7 @@ class State:
             return True
         return token in self.ready
 
-    def anew(self, token: int) -> None:
+    def anew(self, token: Any) -> None:
         """Its device token or its code is another: a claim of it is worth nothing, and there is no reason to wait."""
         held = self.claims.get(token)
         if held is not None:
@@ -244,7 +245,7 @@ class State:
         self._warm(token)
         self.ready.drop(token)
 
-    def forget(self, token: int) -> None:
+    def forget(self, token: Any) -> None:
         """It was deleted."""
         self.claims.drop(token)
         self._warm(token)
@@ -263,14 +264,14 @@ class State:
         """Notifications come faster than they can be stored."""
         return self.steady < self.crowded_until
 
-    def cool(self, token: int, cooling: Cooling) -> None:
+    def cool(self, token: Any, cooling: Cooling) -> None:
         """Its push ended; or its first one waits for what else comes in a crowd."""
         self.cooling.put(token, cooling)
         if cooling.again:
             self.eager.put(token, cooling.lane)
             self.effects.due(provider_of(cooling.lane), self._left(cooling))
 
-    def _warm(self, token: int) -> None:
+    def _warm(self, token: Any) -> None:
         self.cooling.drop(token)
         self.eager.drop(token)
 
@@ -290,7 +291,7 @@ class State:
     def ripen(self) -> None:
         """Tokens whose time to cool is over are ready, if they have more."""
         latest = self.steady - (self.times.crowded_spacing if self.is_crowded else self.times.spacing)
-        ripe: list[tuple[int, Cooling]] = []
+        ripe: list[tuple[Any, Cooling]] = []
         for token, cooling in self.cooling.items():  # in the order of their times
             if cooling.since > latest:
                 break

@@ -1,0 +1,104 @@
+"""Which SMP servers this node speaks for, where several nodes share a store.
+
+Each server is one node's, under a lease. A node that cannot renew its leases lets go of all its servers before they
+end, since another node may speak for them then.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ntf_server.store.contract import Store, StoreError
+from ntf_server.store.records import Session
+from smp_bridge.address import ServerAddress
+
+log = logging.getLogger(__name__)
+
+_OF_LEASE: Final = 1 / 3  # a lease is renewed so often
+_LEFT: Final = 1 / 6  # of a lease, in which sessions that cannot be renewed are ended
+
+
+class Shares:
+    """`held`: the session that counts, of each server. `start` and `release` are the SMP agent's."""
+
+    def __init__(
+        self, store: Store, start: Callable[[ServerAddress], None], release: Callable[[ServerAddress], None]
+    ) -> None:
+        self.held: dict[ServerAddress, Session] = {}
+        self._store = store
+        self._start = start
+        self._release = release
+        self._leaving: set[ServerAddress] = set()
+        self._renewed_at = 0.0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may have the store open."""
+        return self._store.lease < math.inf
+
+    async def speaks_for(self, server: ServerAddress, acquire: Callable[[], Awaitable[Session | None]]) -> bool:
+        """Whether this node is to connect to it: it has the server, or takes it now."""
+        if server in self._leaving:
+            return False
+        if self.is_shared and server not in self.held:
+            session = await acquire()
+            if session is None:
+                return False
+            self.held[server] = session
+        return True
+
+    def left(self, server: ServerAddress) -> None:
+        """It was released: whoever should have it may take it."""
+        self._leaving.discard(server)
+
+    async def run(self) -> None:
+        """As long as the relay lives."""
+        loop = asyncio.get_running_loop()
+        pause = self._store.lease * _OF_LEASE
+        self._renewed_at = next_at = loop.time()
+        while True:
+            next_at = max(next_at + pause, loop.time())
+            await asyncio.sleep(next_at - loop.time())
+            held = list(self.held.values())
+            began = loop.time()
+            try:
+                async with asyncio.timeout_at(self._patience(began)):
+                    lost = await self._store.renew(held)
+                self._forget(lost)
+                self._renewed_at = began
+                async with asyncio.timeout(pause):  # the next renewal comes first
+                    share = await self._store.share(list(self.held.values()))
+            except (StoreError, TimeoutError) as e:
+                log.debug("leases cannot be renewed: %s", e)
+                self._let_go_in_time(loop.time())
+                continue
+            for session in share.give:
+                if session.server not in self._leaving:
+                    log.info("SMP server %s is another node's from now on", session.server.hosts[0])
+                self._leaving.add(session.server)
+                self._release(session.server)
+            for server in share.take:
+                self._start(server)
+
+    def _patience(self, now: float) -> float:
+        """Till when a renewal may take: not past the moment at which leases are let go, but a little in any case, for
+        a node that slept.
+        """
+        return max(self._renewed_at + self._store.lease * (1 - _LEFT), now + self._store.lease * _LEFT)
+
+    def _forget(self, lost: list[Session]) -> None:
+        for session in lost:
+            if self.held.get(session.server) == session:
+                log.warning("SMP server %s was taken over by another node", session.server.hosts[0])
+                del self.held[session.server]
+                self._release(session.server)
+
+    def _let_go_in_time(self, now: float) -> None:
+        """The next try may come too late."""
+        if self.held and now - self._renewed_at >= self._store.lease * (1 - _OF_LEASE - _LEFT):
+            log.warning("leases of %d SMP servers cannot be renewed: they are let go", len(self.held))
+            for server in list(self.held):
+                del self.held[server]
+                self._release(server)

@@ -1,0 +1,86 @@
+"""Changes of servers, from whichever node made them to who holds the server: a stream that all read."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+
+from ntf_server.store.changes import Changes
+from ntf_server.store.contract import StoreError
+from ntf_server.store.records import Change, ChangeKind, Removed
+from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.names import Names, server_id
+from ntf_server.store.redis.node import Node
+from ntf_server.store.redis.rows import Cursor, address, queue
+from smp_bridge.address import ServerAddress
+
+log = logging.getLogger(__name__)
+
+_KEPT: Final = 100_000  # changes; who is further behind looks at all that it holds
+_BLOCK: Final = 1.0  # seconds that one read waits
+_PAUSE: Final = 0.5  # seconds after a failure
+
+
+async def newest(database: Database, names: Names) -> bytes:
+    """Id of the last change so far."""
+    last = await database.command(b"XREVRANGE", names.changes, b"+", b"-", b"COUNT", 1, key=names.changes, writes=False)
+    return bytes(last[0][0]) if last else b"0-0"
+
+
+async def follow(node: Node, after: bytes, changes: Changes) -> None:
+    """Until cancelled."""
+    key = node.names.changes
+    reader = node.database.stream_reader()
+    try:
+        while True:
+            try:
+                told = await reader.read({key: after}, block=_BLOCK)
+                for entry in told.get(key, ()):
+                    after = entry.id
+                    found = change(dict(entry.fields))
+                    if await _is_ours(node, found.server):
+                        changes.tell([found])
+            except StoreError as e:
+                log.debug("changes cannot be read: %s", e)
+                await asyncio.sleep(_PAUSE)
+    finally:
+        await reader.close()
+
+
+async def _is_ours(node: Node, server: ServerAddress) -> bool:
+    """This node holds it, or nobody does."""
+    if server in node.state.fences:
+        return True
+    key = node.names.server(server_id(server))
+    holder, until = await node.database.command(b"HMGET", key, b"node", b"until", key=key, writes=False)
+    return not holder or holder == node.id or float(until) <= node.now() * 1000
+
+
+async def tell(database: Database, names: Names, change: Change) -> None:
+    """All nodes."""
+    fields = (b"k", change.kind.value, b"s", change.server.plain.encode(), b"r", _pack(change))
+    await database.command(b"XADD", names.changes, b"MAXLEN", b"~", _KEPT, b"*", *fields, key=names.changes)
+
+
+def _pack(change: Change) -> bytes:
+    refs: list[Any]
+    if change.kind is ChangeKind.REMOVED:
+        refs = [(_packed(r.ref), r.active, r.associated, *r.cursor) for r in change.removed]
+    else:
+        refs = [_packed(ref) for ref in change.refs]
+    return msgspec.msgpack.encode(refs)
+
+
+def _packed(ref: Any) -> bytes:
+    return bytes(ref.packed)
+
+
+def change(fields: dict[bytes, bytes]) -> Change:
+    """An entry of the stream."""
+    kind, server = ChangeKind(fields[b"k"].decode()), address(fields[b"s"])
+    if kind is ChangeKind.REMOVED:
+        rows = msgspec.msgpack.decode(fields[b"r"], type=list[tuple[bytes, bool, bool, int, int]])
+        return Change(kind, server, removed=tuple(Removed(queue(q), a, s, Cursor(g, n)) for q, a, s, g, n in rows))
+    refs = msgspec.msgpack.decode(fields[b"r"], type=list[bytes])
+    return Change(kind, server, tuple(queue(q) for q in refs))

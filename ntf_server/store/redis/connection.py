@@ -1,0 +1,150 @@
+"""One connection to a Redis: commands go out together, and their answers come in their order.
+
+It is redis-py's connection, without its clients and pools. A client takes a connection from a pool for each command:
+so ASKING may travel on another one than what it is for, a pool that is empty is an error, and a command in a pipeline
+costs more than twice as much. What a client would add, repeating and routing, is in `database`.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+
+from redis.asyncio import Connection as TcpConnection
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from ntf_server.store.contract import StoreConflictError
+from ntf_server.store.redis.call import Word, packed
+from ntf_server.store.redis.remedy import NotPrimaryError
+from ntf_server.store.redis.url import Endpoint, Login, TlsOptions
+
+# What a server cannot do for us now, or does not let us; `remedy` knows each of them.
+TROUBLE: Final = (RedisError, OSError, NotPrimaryError, StoreConflictError)
+
+
+def tls_context(files: TlsOptions) -> ssl.SSLContext:
+    """Made once: it takes tens of milliseconds to read the system's authorities. Raises StoreConflictError."""
+    try:
+        context = ssl.create_default_context(cafile=files.ca_file)
+        if files.cert_file is not None:
+            context.load_cert_chain(files.cert_file, files.key_file)
+    except OSError as e:  # which ssl.SSLError is, too
+        raise StoreConflictError(f"the files of the store's url cannot be read: {e}") from None
+    return context
+
+
+class _Wire(Protocol):
+    """What we use of redis-py's connections, which annotate a part of it only."""
+
+    async def connect(self) -> None: ...
+
+    async def can_read(self) -> bool: ...
+
+    async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None: ...
+
+    async def read_response(self) -> Any: ...
+
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Dialer:
+    """How to come in. `timeout`: seconds for a connection, and as long again to ask for its role."""
+
+    login: Login
+    tls: ssl.SSLContext | None
+    database: int
+    timeout: float
+    check_role: bool = True  # in a cluster a replica tells by itself that it is none
+
+    async def dial(self, endpoint: Endpoint) -> "Connection":
+        """Raises one of TROUBLE."""
+        wire = self._wire(endpoint)
+        connection = Connection(wire)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await wire.connect()
+            if self.check_role:
+                await _check_role(connection, endpoint, self.timeout)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    def _wire(self, endpoint: Endpoint) -> _Wire:
+        options: dict[str, Any] = {
+            "db": self.database,
+            "username": self.login.user or None,
+            "password": self.login.password or None,
+            "protocol": 2,  # answers have the same types with all servers
+            "driver_info": None,  # one right less to ask for
+            "socket_timeout": None,  # ours are for pipelines, not for each answer in them
+            "socket_connect_timeout": self.timeout,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if endpoint.port == 0:
+            return UnixDomainSocketConnection(path=endpoint.host, **options)
+        if self.tls is None:
+            return TcpConnection(host=endpoint.host, port=endpoint.port, **options)
+        secured = SSLConnection(host=endpoint.host, port=endpoint.port, **options)
+        secured.ssl_context.context = self.tls
+        return secured
+
+
+async def _check_role(connection: "Connection", endpoint: Endpoint, timeout: float) -> None:
+    role, *_ = await connection.command(b"ROLE", timeout=timeout)
+    if role == b"sentinel":
+        raise StoreConflictError(f"{endpoint} is a Sentinel: the store's url has to be redis+sentinel://")
+    if role != b"master":
+        raise NotPrimaryError
+
+
+class Connection:
+    """After an error, or a cancellation, it is of no use but to be closed."""
+
+    def __init__(self, wire: _Wire) -> None:
+        self._wire = wire
+
+    async def exchange(self, commands: Iterable[bytes], answers: list[Any], count: int, timeout: float) -> None:
+        """Send packed commands; append `count` answers as they come, ResponseErrors among them, within `timeout`
+        seconds. Raises one of TROUBLE: those that came are in `answers` by then.
+        """
+        read = self._wire.read_response
+        async with asyncio.timeout(timeout):
+            await self._wire.send_packed_command(commands)
+            for _ in range(count):
+                try:
+                    answers.append(await read())
+                except ResponseError as e:
+                    answers.append(e)
+
+    async def command(self, *words: Word, timeout: float) -> Any:
+        """One alone. Raises one of TROUBLE, of which a ResponseError leaves the connection as it is."""
+        answers: list[Any] = []
+        await self.exchange([packed(words)], answers, 1, timeout)
+        if isinstance(answers[0], ResponseError):
+            raise answers[0]
+        return answers[0]
+
+    async def is_idle(self) -> bool:
+        """Whether nothing came since the last answer: neither its end, nor what nobody asked for."""
+        try:
+            return not await self._wire.can_read()
+        except RedisError:
+            return False
+
+    async def close(self, *, wait: bool = False) -> None:
+        """At once, or after a TLS peer has agreed. What was sent may still be done by the server."""
+        with suppress(RedisError):  # it does not agree
+            await self._wire.disconnect(nowait=not wait)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,229 @@
+"""Notifications in, and what came of claims, in the Redis store."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from ntf_server.store.contract import Places, StoreError
+from ntf_server.store.memory import Cooling, Held, Ready, provider_of
+from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified, Outcome, Session
+from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.rows import Queue, Row, arrival, row
+from smp_bridge.ntf import Provider
+
+_MAX_REASON: Final = 200  # characters of a provider's words that are kept
+_GONE, _NOTHING = 0, 1
+_REFUSED, _MORE = 0, 2
+
+
+# --- NMSG
+
+
+async def notify(
+    node: Node, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]
+) -> Notified:
+    """See `Store.notify`."""
+    s = node.state
+    s.arrived += len(notifications)
+    s.ripen()
+    server = server_id(session.server)
+    ids = [n.notifier_id for n in notifications]
+    address, *records = await node.run("owners", [node.names.server(server)], node.ahead, node.id, *ids)
+    by_token: defaultdict[bytes, list[tuple[Notification, Row]]] = defaultdict(list)
+    for n, record in zip(notifications, records, strict=True):
+        if record is not None:
+            found = row(record)
+            by_token[found.token].append((n, found))
+    by_shard = node.by_shard(by_token)
+    parts, order = _parts(node, server, address, by_token, by_shard, free=bool(places))
+    mark = node.next_call()
+    head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark)
+    answers = await node.run_on("notify", head, parts, by_shard)
+    results = dict(zip(order, (result for answer in answers for result in answer), strict=True))
+    known = sum(len(by_token[token]) for token, result in results.items() if result != _GONE)
+    claims = await _hand_out(node, results, places, mark)
+    s.crowd()
+    return Notified(claims, len(notifications) - known)
+
+
+def _parts(
+    node: Node,
+    server: bytes,
+    address: bytes,
+    by_token: Mapping[bytes, Sequence[tuple[Notification, Row]]],
+    by_shard: Mapping[bytes, Sequence[bytes]],
+    *,
+    free: bool,
+) -> tuple[dict[bytes, list[Word]], list[bytes]]:
+    """Arguments of `notify.lua` for each shard; tokens in the order of its answers."""
+    parts: dict[bytes, list[Word]] = {}
+    order: list[bytes] = []
+    giving = node.giving
+    for shard, tokens in by_shard.items():
+        words: list[Word] = [giving.get(shard, b""), len(tokens)]
+        for token in tokens:
+            order.append(token)
+            words += (token, "1" if free else "", len(by_token[token]))
+            for n, found in by_token[token]:
+                stored = arrival(n.received_at + node.shift, found.spelling or address, n.nonce, n.meta)
+                words += (Queue(server, n.notifier_id).packed, n.seq >> 32, n.seq & 0xFFFF_FFFF, stored)
+        parts[shard] = words
+    return parts, order
+
+
+async def _hand_out(
+    node: Node, results: Mapping[bytes, Any], places: Mapping[Provider, Places], mark: int
+) -> list[Claim]:
+    """Claims of those that there is room for; the others are due."""
+    s = node.state
+    chosen: list[Any] = []
+    parked: list[bytes] = []
+    totals: dict[Provider, int] = {}
+    rooms: dict[bytes, int] = {}
+    for token, result in results.items():
+        if isinstance(result, int):
+            continue
+        if len(result) == 1:
+            node.owe(result)
+            continue
+        if result[1] < 0:
+            chosen.append(result)
+            continue
+        lane = lane_of_content(result)
+        if result[8] > 1 and s.is_crowded and token not in s.cooling:  # what comes next may be for it too
+            count_expired(node, result)
+            rest(node, token, lane)
+            continue
+        if _has_room(node, lane, places, totals, rooms) or token in s.cooling or token in node.ending:
+            chosen.append(result)
+        else:
+            count_expired(node, result)
+            parked.append(token)
+    claims = await claim(node, chosen, mark)
+    if parked:
+        try:
+            await park(node, parked)
+        except StoreError:
+            node.strand()  # they are due later; who asked gets those that are claimed
+    return claims
+
+
+def _has_room(
+    node: Node,
+    lane: bytes,
+    places: Mapping[Provider, Places],
+    totals: dict[Provider, int],
+    rooms: dict[bytes, int],
+) -> bool:
+    """Whether a place is left, which nobody has waited for; takes it."""
+    provider = provider_of(lane)
+    offer = places.get(provider)
+    if offer is None or node.state.owes(lane):
+        return False
+    totals.setdefault(provider, offer.total)
+    room = rooms.get(lane)
+    if room is None:
+        room = offer.room(lane[2:])
+    if room <= 0 or totals[provider] <= 0:
+        rooms[lane] = room
+        return False
+    rooms[lane] = room - 1
+    totals[provider] -= 1
+    return True
+
+
+async def park(node: Node, tokens: Sequence[bytes]) -> None:
+    """They are due in the store, no more in memory."""
+    by_shard = node.by_shard(tokens)
+    parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
+    for lanes in await node.run_on("park", [node.ahead], parts, by_shard):
+        node.owe(lanes)
+
+
+# --- what came of it
+
+
+async def record(node: Node, outcomes: Sequence[Outcome]) -> int:
+    """See `Store.record`."""
+    s = node.state
+    refused = 0
+    held: dict[bytes, tuple[Held, Outcome]] = {}
+    for o in outcomes:
+        token: Any = o.claim.token
+        kept = s.claims.get(token)
+        if kept is None or kept.claim is not o.claim or token in held:
+            refused += 1
+        else:
+            held[token] = kept, o
+    if not held:
+        return refused
+    for token in held:
+        s.claims.drop(token)
+    node.ending.update(held)
+    try:
+        return refused + await _record(node, held)
+    except BaseException:
+        for token, (kept, _) in held.items():
+            s.claims.put(token, kept)  # whoever asked tries again
+        raise
+    finally:
+        node.ending.difference_update(held)
+
+
+async def _record(node: Node, held: Mapping[bytes, tuple[Held, Outcome]]) -> int:
+    s = node.state
+    parts: dict[bytes, list[Word]] = {}
+    order: list[bytes] = []
+    by_shard = node.by_shard(held)
+    for shard, tokens in by_shard.items():
+        words: list[Word] = [node.fence(shard) or b"none", len(tokens)]
+        for token in tokens:
+            words += _words(token, *held[token])
+        order += tokens
+        parts[shard] = words
+    head = (node.ahead, s.times.verification_ttl, s.times.message_ttl)
+    refused = 0
+    results: list[Any] = []
+    for *answer, lanes in await node.run_on("record", head, parts, by_shard):
+        results += answer
+        for lane, ms in lanes:
+            provider, wait = provider_of(lane), max(0.0, int(ms) / 1000)
+            if wait <= 0:
+                s.owe(lane)
+            s.effects.due(provider, wait)
+    for token, result in zip(order, results, strict=True):
+        kept, outcome = held[token]
+        if result == _REFUSED:
+            refused += 1
+            continue
+        how, codes, checks, notifications = result
+        s.effects.expired["verification"] += codes
+        s.effects.expired["check"] += checks
+        s.effects.expired["notification"] += notifications
+        if outcome.ended in {Ended.DELIVERED, Ended.EXPIRED} and token not in s.claims:
+            _cool(node, token, kept.lane, again=how == _MORE or token in s.cooling)
+    return refused
+
+
+def _words(token: bytes, held: Held, o: Outcome) -> list[Word]:
+    """Arguments of `record.lua` for one claim."""
+    c = o.claim
+    sent: Sequence[Entry] = [e for e in o.held if not e.sent] if o.ended is Ended.DELIVERED else ()
+    words: list[Word] = [token, held.mark, c.registration, o.ended.value, c.push_id, o.reason[:_MAX_REASON]]
+    words += (max(0, round(o.after * 1000)), o.dead.value if o.dead else "", int(c.kind), len(sent))
+    for e in sent:
+        ref: Any = e.subscription
+        words += (ref.packed, e.seq >> 32, e.seq & 0xFFFF_FFFF)
+    return words
+
+
+def _cool(node: Node, token: bytes, lane: bytes, *, again: bool) -> None:
+    """A push ended. The next one of this token has to wait a little: what comes together is to go out together."""
+    s = node.state
+    if s.times.spacing > 0:
+        s.cool(token, Cooling(s.steady, lane, again))
+    elif again:
+        s.ready.put(token, Ready(lane, s.now_ms))
+        s.effects.due(provider_of(lane), 0.0)

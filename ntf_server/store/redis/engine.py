@@ -1,0 +1,471 @@
+"""The shared engine: many nodes on one Redis (7.0 or newer) or Valkey, alone, behind Sentinels or as a cluster.
+
+A shell: what is done stands in the modules by concern and their scripts. What crosses slots (SNEW's claim of a queue,
+the uniqueness of TNEW and TRPL, TVFY's deletion of other registrations, TDEL) is steps of which each may be repeated.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Self, TypeVar
+
+from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.store.changes import Changes
+from ntf_server.store.clock import Clock
+from ntf_server.store.contract import (
+    DamagedRecordError,
+    Places,
+    StoreConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
+from ntf_server.store.memory import Effects, State, Times
+from ntf_server.store.records import (
+    NO_LIMITS,
+    Added,
+    Arrival,
+    Change,
+    ChangeKind,
+    Claim,
+    Confirmed,
+    Cursor,
+    Ended,
+    LastPush,
+    LimitReached,
+    Limits,
+    NewSubscription,
+    NewToken,
+    Notification,
+    Notified,
+    Outcome,
+    Page,
+    Ref,
+    Registered,
+    Replacement,
+    ServiceCertificate,
+    ServiceState,
+    Session,
+    Share,
+    Subscription,
+    Taken,
+    ToAudit,
+    Token,
+    Wanted,
+)
+from ntf_server.store.redis import changes as stream
+from ntf_server.store.redis import deliveries, queues, sessions, standings, taking, tokens, upkeep
+from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.names import SHARDS, Names
+from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
+from ntf_server.store.redis.rows import DamagedError, Queue
+from ntf_server.store.redis.schema import identify
+from ntf_server.store.sealing import MasterKey, Sealer
+from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
+from smp_bridge.places import Standing
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
+_POLL: Final = 0.05  # seconds after which a node has seen what other nodes made due
+
+
+class RedisStore:
+    """Implements `store.contract.Store`; open it with `store.open.open_store`."""
+
+    def __init__(self, node: Node, metrics: Metrics) -> None:
+        self._node = node
+        self._state = node.state
+        self._metrics = metrics
+        self._on_due: Callable[[Provider, float], None] = lambda _provider, _seconds: None
+        self._changes = Changes()
+        self._arrived: dict[int, int] = {}  # in the session of a fence
+        self._sweep = upkeep.Sweep()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._due: dict[Provider, float] = {}  # when the first of a provider is, as it was told (steady seconds)
+
+    @classmethod
+    async def open(
+        cls,
+        database: Database,
+        *,
+        master_key: MasterKey,
+        times: Times | None = None,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+        shards: int = SHARDS,
+        name: str = "",
+    ) -> Self:
+        """A node on this Redis, which it closes at the end. `clock` is a test's, `shards` those of a new store.
+
+        `name`: the node's, which no other node has: what it held before a crash is its own again at once. Without one
+        that is so after a lease.
+
+        Raises StoreError, SealingError (another master key).
+        """
+        names = Names(database.prefix, shards)
+        found = await identify(database, names, master_key, shards)
+        names = Names(database.prefix, found.shards)
+        state = State(Sealer(found.key), times or Times(), clock or Clock(), random)
+        node = Node(database, names, state, name.encode() or identity(random), manual=clock is not None)
+        store = cls(node, metrics or Metrics())
+        node.on_effects = store._apply
+        after = await stream.newest(database, names)
+        await node.open()
+        store._spawn(stream.follow(node, after, store._changes), "changes")
+        store._spawn(store._poll(), "what is due")
+        return store
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """See `Store`."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        with contextlib.suppress(StoreError):
+            for server, fence in list(self._state.fences.items()):
+                await sessions.release(self._node, Session(server, fence))
+            await self._node.close()
+        await self._node.database.close()
+
+    # --- the ways to the node
+
+    async def _do(self, work: Callable[[], Awaitable[T]], lost: Callable[[T], None] | None = None) -> T:
+        node = self._node
+
+        async def done() -> T:
+            await node.begin()
+            try:
+                return await work()
+            except DamagedError as e:
+                self._count_error(error := DamagedRecordError(str(e)))
+                raise error from e
+            except StoreError as e:
+                self._count_error(e)
+                if isinstance(e, StoreUnavailableError):
+                    node.strand()  # what was asked for may have been done, and memory has nothing of it
+                raise
+            finally:
+                node.done()
+
+        return await (unless_cancelled(done(), lost) if lost else done())
+
+    async def _handing(self, work: Awaitable[T]) -> T:
+        with self._node.handing():
+            return await work
+
+    def _count_error(self, error: StoreError) -> None:
+        self._metrics.count_kind(KindCounter.STORE_ERRORS, error.kind)
+
+    def _apply(self) -> None:
+        """What an operation came to beside what was asked."""
+        s = self._state
+        if not s.effects:
+            return
+        effects, s.effects = s.effects, Effects()
+        for kind, count in effects.expired.items():
+            if count:
+                self._metrics.count_kind(KindCounter.EXPIRED, kind, count)
+        for kind, count in effects.quarantined.items():
+            self._metrics.count_kind(KindCounter.QUARANTINED, kind, count)
+        for kind, count in effects.forgotten.items():
+            self._metrics.count_kind(KindCounter.TOKENS_EXPIRED, kind, count)
+        self._metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
+        if effects.stepped:
+            self._metrics.count(Counter.CLOCK_STEPS)
+            log.warning("the server's clock was set by %+.0f s: the store's goes on", effects.stepped)
+        for provider, seconds in effects.wake.items():
+            self._on_due(provider, seconds)
+
+    async def _poll(self) -> None:
+        """See what other nodes made due."""
+        node = self._node
+        providers = list(Provider)
+        while True:
+            await asyncio.sleep(_POLL)
+            try:
+                await node.begin()
+                head = [node.ahead, *(p.encode() for p in providers)]
+                answers = await node.run_on("heads", head, {shard: [] for shard in node.fences})
+            except StoreError as e:
+                log.debug("what is due cannot be read: %s", e)
+                continue
+            now = node.clock.steady()
+            for provider, *waits in zip(providers, *answers, strict=True):
+                known = [int(wait) / 1000 for wait in waits if wait]
+                if not known:
+                    self._due.pop(provider, None)
+                    continue
+                at = now + min(known)
+                if abs(self._due.get(provider, float("-inf")) - at) > _POLL:
+                    self._due[provider] = at
+                    self._on_due(provider, min(known))
+            node.done()
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        """They were handed to somebody who is gone."""
+        if claims:
+            self._spawn(self._give_back_all([Outcome(claim, Ended.UNTRIED) for claim in claims]), "claims given back")
+
+    async def _give_back_all(self, outcomes: Sequence[Outcome]) -> None:
+        while True:
+            try:
+                await self.record(outcomes)
+                return
+            except StoreUnavailableError:
+                await asyncio.sleep(1.0)
+            except StoreConflictError:  # closed: who takes the shard recovers them
+                return
+
+    # --- tokens
+
+    async def register(self, new: NewToken, wait: float = 0.0) -> Registered | None:
+        """See `Store`."""
+        return await self._do(lambda: tokens.register(self._node, new, wait))
+
+    async def find_registration(self, device: DeviceToken, verify_key: bytes) -> Token | None:
+        """See `Store`."""
+        return await self._do(lambda: tokens.find_registration(self._node, device, verify_key))
+
+    async def put_off(self, waits: Mapping[Ref, float | None]) -> None:
+        """See `Store`."""
+        await self._do(lambda: tokens.put_off(self._node, waits))
+
+    async def find_token(self, token_id: bytes) -> Token | None:
+        """See `Store`."""
+        return await self._do(lambda: tokens.find(self._node, token_id))
+
+    def seen(self, token: Token) -> None:
+        """See `Store`."""
+        self._sweep.seen(token, self._node.wall())
+
+    async def verify(self, token: Ref, code: bytes) -> bool:
+        """See `Store`."""
+        return await self._do(lambda: tokens.verify(self._node, _token(token), code))
+
+    async def replace(self, token: Ref, new: Replacement, wait: float = 0.0) -> bool:
+        """See `Store`."""
+        return await self._do(lambda: tokens.replace(self._node, _token(token), new, wait))
+
+    async def delete_token(self, token: Ref) -> None:
+        """See `Store`."""
+        await self._do(lambda: tokens.drop(self._node, _token(token)))
+
+    async def set_period(self, token: Ref, minutes: int) -> None:
+        """See `Store`."""
+        await self._do(lambda: tokens.set_period(self._node, _token(token), minutes))
+
+    async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
+        """See `Store`."""
+        return await self._do(lambda: tokens.mark_checks(self._node, limit, quiet_only))
+
+    async def invalidate(
+        self, status: TokenStatus, reason: InvalidReason, after: Cursor | None, limit: int
+    ) -> tuple[int, Cursor | None]:
+        """See `Store`."""
+        return await self._do(lambda: tokens.invalidate(self._node, status, reason, after, limit))
+
+    async def last_push(self, token: Ref) -> LastPush | None:
+        """See `Store`."""
+        return await self._do(lambda: tokens.last_push(self._node, _token(token)))
+
+    # --- queues
+
+    async def subscribe(
+        self, token: Ref, new: NewSubscription, limits: Limits = NO_LIMITS
+    ) -> Added | LimitReached | None:
+        """See `Store`."""
+        return await self._do(lambda: queues.subscribe(self._node, _token(token), new, limits))
+
+    async def find_subscription(self, subscription_id: bytes) -> tuple[Token, Subscription] | None:
+        """See `Store`."""
+        return await self._do(lambda: queues.find(self._node, subscription_id))
+
+    async def unsubscribe(self, subscription: Ref) -> None:
+        """See `Store`."""
+        await self._do(lambda: queues.unsubscribe(self._node, _queue(subscription)))
+
+    async def subscription_count(self) -> int:
+        """See `Store`."""
+        return await self._do(lambda: queues.count(self._node))
+
+    # --- deliveries
+
+    def watch(self, on_due: Callable[[Provider, float], None]) -> None:
+        """See `Store`."""
+        self._on_due = on_due
+
+    def arrive(self, session: Session, count: int) -> Arrival:
+        """See `Store`."""
+        before = self._arrived.pop(session.fence, 0)
+        if len(self._arrived) >= _MAX_COUNTERS:
+            del self._arrived[next(iter(self._arrived))]  # of a session that was heard of last before all others
+        self._arrived[session.fence] = before + count
+        return Arrival((session.fence << 32) + before + 1, int(self._node.wall()))
+
+    async def notify(
+        self, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]
+    ) -> Notified:
+        """See `Store`."""
+        return await self._do(
+            lambda: self._handing(deliveries.notify(self._node, session, notifications, places)),
+            lambda notified: self._give_back(notified.claims),
+        )
+
+    async def take(self, provider: Provider, places: Places) -> Taken:
+        """See `Store`."""
+        return await self._do(
+            lambda: self._handing(taking.take(self._node, provider, places)),
+            lambda taken: self._give_back(taken.claims),
+        )
+
+    async def record(self, outcomes: Sequence[Outcome]) -> int:
+        """See `Store`."""
+        return await self._do(lambda: deliveries.record(self._node, outcomes))
+
+    async def due_count(self, provider: Provider) -> int:
+        """See `Store`."""
+        return await self._do(lambda: taking.count(self._node, provider))
+
+    # --- sessions
+
+    async def servers(self) -> list[ServerAddress]:
+        """See `Store`."""
+        return await self._do(lambda: sessions.wanted_servers(self._node))
+
+    async def is_wanted(self, server: ServerAddress) -> bool:
+        """See `Store`."""
+        return await self._do(lambda: sessions.is_wanted(self._node, server))
+
+    async def standing(self, server: ServerAddress) -> Standing | None:
+        """See `Store`."""
+        return await self._do(lambda: standings.standing(self._node, server))
+
+    async def prove(self, session: Session, prefix: str) -> None:
+        """See `Store`."""
+        await self._do(lambda: standings.prove(self._node, session, prefix))
+
+    async def disprove(self, server: ServerAddress) -> None:
+        """See `Store`."""
+        await self._do(lambda: standings.disprove(self._node, server))
+
+    async def give_up(self, session: Session, error: str, limit: int) -> int:
+        """See `Store`."""
+        return await self._do(lambda: standings.give_up(self._node, session, error, limit))
+
+    async def acquire(self, server: ServerAddress) -> Session | None:
+        """See `Store`."""
+        return await self._do(lambda: sessions.acquire(self._node, server))
+
+    @property
+    def lease(self) -> float:
+        """See `Store`."""
+        return LEASE
+
+    async def renew(self, sessions_: Sequence[Session]) -> list[Session]:
+        """See `Store`."""
+        return await self._do(lambda: sessions.renew(self._node, sessions_))
+
+    async def release(self, session: Session) -> None:
+        """See `Store`."""
+        await self._do(lambda: sessions.release(self._node, session))
+
+    async def share(self, sessions_: Sequence[Session]) -> Share:
+        """See `Store`."""
+        return await self._do(lambda: sessions.share(self._node, sessions_))
+
+    async def announce(self, session: Session, *, whole: bool) -> None:
+        """See `Store`."""
+        await self._do(lambda: sessions.announce(self._node, session, whole=whole))
+
+    def changes(self) -> AsyncIterator[Change]:
+        """See `Store`."""
+        return aiter(self._changes)
+
+    async def begin(self, session: Session, service_id: bytes | None) -> ServiceState:
+        """See `Store`."""
+        return await self._do(lambda: sessions.begin(self._node, session, service_id))
+
+    async def service_state(self, session: Session) -> ServiceState:
+        """See `Store`."""
+        return await self._do(lambda: sessions.service_state(self._node, session))
+
+    async def reassociate(self, session: Session) -> ServiceState:
+        """See `Store`."""
+        return await self._do(lambda: sessions.reassociate(self._node, session))
+
+    async def set_released(self, session: Session, count: int, ids_hash: bytes | None = None) -> None:
+        """See `Store`."""
+        await self._do(lambda: sessions.set_released(self._node, session, count, ids_hash))
+
+    async def page(self, session: Session, after: Cursor | None, limit: int, *, associated: bool = False) -> Page:
+        """See `Store`."""
+        return await self._do(lambda: sessions.page(self._node, session, after, limit, associated=associated))
+
+    async def load(self, session: Session, refs: Sequence[Ref]) -> list[Wanted]:
+        """See `Store`."""
+        return await self._do(lambda: sessions.load(self._node, session, [_queue(ref) for ref in refs]))
+
+    async def confirm(self, session: Session, answers: Sequence[Confirmed]) -> None:
+        """See `Store`."""
+        await self._do(lambda: sessions.confirm(self._node, session, answers))
+
+    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+        """See `Store`."""
+        return await self._do(lambda: sessions.end(self._node, session, notifier_ids, status))
+
+    async def to_audit(
+        self, after: Cursor | None, limit: int, silent_for: float
+    ) -> tuple[list[ToAudit], Cursor | None]:
+        """See `Store`."""
+        return await self._do(lambda: sessions.to_audit(self._node, after, limit, silent_for))
+
+    async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
+        """See `Store`."""
+        refs: dict[ServerAddress, list[Ref]] = {}
+        for item in subscriptions:
+            refs.setdefault(item.server, []).append(item.ref)
+        for server, of_server in refs.items():
+            change = Change(ChangeKind.AUDIT, server, tuple(of_server))
+            await stream.tell(self._node.database, self._node.names, change)
+
+    async def mark_lost(
+        self, session: Session, after: Cursor | None, limit: int, within: float
+    ) -> tuple[int, Cursor | None]:
+        """See `Store`."""
+        return await self._do(lambda: sessions.mark_lost(self._node, session, after, limit=limit, within=within))
+
+    async def service_certificate(
+        self, server: ServerAddress, make: Callable[[], ServiceCertificate]
+    ) -> ServiceCertificate:
+        """See `Store`."""
+        return await self._do(lambda: sessions.certificate(self._node, server, make))
+
+    # --- upkeep
+
+    async def tend(self) -> float:
+        """See `Store`."""
+        return await self._do(lambda: upkeep.run_slice(self._node, self._sweep))
+
+
+def _token(ref: Ref) -> bytes:
+    """A ref of a token is its id."""
+    return ref if isinstance(ref, bytes) else _foreign()
+
+
+def _queue(ref: Ref) -> Queue:
+    return ref if isinstance(ref, Queue) else _foreign()
+
+
+def _foreign() -> Any:
+    raise StoreConflictError("a ref of another engine")

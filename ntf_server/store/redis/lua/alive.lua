@@ -1,0 +1,11 @@
+-- A node lives. KEYS: zset of nodes, the store's clock. ARGV: offset ms, node, ms for which that is true (0: it ends),
+-- now in ms as the node knows it, or 0. Gives all that live.
+local now = now_ms(ARGV[1])
+call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now))
+if ARGV[3] == '0' then
+    call('ZREM', KEYS[1], ARGV[2])
+else
+    call('ZADD', KEYS[1], text(now + tonumber(ARGV[3])), ARGV[2])
+end
+if tonumber(call('HGET', KEYS[2], 'last') or 0) < tonumber(ARGV[4]) then call('HSET', KEYS[2], 'last', ARGV[4]) end
+return call('ZRANGE', KEYS[1], 0, -1)

@@ -1,0 +1,17 @@
+-- Of the registrations of a device one is verified: it alone has the device from now on. The others are kept as `-ID`
+-- until they are deleted: this may be done twice, and who asked may die.
+-- KEYS: device. ARGV: verify key, token id. Gives the ids of the others; nothing if it has the device no more itself.
+local device, mine, others = KEYS[1], ARGV[1], {}
+if call('HGET', device, mine) ~= ARGV[2] then return false end
+local pairs_ = call('HGETALL', device)
+for i = 1, #pairs_, 2 do
+    local field, id = pairs_[i], pairs_[i + 1]
+    if field ~= mine then
+        call('HDEL', device, field)
+        if id ~= ARGV[2] then
+            call('HSET', device, '-' .. id, id)
+            others[#others + 1] = id
+        end
+    end
+end
+return others

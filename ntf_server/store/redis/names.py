@@ -1,0 +1,72 @@
+"""Names of keys: what is in one slot of a cluster has one hash tag.
+
+`P` is the prefix of the store's URL. Tokens are in shards, by a hash of their ids, with all that a push of them needs;
+each SMP server is in a slot of its own; what finds a token by its device, or a subscription by its id, is spread over
+256 slots; the rest, which is little, is in one.
+"""
+
+import hashlib
+import zlib
+from typing import Final
+
+from smp_bridge.address import ServerAddress
+
+SHARDS: Final = 64
+
+
+class Names:
+    """Of one store. `shards` never changes in its life."""
+
+    def __init__(self, prefix: str, shards: int = SHARDS) -> None:
+        self._prefix = prefix.encode()
+        self.shards: Final = [b"%s:{t%d}" % (self._prefix, n) for n in range(shards)]
+        self.store: Final = b"%s:{g}:store" % self._prefix  # hash: id, schema, shards, the wrapped key
+        self.clock: Final = b"%s:{g}:clock" % self._prefix
+        self.nodes: Final = b"%s:{g}:nodes" % self._prefix  # zset: node by when it counts as gone, ms
+        self.servers: Final = b"%s:{g}:servers" % self._prefix  # hash: id of an SMP server -> its address
+        self.changes: Final = b"%s:{g}:changes" % self._prefix  # stream
+
+    def number(self, token: bytes) -> int:
+        """The shard of a token id."""
+        return zlib.crc32(token) % len(self.shards)
+
+    def shard(self, token: bytes) -> bytes:
+        """Key of that shard's lease; all that is in the shard is named after it (`lua/prelude.lua`)."""
+        return self.shards[self.number(token)]
+
+    def token(self, token: bytes) -> bytes:
+        """Hash of a registration."""
+        return b"%s:t:%s" % (self.shard(token), token)
+
+    def queues_of(self, token: bytes) -> bytes:
+        """Set of a token's queues."""
+        return b"%s:q:%s" % (self.shard(token), token)
+
+    def notifications(self, token: bytes) -> bytes:
+        """Hash of a token's queues and their newest notifications."""
+        return b"%s:n:%s" % (self.shard(token), token)
+
+    def gone(self, shard: bytes) -> bytes:
+        """Set of tokens that were deleted, but not yet all that was theirs."""
+        return b"%s:gone" % shard
+
+    def doubts(self, shard: bytes) -> bytes:
+        """Sorted set of tokens and queues that a command began with: whether it ended is not known."""
+        return b"%s:doubts" % shard
+
+    def device(self, lookup: bytes) -> bytes:
+        """Hash of verify keys and token ids, of a device token."""
+        return b"%s:{d%02x}:%s" % (self._prefix, lookup[0], lookup)
+
+    def subscription(self, subscription_id: bytes) -> bytes:
+        """Hash of subscription ids and queues."""
+        return b"%s:{i%02x}" % (self._prefix, zlib.crc32(subscription_id) & 0xFF)
+
+    def server(self, server_id: bytes) -> bytes:
+        """Hash of an SMP server; what is its is named after it."""
+        return b"%s:{s%s}" % (self._prefix, server_id.hex().encode())
+
+
+def server_id(server: ServerAddress) -> bytes:
+    """What stands for an SMP server, however it is spelled: 8 bytes."""
+    return hashlib.sha256(server.identity).digest()[:8]

@@ -1,0 +1,31 @@
+"""Records that cannot be read: nobody is pushed to, and nothing subscribed, for them."""
+
+import logging
+from collections.abc import Sequence
+
+from ntf_server.store.redis.node import Node
+from ntf_server.store.redis.rows import Queue
+
+log = logging.getLogger(__name__)
+
+
+async def set_aside(node: Node, tokens: Sequence[bytes]) -> None:
+    """These registrations. Each is told once."""
+    s = node.state
+    calls = [node.call("set_aside", [node.names.shard(token)], node.ahead, token) for token in tokens]
+    _tell(node, "tokens", sum(await node.database.run_all(calls)))
+    for token in tokens:
+        s.forget(token)
+
+
+async def set_queues_aside(node: Node, queues: Sequence[Queue]) -> None:
+    """These subscriptions, all of one SMP server."""
+    if queues:
+        server = node.names.server(queues[0].server)
+        _tell(node, "subscriptions", await node.run("damage", [server], *(q.notifier_id for q in queues)))
+
+
+def _tell(node: Node, table: str, count: int) -> None:
+    if count:
+        log.error("%d records of %s cannot be read: they are set aside; register or subscribe anew", count, table)
+        node.state.effects.quarantined[table] += count

@@ -1,0 +1,240 @@
+"""Subscriptions of tokens in the Redis store.
+
+A queue is a token's (in the token's shard), is claimed on its SMP server (in a slot of that), and is found by its
+subscription id (in a third), in this order: what a token has without a claim counts for nothing, what is claimed by a
+token that is gone is anybody's.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.records import (
+    Added,
+    Change,
+    ChangeKind,
+    LimitReached,
+    Limits,
+    NewSubscription,
+    Removed,
+    Subscription,
+    Token,
+)
+from ntf_server.store.redis.changes import tell
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import Node
+from ntf_server.store.redis.rows import (
+    FIND,
+    HEAD,
+    NOTIFIER_KEY,
+    NUMBERS,
+    WANTED,
+    Cursor,
+    Queue,
+    Row,
+    address,
+    queue,
+    row,
+    subscription_record,
+    token_record,
+)
+from ntf_server.store.sealing import SealingError
+from smp_bridge.ntf import SubscriptionStatus
+
+_TRIES: Final = 20  # of a queue that others change at the same time
+_CUT_OFF: Final = 60.0  # seconds after which a command that began is over, whatever became of it
+_SETTLED: Final = 100  # queues at once
+_GONE, _MAY, _TOO_MANY = 0, 1, 2
+_THERE, _MADE = 0, 1
+_ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
+
+
+async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limits) -> Added | LimitReached | None:
+    """See `Store.subscribe`."""
+    ref = Queue(server_id(new.server), new.notifier_id)
+    server, shard = node.names.server(ref.server), node.names.shard(token)
+    for _ in range(_TRIES):
+        may = await node.run("join", [shard], node.ahead, token, ref.packed, limits.per_token)
+        if may == _GONE:
+            return None
+        if may == _TOO_MANY:
+            return LimitReached.TOKEN
+        encoded = new.server.encode()
+        sealed = node.state.sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
+        plain = new.server.plain.encode()
+        made = Row(token, new.subscription_id, encoded, sealed)
+        await node.database.command(b"HSETNX", node.names.servers, ref.server, plain, key=node.names.servers)
+        records = (made.packed, made._replace(spelling=b"").packed)
+        args = (node.ahead, new.notifier_id, *records, encoded, plain, limits.per_server)
+        what, *there = await node.run("subscribe", [server], *args)
+        if what == _MADE:
+            return await _made(node, token, ref, new)
+        if what != _THERE:
+            await node.run("leave", [shard], token, ref.packed)
+            return LimitReached.SERVER
+        record, kept_address = there
+        spelled = made._replace(spelling=b"" if encoded == kept_address else encoded)
+        with suppress(_ChangedError):
+            return await _there(node, spelled, ref, new, record)
+    raise StoreUnavailableError("a queue is changed by others all the time")
+
+
+class _ChangedError(Exception):
+    """It is another by now."""
+
+
+async def _made(node: Node, token: bytes, ref: Queue, new: NewSubscription) -> Added | None:
+    if not await _find_by(node, new.subscription_id, ref, token):
+        return None
+    await tell(node.database, node.names, Change(ChangeKind.ADDED, new.server, (ref,)))
+    return Added(new.subscription_id, created=True)
+
+
+async def _find_by(node: Node, subscription_id: bytes, ref: Queue, token: bytes) -> bool:
+    """Have the queue found by its id; False: its token was deleted meanwhile, and with it the subscription."""
+    index = node.names.subscription(subscription_id)
+    await node.database.command(b"HSET", index, subscription_id, ref.packed, key=index)
+    there = bool(await node.run("join", [node.names.shard(token)], node.ahead, token, ref.packed, 0))
+    if not there:
+        await remove(node, [ref], token)
+    return there
+
+
+async def _there(node: Node, made: Row, ref: Queue, new: NewSubscription, record: bytes) -> Added | None:
+    """The queue is subscribed already: by this token, with this key, or not for us. Raises _ChangedError."""
+    kept, token, spelling = row(record), made.token, made.spelling
+    shard = node.names.shard(token)
+    if kept.token != token:
+        owner = node.names.token(kept.token)
+        if await node.database.command(b"EXISTS", owner, key=node.names.shard(kept.token), writes=False):
+            await node.run("leave", [shard], token, ref.packed)
+            return None
+        await remove(node, [ref], kept.token)  # its token is gone, and it only was not cleared yet
+        raise _ChangedError
+    if not _is_same_key(node, kept, new.notifier_key):
+        return None
+    status, damaged, *_ = HEAD.unpack_from(record)
+    anew = status > WANTED or bool(damaged)
+    if anew or kept.spelling != spelling:
+        sealer = node.state.sealer
+        key = sealer.seal(new.notifier_key, NOTIFIER_KEY + kept.subscription_id) if anew else kept.key
+        changed = kept._replace(spelling=spelling, key=key)
+        server = node.names.server(ref.server)
+        args = (ref.notifier_id, record, changed.packed, "1" if anew else "")
+        if not await node.run("resubscribe", [server], *args):
+            raise _ChangedError
+    if not await _find_by(node, kept.subscription_id, ref, token):
+        return None
+    if anew:
+        await tell(node.database, node.names, Change(ChangeKind.ADDED, new.server, (ref,)))
+    return Added(kept.subscription_id, created=False)
+
+
+def _is_same_key(node: Node, kept: Row, given: bytes) -> bool:
+    """What cannot be read is no reason to refuse: the key that is given takes its place."""
+    try:
+        key = node.state.sealer.open(kept.key, NOTIFIER_KEY + kept.subscription_id)
+    except SealingError:
+        return True
+    return hmac.compare_digest(key, given[: len(key)])
+
+
+async def find(node: Node, subscription_id: bytes) -> tuple[Token, Subscription] | None:
+    """See `Store.find_subscription`. Raises DamagedError."""
+    index = node.names.subscription(subscription_id)
+    packed = await node.database.command(b"HGET", index, subscription_id, key=index, writes=False)
+    if packed is None:
+        return None
+    ref = queue(packed)
+    record, error, generation, server, elsewhere = await _find(node, ref)
+    if record is None:
+        return None
+    kept = row(record)
+    if kept.subscription_id != subscription_id:
+        return None
+    values = await node.database.command(
+        b"HMGET", node.names.token(kept.token), *FIND, key=node.names.shard(kept.token), writes=False
+    )
+    token = token_record(kept.token, values)
+    if token is None:
+        return None
+    return token, subscription_record(ref, record, error, int(generation), server, elsewhere=bool(elsewhere))
+
+
+async def _find(node: Node, ref: Queue) -> Any:
+    return await node.run("find", [node.names.server(ref.server)], node.ahead, node.id, ref.notifier_id)
+
+
+async def remove(node: Node, refs: Sequence[Queue], token: bytes) -> None:
+    """Delete subscriptions of a token with their notifications."""
+    calls = [
+        node.call("unsubscribe", [node.names.server(r.server)], node.ahead, r.notifier_id, _md5(r.notifier_id), token)
+        for r in refs
+    ]
+    answers = await node.database.run_all(calls)
+    removed: defaultdict[bytes, list[Removed]] = defaultdict(list)
+    for ref, answer in zip(refs, answers, strict=True):
+        if answer is None:
+            continue
+        record, associated, server = answer
+        status, _, generation, number, _ = HEAD.unpack_from(record)
+        index = node.names.subscription(row(record).subscription_id)
+        await node.database.command(b"HDEL", index, row(record).subscription_id, key=index)
+        if status <= WANTED:
+            cursor = Cursor(generation, int(number))
+            removed[server].append(Removed(ref, status == _ACTIVE, bool(associated), cursor))
+    await node.run("leave", [node.names.shard(token)], token, *(r.packed for r in refs))
+    for server, items in removed.items():
+        await tell(node.database, node.names, Change(ChangeKind.REMOVED, address(server), removed=tuple(items)))
+
+
+async def unsubscribe(node: Node, ref: Queue) -> None:
+    """See `Store.unsubscribe`."""
+    record, *_ = await _find(node, ref)
+    if record is not None:
+        token = row(record).token
+        await node.run("join", [node.names.shard(token)], node.ahead, token, ref.packed, 0)
+        await remove(node, [ref], token)
+
+
+async def settle(node: Node, shard: bytes) -> bool:
+    """Have what commands that were cut off did in some slots be so in all; whether there may be more of these."""
+    doubts = node.names.doubts(shard)
+    latest = round((node.now() - _CUT_OFF) * 1000)
+    found = await node.database.command(
+        b"ZRANGEBYSCORE", doubts, b"-inf", latest, b"LIMIT", 0, _SETTLED, key=shard, writes=False
+    )
+    await asyncio.gather(*(_settle(node, item[1 : 1 + item[0]], queue(item[1 + item[0] :])) for item in found))
+    if found:
+        await node.database.command(b"ZREM", doubts, *found, key=shard)
+    return len(found) == _SETTLED
+
+
+async def _settle(node: Node, token: bytes, ref: Queue) -> None:
+    """The queue's record on its server says whose it is."""
+    shard = node.names.shard(token)
+    record, *_ = await _find(node, ref)
+    if record is None or row(record).token != token:
+        await node.run("leave", [shard], token, ref.packed)
+    elif await node.database.command(b"EXISTS", node.names.token(token), key=shard, writes=False):
+        await node.database.command(b"SADD", node.names.queues_of(token), ref.packed, key=shard)
+        index = node.names.subscription(row(record).subscription_id)
+        await node.database.command(b"HSET", index, row(record).subscription_id, ref.packed, key=index)
+    else:
+        await remove(node, [ref], token)
+
+
+async def count(node: Node) -> int:
+    """See `Store.subscription_count`."""
+    servers = await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False)
+    calls = [node.call("is_wanted", [node.names.server(s)]) for s in servers]
+    return sum(subscriptions for _, subscriptions in await node.database.run_all(calls))
+
+
+def _md5(notifier_id: bytes) -> bytes:
+    return hashlib.md5(notifier_id, usedforsecurity=False).digest()

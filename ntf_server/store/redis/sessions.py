@@ -1,0 +1,297 @@
+"""SMP servers and what is subscribed on them, in the Redis store.
+
+Each is held by one node, under a lease with a fence.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from ntf_server.store.records import (
+    Confirmed,
+    Cursor,
+    Page,
+    ServiceCertificate,
+    ServiceState,
+    Session,
+    Share,
+    ToAudit,
+    Wanted,
+)
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import LEASE, Node, Word
+from ntf_server.store.redis.quarantine import set_queues_aside
+from ntf_server.store.redis.rows import HEAD, NOTIFIER_KEY, NUMBERS, SERVICE_KEY, STAMP, Queue, address, row
+from ntf_server.store.redis.rows import Cursor as Place
+from ntf_server.store.sealing import SealingError
+from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import SubscriptionStatus
+
+_ALL: Final = "+inf"  # generations below it are all
+_LEASE_MS: Final = round(LEASE * 1000)
+_LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what servers sent in vain
+_MAX_LOST: Final = 100_000  # such checks in that time, of all tokens
+_ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
+_START: Final = Place(0, -1)
+
+
+# --- who speaks for a server
+
+
+def key(node: Node, server: ServerAddress) -> bytes:
+    """Of its hash."""
+    return node.names.server(server_id(server))
+
+
+async def acquire(node: Node, server: ServerAddress) -> Session | None:
+    """See `Store.acquire`."""
+    plain = server.plain.encode()
+    await node.database.command(b"HSETNX", node.names.servers, server_id(server), plain, key=node.names.servers)
+    fence = await node.run("acquire", [key(node, server)], node.ahead, node.id, _LEASE_MS, plain)
+    if fence is None:
+        return None
+    node.state.generations.drop(server)
+    node.state.fences.put(server, int(fence))
+    return Session(server, int(fence))
+
+
+async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
+    """See `Store.renew`."""
+    calls = [node.call("renew", [key(node, s.server)], node.ahead, node.id, _LEASE_MS, s.fence) for s in sessions]
+    kept = await node.database.run_all(calls)
+    return [session for session, is_kept in zip(sessions, kept, strict=True) if not is_kept]
+
+
+async def release(node: Node, session: Session) -> None:
+    """See `Store.release`."""
+    await node.run("release", [key(node, session.server)], node.ahead, node.id, session.fence)
+    if node.state.fences.get(session.server) == session.fence:
+        node.state.fences.drop(session.server)
+        node.state.generations.drop(session.server)
+
+
+async def announce(node: Node, session: Session, *, whole: bool) -> None:
+    """See `Store.announce`."""
+    keys, who = speaking(node, session)
+    await node.run("announce", keys, *who, "1" if whole else "")
+
+
+async def share(node: Node, sessions: Sequence[Session]) -> Share:
+    """See `Store.share`."""
+    known = await node.database.command(b"HGETALL", node.names.servers, key=node.names.servers, writes=False)
+    servers = dict(zip(known[::2], known[1::2], strict=True))
+    others = [server for server in servers if server not in {server_id(s.server) for s in sessions}]
+    calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
+    free = zip(others, await node.database.run_all(calls), strict=True)
+    take = [address(servers[server]) for server, how in free if how == b"late" or (how and node.is_mine(server))]
+    return Share(take, [s for s in sessions if not node.is_mine(server_id(s.server))])
+
+
+def speaking(node: Node, session: Session) -> tuple[list[bytes], tuple[Word, ...]]:
+    """Key, and the arguments by which scripts know that the session counts."""
+    return [key(node, session.server)], (node.ahead, node.id, session.fence)
+
+
+# --- reading
+
+
+async def wanted_servers(node: Node) -> list[ServerAddress]:
+    """See `Store.servers`."""
+    known = await node.database.command(b"HGETALL", node.names.servers, key=node.names.servers, writes=False)
+    pairs = list(zip(known[::2], known[1::2], strict=True)) if isinstance(known, list) else list(known.items())
+    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s, _ in pairs])
+    return [address(packed) for (_, packed), (wanted, _) in zip(pairs, answers, strict=True) if wanted]
+
+
+async def is_wanted(node: Node, server: ServerAddress) -> bool:
+    """See `Store.is_wanted`."""
+    wanted, _ = await node.run("is_wanted", [key(node, server)])
+    return bool(wanted)
+
+
+async def page(node: Node, session: Session, after: Cursor | None, limit: int, *, associated: bool) -> Page:
+    """See `Store.page`."""
+    keys, who = speaking(node, session)
+    generation = node.state.generations.get(session.server, 0)
+    start = after or (Place(generation, -1) if associated else _START)
+    below: Any = _ALL if not generation else generation + 1 if associated else generation
+    if associated and not generation:
+        below = 0
+    items = await node.run("page", keys, *who, *start, below, limit)
+    refs = [(Queue(server_id(session.server), i[1]), i[2]) for i in items]
+    wanted = await _wanted(node, session, refs)
+    return Page(wanted, _behind(items, limit))
+
+
+def _behind(items: Sequence[Any], limit: int) -> Place | None:
+    if len(items) < limit:
+        return None
+    generation, _, record = items[-1]
+    return Place(generation, int(HEAD.unpack_from(record)[3]))
+
+
+async def load(node: Node, session: Session, refs: Sequence[Queue]) -> list[Wanted]:
+    """See `Store.load`."""
+    keys, who = speaking(node, session)
+    mine = [ref for ref in refs if ref.server == server_id(session.server)]
+    records = await node.run("load", keys, *who, *(ref.notifier_id for ref in mine))
+    found = [(ref, record) for ref, record in zip(mine, records, strict=True) if record is not None]
+    return await _wanted(node, session, [(ref, r) for ref, r in found if r[0] <= _ACTIVE and not r[1]])
+
+
+async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, bytes]]) -> list[Wanted]:
+    generation = node.state.generations.get(session.server, 0)
+    wanted: list[Wanted] = []
+    damaged: list[Queue] = []
+    for ref, record in found:
+        kept = row(record)
+        try:
+            opened = node.state.sealer.open(kept.key, NOTIFIER_KEY + kept.subscription_id)
+        except SealingError:
+            damaged.append(ref)
+            continue
+        status, _, association, *_ = HEAD.unpack_from(record)
+        has = association == generation > 0
+        wanted.append(Wanted(ref, has, status != _ACTIVE, ref.notifier_id, opened))
+    await set_queues_aside(node, damaged)
+    return wanted
+
+
+async def to_audit(
+    node: Node, after: Cursor | None, limit: int, silent_for: float
+) -> tuple[list[ToAudit], Cursor | None]:
+    """See `Store.to_audit`. A cursor is (id of the server, generation, number)."""
+    servers = sorted(await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False))
+    begin, *place = after or (b"", *_START)
+    found: list[tuple[Queue, bytes, bytes]] = []
+    cursor: Cursor | None = None
+    for server in servers:
+        if server < begin or len(found) >= limit:
+            continue
+        start = place if server == begin else list(_START)
+        packed, items = await node.run("wanted", [node.names.server(server)], *start, limit - len(found))
+        found += [(Queue(server, item[1]), packed, item[2]) for item in items]
+        if len(found) >= limit:
+            generation, _, record = items[-1]
+            cursor = (server, generation, int(HEAD.unpack_from(record)[3]))
+    silent_since = node.now() - silent_for
+    heard = [await _heard(node, ref, record) for ref, _, record in found]
+    return [ToAudit(r, address(p), at < silent_since) for (r, p, _), at in zip(found, heard, strict=True)], cursor
+
+
+async def _heard(node: Node, ref: Queue, record: bytes) -> float:
+    """When something arrived for a queue, or it was subscribed."""
+    token = row(record).token
+    value = await node.database.command(
+        b"HGET", node.names.notifications(token), ref.packed, key=node.names.shard(token), writes=False
+    )
+    return float(STAMP.unpack_from(value)[2] if value else HEAD.unpack_from(record)[4])
+
+
+# --- writing
+
+
+async def confirm(node: Node, session: Session, answers: Sequence[Confirmed]) -> None:
+    """See `Store.confirm`."""
+    keys, who = speaking(node, session)
+    words: list[Any] = []
+    for a in answers:
+        ref: Any = a.ref
+        has = "" if a.associated is None else "1" if a.associated else "0"
+        words += (ref.notifier_id, NUMBERS[a.status], a.error, has, _md5(ref.notifier_id))
+    await node.run("confirm", keys, *who, node.state.generations.get(session.server, 0), *words)
+
+
+async def end(node: Node, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+    """See `Store.end`."""
+    keys, who = speaking(node, session)
+    words = [word for i in notifier_ids for word in (i, _md5(i))]
+    return int(await node.run("finish", keys, *who, NUMBERS[status], *words))
+
+
+def _md5(notifier_id: bytes) -> bytes:
+    return hashlib.md5(notifier_id, usedforsecurity=False).digest()
+
+
+# --- services
+
+
+def _state(values: Sequence[Any], *, changed: bool = False) -> ServiceState:
+    count, ids, released, released_ids = values
+    return ServiceState(max(0, count - released), released, changed, ids, released_ids)
+
+
+async def begin(node: Node, session: Session, service_id: bytes | None) -> ServiceState:
+    """See `Store.begin`."""
+    keys, who = speaking(node, session)
+    generation, changed, values = await node.run("begin", keys, *who, service_id or b"")
+    if generation:
+        node.state.generations.put(session.server, generation)
+    else:
+        node.state.generations.drop(session.server)
+    return _state(values, changed=bool(changed))
+
+
+async def service_state(node: Node, session: Session) -> ServiceState:
+    """See `Store.service_state`."""
+    keys, who = speaking(node, session)
+    return _state(await node.run("service_state", keys, *who))
+
+
+async def reassociate(node: Node, session: Session) -> ServiceState:
+    """See `Store.reassociate`."""
+    keys, who = speaking(node, session)
+    generation, values = await node.run("reassociate", keys, *who)
+    if session.server in node.state.generations:
+        node.state.generations.put(session.server, generation)
+    return _state(values)
+
+
+async def set_released(node: Node, session: Session, count: int, ids_hash: bytes | None) -> None:
+    """See `Store.set_released`."""
+    keys, who = speaking(node, session)
+    await node.run("set_released", keys, *who, count, ids_hash or b"")
+
+
+async def certificate(node: Node, server: ServerAddress, make: Callable[[], ServiceCertificate]) -> ServiceCertificate:
+    """See `Store.service_certificate`."""
+    name, plain = key(node, server), server.plain.encode()
+    context = SERVICE_KEY + server_id(server)
+    chain, sealed = await node.database.command(b"HMGET", name, b"chain", b"key", key=name, writes=False)
+    if chain is not None:
+        try:
+            return ServiceCertificate(chain, node.state.sealer.open(sealed, context))
+        except SealingError:
+            pass
+    new = make()
+    await node.database.command(b"HSETNX", node.names.servers, server_id(server), plain, key=node.names.servers)
+    args = (node.ahead, plain, new.chain, node.state.sealer.seal(new.key, context), sealed or b"")
+    chain, sealed = await node.run("keep_certificate", [name], *args)
+    return ServiceCertificate(chain, node.state.sealer.open(sealed, context))
+
+
+# --- what was lost on the way
+
+
+async def mark_lost(
+    node: Node, session: Session, after: Cursor | None, *, limit: int, within: float
+) -> tuple[int, Cursor | None]:
+    """See `Store.mark_lost`."""
+    s = node.state
+    keys, who = speaking(node, session)
+    items = await node.run("page", keys, *who, *(after or _START), _ALL, limit)
+    latest = s.steady - _LOST_EVERY
+    for token in [token for token, at in s.lost.items() if at <= latest]:
+        s.lost.drop(token)
+    asked = dict.fromkeys(row(item[2]).token for item in items)
+    tokens = [token for token in asked if token not in s.lost][: max(0, _MAX_LOST - len(s.lost))]
+    by_shard = node.by_shard(tokens)
+    parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
+    marked: defaultdict[bytes, float] = defaultdict(lambda: s.steady)
+    for *found, lanes in await node.run_on("lost", [node.ahead, -int(-within // 1)], parts, by_shard):
+        for token in found:
+            s.lost.put(token, s.steady)
+            marked[token]
+        node.owe(lanes)
+    return len(marked), _behind(items, limit)

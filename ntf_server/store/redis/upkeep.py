@@ -1,0 +1,101 @@
+"""Upkeep of the Redis store, in slices: each shard's by its holder."""
+
+import itertools
+from typing import Final
+
+from ntf_server.store.contract import FencedError
+from ntf_server.store.records import Token
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import Node
+from ntf_server.store.redis.queues import settle
+from ntf_server.store.redis.tokens import clear, drop
+
+_SLICE: Final = 200  # of each kind, in a shard, at once
+_SOON: Final = 0.02  # seconds until the next slice of what is not done
+_ROUND: Final = 60.0  # seconds between two sweeps
+_DAY: Final = 24 * 3600
+_UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
+_KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
+_SEEN: Final = 2000  # tokens whose last command is written down at once
+_MAX_SEEN: Final = 100_000  # tokens that wait for that; others' next command comes
+
+
+class Sweep:
+    """Which shards are still to be looked at in this round; when the next one begins (steady seconds)."""
+
+    def __init__(self) -> None:
+        self.left: list[int] | None = None
+        self.next_at = 0.0
+        self.servers = True  # are still to be looked at
+        self._seen: dict[bytes, None] = {}
+
+    def seen(self, token: Token, now: float) -> None:
+        """It sent a command, now (Unix seconds): worth writing down once a day."""
+        if now - token.active_at >= _DAY and len(self._seen) < _MAX_SEEN:
+            self._seen[token.token_id] = None
+
+    def take_seen(self) -> list[bytes]:
+        """Some of them. If that they were seen cannot be written, a later command tells it again."""
+        taken = list(itertools.islice(self._seen, _SEEN))
+        for token in taken:
+            del self._seen[token]
+        return taken
+
+
+async def run_slice(node: Node, sweep: Sweep) -> float:
+    """Seconds until the next one is due."""
+    s = node.state
+    for shard, tokens in node.by_shard(sweep.take_seen()).items():
+        await node.run("seen", [shard], node.ahead, *tokens)
+    if sweep.left is None:
+        if s.steady < sweep.next_at:
+            return max(_SOON, sweep.next_at - s.steady)
+        sweep.left, sweep.servers = list(node.held), True
+    while sweep.left:
+        if sweep.left[-1] in node.held and await _shard(node, sweep.left[-1]):
+            return _SOON
+        sweep.left.pop()
+    if sweep.servers and await _servers(node):
+        return _SOON
+    sweep.left, sweep.next_at = None, s.steady + _ROUND
+    return _ROUND
+
+
+async def _shard(node: Node, number: int) -> bool:
+    """Whether there may be more."""
+    s, shard, fence = node.state, node.names.shards[number], node.held[number]
+    try:
+        args = (node.ahead, fence, _UNVERIFIED, s.times.silent_ttl, _SLICE)
+        found = await node.run("forgotten", [shard], *args)
+        for token, why in found:
+            if await drop(node, token):
+                s.effects.forgotten[why.decode()] += 1
+        args = (node.ahead, fence, s.times.verification_ttl, s.times.message_ttl, _SLICE)
+        codes, checks, notifications, more = await node.run("expire", [shard], *args)
+    except FencedError:
+        return False
+    s.effects.expired["verification"] += codes
+    s.effects.expired["check"] += checks
+    s.effects.expired["notification"] += notifications
+    gone = node.names.gone(shard)
+    for token in await node.database.command(b"SRANDMEMBER", gone, 10, key=shard, writes=False):
+        await clear(node, token)
+    doubts = await settle(node, shard)
+    return bool(more) or doubts or len(found) >= _SLICE
+
+
+async def _servers(node: Node) -> bool:
+    """Forget servers that nobody needs any more."""
+    servers = await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False)
+    ours = {server_id(server) for server in node.state.fences}
+    servers = [server for server in servers if server not in ours]
+    keys = [node.names.server(server) for server in servers]
+    calls = [node.call("forget_server", [key], node.ahead, _KEEP_SERVER) for key in keys]
+    for server, key, gone in zip(servers, keys, await node.database.run_all(calls), strict=True):
+        if gone:
+            await node.database.command(b"HDEL", node.names.servers, server, key=node.names.servers)
+            node.state.effects.servers_forgotten += 1
+            packed = await node.database.command(b"HGET", key, b"address", key=key, writes=False)
+            if packed is not None:  # somebody needs it again
+                await node.database.command(b"HSET", node.names.servers, server, packed, key=node.names.servers)
+    return False

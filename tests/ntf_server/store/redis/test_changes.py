@@ -1,0 +1,112 @@
+"""Changes of servers, through a stream: each reaches who holds the server, or nobody does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from redis_servers import Server
+from redis_stores import Nodes, ask
+
+from ntf_server.store.changes import Changes
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.records import Change, ChangeKind, Removed, ToAudit
+from ntf_server.store.redis.changes import change, follow, newest, tell
+from ntf_server.store.redis.database import Bounds
+from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.rows import Cursor, Queue
+from ntf_server.testing.store_suite.medium import OTHER_SMP, SMP, acquire, activate, found, subscribe
+
+A, B = Queue(server_id(SMP), b"a"), Queue(server_id(SMP), b"b" * 255)
+
+
+@asynccontextmanager
+async def followed(store: RedisStore) -> AsyncIterator[AsyncIterator[Change]]:
+    """What this node hears from now on."""
+    told = Changes()
+    after = await newest(store._node.database, store._node.names)
+    task = asyncio.create_task(follow(store._node, after, told))
+    try:
+        yield aiter(told)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def next_of(stream: AsyncIterator[Change]) -> Change:
+    return await asyncio.wait_for(anext(stream), 5)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Change(ChangeKind.ADDED, SMP, (A, B)),
+        Change(ChangeKind.AUDIT, OTHER_SMP, (A,)),
+        Change(ChangeKind.AUDIT, OTHER_SMP),
+        Change(
+            ChangeKind.REMOVED,
+            SMP,
+            removed=(Removed(A, True, False, Cursor(3, 7)), Removed(B, False, True, Cursor(0, 2**40))),
+        ),
+    ],
+    ids=lambda told: told.kind.value,
+)
+async def test_there_and_back(store: RedisStore, told: Change) -> None:
+    await tell(store._node.database, store._node.names, told)
+    [[_, fields]] = await ask(store, b"XRANGE", store._node.names.changes, b"-", b"+")
+    assert change(dict(zip(fields[::2], fields[1::2], strict=True))) == told
+
+
+async def test_a_node_hears_of_servers_that_it_holds_or_nobody_does(nodes: Nodes) -> None:
+    first, second = await nodes.open("one"), await nodes.open("two")
+    await acquire(first, SMP)
+    async with followed(first) as one, followed(second) as two:
+        for server in (SMP, OTHER_SMP):
+            await tell(first._node.database, first._node.names, Change(ChangeKind.ADDED, server, (A,)))
+        assert [(await next_of(one)).server for _ in range(2)] == [SMP, OTHER_SMP]
+        assert (await next_of(two)).server == OTHER_SMP
+        await nodes.pass_(7, second)  # the other's lease is over
+        await tell(second._node.database, second._node.names, Change(ChangeKind.ADDED, SMP, (B,)))
+        assert (await next_of(two)).server == SMP
+
+
+async def test_what_was_told_before_is_not_heard(store: RedisStore) -> None:
+    await tell(store._node.database, store._node.names, Change(ChangeKind.ADDED, SMP, (A,)))
+    async with followed(store) as stream:
+        await tell(store._node.database, store._node.names, Change(ChangeKind.ADDED, OTHER_SMP, (B,)))
+        assert (await next_of(stream)).server == OTHER_SMP
+
+
+async def test_commands_tell(store: RedisStore) -> None:
+    token = await activate(store)
+    async with followed(store) as stream:
+        [subscription_id] = await subscribe(store, token, b"a")
+        ref = (await found(store, subscription_id)).ref
+        assert await next_of(stream) == Change(ChangeKind.ADDED, SMP, (ref,))
+        await store.request_audit([ToAudit(ref, SMP, True)])
+        assert await next_of(stream) == Change(ChangeKind.AUDIT, SMP, (ref,))
+        await store.unsubscribe(ref)
+        told = await next_of(stream)
+        assert (told.kind, [removed.ref for removed in told.removed]) == (ChangeKind.REMOVED, [ref])
+
+
+async def test_an_outage_loses_none(own_server: Server) -> None:
+    """Though the server that comes back tells late what it was told before."""
+    nodes = Nodes(own_server.url)
+    store = await nodes.open(bounds=Bounds(limit=0.2, answer=0.1, connect=0.1))
+    async with followed(store) as stream:
+        own_server.freeze()
+        with pytest.raises(StoreUnavailableError):
+            await tell(store._node.database, store._node.names, Change(ChangeKind.ADDED, OTHER_SMP, (A,)))
+        own_server.thaw()
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    await tell(store._node.database, store._node.names, Change(ChangeKind.ADDED, SMP, (A,)))
+                    break
+                except StoreUnavailableError:
+                    continue
+        while (await next_of(stream)).server != SMP:
+            pass  # what was told without an answer was told as often as it was tried
+    await nodes.close()

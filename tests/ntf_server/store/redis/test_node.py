@@ -1,0 +1,471 @@
+"""Leases of shards, what becomes of what was claimed there, and the clock that all nodes have."""
+
+import asyncio
+import itertools
+
+import pytest
+from redis_servers import Server
+from redis_stores import SHARDS, How, Nodes, ask, before, fault, keep, patched
+
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.memory import Times
+from ntf_server.store.records import Claim, Outcome
+from ntf_server.store.redis import deliveries, sessions
+from ntf_server.store.redis.database import Bounds
+from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.node import LEASE, RENEW, identity, unless_cancelled
+from ntf_server.testing.store_suite.medium import (
+    DAY,
+    ROOM,
+    SMP,
+    acquire,
+    activate,
+    delivered,
+    known,
+    names,
+    new_token,
+    notify,
+    record,
+    register,
+    stamp,
+    subscribe,
+    take,
+)
+from smp_bridge.ntf import Provider
+
+EVERYWHERE = dict.fromkeys(Provider, ROOM)
+ALL = set(range(SHARDS))
+
+
+def held(store: RedisStore) -> set[int]:
+    return set(store._node.held)
+
+
+async def due(store: RedisStore, count: int) -> None:
+    """Registrations whose codes are due."""
+    for number in range(count):
+        await register(store, new_token(number))
+
+
+async def claimed(store: RedisStore, count: int) -> list[Outcome]:
+    """They are claimed: the pushes that went well."""
+    await due(store, count)
+    claims = await take(store)
+    assert len(claims) == count
+    return [delivered(claim) for claim in claims]
+
+
+async def phones(store: RedisStore, count: int) -> list[bytes]:
+    """Their queues, one of each; the store has found out that nothing is due for them."""
+    queues = [b"q%02d" % number for number in range(count)]
+    for number, queue in enumerate(queues):
+        await subscribe(store, await activate(store, number), queue)
+    assert await take(store) == []
+    return queues
+
+
+# --- leases
+
+
+async def test_who_is_alone_holds_all_and_keeps_it(nodes: Nodes) -> None:
+    store = await nodes.open()
+    before = dict(store._node.held)
+    assert before.keys() == ALL
+    await nodes.pass_(5 * LEASE, store)
+    assert store._node.held == before
+
+
+async def test_a_lease_lasts_so_long_from_its_last_renewal(nodes: Nodes) -> None:
+    store = await nodes.open()
+    for _ in range(3):
+        await nodes.pass_(RENEW, store)
+        until = float(await ask(store, b"HGET", store._node.names.shards[0], b"until"))
+        assert until == round((nodes.clock.wall() + LEASE) * 1000)
+
+
+async def test_what_was_claimed_by_a_dead_node_is_due_after_its_lease(nodes: Nodes) -> None:
+    """And is recorded once: the dead node, should it only have slept, is refused, and forgets it."""
+    first = await nodes.open("one")
+    outcomes = await claimed(first, 20)
+    second = await nodes.open("two")
+    await nodes.pass_(LEASE - RENEW, second)
+    assert await take(second) == []
+    assert not held(second)
+    await nodes.pass_(2 * LEASE, second)
+    assert held(second) == ALL
+    claims = await take(second)
+    assert {c.token for c in claims} == {o.claim.token for o in outcomes}
+    assert await first.record(outcomes) == 20
+    await record(second, *map(delivered, claims))
+    assert not first._state.claims
+    assert await take(first) == await take(second) == []
+
+
+async def test_who_slept_forgets_what_another_node_has_by_now(nodes: Nodes) -> None:
+    first = await nodes.open("one", times=Times(spacing=60))
+    queues = await phones(first, 9)
+    session = await acquire(first)
+    claims = (await notify(first, session, *queues, places=EVERYWHERE)).claims
+    assert len(claims) == 9
+    await record(first, *(delivered(c) for c in claims[:4]))
+    await notify(first, session, *queues, places=EVERYWHERE)  # some rest, and have more
+    assert len(first._state.eager) == 4
+    second = await nodes.open("two")
+    await nodes.pass_(2 * LEASE, second)
+    await keep(first)
+    for kept in (first._state.claims, first._state.cooling, first._state.eager, first._state.ready):
+        assert not {token for token in kept if first._node.names.number(token) in held(second)}  # type: ignore[attr-defined]
+    assert len(await take(second)) + len(first._state.claims) + len(first._state.eager) == 9
+
+
+async def test_a_node_that_joins_is_given_its_share_and_nothing_that_is_out(nodes: Nodes) -> None:
+    """A shard goes when its claims have ended; till then nobody else has them, and nothing more of it goes out."""
+    first = await nodes.open("one")
+    for number in itertools.count():
+        if {first._node.names.number(token) for token in first._state.claims} == ALL:
+            break
+        await register(first, new_token(number))
+        assert len(await take(first)) == 1
+    outcomes = [delivered(kept.claim) for kept in first._state.claims.values()]
+    second = await nodes.open("two")
+    await nodes.pass_(4 * LEASE, first, second)
+    assert held(first) == ALL and not held(second)
+    leaving = set(first._node.leaving)
+    assert leaving and leaving < ALL
+    late = new_token(10_000)
+    while first._node.names.number(late.token_id) not in leaving:
+        late = new_token(10_000)
+    await register(first, late)
+    assert await take(first) == []
+    assert await first.record(outcomes) == 0
+    await nodes.pass_(0.1 + 2 * RENEW, first, second)
+    assert held(second) == leaving and held(first) == ALL - leaving
+    assert [c.token for c in await take(second)] == [late.token_id]
+    assert await take(first) == []
+
+
+async def test_what_only_waits_in_memory_holds_up_no_shard(nodes: Nodes) -> None:
+    """As for a provider that is away: nobody takes it, and everything else of the shard would wait with it."""
+    first = await nodes.open("one")
+    queues = await phones(first, 20)
+    session = await acquire(first)
+    claims = (await notify(first, session, *queues, places=EVERYWHERE)).claims
+    await notify(first, session, *queues)
+    await record(first, *map(delivered, claims))  # and all have more
+    assert len(first._state.eager) == 20
+    second = await nodes.open("two")
+    await nodes.pass_(4 * RENEW, first, second)
+    assert held(second) and held(first) == {n for n in ALL if first._node.is_mine(first._node.names.shards[n])}
+    found = await take(second) + await take(first)
+    assert sorted(name for claim in found for name in names(claim)) == queues
+
+
+async def test_a_node_that_leaves_gives_all_at_once(nodes: Nodes) -> None:
+    first = await nodes.open("one")
+    await claimed(first, 20)
+    second = await nodes.open("two")
+    nodes._open.remove(first)
+    await first.close()
+    await nodes.pass_(RENEW, second)
+    assert held(second) == ALL
+    assert len(await take(second)) == 20
+
+
+async def test_a_node_of_the_same_name_takes_its_own_at_once(nodes: Nodes) -> None:
+    first = await nodes.open("one")
+    fences = first._node.held
+    await claimed(first, 20)
+    await nodes.kill(first)
+    again_ = await nodes.open("one")
+    assert held(again_) == ALL
+    assert all(int(again_._node.held[n]) > int(fences[n]) for n in ALL)
+    assert len(await take(again_)) == 20
+
+
+async def test_what_should_be_anothers_is_taken_when_nobody_wants_it_for_long(nodes: Nodes) -> None:
+    """A node that lives, and cannot take what it should have, leaves nothing undone."""
+    first, second = await nodes.open("one"), await nodes.open("two")
+    await nodes.pass_(3 * LEASE, first, second)
+    assert held(first) and held(second)
+    await due(first, 40)
+    found: list[Claim] = []
+    for _ in range(12):
+        await first._node.run("alive", first._node._life, first._node.ahead, b"two", 5000, 0)  # and it renews nothing
+        await nodes.pass_(RENEW, first)
+        found += await take(first)
+        await record(first, *(delivered(claim) for claim in found if claim.token in first._state.claims))
+    assert len(found) == 40
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_fences_never_go_back(nodes: Nodes, shared: bool) -> None:
+    """Though the server's clock may be far behind what is kept, as after a failover to another machine."""
+    store = await nodes.open()
+    future = 8_000_000_000_000_000
+    shard = store._node.names.shards[0]
+    await ask(store, b"HSET", shard, b"fence", future)
+    if shared:
+        store = await nodes.open("two")
+    await nodes.pass_(3 * LEASE, store)
+    assert int(store._node.held[0]) > future
+    assert await ask(store, b"HGET", shard, b"fence") == store._node.held[0]
+    session = await acquire(store)
+    key = await ask(store, b"HKEYS", store._node.names.servers)
+    await ask(store, b"HSET", store._node.names.server(key[0]), b"fence", future)
+    assert (await acquire(store)).fence == future + 1
+    assert session.fence < future
+
+
+async def test_a_fence_is_the_servers_time(nodes: Nodes, server: Server) -> None:
+    """So that one which a failover lost is not given to somebody else."""
+    seconds, micros = (int(word) for word in server.ask("TIME"))
+    store = await nodes.open()
+    assert all(0 <= int(fence) - seconds * 1_000_000 - micros < 60_000_000 for fence in store._node.held.values())
+
+
+# --- what is not in memory is due again
+
+
+@pytest.mark.parametrize("how", [How.LOST, How.UNDONE])
+async def test_a_recovery_that_fails_is_done_later(nodes: Nodes, how: How) -> None:
+    first = await nodes.open("one")
+    await claimed(first, 20)
+    second = await nodes.open("two")
+    await nodes.kill(first)
+    nodes.clock.pass_(3 * LEASE)
+    with fault(second, how, "recover") as happened, pytest.raises(StoreUnavailableError):
+        await keep(second)
+    assert happened
+    await nodes.pass_(RENEW, second)
+    assert len(await take(second)) == 20
+
+
+async def test_nothing_is_handed_out_of_a_shard_before_it_is_recovered(nodes: Nodes) -> None:
+    """Or it would be recovered from who was just handed it, and pushed twice at a time."""
+    first = await nodes.open("one")
+    queues = await phones(first, 9)
+    second = await nodes.open("two")
+    await nodes.kill(first)
+    nodes.clock.pass_(3 * LEASE)
+    found: list[Claim] = []
+
+    async def notify_meanwhile() -> None:
+        """An operation that began before, and goes on when the shards are ours."""
+        session = await sessions.acquire(second._node, SMP)
+        assert session is not None
+        block = stamp(second, session, *queues)
+        found.extend((await deliveries.notify(second._node, session, block, EVERYWHERE)).claims)
+
+    with before(second, "recover", notify_meanwhile):
+        await keep(second)
+    found += await take(second)
+    assert sorted(name for claim in found for name in names(claim)) == queues
+    assert len({claim.token for claim in found}) == len(found) == 9
+
+
+async def test_nothing_is_recovered_from_who_was_handed_it_meanwhile(nodes: Nodes) -> None:
+    """By calls that began after the one whose answer was lost, and before it was known that it is."""
+    store = await nodes.open()
+    queues = await phones(store, 20)
+    session = await acquire(store)
+    found: list[Claim] = []
+
+    async def notify_meanwhile() -> None:
+        block = stamp(store, session, *queues[10:])
+        found.extend((await deliveries.notify(store._node, session, block, EVERYWHERE)).claims)
+
+    with fault(store, How.LOST, "notify"), pytest.raises(StoreUnavailableError):
+        await notify(store, session, *queues[:10], places=EVERYWHERE)
+    with before(store, "recover", notify_meanwhile):
+        await keep(store)
+    assert len(found) == 10
+    found += await take(store)
+    assert sorted(name for claim in found for name in names(claim)) == queues
+
+
+async def test_an_outage_strands_nothing(own_server: Server) -> None:
+    """Answers are lost in the middle of everything."""
+    nodes = Nodes(own_server.url)
+    store = await nodes.open(bounds=Bounds(limit=0.4, answer=0.1, connect=0.1), manual=False)
+    queues = await phones(store, 20)
+    session = await acquire(store)
+    own_server.freeze()
+    with pytest.raises(StoreUnavailableError):
+        await notify(store, session, *queues, places=EVERYWHERE)
+    with pytest.raises(StoreUnavailableError):
+        await take(store)
+    own_server.thaw()
+    found = []
+    async with asyncio.timeout(10):
+        while not found:
+            try:
+                found = (await notify(store, session, *queues, places=EVERYWHERE)).claims
+                found += await take(store)
+            except StoreUnavailableError:
+                continue
+    assert len({claim.token for claim in found}) == len(found) == 20
+    await nodes.close()
+
+
+# --- the clock
+
+
+def set_back(store: RedisStore, seconds: float) -> None:
+    """What this node heard last of the server's clock was so much later than what it will hear, or earlier."""
+    node = store._node
+    assert node._server is not None
+    server, steady = node._server
+    node._server = server + seconds, steady
+    node._kept_at = float("-inf")
+
+
+@pytest.mark.parametrize("step", [-30 * DAY, -3600.0, 3600.0, 30 * DAY])
+async def test_nodes_that_see_the_same_step_count_it_once(nodes: Nodes, step: float) -> None:
+    first, second = await nodes.open("one"), await nodes.open("two")
+    await nodes.pass_(LEASE, first, second)
+    had, now = (held(first), held(second)), first._node.now()
+    nodes.clock.step(step)
+    await nodes.pass_(RENEW, first, second)
+    for store in (first, second):
+        assert store._node._offset == round(-step * 1000)
+        assert store._node.now() == pytest.approx(now + RENEW)
+        assert store._node.wall() == nodes.clock.wall()
+    assert (held(first), held(second)) == had
+
+
+async def store_at(store: RedisStore, seconds: float) -> None:
+    """What the store holds was written by a server's clock that was so many seconds ahead."""
+    names_, ms = store._node.names, round(seconds * 1000)
+    for shard in names_.shards:
+        await ask(store, b"HINCRBY", shard, b"until", ms)
+    await ask(store, b"HINCRBY", names_.clock, b"last", ms)
+    for node in await ask(store, b"ZRANGE", names_.nodes, 0, -1):
+        await ask(store, b"ZINCRBY", names_.nodes, ms, node)
+
+
+@pytest.mark.parametrize("step", [-DAY, -10.0, 10.0, DAY])
+async def test_the_servers_clock_is_set(nodes: Nodes, step: float) -> None:
+    """The store's goes on as if it had not been, and no lease ends by that; what people see is the server's."""
+    first, second = await nodes.open("one", manual=False), await nodes.open("two", manual=False)
+    for store in (first, second, first, second):
+        store._node._kept_at = float("-inf")
+        await keep(store)
+    had = held(first), held(second)
+    assert had[0] | had[1] == ALL
+    wall = first._node.wall()
+    await store_at(first, -step)
+    for store in (first, second):
+        set_back(store, -step)
+        before_ = store._node.now()
+        await keep(store)
+        assert store._node.now() == pytest.approx(before_, abs=1)
+        assert store._node.wall() == pytest.approx(wall, abs=1)
+        assert store._node.shift == pytest.approx(-step, abs=1)
+    assert first._node._offset == second._node._offset
+    assert (held(first), held(second)) == had
+
+
+async def test_a_little_is_no_step(nodes: Nodes) -> None:
+    store = await nodes.open(manual=False)
+    for seconds in (-1.5, 1.5):
+        set_back(store, seconds)
+        await keep(store)
+        assert store._node.shift == 0
+
+
+async def test_an_answer_that_is_late_is_no_step(nodes: Nodes) -> None:
+    """The node slept, or the way to the server was slow: the time that it holds is of a while ago."""
+    store = await nodes.open(manual=False)
+    node = store._node
+    late = 0.0
+    steady, command = node.clock.steady, node.database.command
+
+    async def slow(*words: bytes, key: bytes, writes: bool = True) -> object:
+        nonlocal late
+        answer = await command(*words, key=key, writes=writes)
+        late = 4.0
+        return answer
+
+    node._kept_at = float("-inf")
+    with patched(node.clock, steady=lambda: steady() + late), patched(node.database, command=slow):
+        await keep(store)
+    assert late and node.shift == 0
+
+
+async def test_the_time_of_a_store_does_not_go_back_while_no_node_runs(nodes: Nodes) -> None:
+    store = await nodes.open()
+    await nodes.pass_(60, store)
+    now = store._node.now()
+    await nodes.kill(store)
+    nodes.clock.step(-DAY)
+    store = await nodes.open()
+    assert store._node.now() == now
+    assert store._node.wall() == nodes.clock.wall()
+
+
+async def test_nobody_counts_as_silent_for_an_outage(nodes: Nodes) -> None:
+    store = await nodes.open()
+    token = await activate(store)
+    await nodes.kill(store)
+    nodes.clock.pass_(3 * DAY)
+    store = await nodes.open()
+    silent = nodes.clock.wall() - (await known(store, token)).active_at
+    assert silent == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_that_a_node_starts_is_no_outage_if_another_ran(nodes: Nodes, killed: bool) -> None:
+    store = await nodes.open("one")
+    token = await activate(store)
+    active_at = token.active_at
+    nodes.clock.pass_(3 * DAY)
+    await keep(store)
+    if killed:
+        await nodes.kill(store)
+    second = await nodes.open("two")
+    assert (await known(second, token)).active_at == active_at
+
+
+async def test_seconds_of_a_step_are_told(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
+    store = await nodes.open()
+    nodes.clock.step(3600)
+    await keep(store)
+    assert "the server's clock was set by +3600 s" in caplog.text
+
+
+# --- small things
+
+
+async def test_the_result_of_who_was_cancelled_goes_elsewhere() -> None:
+    lost: list[int] = []
+
+    async def work(fails: bool) -> int:
+        await asyncio.sleep(0.01)
+        if fails:
+            raise StoreUnavailableError("away")
+        return 1
+
+    assert await unless_cancelled(work(fails=False), lost.append) == 1
+    for fails in (False, True):
+        task = asyncio.create_task(unless_cancelled(work(fails), lost.append))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.02)
+    assert lost == [1]
+
+
+def test_each_run_has_a_name_of_its_own() -> None:
+    names_ = {identity(lambda size, n=n: bytes([n]) * size) for n in range(100)}  # type: ignore[misc]
+    assert len(names_) == 100 and all(len(name) == 16 for name in names_)
+
+
+async def test_what_spans_shards_is_one_call_where_it_can_be(nodes: Nodes) -> None:
+    node = (await nodes.open())._node
+    assert await node.run_on("count", [b"AP"], {}) == []
+    assert await node.run_on("count", [b"AP"], {shard: [] for shard in node.names.shards}) == [0]
+    tokens = [b"%d" % n for n in range(50)]
+    parts = node.by_shard(tokens)
+    assert sorted(token for part in parts.values() for token in part) == sorted(tokens)
+    assert all(node.names.shard(token) == shard for shard, part in parts.items() for token in part)

@@ -1,0 +1,175 @@
+"""Lua files: what is sent of them, and what their heads say."""
+
+import asyncio
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from redis_servers import Server
+from redis_stores import Nodes, patched
+
+from ntf_server.store.records import Confirmed
+from ntf_server.store.redis.call import Call
+from ntf_server.store.redis.script import FOLDER, PRELUDE, Script, scripts
+from ntf_server.testing.store_suite.medium import (
+    ROOM,
+    Bench,
+    acquire,
+    activate,
+    delivered,
+    new_queue,
+    notify,
+    pages,
+    record,
+    take,
+    tend,
+)
+from smp_bridge.ntf import Provider, SubscriptionStatus
+
+LUA = sorted(FOLDER.glob("*.lua"))
+
+
+def head(path: Path) -> list[str]:
+    """The comments that a file begins with, behind its flags."""
+    lines = path.read_text().splitlines()
+    if lines and re.fullmatch(r"#!lua flags=[a-z,-]+", lines[0]):
+        lines.pop(0)
+    return list(itertools.takewhile(lambda line: line.startswith("--"), lines))
+
+
+def test_each_file_names_its_keys_and_arguments() -> None:
+    for path in LUA:
+        text = "\n".join(head(path))
+        assert text, f"{path.name} does not say what it is for"
+        if path.stem != PRELUDE:
+            assert "KEYS" in text and "ARGV" in text, f"{path.name} does not name what it takes"
+
+
+def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "one.lua").write_text("return 1\n")
+    script = Script.load("one", tmp_path)
+    assert (script.name, script.text) == ("one", "return 1\n")
+    assert script.sha1 == hashlib.sha1(b"return 1\n").hexdigest()
+    assert script.flags == () and script.writes
+
+
+def test_the_prelude_goes_in_front_of_each_and_behind_the_flags(tmp_path: Path) -> None:
+    (tmp_path / "prelude.lua").write_text("local one = 1")
+    (tmp_path / "plain.lua").write_text("return one\n")
+    (tmp_path / "flagged.lua").write_text("#!lua flags=no-writes,allow-oom\n-- KEYS: none\nreturn one\n")
+    assert Script.load("plain", tmp_path).text == "local one = 1\nreturn one\n"
+    flagged = Script.load("flagged", tmp_path)
+    assert flagged.text == "#!lua flags=no-writes,allow-oom\nlocal one = 1\n-- KEYS: none\nreturn one\n"
+    assert flagged.flags == ("no-writes", "allow-oom")
+    assert not flagged.writes
+
+
+@pytest.mark.parametrize("first", ["#!lua\n", "#!lua flags=allow-oom\n", "-- no-writes\n", ""])
+def test_one_writes_unless_it_says_that_it_does_not(first: str) -> None:
+    assert Script("x", f"{first}return 1").writes
+
+
+def test_no_file() -> None:
+    with pytest.raises(OSError, match="absent"):
+        Script.load("absent")
+
+
+def test_a_script_is_told_by_its_name() -> None:
+    assert repr(Script("claim", "return 1")) == "Script('claim')"
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("path", LUA, ids=lambda path: path.stem)
+def test_each_key_is_one_of_its_keys_or_is_named_after_one(path: Path) -> None:
+    """So it is in the slot of that: in a cluster no script reaches into another one."""
+    text = re.sub(r"--.*", "", path.read_text())
+    roots = {"shard", "server"}  # parameters of functions, and what a loop over KEYS gives
+    assert not re.search(r"^ *(local )?(shard|server)\b[^\n=]*=(?!=)(?!.*KEYS)", text, re.MULTILINE)
+    derived = set(roots)
+    key = r"(?:KEYS\[\d\]|(?:%s)\b)(?: \.\. [^,)]+(?:\([^)]*\))?)?"
+    for _ in range(3):
+        for names, values in re.findall(r"local ([\w, ]+) = ([^\n]+)", text):
+            for name, value in zip(names.split(", "), values.split(", "), strict=False):
+                if re.match(key % "|".join(derived), value):
+                    derived.add(name)
+    derived |= {"key"} if "function keep(key, id, score)" in text or "each(shard .." in text else set()
+    keys = re.findall(r"call\('(?!TIME)[A-Z]+', ([^\n]+)", text)
+    assert keys or path.stem in {"service_state", "is_wanted", "page", "find", "wanted"}
+    for words in keys:
+        assert re.match(key % "|".join(derived), words), f"{path.name}: {words}"
+
+
+def test_each_is_loaded_by_its_name() -> None:
+    assert {path.stem for path in LUA} == {*scripts(), PRELUDE}
+    assert len({Script.load(name).sha1 for name in scripts()}) == len(scripts())
+
+
+def test_none_says_what_only_some_servers_understand() -> None:
+    """Redis 7.0 and Valkey have these commands."""
+    commands = {word for path in LUA for word in re.findall(r"call\('([A-Z]+)'", path.read_text())}
+    assert commands <= {
+        "DEL", "EXISTS", "HDEL", "HEXISTS", "HGET", "HGETALL", "HINCRBY", "HLEN", "HMGET", "HSET", "HSETNX", "INCR", "SADD",
+        "SCARD", "SISMEMBER", "SREM", "TIME", "ZADD", "ZCARD", "ZRANGE", "ZRANGEBYLEX", "ZRANGEBYSCORE", "ZREM",
+        "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
+    }  # fmt: skip
+
+
+BIG = {  # that take or give many things at once
+    "owners", "notify", "peek", "take", "record", "page", "confirm", "finish", "wanted", "lost", "expire", "forgotten",
+}  # fmt: skip
+
+
+MOST = 6000  # commands of a script, of about a microsecond each: none is to take 10 ms on a machine of half the speed
+
+
+def commands(server: Server) -> int:
+    """How many the server has done, those of scripts too: that is the same however slow the machine is just now."""
+    return sum(map(int, re.findall(r"calls=(\d+)", server.ask("INFO", "COMMANDSTATS").decode())))
+
+
+async def test_none_holds_the_server_for_long(server: Server, nodes: Nodes) -> None:
+    """A thousand tokens, what a session may have waiting, and all that is due at once."""
+    store = await nodes.open(shards=64)
+    session = await acquire(store)
+    tokens = await asyncio.gather(*(activate(store, n) for n in range(1000)))
+    await asyncio.gather(*(store.subscribe(token.ref, new_queue(b"%d" % n)) for n, token in enumerate(tokens)))
+    await take(store)
+    costs: dict[str, list[int]] = {}
+    run = store._node.database.run
+
+    async def measured(call: Call) -> object:
+        if call.script.name not in BIG:
+            return await run(call)
+        before = commands(server)
+        answer = await run(call)
+        costs.setdefault(call.script.name, []).append(commands(server) - before)
+        return answer
+
+    async def all_measured(calls: Sequence[Call]) -> list[object]:
+        return [await measured(call) for call in calls]
+
+    queues = [b"%d" % n for n in range(1000)]
+    with patched(store._node.database, run=measured, run_all=all_measured):
+        for first in range(0, 1000, 100):
+            await notify(store, session, *queues[first : first + 100], places=dict.fromkeys(Provider, ROOM))
+        claims = list(store._state.claims.values())
+        await record(store, *(delivered(held.claim) for held in claims))
+        nodes.clock.pass_(1)
+        await notify(store, session, *queues)
+        await record(store, *map(delivered, await take(store)))
+        wanted = await pages(store, session, 134)
+        await store.begin(session, b"service")
+        active = SubscriptionStatus.ACTIVE
+        await store.confirm(session, [Confirmed(w.ref, active, associated=True) for w in wanted[:512]])
+        await store.end(session, [w.notifier_id for w in wanted[:512]], SubscriptionStatus.END)
+        await store.to_audit(None, 500, 60)
+        nodes.clock.pass_(100_000)
+        await store.mark_lost(session, None, 500, 60)
+        await tend(Bench(None, nodes.clock), store)  # type: ignore[arg-type]
+    assert costs.keys() == BIG
+    assert {name: max(found) for name, found in costs.items() if max(found) > MOST} == {}
