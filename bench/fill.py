@@ -22,9 +22,9 @@ from ntf_server.config import files as config
 from ntf_server.smp.subscriber import new_service_certificate
 from ntf_server.store.contract import Store
 from ntf_server.store.records import NewToken, Ref
-from ntf_server.store.sealing import Sealer
+from ntf_server.store.sealing import NOTIFIER_KEY, Sealer
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.keys import NOTIFIER_KEY, load_key
+from ntf_server.store.sqlite.keys import load_key
 from smp_bridge import crypto, ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.identity import load_certificates

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ntf_server.store.sealing import MasterKey, Sealer
-from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, NOTIFIER_KEY, SECRET, SERVER_DH, load_key
+from ntf_server.store.sealing import CLIENT_DH, CODE, DEVICE_TOKEN, NOTIFIER_KEY, SECRET, SERVER_DH, MasterKey, Sealer
+from ntf_server.store.sqlite.keys import load_key
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.schema import migrations
 from smp_bridge.address import ServerAddress

@@ -23,6 +23,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from smp_bridge.ntf import Provider
 
+# Where a sealed value belongs: what it is of which record, before the record's public id.
+DEVICE_TOKEN: Final = b"tokens.device_token:"
+CLIENT_DH: Final = b"tokens.client_dh:"
+SERVER_DH: Final = b"tokens.server_dh:"
+SECRET: Final = b"tokens.secret:"
+CODE: Final = b"tokens.code:"
+SERVER_PRIVATE: Final = b"tokens.server_private:"
+NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
+SERVICE_KEY: Final = b"servers.certificate_key:"
+
 KEY_SIZE: Final = 32
 COMMAND_TIMEOUT: Final = 30.0
 _NONCE: Final = 12

@@ -222,7 +222,7 @@ MUTANTS: Final = (
     Mutant(
         "a token that is being pushed to is pushed to again",
         "one push in flight per token",
-        "ntf_server/store/sqlite/memory.py",
+        "ntf_server/store/memory.py",
         """        held = self.claims.get(token)
         if held is not None:
             if not held.again:
@@ -361,8 +361,8 @@ MUTANTS: Final = (
     Mutant(
         "what expired is not counted",
         "expired is counted",
-        "ntf_server/store/sqlite/engine.py",
-        "                self._metrics.count_kind(KindCounter.EXPIRED, kind, count)\n",
-        "                pass\n",
+        "ntf_server/store/effects.py",
+        "            metrics.count_kind(KindCounter.EXPIRED, kind, count)\n",
+        "            pass\n",
     ),
 )

@@ -8,8 +8,8 @@ from ntf_server.store.memory import Cooling, Held, provider_of
 from ntf_server.store.records import Claim, Lane, PushKind
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_aside
-from ntf_server.store.redis.rows import CODE, DEVICE_TOKEN, SECRET, DamagedError, entry, registration
-from ntf_server.store.sealing import SealingError
+from ntf_server.store.redis.rows import DamagedError, entry, registration
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SECRET, SealingError
 from smp_bridge.ntf import DeviceToken
 
 _NOTHING: Final = -1

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
-from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -21,6 +21,7 @@ from ntf_server.store.contract import (
     StoreError,
     StoreUnavailableError,
 )
+from ntf_server.store.effects import Arrivals, tell
 from ntf_server.store.memory import Effects, State, Times
 from ntf_server.store.records import (
     NO_LIMITS,
@@ -70,7 +71,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
 _POLL: Final = 0.05  # seconds after which a node has seen what other nodes made due
 
 
@@ -83,7 +83,7 @@ class RedisStore:
         self._metrics = metrics
         self._on_due: Callable[[Provider, float], None] = lambda _provider, _seconds: None
         self._changes = Changes()
-        self._arrived: dict[int, int] = {}  # in the session of a fence
+        self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
         self._tasks: set[asyncio.Task[None]] = set()
         self._due: dict[Provider, float] = {}  # when the first of a provider is, as it was told (steady seconds)
@@ -173,19 +173,7 @@ class RedisStore:
         if not s.effects:
             return
         effects, s.effects = s.effects, Effects()
-        for kind, count in effects.expired.items():
-            if count:
-                self._metrics.count_kind(KindCounter.EXPIRED, kind, count)
-        for kind, count in effects.quarantined.items():
-            self._metrics.count_kind(KindCounter.QUARANTINED, kind, count)
-        for kind, count in effects.forgotten.items():
-            self._metrics.count_kind(KindCounter.TOKENS_EXPIRED, kind, count)
-        self._metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
-        if effects.stepped:
-            self._metrics.count(Counter.CLOCK_STEPS)
-            log.warning("the server's clock was set by %+.0f s: the store's goes on", effects.stepped)
-        for provider, seconds in effects.wake.items():
-            self._on_due(provider, seconds)
+        tell(effects, self._metrics, self._on_due)
 
     async def _poll(self) -> None:
         """See what other nodes made due."""
@@ -307,11 +295,7 @@ class RedisStore:
 
     def arrive(self, session: Session, count: int) -> Arrival:
         """See `Store`."""
-        before = self._arrived.pop(session.fence, 0)
-        if len(self._arrived) >= _MAX_COUNTERS:
-            del self._arrived[next(iter(self._arrived))]  # of a session that was heard of last before all others
-        self._arrived[session.fence] = before + count
-        return Arrival((session.fence << 32) + before + 1, int(self._node.wall()))
+        return self._arrivals.stamp(session, count, self._node.wall())
 
     async def notify(
         self, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]

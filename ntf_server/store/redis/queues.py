@@ -31,7 +31,6 @@ from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.rows import (
     FIND,
     HEAD,
-    NOTIFIER_KEY,
     NUMBERS,
     WANTED,
     Cursor,
@@ -43,7 +42,7 @@ from ntf_server.store.redis.rows import (
     subscription_record,
     token_record,
 )
-from ntf_server.store.sealing import SealingError
+from ntf_server.store.sealing import NOTIFIER_KEY, SealingError
 from smp_bridge.ntf import SubscriptionStatus
 
 _TRIES: Final = 20  # of a queue that others change at the same time

@@ -7,19 +7,10 @@ import msgspec
 
 from ntf_server.store.records import Entry, NewToken, Replacement, Subscription, Token
 from ntf_server.store.redis.names import server_id
-from ntf_server.store.sealing import Sealer
+from ntf_server.store.sealing import CLIENT_DH, DEVICE_TOKEN, SECRET, SERVER_DH, Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
-
-# Where a sealed value belongs: its field, then the public id of its record.
-DEVICE_TOKEN: Final = b"tokens.device_token:"
-CLIENT_DH: Final = b"tokens.client_dh:"
-SERVER_DH: Final = b"tokens.server_dh:"
-SECRET: Final = b"tokens.secret:"
-CODE: Final = b"tokens.code:"
-NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
-SERVICE_KEY: Final = b"servers.certificate_key:"
 
 STATUSES: Final = tuple(SubscriptionStatus)
 NUMBERS: Final = {status: number for number, status in enumerate(STATUSES)}  # in this order, which never changes

@@ -22,9 +22,9 @@ from ntf_server.store.records import (
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node, Word
 from ntf_server.store.redis.quarantine import set_queues_aside
-from ntf_server.store.redis.rows import HEAD, NOTIFIER_KEY, NUMBERS, SERVICE_KEY, STAMP, Queue, address, row
+from ntf_server.store.redis.rows import HEAD, NUMBERS, STAMP, Queue, address, row
 from ntf_server.store.redis.rows import Cursor as Place
-from ntf_server.store.sealing import SealingError
+from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, SealingError
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
 

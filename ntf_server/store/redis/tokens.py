@@ -21,11 +21,7 @@ from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_aside
 from ntf_server.store.redis.queues import remove
 from ntf_server.store.redis.rows import (
-    CLIENT_DH,
-    CODE,
-    DEVICE_TOKEN,
     FIND,
-    SERVER_DH,
     DamagedError,
     lane_of,
     new_registration,
@@ -34,7 +30,7 @@ from ntf_server.store.redis.rows import (
     replaced,
     token_record,
 )
-from ntf_server.store.sealing import SealingError
+from ntf_server.store.sealing import CLIENT_DH, CODE, DEVICE_TOKEN, SERVER_DH, SealingError
 from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
 
 _TRIES: Final = 20  # of a registration that others change at the same time

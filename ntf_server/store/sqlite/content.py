@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from ntf_server.store.memory import Held, State, provider_of
 from ntf_server.store.records import MAX_ENTRIES, Claim, Entry, Lane, PushKind
-from ntf_server.store.sealing import SealingError
-from ntf_server.store.sqlite.keys import CODE, DEVICE_TOKEN, SECRET
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SECRET, SealingError
 from ntf_server.store.sqlite.rows import DamagedRowError, Rows, one_row, quarantine, server_address
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, TokenStatus

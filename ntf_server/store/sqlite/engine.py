@@ -4,16 +4,15 @@ A shell: what is done to the database stands in the modules by concern, and is h
 """
 
 import asyncio
-import logging
 import math
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
-from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -24,6 +23,7 @@ from ntf_server.store.contract import (
     StoreError,
     StoreUnavailableError,
 )
+from ntf_server.store.effects import Arrivals, tell
 from ntf_server.store.memory import Effects, State, Times
 from ntf_server.store.records import (
     NO_LIMITS,
@@ -70,11 +70,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 from smp_bridge.places import Standing
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-_MAX_COUNTERS: Final = 10_000  # of arrivals in sessions
 
 
 class SqliteStore:
@@ -94,7 +90,7 @@ class SqliteStore:
         self._on_corrupt = on_corrupt
         self._on_due: Callable[[Provider, float], None] = lambda _provider, _seconds: None
         self._changes = Changes()
-        self._arrived: dict[int, int] = {}  # in the session of a fence
+        self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
         self._seen = upkeep.Seen()
         self._given_back: set[asyncio.Task[None]] = set()
@@ -186,20 +182,8 @@ class SqliteStore:
 
     def _apply(self, effects: Effects) -> None:
         """In the loop: what a transaction came to beside what was asked."""
-        for kind, count in effects.expired.items():
-            if count:
-                self._metrics.count_kind(KindCounter.EXPIRED, kind, count)
-        for kind, count in effects.quarantined.items():
-            self._metrics.count_kind(KindCounter.QUARANTINED, kind, count)
-        for kind, count in effects.forgotten.items():
-            self._metrics.count_kind(KindCounter.TOKENS_EXPIRED, kind, count)
-        self._metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
-        if effects.stepped:
-            self._metrics.count(Counter.CLOCK_STEPS)
-            log.warning("the clock was set by %+.0f s: what is kept was moved with it", effects.stepped)
         self._changes.tell(effects.changes)
-        for provider, seconds in effects.wake.items():
-            self._on_due(provider, seconds)
+        tell(effects, self._metrics, self._on_due)
 
     def _give_back(self, claims: Sequence[Claim]) -> None:
         """They were handed to somebody who is gone."""
@@ -303,11 +287,7 @@ class SqliteStore:
 
     def arrive(self, session: Session, count: int) -> Arrival:
         """See `Store`."""
-        before = self._arrived.pop(session.fence, 0)
-        if len(self._arrived) >= _MAX_COUNTERS:
-            del self._arrived[next(iter(self._arrived))]  # of a session that was heard of last before all others
-        self._arrived[session.fence] = before + count
-        return Arrival((session.fence << 32) + before + 1, int(self._state.clock.wall()))
+        return self._arrivals.stamp(session, count, self._state.clock.wall())
 
     async def notify(
         self, session: Session, notifications: Sequence[Notification], places: Mapping[Provider, Places]

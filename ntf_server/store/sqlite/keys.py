@@ -5,19 +5,21 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
-from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer, SealingError
+from ntf_server.store.sealing import (
+    CLIENT_DH,
+    CODE,
+    DEVICE_TOKEN,
+    KEY_SIZE,
+    NOTIFIER_KEY,
+    SECRET,
+    SERVER_DH,
+    SERVER_PRIVATE,
+    MasterKey,
+    Sealer,
+    SealingError,
+)
 from ntf_server.store.sqlite.migrations import Progress
 from smp_bridge.crypto import box_key
-
-# Where a sealed value belongs: its column, then the public id of its row.
-DEVICE_TOKEN: Final = b"tokens.device_token:"
-CLIENT_DH: Final = b"tokens.client_dh:"
-SERVER_DH: Final = b"tokens.server_dh:"
-SECRET: Final = b"tokens.secret:"
-CODE: Final = b"tokens.code:"
-SERVER_PRIVATE: Final = b"tokens.server_private:"
-NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
-SERVICE_KEY: Final = b"servers.certificate_key:"
 
 _BATCH: Final = 1000  # rows in memory
 

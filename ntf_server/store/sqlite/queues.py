@@ -20,8 +20,7 @@ from ntf_server.store.records import (
     Subscription,
     Token,
 )
-from ntf_server.store.sealing import Sealer, SealingError
-from ntf_server.store.sqlite.keys import NOTIFIER_KEY
+from ntf_server.store.sealing import NOTIFIER_KEY, Sealer, SealingError
 from ntf_server.store.sqlite.rows import (
     SUBSCRIPTION_COLUMNS,
     TOKEN_COLUMNS,

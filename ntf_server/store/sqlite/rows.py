@@ -11,8 +11,7 @@ import msgspec
 from ntf_server.store.contract import DamagedRecordError
 from ntf_server.store.memory import State
 from ntf_server.store.records import NewToken, Registered, Subscription, Token
-from ntf_server.store.sealing import Sealer
-from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH
+from ntf_server.store.sealing import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH, Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus

@@ -23,9 +23,8 @@ from ntf_server.store.records import (
     ToAudit,
     Wanted,
 )
-from ntf_server.store.sealing import Sealer, SealingError
+from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, Sealer, SealingError
 from ntf_server.store.sqlite.due import due_when_free
-from ntf_server.store.sqlite.keys import NOTIFIER_KEY, SERVICE_KEY
 from ntf_server.store.sqlite.queues import WANTED_SQL, find_server, make_server
 from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, one_row, server_address
 from smp_bridge.address import ServerAddress

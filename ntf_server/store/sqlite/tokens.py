@@ -11,9 +11,17 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from ntf_server.store.memory import State
 from ntf_server.store.records import ALIVE, Cursor, LastPush, NewToken, Registered, Replacement, Token
-from ntf_server.store.sealing import Sealer, SealingError
+from ntf_server.store.sealing import (
+    CLIENT_DH,
+    CODE,
+    DEVICE_TOKEN,
+    SECRET,
+    SERVER_DH,
+    SERVER_PRIVATE,
+    Sealer,
+    SealingError,
+)
 from ntf_server.store.sqlite.due import due_now, due_when_free
-from ntf_server.store.sqlite.keys import CLIENT_DH, CODE, DEVICE_TOKEN, SECRET, SERVER_DH, SERVER_PRIVATE
 from ntf_server.store.sqlite.queues import clear_slice
 from ntf_server.store.sqlite.rows import (
     TOKEN_COLUMNS,

@@ -3,8 +3,8 @@
 import sqlite3
 from typing import Final
 
-from ntf_server.store.sealing import MasterKey, Sealer, SealingError
-from ntf_server.store.sqlite.keys import DEVICE_TOKEN, load_key
+from ntf_server.store.sealing import DEVICE_TOKEN, MasterKey, Sealer, SealingError
+from ntf_server.store.sqlite.keys import load_key
 from ntf_server.store.sqlite.migrations import Progress
 from ntf_server.store.sqlite.rows import NO_IDS, server_address
 from smp_bridge.encoding import ParseError, Reader

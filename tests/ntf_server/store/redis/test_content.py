@@ -7,7 +7,7 @@ from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Ended, Lane, Outcome, PushKind
 from ntf_server.store.redis.content import claim, count_expired, lane_of_content
 from ntf_server.store.redis.engine import RedisStore
-from ntf_server.store.redis.rows import CODE
+from ntf_server.store.sealing import CODE
 from ntf_server.testing.store_suite.medium import (
     SMP,
     acquire,

@@ -14,13 +14,9 @@ from ntf_server.store.records import NewToken, Replacement, Subscription
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.rows import (
-    CLIENT_DH,
-    DEVICE_TOKEN,
     FIND,
     HEAD,
     NUMBERS,
-    SECRET,
-    SERVER_DH,
     STAMP,
     STATUSES,
     Cursor,
@@ -40,7 +36,7 @@ from ntf_server.store.redis.rows import (
     subscription_record,
     token_record,
 )
-from ntf_server.store.sealing import Sealer
+from ntf_server.store.sealing import CLIENT_DH, DEVICE_TOKEN, SECRET, SERVER_DH, Sealer
 from ntf_server.testing.store_suite.medium import SMP, acquire, activate, found, new_token, notify, subscribe
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus

@@ -1,0 +1,46 @@
+"""What operations of a store bring with them beside what was asked, told to metrics and to who watches; and stamps."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.store.memory import Effects
+from ntf_server.store.records import Arrival, Session
+from smp_bridge.ntf import Provider
+
+log = logging.getLogger(__name__)
+
+_MAX_SESSIONS: Final = 10_000  # whose arrivals are counted
+
+
+def tell(effects: Effects, metrics: Metrics, on_due: Callable[[Provider, float], None]) -> None:
+    """Count it, say that the clock was set, and what becomes due when."""
+    for kind, count in effects.expired.items():
+        if count:
+            metrics.count_kind(KindCounter.EXPIRED, kind, count)
+    for kind, count in effects.quarantined.items():
+        metrics.count_kind(KindCounter.QUARANTINED, kind, count)
+    for kind, count in effects.forgotten.items():
+        metrics.count_kind(KindCounter.TOKENS_EXPIRED, kind, count)
+    metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
+    if effects.stepped:
+        metrics.count(Counter.CLOCK_STEPS)
+        log.warning("the clock was set by %+.0f s: what is kept is worth as long as before", effects.stepped)
+    for provider, seconds in effects.wake.items():
+        on_due(provider, seconds)
+
+
+class Arrivals:
+    """Stamps of what arrives in sessions: `Store.arrive`."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}  # in the session of a fence
+
+    def stamp(self, session: Session, count: int, now: float) -> Arrival:
+        """Numbers that grow, also over sessions, and the time (Unix seconds)."""
+        before = self._counts.pop(session.fence, 0)
+        if len(self._counts) >= _MAX_SESSIONS:
+            del self._counts[next(iter(self._counts))]  # of a session that was heard of last before all others
+        self._counts[session.fence] = before + count
+        return Arrival((session.fence << 32) + before + 1, int(now))
