@@ -64,6 +64,7 @@ _NO_TARGETS = {
     "ntf_server.config.files.load": "reads files that have targets of their own",
     "ntf_server.config.files.load_database_path": "load_settings",
     "ntf_server.config.files.load_admin_socket": "load_settings",
+    "ntf_server.config.files.load_store": "load_settings",
     "ntf_server.config.files.load_master_key": "MasterKey",
     "ntf_server.config.identity_files.load_credentials": "Credentials.load",
     "ntf_server.store.sealing.MasterKey.from_file": "from_bytes",
@@ -95,7 +96,7 @@ def _parsers() -> Iterator[str]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            if ".testing" in module or ".store.sqlite" in module:
+            if ".testing" in module or ".store.sqlite" in module or ".store.redis" in module:  # our own stores
                 continue
             for name in _functions(path):
                 last = name.rpartition(".")[2]

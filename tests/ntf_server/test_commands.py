@@ -86,7 +86,7 @@ def database(make_config: Callable[..., Config]) -> Callable[..., list[tuple[Any
     """Statements on the relay's file, past the relay."""
 
     def execute(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        connection = sqlite3.connect(make_config().database)
+        connection = sqlite3.connect(make_config().store)
         try:
             rows = connection.execute(sql, parameters).fetchall()
             connection.commit()
