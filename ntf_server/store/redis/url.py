@@ -13,6 +13,7 @@ from ntf_server.store.contract import StoreConflictError
 DEFAULT_PREFIX: Final = "ntf"
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
+_SERVICE: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # no braces: they would move hash tags
 
 
@@ -112,6 +113,8 @@ def parse_redis_url(url: str, directory: Path = Path()) -> RedisUrl:
     form = _FORMS.get(scheme)
     if form is None or not separator:
         raise _wrong(f"begins with none of {', '.join(f'{known}://' for known in _FORMS)}")
+    if not url.isprintable():
+        raise _wrong("has characters that cannot be printed")
     rest, _, query = rest.partition("?")
     if "#" in rest or "#" in query:
         raise _wrong("has a # that is not written as %23")
@@ -159,14 +162,21 @@ def _login(text: str) -> Login:
     user, colon, password = text.partition(":")
     if not colon or not password:
         raise _wrong("has a user without a password: USER:PASSWORD@, or :PASSWORD@ for the default user")
-    return Login(unquote(user), unquote(password))
+    return Login(_decoded(user), _decoded(password))
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise _wrong("is not UTF-8 where it is percent-encoded") from None
 
 
 def _options(query: str) -> dict[str, str]:
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict") if query else []
     except ValueError:
-        raise _wrong("has options that are not NAME=VALUE, with & between them") from None
+        raise _wrong("has options that are not NAME=VALUE, in UTF-8 and with & between them") from None
     out = dict(pairs)
     if len(out) != len(pairs):
         raise _wrong("has an option twice")
@@ -176,9 +186,10 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _socket(netloc: str, path: str) -> tuple[Endpoint, ...]:
-    if netloc or not path.strip("/"):
+    decoded = _decoded(path)
+    if netloc or not path.strip("/") or not decoded.isprintable():
         raise _wrong("has to be unix:///PATH")
-    return (Endpoint(unquote(path), 0),)
+    return (Endpoint(decoded, 0),)
 
 
 def _host(text: str, default_port: int) -> Endpoint:
@@ -199,9 +210,9 @@ def _path(kind: Kind, path: str) -> tuple[str, str]:
     if kind is not Kind.SENTINEL:
         return "", path
     service, _, database = path.partition("/")
-    if not service:
-        raise _wrong("names no service: redis+sentinel://HOST,HOST/SERVICE")
-    return unquote(service), database
+    if not _SERVICE.fullmatch(service):  # others Sentinel does not take either
+        raise _wrong("names no service, with letters, digits and _.- alone: redis+sentinel://HOST,HOST/SERVICE")
+    return service, database
 
 
 def _number(text: str, most: int, what: str) -> int:
@@ -211,7 +222,10 @@ def _number(text: str, most: int, what: str) -> int:
 
 
 def _tls_files(options: dict[str, str], directory: Path) -> TlsOptions:
-    named = {name: directory / options.pop(name) for name in ("ca_file", "cert_file", "key_file") if name in options}
+    files = {name: options.pop(name) for name in ("ca_file", "cert_file", "key_file") if name in options}
+    if not all(file.isprintable() for file in files.values()):
+        raise _wrong("names a file with characters that cannot be printed")
+    named = {name: directory / file for name, file in files.items()}
     if "key_file" in named and "cert_file" not in named:
         raise _wrong("has a key_file without a cert_file")
     return TlsOptions(**named)

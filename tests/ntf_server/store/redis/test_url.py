@@ -90,6 +90,7 @@ def test_what_a_url_says(url: str, expected: RedisUrl) -> None:
         ("redis://a,b", "more than one host"),
         ("redis+cluster://a,b/1", "a cluster has but one"),
         ("redis+sentinel://a,b", "names no service"),
+        ("redis+sentinel://a,b//1", "names no service"),
         ("unix://run/redis.sock", "unix:///PATH"),
         ("unix://", "unix:///PATH"),
         ("redis://r?db=1", "an option other than prefix"),
@@ -103,6 +104,13 @@ def test_what_a_url_says(url: str, expected: RedisUrl) -> None:
         ("redis://r?prefix={x}", "prefix with other characters"),
         ("redis://r#x", "%23"),
         ("redis://u@r", "a user without a password"),
+        ("redis://:%ff@r", "not UTF-8"),
+        ("redis://r?prefix=%ff", "in UTF-8"),
+        ("redis://r\x00", "cannot be printed"),
+        ("redis://\udcff", "cannot be printed"),
+        ("unix:///run/%0Aredis", "unix:///PATH"),
+        ("rediss://r?ca_file=%00", "a file with characters"),
+        ("redis+sentinel://a/my%20relay", "names no service"),
     ],
 )
 def test_what_is_wrong_is_named(url: str, what: str) -> None:
