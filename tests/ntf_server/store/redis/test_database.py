@@ -220,15 +220,12 @@ async def test_too_many_calls_wait_for_room(server: Server) -> None:
 async def test_room_that_does_not_come_is_told(server: Server) -> None:
     async with opened(server.url, bounds=Bounds(limit=0.3, calls=10)) as database:
         with frozen(server):
-            told = await asyncio.gather(*(database.run(echo(i)) for i in range(30)), return_exceptions=True)
-        assert all(isinstance(error, StoreUnavailableError) for error in told)
-        full = f"10 calls wait for {server.url} (tried for 0.3 s)"
-        assert full in {str(error) for error in told[10:]}
-        assert await in_the_end(database, echo(1)) == b"1"
-        with frozen(server):
+            told = await asyncio.gather(*(database.run(echo(i)) for i in range(300)), return_exceptions=True)
+            assert all(isinstance(error, StoreUnavailableError) for error in told)
+            assert f"10 calls wait for {server.url} (tried for 0.3 s)" in map(str, told)
             async with asyncio.timeout(3):  # one limit for all of them
                 told = await database.run_each([echo(i) for i in range(50)])
-        assert len(told) == 50 and all(isinstance(error, StoreUnavailableError) for error in told)
+            assert len(told) == 50 and all(isinstance(error, StoreUnavailableError) for error in told)
         assert await in_the_end(database, echo(1)) == b"1"
 
 
