@@ -3,6 +3,7 @@
 Touched in the writer's turn only. Nothing of it is needed after a restart: what is unsent is due then.
 """
 
+import itertools
 import os
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ CROWD: Final = 256  # notifications in one transaction: more came than were stor
 CROWDED: Final = 0.25  # seconds that it counts as crowded after that
 SILENT_TTL: Final = 365 * 24 * 3600
 MAX_LANES: Final = 10_000  # of Web Push origins that are remembered one by one
+_SEEN_EVERY: Final = 24 * 3600
+_SEEN_AT_ONCE: Final = 2000  # tokens whose last command is written down at once
+_MAX_SEEN: Final = 100_000  # tokens that wait for that; others' next command comes
 
 
 class Journal:
@@ -159,9 +163,34 @@ class Effects(msgspec.Struct):
         if known is None or seconds < known:
             self.wake[provider] = seconds
 
+    def count_expired(self, verifications: int, checks: int, notifications: int) -> None:
+        """So many were over their time to live."""
+        self.expired["verification"] += verifications
+        self.expired["check"] += checks
+        self.expired["notification"] += notifications
+
     def __bool__(self) -> bool:
         counted = self.expired or self.quarantined or self.forgotten or self.servers_forgotten
         return bool(self.wake or self.changes or counted or self.stepped)
+
+
+class Seen(Generic[K]):
+    """Tokens that sent a command, and of which that is not written yet."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[K, None] = {}
+
+    def add(self, ref: K, active_at: int, now: float) -> None:
+        """It did, now (Unix seconds), and `active_at` is what is written: worth writing once a day."""
+        if now - active_at >= _SEEN_EVERY and len(self._waiting) < _MAX_SEEN:
+            self._waiting[ref] = None
+
+    def take(self) -> list[K]:
+        """Some of them. If that they were seen cannot be written, a later command tells it again."""
+        taken = list(itertools.islice(self._waiting, _SEEN_AT_ONCE))
+        for ref in taken:
+            del self._waiting[ref]
+        return taken
 
 
 class State:
@@ -270,6 +299,14 @@ class State:
         if cooling.again:
             self.eager.put(token, cooling.lane)
             self.effects.due(provider_of(cooling.lane), self._left(cooling))
+
+    def pushed(self, token: Any, lane: bytes, *, again: bool) -> None:
+        """A push ended. The token's next one has to wait a little: what comes together is to go out together."""
+        if self.times.spacing > 0:
+            self.cool(token, Cooling(self.steady, lane, again))
+        elif again:
+            self.ready.put(token, Ready(lane, self.now_ms))
+            self.effects.due(provider_of(lane), 0.0)
 
     def _warm(self, token: Any) -> None:
         self.cooling.drop(token)

@@ -22,10 +22,7 @@ def lane_of_content(content: Sequence[Any]) -> bytes:
 
 def count_expired(node: Node, content: Sequence[Any]) -> None:
     """What was over its time to live."""
-    expired = node.state.effects.expired
-    expired["verification"] += content[4]
-    expired["check"] += content[5]
-    expired["notification"] += content[6]
+    node.state.effects.count_expired(*content[4:7])
 
 
 async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> list[Claim]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ntf_server.store.contract import Places, StoreError
-from ntf_server.store.memory import Cooling, Held, Ready, provider_of
+from ntf_server.store.memory import Held, provider_of
 from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified, Outcome, Session
 from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
 from ntf_server.store.redis.names import server_id
@@ -199,11 +199,9 @@ async def _record(node: Node, held: Mapping[bytes, tuple[Held, Outcome]]) -> int
             refused += 1
             continue
         how, codes, checks, notifications = result
-        s.effects.expired["verification"] += codes
-        s.effects.expired["check"] += checks
-        s.effects.expired["notification"] += notifications
+        s.effects.count_expired(codes, checks, notifications)
         if outcome.ended in {Ended.DELIVERED, Ended.EXPIRED} and token not in s.claims:
-            _cool(node, token, kept.lane, again=how == _MORE or token in s.cooling)
+            s.pushed(token, kept.lane, again=how == _MORE or token in s.cooling)
     return refused
 
 
@@ -217,13 +215,3 @@ def _words(token: bytes, held: Held, o: Outcome) -> list[Word]:
         ref: Any = e.subscription
         words += (ref.packed, e.seq >> 32, e.seq & 0xFFFF_FFFF)
     return words
-
-
-def _cool(node: Node, token: bytes, lane: bytes, *, again: bool) -> None:
-    """A push ended. The next one of this token has to wait a little: what comes together is to go out together."""
-    s = node.state
-    if s.times.spacing > 0:
-        s.cool(token, Cooling(s.steady, lane, again))
-    elif again:
-        s.ready.put(token, Ready(lane, s.now_ms))
-        s.effects.due(provider_of(lane), 0.0)

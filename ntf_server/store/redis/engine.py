@@ -22,7 +22,7 @@ from ntf_server.store.contract import (
     StoreUnavailableError,
 )
 from ntf_server.store.effects import Arrivals, tell
-from ntf_server.store.memory import Effects, State, Times
+from ntf_server.store.memory import Effects, Seen, State, Times
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -85,6 +85,7 @@ class RedisStore:
         self._changes = Changes()
         self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
+        self._seen = Seen[bytes]()
         self._tasks: set[asyncio.Task[None]] = set()
         self._due: dict[Provider, float] = {}  # when the first of a provider is, as it was told (steady seconds)
 
@@ -235,7 +236,7 @@ class RedisStore:
 
     def seen(self, token: Token) -> None:
         """See `Store`."""
-        self._sweep.seen(token, self._node.wall())
+        self._seen.add(token.token_id, token.active_at, self._node.wall())
 
     async def verify(self, token: Ref, code: bytes) -> bool:
         """See `Store`."""
@@ -439,7 +440,7 @@ class RedisStore:
 
     async def tend(self) -> float:
         """See `Store`."""
-        return await self._do(lambda: upkeep.run_slice(self._node, self._sweep))
+        return await self._do(lambda: upkeep.run_slice(self._node, self._sweep, self._seen.take()))
 
 
 def _token(ref: Ref) -> bytes:

@@ -20,6 +20,7 @@ class Names:
     def __init__(self, prefix: str, shards: int = SHARDS) -> None:
         self._prefix = prefix.encode()
         self.shards: Final = [b"%s:{t%d}" % (self._prefix, n) for n in range(shards)]
+        self.number_of: Final = {shard: n for n, shard in enumerate(self.shards)}
         self.store: Final = b"%s:{g}:store" % self._prefix  # hash: id, schema, shards, the wrapped key
         self.clock: Final = b"%s:{g}:clock" % self._prefix
         self.nodes: Final = b"%s:{g}:nodes" % self._prefix  # zset: node by when it counts as gone, ms

@@ -7,9 +7,8 @@ says, so that the store's time goes on evenly when somebody sets the server's cl
 
 import asyncio
 import hashlib
-import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -18,10 +17,9 @@ from ntf_server.store.contract import FencedError
 from ntf_server.store.memory import State, provider_of
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
-from ntf_server.store.redis.names import Names
+from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.script import Script, scripts
-
-log = logging.getLogger(__name__)
+from smp_bridge.address import ServerAddress
 
 T = TypeVar("T")
 Word = bytes | str | int
@@ -169,6 +167,32 @@ class Node:
             calls.append(self.call(name, shards, *head, *words))
         return await self.database.run_all(calls) if len(calls) > 1 else [await self.database.run(calls[0])]
 
+    # --- what several operations read or write
+
+    async def fields(self, token: bytes, names: Sequence[bytes]) -> list[Any]:
+        """Of a registration; None for each that it has not."""
+        key, shard = self.names.token(token), self.names.shard(token)
+        found: list[Any] = await self.database.command(b"HMGET", key, *names, key=shard, writes=False)
+        return found
+
+    async def exists(self, token: bytes) -> bool:
+        """Whether there is such a registration."""
+        key, shard = self.names.token(token), self.names.shard(token)
+        return bool(await self.database.command(b"EXISTS", key, key=shard, writes=False))
+
+    async def known(self) -> dict[bytes, bytes]:
+        """Ids of all SMP servers, and their addresses."""
+        name = self.names.servers
+        found = await self.database.command(b"HGETALL", name, key=name, writes=False)
+        return dict(zip(found[::2], found[1::2], strict=True))
+
+    async def know(self, server: ServerAddress) -> None:
+        """It is one of them."""
+        name = self.names.servers
+        await self.database.command(b"HSETNX", name, server_id(server), server.plain.encode(), key=name)
+
+    # --- shards
+
     def by_shard(self, tokens: Iterable[bytes]) -> dict[bytes, list[bytes]]:
         """Those of each shard."""
         out: defaultdict[bytes, list[bytes]] = defaultdict(list)
@@ -178,23 +202,25 @@ class Node:
 
     def fence(self, shard: bytes) -> bytes:
         """Under which this node has a shard; empty if it has not."""
-        return self.fences.get(shard, b"")
+        return self.held.get(self.names.number_of[shard], b"")
 
     @property
     def fences(self) -> dict[bytes, bytes]:
         """Shards that are held, and their fences."""
-        return {self.names.shards[n]: fence for n, fence in self.held.items()}
+        return self._fences(())
 
     @property
     def giving(self) -> dict[bytes, bytes]:
         """Those of them that something may be handed out of."""
-        barred = self.leaving | self._unrecovered
-        return {self.names.shards[n]: fence for n, fence in self.held.items() if n not in barred}
+        return self._fences(self.leaving | self._unrecovered)
 
     @property
     def recovered(self) -> dict[bytes, bytes]:
         """Those of them whose claims are all this node's: out of others nothing is handed out yet."""
-        return {self.names.shards[n]: fence for n, fence in self.held.items() if n not in self._unrecovered}
+        return self._fences(self._unrecovered)
+
+    def _fences(self, barred: Container[int]) -> dict[bytes, bytes]:
+        return {self.names.shards[n]: fence for n, fence in self.held.items() if n not in barred}
 
     def next_call(self) -> int:
         """A number for a call that hands something out, as it may be done twice."""

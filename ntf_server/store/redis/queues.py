@@ -6,7 +6,6 @@ token that is gone is anybody's.
 """
 
 import asyncio
-import hashlib
 import hmac
 from collections import defaultdict
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from ntf_server.store.redis.rows import (
 )
 from ntf_server.store.sealing import NOTIFIER_KEY, SealingError
 from smp_bridge.ntf import SubscriptionStatus
+from smp_bridge.service import ids_hash
 
 _TRIES: Final = 20  # of a queue that others change at the same time
 _CUT_OFF: Final = 60.0  # seconds after which a command that began is over, whatever became of it
@@ -67,7 +67,7 @@ async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limi
         sealed = node.state.sealer.seal(new.notifier_key, NOTIFIER_KEY + new.subscription_id)
         plain = new.server.plain.encode()
         made = Row(token, new.subscription_id, encoded, sealed)
-        await node.database.command(b"HSETNX", node.names.servers, ref.server, plain, key=node.names.servers)
+        await node.know(new.server)
         records = (made.packed, made._replace(spelling=b"").packed)
         args = (node.ahead, new.notifier_id, *records, encoded, plain, limits.per_server)
         what, *there = await node.run("subscribe", [server], *args)
@@ -109,8 +109,7 @@ async def _there(node: Node, made: Row, ref: Queue, new: NewSubscription, record
     kept, token, spelling = row(record), made.token, made.spelling
     shard = node.names.shard(token)
     if kept.token != token:
-        owner = node.names.token(kept.token)
-        if await node.database.command(b"EXISTS", owner, key=node.names.shard(kept.token), writes=False):
+        if await node.exists(kept.token):
             await node.run("leave", [shard], token, ref.packed)
             return None
         await remove(node, [ref], kept.token)  # its token is gone, and it only was not cleared yet
@@ -156,10 +155,7 @@ async def find(node: Node, subscription_id: bytes) -> tuple[Token, Subscription]
     kept = row(record)
     if kept.subscription_id != subscription_id:
         return None
-    values = await node.database.command(
-        b"HMGET", node.names.token(kept.token), *FIND, key=node.names.shard(kept.token), writes=False
-    )
-    token = token_record(kept.token, values)
+    token = token_record(kept.token, await node.fields(kept.token, FIND))
     if token is None:
         return None
     return token, subscription_record(ref, record, error, int(generation), server, elsewhere=bool(elsewhere))
@@ -172,7 +168,9 @@ async def _find(node: Node, ref: Queue) -> Any:
 async def remove(node: Node, refs: Sequence[Queue], token: bytes) -> None:
     """Delete subscriptions of a token with their notifications."""
     calls = [
-        node.call("unsubscribe", [node.names.server(r.server)], node.ahead, r.notifier_id, _md5(r.notifier_id), token)
+        node.call(
+            "unsubscribe", [node.names.server(r.server)], node.ahead, r.notifier_id, ids_hash([r.notifier_id]), token
+        )
         for r in refs
     ]
     answers = await node.database.run_all(calls)
@@ -220,7 +218,7 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
     record, *_ = await _find(node, ref)
     if record is None or row(record).token != token:
         await node.run("leave", [shard], token, ref.packed)
-    elif await node.database.command(b"EXISTS", node.names.token(token), key=shard, writes=False):
+    elif await node.exists(token):
         await node.database.command(b"SADD", node.names.queues_of(token), ref.packed, key=shard)
         index = node.names.subscription(row(record).subscription_id)
         await node.database.command(b"HSET", index, row(record).subscription_id, ref.packed, key=index)
@@ -230,10 +228,5 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
 
 async def count(node: Node) -> int:
     """See `Store.subscription_count`."""
-    servers = await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False)
-    calls = [node.call("is_wanted", [node.names.server(s)]) for s in servers]
+    calls = [node.call("is_wanted", [node.names.server(s)]) for s in await node.known()]
     return sum(subscriptions for _, subscriptions in await node.database.run_all(calls))
-
-
-def _md5(notifier_id: bytes) -> bytes:
-    return hashlib.md5(notifier_id, usedforsecurity=False).digest()

@@ -3,8 +3,7 @@
 Each is held by one node, under a lease with a fence.
 """
 
-import hashlib
-from collections import defaultdict
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from ntf_server.store.redis.rows import Cursor as Place
 from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, SealingError
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
+from smp_bridge.service import ids_hash
 
 _ALL: Final = "+inf"  # generations below it are all
 _LEASE_MS: Final = round(LEASE * 1000)
@@ -46,9 +46,8 @@ def key(node: Node, server: ServerAddress) -> bytes:
 
 async def acquire(node: Node, server: ServerAddress) -> Session | None:
     """See `Store.acquire`."""
-    plain = server.plain.encode()
-    await node.database.command(b"HSETNX", node.names.servers, server_id(server), plain, key=node.names.servers)
-    fence = await node.run("acquire", [key(node, server)], node.ahead, node.id, _LEASE_MS, plain)
+    await node.know(server)
+    fence = await node.run("acquire", [key(node, server)], node.ahead, node.id, _LEASE_MS, server.plain.encode())
     if fence is None:
         return None
     node.state.generations.drop(server)
@@ -79,9 +78,9 @@ async def announce(node: Node, session: Session, *, whole: bool) -> None:
 
 async def share(node: Node, sessions: Sequence[Session]) -> Share:
     """See `Store.share`."""
-    known = await node.database.command(b"HGETALL", node.names.servers, key=node.names.servers, writes=False)
-    servers = dict(zip(known[::2], known[1::2], strict=True))
-    others = [server for server in servers if server not in {server_id(s.server) for s in sessions}]
+    servers = await node.known()
+    ours = {server_id(s.server) for s in sessions}
+    others = [server for server in servers if server not in ours]
     calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
     free = zip(others, await node.database.run_all(calls), strict=True)
     take = [address(servers[server]) for server, how in free if how == b"late" or (how and node.is_mine(server))]
@@ -98,10 +97,9 @@ def speaking(node: Node, session: Session) -> tuple[list[bytes], tuple[Word, ...
 
 async def wanted_servers(node: Node) -> list[ServerAddress]:
     """See `Store.servers`."""
-    known = await node.database.command(b"HGETALL", node.names.servers, key=node.names.servers, writes=False)
-    pairs = list(zip(known[::2], known[1::2], strict=True)) if isinstance(known, list) else list(known.items())
-    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s, _ in pairs])
-    return [address(packed) for (_, packed), (wanted, _) in zip(pairs, answers, strict=True) if wanted]
+    known = await node.known()
+    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s in known])
+    return [address(packed) for packed, (wanted, _) in zip(known.values(), answers, strict=True) if wanted]
 
 
 async def is_wanted(node: Node, server: ServerAddress) -> bool:
@@ -162,7 +160,7 @@ async def to_audit(
     node: Node, after: Cursor | None, limit: int, silent_for: float
 ) -> tuple[list[ToAudit], Cursor | None]:
     """See `Store.to_audit`. A cursor is (id of the server, generation, number)."""
-    servers = sorted(await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False))
+    servers = sorted(await node.known())
     begin, *place = after or (b"", *_START)
     found: list[tuple[Queue, bytes, bytes]] = []
     cursor: Cursor | None = None
@@ -199,19 +197,15 @@ async def confirm(node: Node, session: Session, answers: Sequence[Confirmed]) ->
     for a in answers:
         ref: Any = a.ref
         has = "" if a.associated is None else "1" if a.associated else "0"
-        words += (ref.notifier_id, NUMBERS[a.status], a.error, has, _md5(ref.notifier_id))
+        words += (ref.notifier_id, NUMBERS[a.status], a.error, has, ids_hash([ref.notifier_id]))
     await node.run("confirm", keys, *who, node.state.generations.get(session.server, 0), *words)
 
 
 async def end(node: Node, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
     """See `Store.end`."""
     keys, who = speaking(node, session)
-    words = [word for i in notifier_ids for word in (i, _md5(i))]
+    words = [word for i in notifier_ids for word in (i, ids_hash([i]))]
     return int(await node.run("finish", keys, *who, NUMBERS[status], *words))
-
-
-def _md5(notifier_id: bytes) -> bytes:
-    return hashlib.md5(notifier_id, usedforsecurity=False).digest()
 
 
 # --- services
@@ -256,7 +250,7 @@ async def set_released(node: Node, session: Session, count: int, ids_hash: bytes
 
 async def certificate(node: Node, server: ServerAddress, make: Callable[[], ServiceCertificate]) -> ServiceCertificate:
     """See `Store.service_certificate`."""
-    name, plain = key(node, server), server.plain.encode()
+    name = key(node, server)
     context = SERVICE_KEY + server_id(server)
     chain, sealed = await node.database.command(b"HMGET", name, b"chain", b"key", key=name, writes=False)
     if chain is not None:
@@ -265,8 +259,8 @@ async def certificate(node: Node, server: ServerAddress, make: Callable[[], Serv
         except SealingError:
             pass
     new = make()
-    await node.database.command(b"HSETNX", node.names.servers, server_id(server), plain, key=node.names.servers)
-    args = (node.ahead, plain, new.chain, node.state.sealer.seal(new.key, context), sealed or b"")
+    await node.know(server)
+    args = (node.ahead, server.plain.encode(), new.chain, node.state.sealer.seal(new.key, context), sealed or b"")
     chain, sealed = await node.run("keep_certificate", [name], *args)
     return ServiceCertificate(chain, node.state.sealer.open(sealed, context))
 
@@ -288,10 +282,9 @@ async def mark_lost(
     tokens = [token for token in asked if token not in s.lost][: max(0, _MAX_LOST - len(s.lost))]
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
-    marked: defaultdict[bytes, float] = defaultdict(lambda: s.steady)
-    for *found, lanes in await node.run_on("lost", [node.ahead, -int(-within // 1)], parts, by_shard):
-        for token in found:
-            s.lost.put(token, s.steady)
-            marked[token]
+    marked = 0
+    for *found, lanes in await node.run_on("lost", [node.ahead, math.ceil(within)], parts, by_shard):
+        s.lost.put_all(dict.fromkeys(found, s.steady))
+        marked += len(found)
         node.owe(lanes)
-    return len(marked), _behind(items, limit)
+    return marked, _behind(items, limit)

@@ -49,19 +49,20 @@ async def _oldest(node: Node, limits: Mapping[bytes, int], total: int) -> tuple[
     if total <= 0 or not (node.held or rows):
         return [], (_NEVER if not rows else s.now_ms), s.now_ms
     words: list[Word] = [word for lane, limit in limits.items() for word in (lane, max(0, limit) + 1)]
-    next_at, now = _NEVER, float(s.now_ms)
+    next_at, now, order = _NEVER, float(s.now_ms), list(limits)
     answers = await node.run_on("peek", [node.ahead, *words], {shard: [] for shard in node.giving})
     for first, *answer in answers:
         now = float(first)
         for i in range(0, len(answer), 2):
-            lane = list(limits)[i // 2 % len(limits)]
+            lane = order[i // 2 % len(order)]
             found, behind = answer[i : i + 2]
             rows += [(float(found[n + 1]), found[n], lane, True) for n in range(0, len(found), 2)]
             if behind:
                 next_at = min(next_at, float(behind))
     chosen, left = _choose(rows, limits, total)
+    behind_ = {lane for _, _, lane, is_due in left if is_due}
     for lane in limits:
-        if any(row[2] == lane and row[3] for row in left):
+        if lane in behind_:
             s.owe(lane)
         else:
             s.backlog.drop(lane)

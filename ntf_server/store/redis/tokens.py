@@ -80,7 +80,7 @@ class _Found(Enum):
 async def _revive(node: Node, token_id: bytes, new: NewToken, lane: bytes, wait: float) -> Registered | _Found:
     """The registration that an id leads to."""
     s = node.state
-    values = await node.database.command(b"HMGET", node.names.token(token_id), *FIND, key=node.names.shard(token_id))
+    values = await node.fields(token_id, FIND)
     try:
         token = token_record(token_id, values)
         if token is None:
@@ -129,10 +129,7 @@ def _told(node: Node, token: bytes, lane: bytes, wait: float) -> None:
 
 async def find(node: Node, token_id: bytes) -> Token | None:
     """See `Store.find_token`. Raises DamagedError."""
-    values = await node.database.command(
-        b"HMGET", node.names.token(token_id), *FIND, key=node.names.shard(token_id), writes=False
-    )
-    return _as_seen(node, token_record(token_id, values))
+    return _as_seen(node, token_record(token_id, await node.fields(token_id, FIND)))
 
 
 def _as_seen(node: Node, token: Token | None) -> Token | None:
@@ -148,9 +145,7 @@ async def find_registration(node: Node, device: DeviceToken, verify_key: bytes) 
     token_id = await node.database.command(b"HGET", index, verify_key, key=index, writes=False)
     if token_id is None:
         return None
-    values = await node.database.command(
-        b"HMGET", node.names.token(token_id), *FIND, key=node.names.shard(token_id), writes=False
-    )
+    values = await node.fields(token_id, FIND)
     try:
         token = token_record(token_id, values)
         return _as_seen(node, token) if token and registration(values[-1]).lookup == lookup else None
@@ -164,17 +159,14 @@ async def put_off(node: Node, waits: Mapping[Any, float | None]) -> None:
         if wait is None:
             await drop(node, token, if_waiting=True)
         elif await node.run("put_off", [node.names.shard(token)], node.ahead, token, math.ceil(wait)):
-            lane = await node.database.command(b"HGET", node.names.token(token), b"l", key=node.names.shard(token))
+            [lane] = await node.fields(token, [b"l"])
             if lane:
                 node.state.effects.due(provider_of(lane), float(math.ceil(wait)))
 
 
 async def verify(node: Node, token: bytes, code: bytes) -> bool:
     """See `Store.verify`."""
-    shard = node.names.shard(token)
-    sealed, packed, lane = await node.database.command(
-        b"HMGET", node.names.token(token), b"c", b"r", b"l", key=shard, writes=False
-    )
+    sealed, packed, lane = await node.fields(token, (b"c", b"r", b"l"))
     if sealed is None:
         return False
     try:
@@ -185,7 +177,7 @@ async def verify(node: Node, token: bytes, code: bytes) -> bool:
         raise DamagedError("tokens", token) from None
     if not right:
         return False
-    done = await node.run("verify", [shard], node.ahead, token, sealed)
+    done = await node.run("verify", [node.names.shard(token)], node.ahead, token, sealed)
     if not done:
         return False
     if done == 2:
@@ -207,7 +199,7 @@ async def replace(node: Node, token: bytes, new: Replacement, wait: float) -> bo
     s, shard = node.state, node.names.shard(token)
     lane = lane_of(s.sealer, new.device, new.origin)
     for _ in range(_TRIES):
-        packed = await node.database.command(b"HGET", node.names.token(token), b"r", key=shard, writes=False)
+        [packed] = await node.fields(token, [b"r"])
         if packed is None:
             return False
         old = registration(packed)
@@ -222,7 +214,7 @@ async def replace(node: Node, token: bytes, new: Replacement, wait: float) -> bo
         code = s.sealer.seal(new.code, CODE + token)
         args = (node.ahead, token, lane, record, code, math.ceil(wait), _free(node, token), packed)
         if not await node.run("replace", [shard], *args):
-            if await node.database.command(b"EXISTS", node.names.token(token), key=shard, writes=False):
+            if await node.exists(token):
                 continue
             await node.run("unclaim", [index], old.verify_key, token)
             return False
@@ -235,9 +227,7 @@ async def replace(node: Node, token: bytes, new: Replacement, wait: float) -> bo
 
 async def _device_of(node: Node, token: bytes) -> bytes | None:
     """What the device token of a registration is found by; empty if that cannot be read, None if it is gone."""
-    packed = await node.database.command(
-        b"HGET", node.names.token(token), b"r", key=node.names.shard(token), writes=False
-    )
+    [packed] = await node.fields(token, [b"r"])
     try:
         return None if packed is None else registration(packed).lookup
     except DamagedError:
@@ -307,9 +297,7 @@ async def invalidate(
 
 async def last_push(node: Node, token: bytes) -> LastPush | None:
     """See `Store.last_push`."""
-    push_id, at, ended, reason = await node.database.command(
-        b"HMGET", node.names.token(token), b"i", b"ia", b"e", b"er", key=node.names.shard(token), writes=False
-    )
+    push_id, at, ended, reason = await node.fields(token, (b"i", b"ia", b"e", b"er"))
     if ended is None:
         return None
     return LastPush(push_id, int(at) - node.shift, ended.decode(), (reason or b"").decode())

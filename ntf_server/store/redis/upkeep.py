@@ -1,10 +1,9 @@
 """Upkeep of the Redis store, in slices: each shard's by its holder."""
 
-import itertools
+from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.contract import FencedError
-from ntf_server.store.records import Token
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.queues import settle
@@ -16,8 +15,6 @@ _ROUND: Final = 60.0  # seconds between two sweeps
 _DAY: Final = 24 * 3600
 _UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
 _KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
-_SEEN: Final = 2000  # tokens whose last command is written down at once
-_MAX_SEEN: Final = 100_000  # tokens that wait for that; others' next command comes
 
 
 class Sweep:
@@ -27,25 +24,12 @@ class Sweep:
         self.left: list[int] | None = None
         self.next_at = 0.0
         self.servers = True  # are still to be looked at
-        self._seen: dict[bytes, None] = {}
-
-    def seen(self, token: Token, now: float) -> None:
-        """It sent a command, now (Unix seconds): worth writing down once a day."""
-        if now - token.active_at >= _DAY and len(self._seen) < _MAX_SEEN:
-            self._seen[token.token_id] = None
-
-    def take_seen(self) -> list[bytes]:
-        """Some of them. If that they were seen cannot be written, a later command tells it again."""
-        taken = list(itertools.islice(self._seen, _SEEN))
-        for token in taken:
-            del self._seen[token]
-        return taken
 
 
-async def run_slice(node: Node, sweep: Sweep) -> float:
-    """Seconds until the next one is due."""
+async def run_slice(node: Node, sweep: Sweep, seen: Sequence[bytes] = ()) -> float:
+    """Seconds until the next one is due. `seen`: tokens that sent a command."""
     s = node.state
-    for shard, tokens in node.by_shard(sweep.take_seen()).items():
+    for shard, tokens in node.by_shard(seen).items():
         await node.run("seen", [shard], node.ahead, *tokens)
     if sweep.left is None:
         if s.steady < sweep.next_at:
@@ -74,9 +58,7 @@ async def _shard(node: Node, number: int) -> bool:
         codes, checks, notifications, more = await node.run("expire", [shard], *args)
     except FencedError:
         return False
-    s.effects.expired["verification"] += codes
-    s.effects.expired["check"] += checks
-    s.effects.expired["notification"] += notifications
+    s.effects.count_expired(codes, checks, notifications)
     gone = node.names.gone(shard)
     for token in await node.database.command(b"SRANDMEMBER", gone, 10, key=shard, writes=False):
         await clear(node, token)
@@ -86,9 +68,8 @@ async def _shard(node: Node, number: int) -> bool:
 
 async def _servers(node: Node) -> bool:
     """Forget servers that nobody needs any more."""
-    servers = await node.database.command(b"HKEYS", node.names.servers, key=node.names.servers, writes=False)
     ours = {server_id(server) for server in node.state.fences}
-    servers = [server for server in servers if server not in ours]
+    servers = [server for server in await node.known() if server not in ours]
     keys = [node.names.server(server) for server in servers]
     calls = [node.call("forget_server", [key], node.ahead, _KEEP_SERVER) for key in keys]
     for server, key, gone in zip(servers, keys, await node.database.run_all(calls), strict=True):

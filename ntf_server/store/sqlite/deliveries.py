@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from ntf_server.store.contract import Places
-from ntf_server.store.memory import Cooling, Held, Ready, State, provider_of
+from ntf_server.store.memory import Cooling, Held, State, provider_of
 from ntf_server.store.records import Claim, Ended, Notification, Notified, Outcome, PushKind
 from ntf_server.store.sqlite.content import SENT, expire, load, unhex_lane
 from ntf_server.store.sqlite.due import WAITS_FOR_CODE, is_due, mark
@@ -226,13 +226,13 @@ def _sort(s: State, batch: _Batch, token: int, held: Held, o: Outcome) -> None:
                 batch.verified.append([token, claim.registration])
             batch.delivered.append(token)
             batch.delivered_ids.append(claim.push_id)
-            _cool(s, token, held, again=held.more or held.again or _left_out(claim, o))
+            s.pushed(token, held.lane, again=held.more or held.again or _left_out(claim, o))
             return
         case Ended.DEAD:
             batch.dead.append([token, claim.registration, o.dead])
         case Ended.EXPIRED:
             batch.over.append(token)
-            _cool(s, token, held, again=True)
+            s.pushed(token, held.lane, again=True)
         case Ended.AGAIN | Ended.OURS:
             due_at, attempts = _later(s, held, o.after), claim.attempts + 1
         case Ended.UNTRIED:
@@ -269,15 +269,6 @@ def _left_out(claim: Claim, o: Outcome) -> bool:
     """Whether the push could not hold all that it was to hold."""
     held = o.held
     return held is not claim.entries and sum(not e.sent for e in claim.entries) > sum(not e.sent for e in held)
-
-
-def _cool(s: State, token: int, held: Held, again: bool) -> None:
-    """A push ended. The next one of this token has to wait a little: what comes together is to go out together."""
-    if s.times.spacing > 0:
-        s.cool(token, Cooling(s.steady, held.lane, again))
-    elif again:
-        s.ready.put(token, Ready(held.lane, s.now_ms))
-        s.effects.due(provider_of(held.lane), 0.0)
 
 
 def _later(s: State, held: Held, after: float) -> int:

@@ -24,7 +24,7 @@ from ntf_server.store.contract import (
     StoreUnavailableError,
 )
 from ntf_server.store.effects import Arrivals, tell
-from ntf_server.store.memory import Effects, State, Times
+from ntf_server.store.memory import Effects, Seen, State, Times
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -92,7 +92,7 @@ class SqliteStore:
         self._changes = Changes()
         self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
-        self._seen = upkeep.Seen()
+        self._seen = Seen[int]()
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(
             file.path if file else "memory",
@@ -227,7 +227,7 @@ class SqliteStore:
 
     def seen(self, token: Token) -> None:
         """See `Store`."""
-        self._seen.add(token, self._state.clock.wall())
+        self._seen.add(cast("int", token.ref), token.active_at, self._state.clock.wall())
 
     async def verify(self, token: Ref, code: bytes) -> bool:
         """See `Store`."""

@@ -1,17 +1,15 @@
 """Upkeep of the SQLite store, in slices that hold up nobody for long. `run_slice` runs inside a transaction."""
 
 import contextlib
-import itertools
 import json
 import logging
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ntf_server.store.contract import StoreCorruptError
 from ntf_server.store.memory import State
-from ntf_server.store.records import Token
 from ntf_server.store.sqlite.content import EXPIRED
 from ntf_server.store.sqlite.file import DatabaseFile
 from ntf_server.store.sqlite.queues import clear_slice
@@ -28,8 +26,6 @@ LOOK: Final = 5.0  # seconds between two looks at whether the file is still ther
 _DAY: Final = 24 * 3600
 _UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
 _KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
-_SEEN: Final = 2000  # tokens whose last command is written down at once
-_MAX_SEEN: Final = 100_000  # tokens that wait for that; others' next command comes
 _LARGE_WAL: Final = 16 * 2**20
 
 
@@ -40,25 +36,6 @@ class Sweep:
     token: int = 0
     seq: int = 0
     next_at: float = 0.0
-
-
-class Seen:
-    """Tokens that sent a command, and of which that is not written yet. Used in the loop."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, None] = {}
-
-    def add(self, token: Token, now: float) -> None:
-        """It did, now (Unix seconds): worth writing down once a day."""
-        if now - token.active_at >= _DAY and len(self._waiting) < _MAX_SEEN:
-            self._waiting[cast("int", token.ref)] = None
-
-    def take(self) -> list[int]:
-        """Some of them. If that they were seen cannot be written, a later command tells it again."""
-        taken = list(itertools.islice(self._waiting, _SEEN))
-        for token in taken:
-            del self._waiting[token]
-        return taken
 
 
 def run_slice(c: sqlite3.Connection, s: State, sweep: Sweep, seen: Sequence[int] = ()) -> float:

@@ -1,8 +1,9 @@
 """What is kept beside the database, and undone with a transaction."""
 
 import pytest
-from store_world import FakeClock
+from store_world import NOW, FakeClock
 
+from ntf_server.store import memory as module
 from ntf_server.store.memory import (
     CROWD,
     CROWDED,
@@ -13,6 +14,7 @@ from ntf_server.store.memory import (
     Kept,
     Ready,
     Round,
+    Seen,
     State,
     Times,
     provider_of,
@@ -169,3 +171,13 @@ def test_a_stamp_from_the_future_is_one_of_now(state: State) -> None:
 def test_a_lane_says_its_provider() -> None:
     for provider in Provider:
         assert provider_of(provider.encode() + bytes(16)) is provider
+
+
+def test_those_that_are_seen_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_SEEN", 5)
+    monkeypatch.setattr(module, "_SEEN_AT_ONCE", 3)
+    seen = Seen[int]()
+    for n in range(10):
+        seen.add(n, NOW, NOW + 24 * 3600)
+    seen.add(10, NOW, NOW + 24 * 3600 - 1)
+    assert [seen.take() for _ in range(3)] == [[0, 1, 2], [3, 4], []]

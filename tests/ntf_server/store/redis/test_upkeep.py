@@ -11,7 +11,7 @@ from ntf_server.observe.metrics import Counter, KindCounter
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.redis.engine import RedisStore
-from ntf_server.store.redis.upkeep import Sweep, run_slice
+from ntf_server.store.redis.upkeep import run_slice
 from ntf_server.testing.store_suite.medium import (
     DAY,
     OTHER_SMP,
@@ -127,13 +127,6 @@ async def test_that_a_token_was_seen_is_written_once_a_day(nodes: Nodes, store: 
         await tended(nodes, store)
     assert happened == ["seen"]
     assert (await known(store, token)).active_at >= token.active_at + DAY
-
-
-def test_what_is_seen_waits_in_slices() -> None:
-    sweep = Sweep()
-    assert sweep.take_seen() == []
-    sweep._seen = dict.fromkeys(b"%d" % n for n in range(4500))
-    assert [len(sweep.take_seen()) for _ in range(4)] == [2000, 2000, 500, 0]
 
 
 async def test_a_server_that_somebody_needs_again_meanwhile_stays(nodes: Nodes) -> None:

@@ -24,10 +24,10 @@ from store_world import (
 
 from ntf_server.observe.metrics import Counter, KindCounter
 from ntf_server.store.contract import StoreCorruptError
-from ntf_server.store.records import ServiceCertificate, Token
+from ntf_server.store.records import ServiceCertificate
 from ntf_server.store.sqlite import upkeep as module
 from ntf_server.store.sqlite.engine import SqliteStore
-from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
+from smp_bridge.ntf import DeviceToken, Provider
 
 
 def device(number: int) -> DeviceToken:
@@ -159,15 +159,6 @@ async def test_that_a_token_sent_a_command_is_written_once_a_day(store: SqliteSt
     assert await rows(store, "SELECT active_at FROM tokens") == [(NOW + 24 * 3600,)]
     store.seen(await look(store, token))
     assert not store._seen.take()
-
-
-def test_those_that_are_seen_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_SEEN", 5)
-    monkeypatch.setattr(module, "_SEEN", 3)
-    seen = module.Seen()
-    for n in range(10):
-        seen.add(Token(n, b"id", b"key", TokenStatus.ACTIVE, None, 0, NOW, True), NOW + 24 * 3600)
-    assert [seen.take() for _ in range(3)] == [[0, 1, 2], [3, 4], []]
 
 
 async def test_a_token_with_many_subscriptions_is_forgotten_in_slices(store: SqliteStore, clock: FakeClock) -> None:
