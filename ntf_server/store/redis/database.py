@@ -268,6 +268,9 @@ class Database:
         match remedy(error, at, pending.name):
             case Again() as again:
                 self._rest(pending, again)
+            case Elsewhere(slot, asking=True) if pending.script is not None:
+                # There, keys that it makes from its own seem not to exist until they have moved too.
+                self._rest(pending, Again(f"slot {slot} moves", look=False))
             case Elsewhere(slot, to, asking):
                 self._redirect(pending, slot, to, asking)
             case InFull() if pending.unknown < _UNKNOWN:

@@ -17,6 +17,7 @@ from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.connection import Dialer
 from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.durability import Durability
+from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.topology import SLOTS, Topology, slot_table
 from ntf_server.store.redis.url import NOBODY, Endpoint, parse_redis_url
 
@@ -205,9 +206,11 @@ async def test_a_slot_moves_under_load(database: Database, cluster: Cluster, mov
     beside = next(cluster.keys_of(cluster.primaries[2]))
     async with moved(cluster, slot, to) as finish, load(database, [key + b"a", key + b"b", beside]) as answered:
         for i in range(20):  # one after another: they are not here yet, and so asked for there
-            assert await database.run(Call(PUT, [key + b"new%d" % i], [i])) == b"%d" % i
+            new = key + b"new%d" % i
+            assert await database.command(b"SET", new, i, key=new) == b"OK"
         cluster.move_keys(slot, cluster.owner(slot), to, 100)
-        assert await database.run_all([Call(GET, [other]) for other in others]) == [b"1"] * 200
+        for other in others:
+            assert await database.command(b"GET", other, key=other, writes=False) == b"1"
         await grows(answered, 100)
         await finish()
         await grows(answered, 100)
@@ -229,14 +232,21 @@ async def test_keys_that_are_apart_wait_for_each_other(
         assert await waiting == 2
 
 
-async def test_a_script_is_sent_to_who_is_asked_in_between(
+async def test_a_script_waits_for_keys_that_it_makes_from_its_own(
     database: Database, cluster: Cluster, moving: tuple[bytes, int, Node]
 ) -> None:
+    """Where its key is already, the others seem not to exist."""
     key, slot, to = moving
-    async with moved(cluster, slot, to):
-        to.ask("SCRIPT", "FLUSH")
-        calls = [Call(PUT, [key + b"%d" % i], [i]) for i in range(20)]
-        assert await database.run_all(calls) == [b"%d" % i for i in range(20)]
+    both = Script("both", "return redis.call('INCR', KEYS[1]) + redis.call('GET', KEYS[1] .. 'b')")
+    await database.run_all([Call(PUT, [key], [1]), Call(PUT, [key + b"b"], [10])])
+    async with moved(cluster, slot, to) as finish:
+        source = cluster.owner(slot)
+        source.ask("MIGRATE", HOST, to.port, "", 0, 5000, "KEYS", key)
+        waiting = asyncio.create_task(database.run(Call(both, [key])))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await finish()
+        assert await waiting == 12
 
 
 async def test_a_slot_that_nobody_has(cluster: Cluster) -> None:
