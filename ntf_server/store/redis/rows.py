@@ -82,7 +82,7 @@ def registration(packed: bytes) -> Registration:
     """The record. Raises DamagedError."""
     try:
         return _unpack(packed)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise DamagedError("tokens", b"") from e
 
 

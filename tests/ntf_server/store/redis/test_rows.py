@@ -5,7 +5,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis_stores import SHARDS, Nodes, ask
@@ -132,6 +132,7 @@ STORED = STAMP.pack(5, 1, 1000, False) + arrival(0, SMP.encode(), b"n" * 24, b"m
 
 
 @given(st.binary(max_size=300))
+@example(b"\x99\xa2\x00\x80")  # a text that is not UTF-8
 def test_rubbish_is_damaged(rubbish: bytes) -> None:
     for packed in (rubbish, PACKED[: len(rubbish)], PACKED[:40] + rubbish):
         with suppress(DamagedError):
