@@ -50,6 +50,13 @@ class ServerSession:
             return self.service_active
         return self.audit_complete or (self.audit_cursor is not None and bool(s.cursor <= self.audit_cursor))
 
+    @property
+    def confirms_all(self) -> bool:
+        """Whether `active` is true of all that is not missing."""
+        if not self.service:
+            return self.complete
+        return self.complete and (self.audit_complete if self.auditing else self.service_active)
+
     def begin_again(self) -> None:
         """No association holds any more."""
         self.cursor, self.complete, self.confirmed = None, False, 0

@@ -287,6 +287,11 @@ class Subscriber:
 
     async def service_subscribed(self, session: ServerSession, said: smp.SOks | None) -> Todo:
         """See `Subscriptions`."""
+        todo = await self._what_is_to_be_done(session, said)
+        await self._announce(session)
+        return todo
+
+    async def _what_is_to_be_done(self, session: ServerSession, said: smp.SOks | None) -> Todo:
         stored, host = session.stored, session.server.hosts[0]
         state = await self._insist(lambda: self._store.service_state(stored))
         if said is not None and (session.missing or state != session.asked):
@@ -336,6 +341,7 @@ class Subscriber:
             log.info("SMP server %s lacks some of our service's queues: auditing them", session.server.hosts[0])
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "audited")
             session.begin_audit(state.associated)
+            await self._announce(session)
         while session.auditing and not session.audit_complete:
             cursor = session.audit_cursor
             if cursor is not None:
@@ -402,10 +408,11 @@ class Subscriber:
             log.info("SMP server %s refused %d of %d subscriptions", session.server.hosts[0], refused, len(results))
 
     async def _announce(self, session: ServerSession) -> None:
-        """To other nodes, which answer SCHK too."""
-        if self._shares.is_shared and session.complete and not session.missing and not session.announced:
-            session.announced = True
-            await self._insist(lambda: self._store.announce(session.stored, whole=True))
+        """To other nodes, which answer SCHK too, what changed. Queues that came since are not ACTIVE in the store."""
+        whole = session.confirms_all and (session.announced or not session.missing)
+        if self._shares.is_shared and whole != session.announced:
+            session.announced = whole
+            await self._insist(lambda: self._store.announce(session.stored, whole=whole))
 
     async def _prove(self, session: ServerSession) -> None:
         if not session.proved:
@@ -454,6 +461,7 @@ class Subscriber:
         if ends:
             session.end_service(sum(e.count for e in ends))
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "ended")
+            await self._announce(session)
         await self._inbox.take(session.stored, events)
 
     def _lost(self, stored: Session, count: int) -> None:

@@ -42,6 +42,21 @@ def test_an_audit_confirms_what_is_associated_page_by_page() -> None:
     assert (session.auditing, session.confirmed) == (False, 3)
 
 
+def test_all_is_confirmed_when_the_service_has_its_own_too() -> None:
+    assert not ServerSession(Session(SERVER, 1), service=False).confirms_all
+    assert ServerSession(Session(SERVER, 1), service=False, complete=True).confirms_all
+    session = ServerSession(Session(SERVER, 1), service=True, complete=True, service_active=False)
+    assert not session.confirms_all
+    session.count_service(4)
+    assert session.confirms_all
+    session.begin_audit(4)
+    assert not session.confirms_all
+    session.take_audit_page([1], None)
+    assert session.confirms_all
+    session.begin_again()
+    assert not session.confirms_all
+
+
 def test_what_another_session_took_over_is_not_active() -> None:
     session = ServerSession(Session(SERVER, 1), service=True, complete=True)
     session.count_service(4)

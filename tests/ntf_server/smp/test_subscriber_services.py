@@ -598,6 +598,40 @@ async def test_ends_by_another_relay(open_node: Open, smp_server: SmpServer, que
     assert node.counts(FALLBACK, DRIFT) == {"ended": 1}
 
 
+async def test_other_nodes_are_told_what_holds(
+    open_node: Open, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before the server has counted the service's queues, and no more when another relay has them."""
+    told: list[tuple[bool, bool]] = []
+
+    async def announce(_session: Session, *, whole: bool) -> None:
+        told.append((whole, all(smp_server.subscribed(q.notifier_id) for q in queues)))
+
+    async def until_told(expected: list[bool]) -> None:
+        async with asyncio.timeout(10):
+            while [whole for whole, _ in told] != expected:
+                await asyncio.sleep(0.005)
+        assert all(subscribed for whole, subscribed in told if whole)
+
+    async with open_node() as node:
+        ids = await node.add_active(smp_server, *queues)
+        await settled(node, smp_server)
+        node.store.lease = 60.0  # as if others had the store too
+        monkeypatch.setattr(node.store, "announce", announce, raising=False)
+        smp_server.nsubs_delay = 0.1
+        smp_server.drop_all()
+        await until_told([True])
+        smp_server.dissociate()
+        smp_server.drop_all()
+        await until_told([True, False, True])
+        await node.all_active(ids)
+        smp_server.nsubs_delay = 0.0
+        credentials = await service_credentials(node.store.store, smp_server.address)
+        async with await connect_service(smp_server.address, credentials) as rival:
+            await take_over(rival)
+            await until_told([True, False, True, False])
+
+
 async def test_ends_while_the_count_is_asked_for(open_node: Open, smp_server: SmpServer, queues: list[Queue]) -> None:
     """The count is 0 then, which must not lead to NSUBs that take the subscriptions back at once."""
     async with open_node(recount_delay=0.5, agent={"ended_backoff": 1.0}) as node:
