@@ -126,6 +126,7 @@ class _Shared(Generic[S]):
         self.sessions = Share(config)
         self.scratch = Scratch()
         self.context = client_context("smp")
+        self.making = asyncio.Lock()  # a context takes a millisecond: of hundreds that begin together each has its turn
 
 
 class _Server(Generic[S]):
@@ -314,7 +315,9 @@ class _Server(Generic[S]):
         key = Ed25519PrivateKey.generate()
         service = ServiceCredentials(tuple(credentials.chain_der), credentials.key, key)
         if self._shown is None or self._shown[0] != service.chain:
-            self._shown = service.chain, client_context("smp", credentials)
+            async with self._shared.making:
+                self._shown = service.chain, client_context("smp", credentials)
+                await asyncio.sleep(0)
         return service, self._shown[1]
 
     def _without_service(self, what: str, ruling: Ruling) -> None:

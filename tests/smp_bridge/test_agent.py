@@ -952,6 +952,35 @@ async def test_tls_of_the_service_is_made_once(
     assert made == [False, True, True]
 
 
+async def test_of_many_services_that_begin_together_each_has_a_turn_of_the_loop(
+    server: SmpServer, service_owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    turn, loop, real = 0, asyncio.get_running_loop(), agent_module.client_context
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(next_turn)
+
+    def make(*arguments: Any) -> ssl.SSLContext:
+        turns.append(turn)
+        return real(*arguments)
+
+    monkeypatch.setattr(agent_module, "client_context", make)
+    loop.call_soon(next_turn)
+    async with running(service_owner) as agent:
+        turns.clear()
+        for n in range(20):
+            nowhere = replace(server.address, port=str(20_000 + n))
+            service_owner.kept[nowhere] = service_owner.kept[server.address]
+            agent.start(nowhere)
+        async with asyncio.timeout(10):
+            while len(turns) < 20:
+                await asyncio.sleep(0.01)
+    assert len(set(turns)) == 20
+
+
 async def test_each_session_has_another_key(server: SmpServer, service_owner: Owner) -> None:
     keys = []
     async with running(service_owner) as agent:
