@@ -105,6 +105,8 @@ class Relay:
             log.warning("%s", warning)
         store = await self._open_store()
         supervisor.on_stop(Stage.CLOSE, "store", lambda _: store.close())
+        if store.ledger is not None:
+            self._admission.share(store.ledger)
         self._providers = providers = Providers(config, self._clock, self._steady)
         supervisor.on_stop(Stage.PUSH, "providers", lambda _: providers.close())
         for engine in providers.failed:

@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from ntf_server.admission.gate import Admission, Asked
+from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import KindCounter, Metrics
@@ -20,7 +20,6 @@ from ntf_server.store.records import (
     Limits,
     NewSubscription,
     NewToken,
-    Ref,
     Replacement,
     Token,
 )
@@ -149,7 +148,7 @@ class Commands:
         known = None
         if self._admission.takes_turns:
             known = await self._store.find_registration(command.token, verify_key)
-        asked = self._admission.turn_of_registration(peer, command.token, known)
+        asked = await self._admission.turn_of_registration(peer, command.token, known)
         if asked is None:
             return ERR_QUOTA
         token = await self._store.register(
@@ -168,7 +167,7 @@ class Commands:
         )
         if token is None:
             return ERR_AUTH
-        await self._keep_turn(asked, token.ref)
+        await self._admission.made(asked, token.ref, self._store.put_off)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
 
     async def _on_token(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
@@ -181,7 +180,7 @@ class Commands:
             case ntf.TVfy(code):
                 if not await self._store.verify(token.ref, code):
                     return ERR_AUTH
-                self._admission.verified(token.ref)
+                await self._admission.verified(token.ref)
             case ntf.TRpl(device):
                 return await self._replace(token, device, peer)
             case ntf.TDel():
@@ -198,13 +197,13 @@ class Commands:
         front = self._front(device)
         if isinstance(front, Err):
             return front
-        asked = self._admission.turn_of_replacement(peer, device, token)
+        asked = await self._admission.turn_of_replacement(peer, device, token)
         if asked is None:
             return ERR_QUOTA
         new = Replacement(device, os.urandom(ntf.CODE_SIZE), front.origin(device), vapid_key=front.key_id)
         if not await self._store.replace(token.ref, new, asked.wait):
             return ERR_AUTH
-        await self._keep_turn(asked, token.ref)
+        await self._admission.made(asked, token.ref, self._store.put_off)
         return ntf.Ok()
 
     def _front(self, device: ntf.DeviceToken) -> Front | Err:
@@ -213,11 +212,6 @@ class Commands:
             return ERR_PROHIBITED
         refusal = front.refusal(device)
         return _REFUSALS[refusal] if refusal else front
-
-    async def _keep_turn(self, asked: Asked, token: Ref) -> None:
-        """The code of this token has its turn; others may have to wait longer for theirs."""
-        if moved := self._admission.made(asked, token):
-            await self._store.put_off(moved)
 
     # --- subscriptions
 

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from ntf_server.admission.addresses import Network
-from ntf_server.admission.gate import Admission
+from ntf_server.admission.gate import Admission, is_counted_together
 from ntf_server.admission.sessions import Peer
 from ntf_server.commands import Commands, company, parse
 from ntf_server.door import Door
@@ -240,16 +240,27 @@ class Listener:
         """The next block, and those that came with it; over a budget no more is read, and it waits for its turn."""
         async with asyncio.timeout(self._config.inactive_ttl or None):
             asked = await _receive(connection, session)
-        wait = self._admission.delay(peer, [command for _, command in asked])
+        wait = await self._charge(peer, asked)
         for _ in range(_MAX_BLOCKS - 1):
             if wait or not connection.has_blocks():
                 break
             more = await _receive(connection, session)
-            wait = self._admission.delay(peer, [command for _, command in more])
+            wait = await self._charge(peer, more)
             asked += more
         if wait:
             await asyncio.sleep(wait)
         return asked
+
+    async def _charge(self, peer: Peer, asked: _Asked) -> float:
+        """How long these have to wait. What nodes count together, and cannot now, becomes the answer that says so."""
+        commands = [command for _, command in asked]
+        wait = self._admission.delay(peer, commands)
+        try:
+            return max(wait, await self._admission.shared_delay(peer, commands))
+        except StoreError as e:
+            answer = _store_error(e)
+        asked[:] = [(t, answer if is_counted_together(command) else command) for t, command in asked]
+        return wait
 
     async def _answers(self, session: Session, asked: _Asked, peer: Peer) -> list[bytes]:
         """In order. What may be done together is, so that a store that is busy is waited for once."""
@@ -263,13 +274,18 @@ class Listener:
             return _encode(session, t.corr_id, b"", command)
         try:
             answer = await self._commands.handle(session, t, command, peer)
-        except StoreConflictError as e:
-            log.error("a command failed: %s", e)
-            answer = ERR_INTERNAL
         except (StoreError, StoreCorruptError) as e:
-            log.debug("a command failed: %s", e)  # which the store says itself
-            answer = ERR_STORE
+            answer = _store_error(e)
         return _encode(session, t.corr_id, t.entity_id, answer)
+
+
+def _store_error(error: StoreError | StoreCorruptError) -> Err:
+    """The answer to a command that it kept from being done."""
+    if isinstance(error, StoreConflictError):
+        log.error("a command failed: %s", error)
+        return ERR_INTERNAL
+    log.debug("a command failed: %s", error)  # which the store says itself
+    return ERR_STORE
 
 
 async def _receive(connection: BlockConnection, session: Session) -> _Asked:

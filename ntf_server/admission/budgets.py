@@ -8,6 +8,7 @@ from typing import Final, Self, TypeAlias
 import msgspec
 
 from ntf_server.admission.addresses import Network
+from ntf_server.store.ledger import Paces
 
 _PACE: Final = r"[0-9]{1,7} \+ [0-9]{1,6}(\.[0-9]{1,6})?/s"
 PATTERN: Final = rf"^{_PACE}( and {_PACE})?\Z"
@@ -45,6 +46,11 @@ class Rate(msgspec.Struct, frozen=True):
         if not all(pace.at_once and pace.per_second for pace in paces):
             raise ValueError("0 would let nobody through")
         return cls(tuple(paces))
+
+    @property
+    def plain(self) -> Paces:
+        """For a ledger."""
+        return tuple((pace.at_once, pace.per_second) for pace in self.paces)
 
     def part(self, n: int) -> Self:
         """The nth part of it, but one at once at least."""

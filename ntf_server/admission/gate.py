@@ -1,24 +1,23 @@
 """All budgets together, as listener and commands ask for them.
 
-A budget of a rate delays, and refuses nothing: agents take `QUOTA` for final.
+A budget of a rate delays, and refuses nothing: agents take `QUOTA` for final. What is counted here is counted by each
+node for itself, but for registrations, replacements and codes, if nodes share a store (`share`).
 """
 
-import hashlib
 import logging
-import os
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Final, TypeVar
-
-import msgspec
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final
 
 from ntf_server.admission.addresses import keys, network, share
-from ntf_server.admission.budgets import MAX_DELAY, MAX_KEYS, Buckets, Budgets, Rate
+from ntf_server.admission.budgets import MAX_DELAY, Buckets, Budgets, Rate
 from ntf_server.admission.sessions import Closed, Connections, Peer
-from ntf_server.admission.verifications import SPACING, Turn, Verifications
+from ntf_server.admission.shared_codes import SharedCodes
+from ntf_server.admission.verifications import Asked, Codes, LocalCodes, PutOff, remember
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
+from ntf_server.store.ledger import Charge, Delays, Ledger
 from ntf_server.store.records import Ref, Token
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -26,11 +25,8 @@ from smp_bridge.transmission import Message
 
 log = logging.getLogger(__name__)
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-MAX_REPLACEMENTS: Final = 2  # of a token that is not verified
 _CASED: Final = (ntf.Provider.FCM, ntf.Provider.WEB_PUSH)
+_TOGETHER: Final[dict[type[Message], str]] = {ntf.TNew: "registrations", ntf.TRpl: "replacements"}
 _REPEAT_LOG: Final = 60.0  # seconds
 _ALL: Final = b""
 _RATES: Final = ("commands", "registrations", "replacements", "new_servers", "connects", "handshakes")
@@ -38,20 +34,28 @@ _MODEST: Final = 50  # the part of its budget below which an address is in the g
 _LONGEST: Final = 3600.0  # seconds that a connect may have to wait: nobody waits for it
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """What came of asking for a turn: seconds to wait for it; None as `turn`: nobody else is concerned."""
-
-    wait: float
-    device: bytes = b""
-    turn: Turn | None = None
+def _whatever_its_case(device: ntf.DeviceToken) -> bytes:
+    """What a device token is. That of APNs is hex: upper or lower case, it is the same."""
+    return device.provider.encode() + (device.token if device.provider in _CASED else device.token.lower())
 
 
-def _remember(kept: OrderedDict[K, V], key: K, value: V) -> None:
-    """The newest MAX_KEYS of them."""
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > MAX_KEYS:
-        kept.popitem(last=False)
+def _source(peer: Peer, known: Token | None) -> tuple[bytes, bytes]:
+    """Who asks, and the network that he is of."""
+    if known is not None and known.proven:
+        return (token := b"token" + known.token_id), token
+    if not peer.keys:
+        return peer.mark, peer.mark
+    return b"address" + peer.keys[-1], b"network" + network(peer.keys[-1])
+
+
+def is_counted_together(command: Message) -> bool:
+    """Whether it has budgets that nodes count together, if they share a store."""
+    return type(command) in _TOGETHER
+
+
+def _counted_together(commands: Sequence[Message]) -> dict[str, int]:
+    """How many there are of each such kind."""
+    return dict(Counter(_TOGETHER[type(command)] for command in commands if is_counted_together(command)))
 
 
 def _spread(wait: float) -> float:
@@ -75,11 +79,9 @@ class Admission:
         self._spent = {what: Buckets() for what in _RATES}
         self._modest = {what: Buckets() for what in _RATES}
         self._rates: dict[str, tuple[Rate, Rate, Rate]] = {}  # by address, of a modest one, and in all
-        self._verifications = Verifications()
-        self._own: OrderedDict[Ref, float] = OrderedDict()  # when an ACTIVE token may have its code pushed again
-        self._replaced: OrderedDict[Ref, int] = OrderedDict()  # times since a token was verified
+        self._ledger: Ledger | None = None
+        self._codes: Codes = LocalCodes(clock)
         self._held: OrderedDict[Hashable, float] = OrderedDict()  # new servers: not to be connected to before
-        self._salt = os.urandom(16)
         self._said_at: float | None = None
         self._metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: self._connections.sessions)
         self._metrics.gauge(Gauge.CLIENT_HANDSHAKES, lambda: self._connections.half_open)
@@ -96,6 +98,11 @@ class Admission:
                 "replacements": (budgets.replacements_per_address, budgets.replacements),
             }
             self._rates = {what: (each, each.part(_MODEST), total) for what, (each, total) in by_address.items()}
+
+    def share(self, ledger: Ledger) -> None:
+        """Count with all who share it what has to hold over all of them. Once, before anybody comes."""
+        self._ledger = ledger
+        self._codes = SharedCodes(ledger)
 
     # --- connections
 
@@ -138,17 +145,33 @@ class Admission:
     # --- commands
 
     def delay(self, peer: Peer, commands: Sequence[Message]) -> float:
-        """These came in its session: how many seconds it has to wait before they are done, MAX_DELAY at most."""
+        """These came in its session: how many seconds it has to wait before they are done, MAX_DELAY at most.
+
+        That is all, unless nodes share a store: see `shared_delay`.
+        """
         now, budgets = self._clock(), self._budgets
         self._connections.asked(peer, now)
         if budgets is None:
             return 0.0
-        kinds = Counter(type(command) for command in commands)
-        numbers = {"commands": len(commands), "registrations": kinds[ntf.TNew], "replacements": kinds[ntf.TRpl]}
+        numbers = {"commands": len(commands)}
+        if self._ledger is None:
+            numbers |= _counted_together(commands)
         own, peer.paid = budgets.commands_per_session.spend(peer.paid, len(commands), now)
         waits = [self._counted(own, "commands_per_session")]
-        waits += [self._spend(what, peer, n, now) for what, n in numbers.items() if n]
+        waits += [self._spend(what, peer, n, now) for what, n in numbers.items()]
         return _spread(max(waits))
+
+    async def shared_delay(self, peer: Peer, commands: Sequence[Message]) -> float:
+        """What `delay` leaves to what nodes count together; at once if that is nothing. Raises StoreError."""
+        if self._ledger is None or self._budgets is None or not (numbers := _counted_together(commands)):
+            return 0.0
+        charges = [self._charge(what, peer, n) for what, n in numbers.items()]
+        found = await self._ledger.spend(charges, MAX_DELAY)
+        return _spread(max(self._waited(charge.kind, delays) for charge, delays in zip(charges, found, strict=True)))
+
+    def _charge(self, what: str, peer: Peer, n: int) -> Charge:
+        each, modest, total = (rate.plain for rate in self._rates[what])
+        return Charge(what, n, tuple((key, share(key)) for key in peer.keys), each, modest, total)
 
     # --- SMP servers
 
@@ -164,7 +187,7 @@ class Admission:
             by_address = spent.spend(key, 1, rate, now, share(key), longest=_LONGEST)
             wait = max(wait, self._counted(by_address, "new_servers_per_address"))
         if wait:
-            _remember(self._held, server, now + wait)
+            remember(self._held, server, now + wait)
 
     def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
         """See `Subscriptions.connect_wait`. What is spent for servers that nobody knows costs no proven one there."""
@@ -187,59 +210,45 @@ class Admission:
         """Whether codes may have to wait at all."""
         return self._budgets is not None
 
-    def turn_of_registration(self, peer: Peer, device: ntf.DeviceToken, known: Token | None) -> Asked | None:
+    async def turn_of_registration(self, peer: Peer, device: ntf.DeviceToken, known: Token | None) -> Asked | None:
         """TNEW has a code pushed to this device: when. None: too many wait there.
 
         `known`: this registration, if there is one. If it is ACTIVE, nobody else can have asked for that: it waits for
         none, but has a push a minute.
         """
         if known is None or known.status is not ntf.TokenStatus.ACTIVE or self._budgets is None:
-            return self._turn(peer, device, known)
-        now = self._clock()
-        at = max(now, self._own.get(known.ref, now))
-        _remember(self._own, known.ref, at + SPACING if at == now else at)
-        return Asked(self._counted(at - now, "verifications"))
+            return await self._turn(peer, device, known)
+        return Asked(self._counted(await self._codes.again(known.ref), "verifications"))
 
-    def turn_of_replacement(self, peer: Peer, device: ntf.DeviceToken, token: Token) -> Asked | None:
+    async def turn_of_replacement(self, peer: Peer, device: ntf.DeviceToken, token: Token) -> Asked | None:
         """TRPL does so too. None: too many wait there, or this token, not verified since, did it too often."""
         if self._budgets is not None:
-            count = 0 if token.status is ntf.TokenStatus.ACTIVE else self._replaced.get(token.ref, 0) + 1
-            if count > MAX_REPLACEMENTS:
+            verified = token.status is ntf.TokenStatus.ACTIVE
+            if not await self._codes.replace(token.ref, verified=verified):
                 self._metrics.count_kind(KindCounter.LIMITS_REFUSED, "replacements_unverified")
                 return None
-            _remember(self._replaced, token.ref, count)
-        return self._turn(peer, device, token)
+        return await self._turn(peer, device, token)
 
-    def _turn(self, peer: Peer, device: ntf.DeviceToken, known: Token | None) -> Asked | None:
+    async def _turn(self, peer: Peer, device: ntf.DeviceToken, known: Token | None) -> Asked | None:
         if self._budgets is None:
             return Asked(0.0)
-        now, key = self._clock(), self._device_key(device)
-        source: Hashable = peer.keys[-1] if peer.keys else peer
-        around: Hashable = network(peer.keys[-1]) if peer.keys else peer
-        if known is not None and known.proven:
-            source = around = "token", known.ref
-        turn = self._verifications.ask(key, source, around, known.ref if known else None, now)
-        if turn is None:
+        source, around = _source(peer, known)
+        ref = known.ref if known is not None else None
+        asked = await self._codes.ask(_whatever_its_case(device), source, around, ref)
+        if asked is None:
             self._metrics.count_kind(KindCounter.LIMITS_REFUSED, "registrations_per_device")
             return None
-        return Asked(self._counted(turn.at - now, "verifications"), key, turn)
+        self._counted(asked.wait, "verifications")
+        return asked
 
-    def made(self, asked: Asked, token: Ref) -> Mapping[Ref, float | None]:
-        """It is registered, or replaced. Gives what `Store.put_off` has to be told of others."""
-        if asked.turn is None:
-            return {}
-        self._verifications.made(asked.device, asked.turn, token)
-        return self._verifications.moved(asked.device, self._clock())
+    async def made(self, asked: Asked, token: Ref, put_off: PutOff) -> None:
+        """It is registered, or replaced. The store (`Store.put_off`) is told of others, whose turns have moved."""
+        await self._codes.made(asked, token, put_off)
 
-    def verified(self, token: Ref) -> None:
+    async def verified(self, token: Ref) -> None:
         """It is ACTIVE."""
-        self._replaced.pop(token, None)
-        self._verifications.forget(token)
-
-    def _device_key(self, device: ntf.DeviceToken) -> bytes:
-        """What stands for a device token here. That of APNs is hex: upper or lower case, it is the same."""
-        token = device.token if device.provider in _CASED else device.token.lower()
-        return hashlib.blake2b(device.provider.encode() + token, key=self._salt, digest_size=16).digest()
+        if self._budgets is not None:
+            await self._codes.verified(token)
 
     # --- what is counted
 
@@ -247,11 +256,14 @@ class Admission:
         """By address, and in all: what its own budget holds up anyway costs others nothing."""
         buckets, (each, modest, total) = self._spent[what], self._rates[what]
         by_address = max((buckets.spend(key, n, each, now, share(key)) for key in peer.keys), default=0.0)
-        if wait := self._counted(by_address, f"{what}_per_address"):
-            return wait
+        if by_address > 0:
+            return self._waited(what, Delays(by_address, 0.0))
         # Few who ask for much hold up none of those who ask for little.
         group = self._modest[what].spend_if_there(peer.keys[-1], n, modest, now) if peer.keys else None
-        return self._counted(buckets.spend((_ALL, group), n, total, now), what)
+        return self._waited(what, Delays(0.0, buckets.spend((_ALL, group), n, total, now)))
+
+    def _waited(self, what: str, delays: Delays) -> float:
+        return self._counted(delays.own, f"{what}_per_address") or self._counted(delays.total, what)
 
     def _counted(self, wait: float, what: str) -> float:
         if wait > 0:

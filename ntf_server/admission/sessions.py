@@ -7,6 +7,7 @@ that his address may have keeps nobody out who shares it with him. Everything he
 open.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -41,6 +42,13 @@ class Peer:
     is_shaking: bool = False
     is_session: bool = False
     is_gone: bool = False
+    _mark: bytes = b""
+
+    @property
+    def mark(self) -> bytes:
+        """What it is known by where it has no address, on all nodes."""
+        self._mark = self._mark or os.urandom(16)
+        return self._mark
 
 
 @dataclass(slots=True)

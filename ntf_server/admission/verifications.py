@@ -1,48 +1,61 @@
-"""Whose code is pushed to a device next.
+"""Whose code is pushed to a device next, and how often: counted in the memory of this process."""
 
-Anybody may register anybody's device token, and every registration has a code pushed to it. So a device gets at most
-one such push a minute and three an hour. What is over that waits for its turn, and turns rotate over *networks*, and in
-each over *sources*, which are addresses, or registrations that were ACTIVE once: who had fewer turns within the hour
-goes first. A source has one registration waiting at a device; its next one takes the place of that. So whoever floods a
-device, from however many addresses of one network, delays others there by a turn, and replaces only what is his own.
-"""
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Final, Protocol, TypeAlias, TypeVar
 
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+import msgspec
 
+from ntf_server.admission.budgets import MAX_KEYS
+from ntf_server.admission.code_turns import MAX_REPLACEMENTS, DeviceTurns, Turn, own_turn
 from ntf_server.store.records import Ref
 
-SPACING: Final = 60.0  # seconds between two pushes to a device
-HOUR: Final = 3600.0
-PER_HOUR: Final = 3
-MAX_OF_NETWORK: Final = 32  # sources of one network that wait at a device; more are refused
-MAX_WAITING: Final = 256  # sources of all networks
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+PutOff: TypeAlias = Callable[[Mapping[Ref, float | None]], Awaitable[None]]  # `Store.put_off`
+
 MAX_DEVICES: Final = 100_000  # some 60 MiB
+TURN_ID: Final = 8  # bytes
 _TURNS_EACH: Final = 2  # that wait at a device, on average, before the device of which nothing came for longest goes
 
 
-@dataclass(eq=False, slots=True)
-class Turn:
-    """When a registration's code may be pushed: `at`; `told`: when the store was told that it may.
+class Asked(msgspec.Struct, frozen=True):
+    """What came of asking for a turn: seconds to wait for it; None as `turn`: nobody else is concerned."""
 
-    `ref`: the registration, once it is known; `is_lost`: another one of its source has the turn now.
+    wait: float
+    device: bytes = b""
+    turn: Turn | None = None
+
+
+class Codes(Protocol):
+    """Turns of codes: of this process, or of all nodes that share a store. Those of all raise StoreError.
+
+    A device, a source and a network are whatever stands for them.
     """
 
-    source: Hashable
-    network: Hashable
-    at: float
-    told: float
-    ref: Ref | None = None
-    is_lost: bool = False
+    async def ask(self, device: bytes, source: bytes, network: bytes, ref: Ref | None) -> Asked | None:
+        """See `DeviceTurns.ask`. Whoever waits at another device waits there no longer."""
+        ...
 
+    async def made(self, asked: Asked, ref: Ref, put_off: PutOff) -> None:
+        """It is registered, or replaced. The store is told of others, whose turns have moved."""
+        ...
 
-@dataclass(slots=True)
-class _Device:
-    given: list[Turn] = field(default_factory=list)  # within the last hour, oldest first
-    waiting: list[Turn] = field(default_factory=list)  # in the order of their turns
-    lost: list[Ref] = field(default_factory=list)  # registrations that lost theirs, which the store was not told yet
+    async def again(self, ref: Ref) -> float:
+        """Seconds until an ACTIVE registration's own code may be pushed to it."""
+        ...
+
+    async def replace(self, ref: Ref, *, verified: bool) -> bool:
+        """Whether a registration may have another device token: so often until it is verified."""
+        ...
+
+    async def verified(self, ref: Ref) -> None:
+        """It is: it waits nowhere, and may be replaced again."""
+        ...
 
 
 class Verifications:
@@ -54,40 +67,23 @@ class Verifications:
 
     def __init__(self, size: int = MAX_DEVICES) -> None:
         self._size = size
-        self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
+        self._devices: OrderedDict[Hashable, DeviceTurns] = OrderedDict()
         self._where: dict[Ref, Hashable] = {}  # device at which a known registration waits
 
     def __len__(self) -> int:
         return len(self._devices)
 
-    def ask(self, device: Hashable, source: Hashable, network: Hashable, ref: Ref | None, now: float) -> Turn | None:
-        """A turn for a registration; None: too many wait. `ref`: which one it is, if there was one before.
-
-        Turns of others may have moved: see `moved`.
-        """
+    def ask(self, device: Hashable, source: bytes, network: bytes, ref: Ref | None, now: float) -> Turn | None:
+        """See `DeviceTurns.ask`."""
         self.forget(ref, unless=device)
-        at = self._devices.setdefault(device, _Device())
+        turns = self._devices.setdefault(device, DeviceTurns())
         self._devices.move_to_end(device)
-        self._settle(at, now)
-        if ref is not None and (mine := next((t for t in at.waiting if t.ref == ref), None)) is not None:
-            return mine
-        turn = Turn(source, network, now, now, ref)
-        if (earlier := next((t for t in at.waiting if t.source == source), None)) is not None:
-            at.waiting[at.waiting.index(earlier)] = turn
-            self._lose(at, earlier)
-        elif len(at.waiting) < MAX_WAITING and sum(t.network == network for t in at.waiting) < MAX_OF_NETWORK:
-            at.waiting.append(turn)
-        else:
-            return None
-        if ref is not None:
-            self._where[ref] = device
-        self._arrange(at, now)
-        turn.told = turn.at
-        self._settle(at, now)
+        with self._changing(device, turns):
+            turn = turns.ask(os.urandom(TURN_ID), source, network, ref, now)
         while len(self._devices) > 1 and self._is_full:
             _, gone = self._devices.popitem(last=False)
-            for waiting in gone.waiting:
-                self._where.pop(waiting.ref, None)
+            for waiting in gone.refs:
+                self._where.pop(waiting, None)
         return turn
 
     @property
@@ -96,28 +92,20 @@ class Verifications:
 
     def made(self, device: Hashable, turn: Turn, ref: Ref) -> None:
         """The registration that a turn is for."""
-        turn.ref = ref
-        at = self._devices.get(device)
-        if at is not None and turn.is_lost:
-            self._lose(at, turn)
-        elif at is not None and turn in at.waiting:
-            self._where[ref] = device
+        if (turns := self._devices.get(device)) is not None:
+            with self._changing(device, turns):
+                turns.made(turn, ref)
 
     def moved(self, device: Hashable, now: float) -> Mapping[Ref, float | None]:
         """What the store has to be told of others at a device: in how many seconds their turn is, None: they lost it.
 
         Each is told once.
         """
-        at = self._devices.get(device)
-        if at is None:
+        if (turns := self._devices.get(device)) is None:
             return {}
-        out: dict[Ref, float | None] = dict.fromkeys(at.lost)
-        at.lost.clear()
-        for turn in at.waiting:
-            if turn.ref is not None and turn.at != turn.told:
-                turn.told = turn.at
-                out[turn.ref] = turn.at - now
-        return out
+        untold = turns.untold()
+        turns.tell(untold)
+        return {ref: None if at is None else at - now for ref, at in untold.items()}
 
     def forget(self, ref: Ref | None, unless: Hashable = None) -> None:
         """A registration waits no longer, but at that device."""
@@ -125,38 +113,67 @@ class Verifications:
         if ref is None or device is None or device == unless:
             return
         del self._where[ref]
-        at = self._devices.get(device)
-        if at is not None:
-            at.waiting = [t for t in at.waiting if t.ref != ref]
+        if (turns := self._devices.get(device)) is not None:
+            turns.forget(ref)
 
-    def _lose(self, at: _Device, turn: Turn) -> None:
-        turn.is_lost = True
-        if turn.ref is not None:
-            self._where.pop(turn.ref, None)
-            at.lost.append(turn.ref)
+    @contextmanager
+    def _changing(self, device: Hashable, turns: DeviceTurns) -> Iterator[None]:
+        """Who waits there, before and after."""
+        before = turns.refs
+        yield
+        for ref in before - turns.refs:
+            self._where.pop(ref, None)
+        self._where.update(dict.fromkeys(turns.refs, device))
 
-    def _settle(self, at: _Device, now: float) -> None:
-        """Turns that have come were given."""
-        while at.waiting and at.waiting[0].at <= now:
-            turn = at.waiting.pop(0)
-            at.given.append(turn)
-            self._where.pop(turn.ref, None)
-        at.given = [turn for turn in at.given if turn.at > now - HOUR]
 
-    @staticmethod
-    def _arrange(at: _Device, now: float) -> None:
-        """Fewest turns of a network first, and of a source in it, then as they came; then give them their times."""
-        of_source = Counter(turn.source for turn in at.given)
-        of_network = Counter(turn.network for turn in at.given)
-        ranks: dict[Turn, int] = {}
-        for turn in sorted(at.waiting, key=lambda turn: of_source[turn.source]):
-            ranks[turn] = of_network[turn.network]
-            of_network[turn.network] += 1
-        at.waiting.sort(key=lambda turn: (ranks[turn], of_source[turn.source]))
-        times = [turn.at for turn in at.given]
-        for turn in at.waiting:
-            earliest = max(now, times[-1] + SPACING) if times else now
-            if len(times) >= PER_HOUR:
-                earliest = max(earliest, times[-PER_HOUR] + HOUR)
-            turn.at = earliest
-            times.append(earliest)
+class LocalCodes:
+    """`Codes` of a process that has its store alone. `clock`: seconds that nobody sets."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._turns = Verifications()
+        self._again: OrderedDict[Ref, float] = OrderedDict()  # when an ACTIVE token may have its code pushed again
+        self._replaced: OrderedDict[Ref, int] = OrderedDict()  # times since a token was verified
+        self._salt = os.urandom(16)
+
+    async def ask(self, device: bytes, source: bytes, network: bytes, ref: Ref | None) -> Asked | None:
+        """See `Codes`."""
+        now, key = self._clock(), blake2b(device, key=self._salt, digest_size=16).digest()
+        turn = self._turns.ask(key, source, network, ref, now)
+        return None if turn is None else Asked(turn.at - now, key, turn)
+
+    async def made(self, asked: Asked, ref: Ref, put_off: PutOff) -> None:
+        """See `Codes`."""
+        if asked.turn is None:
+            return
+        self._turns.made(asked.device, asked.turn, ref)
+        if moved := self._turns.moved(asked.device, self._clock()):
+            await put_off(moved)
+
+    async def again(self, ref: Ref) -> float:
+        """See `Codes`."""
+        now = self._clock()
+        at, then = own_turn(self._again.get(ref, now), now)
+        remember(self._again, ref, then)
+        return at - now
+
+    async def replace(self, ref: Ref, *, verified: bool) -> bool:
+        """See `Codes`."""
+        count = 0 if verified else self._replaced.get(ref, 0) + 1
+        if count > MAX_REPLACEMENTS:
+            return False
+        remember(self._replaced, ref, count)
+        return True
+
+    async def verified(self, ref: Ref) -> None:
+        """See `Codes`."""
+        self._replaced.pop(ref, None)
+        self._turns.forget(ref)
+
+
+def remember(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    """The newest MAX_KEYS of them."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > MAX_KEYS:
+        kept.popitem(last=False)

@@ -8,6 +8,7 @@ be repeated.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from ntf_server.store.ledger import Ledger
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -368,6 +369,11 @@ class Sessions(Protocol):
 
 class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
     """All of it. Methods raise StoreError in one of its classes, and StoreCorruptError."""
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What nodes count together; None: no other node may have the store."""
+        ...
 
     async def tend(self) -> float:
         """A slice of upkeep (deletions, what expired, the file); seconds until the next one is due.

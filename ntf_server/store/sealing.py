@@ -168,6 +168,10 @@ class Sealer:
         """What stands for a push service's origin: HMAC-SHA256, 16 bytes; empty for none."""
         return hmac.digest(self._lookup_key, b"\x06origin" + origin.encode(), "sha256")[:16] if origin else b""
 
+    def mask(self, text: bytes) -> bytes:
+        """What stands for an address or the like: HMAC-SHA256, 16 bytes."""
+        return hmac.digest(self._lookup_key, b"\x06budget" + text, "sha256")[:16]
+
 
 _HEX: Final = frozenset([Provider.APNS, Provider.APNS_SANDBOX, Provider.APNS_TEST])
 _HEX_DIGITS: Final = re.compile(rb"[0-9A-Fa-f]+")

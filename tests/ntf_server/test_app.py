@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from harness import Phone
+from redis_servers import Server
 
 from ntf_server import periodic, supervisor
 from ntf_server.admin.socket import AdminError, ask
@@ -85,6 +87,31 @@ async def test_a_message_wakes_the_device(
         meta = queue.open_notification(entry.nonce, entry.meta)
         assert meta.message_id == (await queue.receive()).message_id
         assert push.size <= 4096
+
+
+async def test_relays_that_share_a_store_count_registrations_and_codes_together(
+    relay_config: Config, mock_apns: MockApns, phone: Callable[[], Phone], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Somebody has one device pushed to through both."""
+    folder = tmp_path_factory.mktemp("relays")
+    with Server(folder / "redis") as server:
+        limits = sections.Limits(registrations_per_address="1 + 0.5/s")
+        one = changed(relay_config, store=sections.Store(url=server.url, node="one"), limits=limits)
+        shutil.copytree(one.directory, folder / "two")
+        two = msgspec.structs.replace(one.settings, store=sections.Store(url=server.url, node="two"))
+        async with Relay(one) as first, Relay(assemble(folder / "two", two, {})) as second:
+            owner, stranger = phone(), phone()
+            stranger.token = owner.token
+            for device, relay in ((owner, first), (stranger, second)):
+                async with await connect(relay, one) as client:
+                    await device.register(client)
+            for kind in ("registrations_per_address", "verifications"):
+                delays = [relay._metrics.value(KindCounter.LIMITS_DELAYED, kind) for relay in (first, second)]
+                assert delays == [0, 1], kind
+            async with await connect(second, one) as client:
+                await owner.verify(client)
+                assert await owner.status(client) == ntf.Tkn(TokenStatus.ACTIVE)
+            assert [push.token for push in mock_apns.pushes] == [owner.token]
 
 
 async def test_a_restart_resumes_subscriptions_and_pushes(

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_servers import Server
+from redis_stores import How, Nodes, fault
 
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
@@ -22,7 +25,7 @@ from ntf_server.app import Relay
 from ntf_server.commands import Commands
 from ntf_server.config.limits import parse_limits
 from ntf_server.config.settings import Limits
-from ntf_server.listener import Listener, ListenerConfig, ListenError
+from ntf_server.listener import ERR_STORE, Listener, ListenerConfig, ListenError
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store.contract import (
     StoreConflictError,
@@ -67,6 +70,8 @@ class StubCommands(Commands):
             return self.answer
         if t.command == b"TDEL":
             raise self.fault
+        if command == ERR_STORE:
+            return command
         return ntf.Pong() if t.command == b"PING" else self.answer
 
 
@@ -531,6 +536,33 @@ async def test_over_a_rate_a_session_waits_and_others_do_not(listen: Any, dial: 
     assert {a.command for a in answers} == {b"PONG"}  # delayed, not refused
     assert asyncio.get_running_loop().time() - began >= 0.95
     assert metrics.value(KindCounter.LIMITS_DELAYED, "commands_per_session") >= 1
+
+
+async def test_what_nodes_count_together_and_cannot_now_is_answered_so(
+    listen: Any, dial: Any, commands: StubCommands, tmp_path: Path
+) -> None:
+    """The store is away: TNEW and TRPL have its error, everything else its answer, and the session goes on."""
+    device = ntf.DeviceToken(ntf.Provider.APNS, b"00" * 32)
+    new = ntf.TNew(device, KEY.public_key(), DH_KEY.public_key())
+    with Server(tmp_path / "redis") as server:
+        nodes = Nodes(server.url)
+        store = await nodes.open()
+        shared = admission(registrations_per_address="2 + 2/s")
+        shared.share(store.ledger)
+        wire = await dial(await listen(shared))
+        with fault(store, How.UNDONE, "spend") as happened:
+            wire.send(*(wire.encode(command, ID, KEY) for command in (ntf.TCrn(20), ntf.TRpl(device))))
+            wire.send(wire.encode(new, b"", KEY), wire.encode(ntf.Ping()))
+            answers: list[bytes] = []
+            while len(answers) < 4:
+                answers += [a.command for a in await wire.receive()]
+        assert answers == [b"OK", b"ERR STORE database", b"ERR STORE database", b"PONG"]
+        assert happened
+        began = asyncio.get_running_loop().time()
+        for _ in range(3):
+            assert await wire.ask(new, b"", KEY) == ntf.Ok()
+        assert asyncio.get_running_loop().time() - began >= 0.4
+        await nodes.close()
 
 
 async def test_a_session_that_waits_for_its_turn_does_not_hold_up_a_stop(listen: Any, dial: Any) -> None:

@@ -58,6 +58,7 @@ from ntf_server.store.records import (
 from ntf_server.store.redis import changes as stream
 from ntf_server.store.redis import deliveries, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
 from ntf_server.store.redis.rows import DamagedError, Queue
@@ -87,6 +88,7 @@ class RedisStore:
         self._sweep = upkeep.Sweep()
         self._seen = Seen[bytes]()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.ledger: Final = RedisLedger(node, self._do)
         self._due: dict[Provider, float] = {}  # when the first of a provider is, as it was told (steady seconds)
 
     @classmethod

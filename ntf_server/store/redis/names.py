@@ -1,8 +1,8 @@
 """Names of keys: what is in one slot of a cluster has one hash tag.
 
 `P` is the prefix of the store's URL. Tokens are in shards, by a hash of their ids, with all that a push of them needs;
-each SMP server is in a slot of its own; what finds a token by its device, or a subscription by its id, is spread over
-256 slots; the rest, which is little, is in one.
+each SMP server is in a slot of its own; what finds a token by its device, or a subscription by its id, and turns of
+codes are spread over 256 slots each; budgets of all are in one, and so is the rest, which is little.
 """
 
 import hashlib
@@ -62,6 +62,14 @@ class Names:
     def subscription(self, subscription_id: bytes) -> bytes:
         """Hash of subscription ids and queues."""
         return b"%s:{i%02x}" % (self._prefix, zlib.crc32(subscription_id) & 0xFF)
+
+    def spent(self, kind: str) -> bytes:
+        """Hash of what was spent of a kind of budget, by whom."""
+        return b"%s:{b}:%s" % (self._prefix, kind.encode())
+
+    def memo(self, mask: bytes) -> bytes:
+        """Of a device token, or of a registration: turns of codes."""
+        return b"%s:{b%02x}:%s" % (self._prefix, mask[0], mask)
 
     def server(self, server_id: bytes) -> bytes:
         """Hash of an SMP server; what is its is named after it."""

@@ -345,6 +345,11 @@ class SqliteStore:
         return await self._write(lambda c: sessions.acquire(c, self._state, server))
 
     @property
+    def ledger(self) -> None:
+        """See `Store`."""
+        return
+
+    @property
     def lease(self) -> float:
         """See `Store`."""
         return math.inf

@@ -2,21 +2,26 @@
 
 import logging
 from collections import Counter
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from redis_stores import How, Nodes, fault
 
 from ntf_server.admission.budgets import MAX_DELAY
-from ntf_server.admission.gate import Admission, Asked
+from ntf_server.admission.code_turns import MAX_OF_NETWORK
+from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import HANDSHAKE, MANY, Closed, Peer
-from ntf_server.admission.verifications import MAX_OF_NETWORK
+from ntf_server.admission.verifications import Asked
 from ntf_server.config.limits import parse_limits
 from ntf_server.config.settings import Limits
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
-from ntf_server.store.records import Token
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.records import Ref, Token
+from ntf_server.store.redis.engine import RedisStore
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.transmission import ERR_SYNTAX, Message
@@ -26,6 +31,16 @@ DEVICE = ntf.DeviceToken(ntf.Provider.APNS, b"00" * 32)
 TNEW = ntf.TNew(DEVICE, KEY.public_key(), DH.public_key())
 SNEW = ntf.SNew(bytes(24), ServerAddress("smp", ("a.org",), "", bytes(32)), bytes(24), KEY)
 ONE = "192.0.2.1"
+
+T = TypeVar("T")
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """What it gives. In one process nothing is waited for."""
+    with pytest.raises(StopIteration) as ended:
+        work.send(None)
+    result: T = ended.value.value
+    return result
 
 
 class World:
@@ -52,6 +67,22 @@ class World:
 
     def _close(self) -> None:
         self.closed += 1
+
+    def turn(self, peer: Peer, device: ntf.DeviceToken, known: Token | None) -> Asked | None:
+        return at_once(self.admission.turn_of_registration(peer, device, known))
+
+    def replaced(self, peer: Peer, device: ntf.DeviceToken, known: Token) -> Asked | None:
+        return at_once(self.admission.turn_of_replacement(peer, device, known))
+
+    def made(self, asked: Asked, token: Ref) -> dict[Ref, float | None]:
+        """What the store is told of others."""
+        told: dict[Ref, float | None] = {}
+
+        async def put_off(waits: Mapping[Ref, float | None]) -> None:
+            told.update(waits)
+
+        at_once(self.admission.made(asked, token, put_off))
+        return told
 
     def delays(self, what: str) -> int:
         return self.metrics.value(KindCounter.LIMITS_DELAYED, what)
@@ -312,14 +343,12 @@ def test_codes_for_one_device_wait_for_their_turn_whatever_its_spelling() -> Non
     strangers = [world.session(f"192.0.2.{n}") for n in range(3)]
     upper = ntf.DeviceToken(ntf.Provider.APNS, b"AB" * 32)
     lower = ntf.DeviceToken(ntf.Provider.APNS, b"ab" * 32)
-    asked = [
-        world.admission.turn_of_registration(p, d, None) for p, d in zip(strangers, (upper, lower, upper), strict=True)
-    ]
+    asked = [world.turn(p, d, None) for p, d in zip(strangers, (upper, lower, upper), strict=True)]
     assert [wait(a) for a in asked] == [0.0, 60.0, 120.0]
     assert world.delays("verifications") == 2
     for text in (b"AB", b"ab"):
         case = ntf.DeviceToken(ntf.Provider.FCM, text)
-        assert wait(world.admission.turn_of_registration(strangers[0], case, None)) == 0.0
+        assert wait(world.turn(strangers[0], case, None)) == 0.0
 
 
 def test_registrations_of_one_site_are_one_source() -> None:
@@ -327,32 +356,32 @@ def test_registrations_of_one_site_are_one_source() -> None:
     first, second = world.session("2001:db8:0:1::1"), world.session("2001:db8:0:2::1")
     owner = world.session("192.0.2.1")
     for ref, peer in enumerate((first, second)):
-        asked = world.admission.turn_of_registration(peer, DEVICE, None)
+        asked = world.turn(peer, DEVICE, None)
         assert asked is not None
-        world.admission.made(asked, ref)
+        world.made(asked, ref)
     assert wait(asked) == 60.0
-    mine = world.admission.turn_of_registration(owner, DEVICE, None)
+    mine = world.turn(owner, DEVICE, None)
     assert mine is not None
     assert mine.wait == 60.0
-    assert world.admission.made(mine, 2) == {1: 120.0}
+    assert world.made(mine, 2) == {1: 120.0}
 
 
 def test_an_active_registration_waits_for_nobody_but_itself() -> None:
     world = World()
     owner, active = world.session(), token(7, ntf.TokenStatus.ACTIVE, proven=True)
     for n in range(5):
-        world.admission.turn_of_registration(world.session(f"198.51.100.{n}"), DEVICE, None)
-    assert [wait(world.admission.turn_of_registration(owner, DEVICE, active)) for _ in range(3)] == [0.0, 60.0, 60.0]
+        world.turn(world.session(f"198.51.100.{n}"), DEVICE, None)
+    assert [wait(world.turn(owner, DEVICE, active)) for _ in range(3)] == [0.0, 60.0, 60.0]
     world.now += 60
-    assert wait(world.admission.turn_of_registration(owner, DEVICE, active)) == 0.0
+    assert wait(world.turn(owner, DEVICE, active)) == 0.0
 
 
 def test_a_token_that_was_active_is_a_source_of_its_own() -> None:
     world = World()
     shared = world.session()
     for _ in range(2):  # by somebody behind the same address
-        world.admission.turn_of_registration(shared, DEVICE, None)
-    moved = world.admission.turn_of_replacement(shared, DEVICE, token(7, ntf.TokenStatus.ACTIVE, proven=True))
+        world.turn(shared, DEVICE, None)
+    moved = world.replaced(shared, DEVICE, token(7, ntf.TokenStatus.ACTIVE, proven=True))
     assert wait(moved) == 60.0
 
 
@@ -360,21 +389,21 @@ def test_a_token_that_is_not_verified_is_replaced_twice() -> None:
     world = World()
     peer, fresh = world.session(), token(7)
     devices = [ntf.DeviceToken(ntf.Provider.APNS, b"%064x" % n) for n in range(6)]
-    asked = [world.admission.turn_of_replacement(peer, d, fresh) is not None for d in devices[:4]]
+    asked = [world.replaced(peer, d, fresh) is not None for d in devices[:4]]
     assert asked == [True, True, False, False]
     assert world.metrics.value(KindCounter.LIMITS_REFUSED, "replacements_unverified") == 2
-    world.admission.verified(fresh.ref)
-    assert world.admission.turn_of_replacement(peer, devices[4], fresh) is not None
+    at_once(world.admission.verified(fresh.ref))
+    assert world.replaced(peer, devices[4], fresh) is not None
     active = token(8, ntf.TokenStatus.ACTIVE, proven=True)
-    assert all(world.admission.turn_of_replacement(peer, d, active) is not None for d in devices)
+    assert all(world.replaced(peer, d, active) is not None for d in devices)
 
 
 def test_too_many_sources_at_one_device_are_refused() -> None:
     world = World()
     peers = [world.session(f"192.0.2.{n}") for n in range(MAX_OF_NETWORK + 2)]
-    asked = [world.admission.turn_of_registration(p, DEVICE, None) is not None for p in peers]
+    asked = [world.turn(p, DEVICE, None) is not None for p in peers]
     assert asked == [True] * (MAX_OF_NETWORK + 1) + [False]
-    assert wait(world.admission.turn_of_registration(world.session("198.51.100.1"), DEVICE, None)) == 60.0
+    assert wait(world.turn(world.session("198.51.100.1"), DEVICE, None)) == 60.0
     assert world.metrics.value(KindCounter.LIMITS_REFUSED, "registrations_per_device") == 1
 
 
@@ -382,11 +411,108 @@ def test_switched_off_codes_wait_for_nothing() -> None:
     world = World(enabled=False)
     peer = world.session()
     for known in [None, token(7), token(8, ntf.TokenStatus.ACTIVE, proven=True)] * 20:
-        asked = world.admission.turn_of_registration(peer, DEVICE, known)
+        asked = world.turn(peer, DEVICE, known)
         assert wait(asked) == 0.0
         assert asked is not None
-        assert world.admission.made(asked, 7) == {}
-    assert all(world.admission.turn_of_replacement(peer, DEVICE, token(7)) for _ in range(20))
+        assert world.made(asked, 7) == {}
+    assert all(world.replaced(peer, DEVICE, token(7)) for _ in range(20))
+
+
+# --- over all nodes
+
+
+class Shared:
+    """A node each, with budgets of its own but for what is counted in Redis."""
+
+    def __init__(self, store: RedisStore, **changes: Any) -> None:
+        self.world = World(**changes)
+        self.world.admission.share(store.ledger)
+
+    async def delay(self, peer: Peer, command: Message = TNEW) -> float:
+        admission = self.world.admission
+        return max(admission.delay(peer, [command]), await admission.shared_delay(peer, [command]))
+
+
+def shared(two: tuple[RedisStore, RedisStore], **changes: Any) -> list[Shared]:
+    return [Shared(store, **changes) for store in two]
+
+
+@pytest.mark.parametrize(
+    ("command", "what"), [(TNEW, "registrations"), (ntf.TRpl(DEVICE), "replacements")], ids=["TNEW", "TRPL"]
+)
+async def test_a_flood_over_two_nodes_is_delayed_as_one(
+    two: tuple[RedisStore, RedisStore], command: Message, what: str
+) -> None:
+    """An honest phone is not."""
+    nodes = shared(two, **{f"{what}_per_address": "3 + 1/s"})
+    flood = [node.world.session() for node in nodes]
+    delays = [await nodes[n % 2].delay(flood[n % 2], command) for n in range(6)]
+    assert delays == pytest.approx([0, 0, 0, 1, 2, 3], abs=0.01)
+    for node in nodes:
+        assert await node.delay(node.world.session("192.0.2.2"), command) == 0.0
+    assert [node.world.delays(f"{what}_per_address") for node in nodes] == [1, 2]
+
+
+async def test_all_addresses_together_are_delayed_over_two_nodes(two: tuple[RedisStore, RedisStore]) -> None:
+    nodes = shared(two, registrations="4 + 1/s")
+    delays = [await nodes[n % 2].delay(nodes[n % 2].world.session(f"192.0.2.{n}")) for n in range(6)]
+    assert delays == pytest.approx([0, 0, 0, 0, 1, 2], abs=0.01)
+    assert [node.world.delays("registrations") for node in nodes] == [1, 1]
+    nobody = nodes[0].world.session("no address")
+    assert await nodes[0].delay(nobody) == 0.0  # a group of its own
+
+
+async def test_few_who_ask_for_much_over_two_nodes_delay_none_who_asks_for_little(
+    nodes: Nodes, two: tuple[RedisStore, RedisStore]
+) -> None:
+    both = shared(two)
+    floods = [(node, node.world.session(f"198.51.100.{n}")) for n in range(6) for node in both]
+    for n in range(40):
+        nodes.clock.pass_(0.2)
+        for node, flood in floods:
+            await node.world.admission.shared_delay(flood, [TNEW] * 3)
+        phone = both[n % 2].world.session(f"10.0.{n}.1")
+        assert await both[n % 2].delay(phone) == 0.0
+    assert sum(node.world.delays("registrations") + node.world.delays("registrations_per_address") for node in both)
+
+
+async def test_only_what_is_counted_together_asks_the_store(two: tuple[RedisStore, RedisStore]) -> None:
+    [node, _] = shared(two)
+    peer = node.world.session()
+    others = [ntf.Ping(), ntf.TChk(), SNEW, ntf.TVfy(bytes(32)), ERR_SYNTAX]
+    with fault(two[0], How.UNDONE, "spend"):
+        assert node.world.admission.delay(peer, others) == 0.0
+        assert at_once(node.world.admission.shared_delay(peer, others)) == 0.0
+        with pytest.raises(StoreUnavailableError):
+            await node.world.admission.shared_delay(peer, [*others, TNEW])
+        node.world.admission.use(None)
+        assert at_once(node.world.admission.shared_delay(peer, [TNEW])) == 0.0
+
+
+async def test_codes_for_a_device_wait_over_two_nodes(two: tuple[RedisStore, RedisStore]) -> None:
+    both = shared(two)
+    told: dict[Ref, float | None] = {}
+
+    async def put_off(waits: Mapping[Ref, float | None]) -> None:
+        told.update(waits)
+
+    for n, host in enumerate(["192.0.2.1", "192.0.2.2", "192.0.2.1", "no address", "198.51.100.1"]):
+        admission = both[n % 2].world.admission
+        asked = await admission.turn_of_registration(both[n % 2].world.session(host), DEVICE, None)
+        assert asked is not None
+        await admission.made(asked, b"%d" % n, put_off)
+    # The first has its turn; of its network there is one more, and the source that comes again is behind it.
+    assert {ref: round(at or 0.0) for ref, at in told.items()} == {b"1": 3600, b"2": 3660}
+    assert asked.wait == 120.0
+    active = msgspec.structs.replace(token(9, ntf.TokenStatus.ACTIVE, proven=True), ref=bytes(24))
+    waits = [await node.world.admission.turn_of_registration(node.world.session(), DEVICE, active) for node in both]
+    assert [wait(asked) for asked in waits] == pytest.approx([0.0, 60.0])
+    await both[0].world.admission.verified(b"1")
+    fresh = msgspec.structs.replace(token(7), ref=b"7" * 24)
+    replaced = [
+        await node.world.admission.turn_of_replacement(node.world.session(), DEVICE, fresh) for node in both * 2
+    ]
+    assert [one is not None for one in replaced] == [True, True, False, False]
 
 
 # --- what the defaults were derived from (docs/reference/limits.md)

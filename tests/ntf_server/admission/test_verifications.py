@@ -8,19 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntf_server.admission.budgets import Rate
-from ntf_server.admission.verifications import (
-    HOUR,
-    MAX_DEVICES,
-    MAX_OF_NETWORK,
-    MAX_WAITING,
-    PER_HOUR,
-    SPACING,
-    Turn,
-    Verifications,
-)
+from ntf_server.admission.code_turns import HOUR, MAX_OF_NETWORK, MAX_WAITING, PER_HOUR, SPACING, Turn
+from ntf_server.admission.verifications import MAX_DEVICES, Verifications
 from ntf_server.config.settings import Limits
 
 DEVICE = "a device"
+
+
+def named(who: object) -> bytes:
+    return repr(who).encode()
 
 
 class World:
@@ -37,7 +33,7 @@ class World:
         self, source: object, ref: int | None = None, device: object = DEVICE, network: object = None
     ) -> int | None:
         """A registration of a source, by default in a network of its own: its number, None if it was refused."""
-        turn = self.turns.ask(device, source, network or source, ref, self.now)
+        turn = self.turns.ask(device, named(source), named(network or source), ref, self.now)
         if turn is None:
             return None
         if ref is None:
@@ -160,13 +156,13 @@ def test_who_is_not_made_yet_is_moved_when_it_is() -> None:
     """Two commands for one device at once."""
     world = World()
     world.ask("a")
-    slow = world.turns.ask(DEVICE, "a", "a", None, world.now)
+    slow = world.turns.ask(DEVICE, named("a"), named("a"), None, world.now)
     assert slow is not None
     world.due[99] = slow.at
     world.ask("b")
     world.tell(DEVICE, slow, 99)
     assert world.due[99] == world.now + 2 * SPACING
-    lost = world.turns.ask(DEVICE, "c", "c", None, world.now)
+    lost = world.turns.ask(DEVICE, named("c"), named("c"), None, world.now)
     assert lost is not None
     world.ask("c")
     world.due[100] = lost.at

@@ -279,6 +279,16 @@ def test_a_lookup_is_of_its_provider_device_token_and_key(one: tuple[str, bytes]
     assert len(sealer.lookup(*one)) == 32
 
 
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_a_mask_is_of_its_text_and_key(one: bytes, other: bytes) -> None:
+    sealer = Sealer(DATABASE_KEY)
+    assert sealer.mask(one) == Sealer(DATABASE_KEY).mask(one)
+    assert (sealer.mask(one) == sealer.mask(other)) == (one == other)
+    assert sealer.mask(one) != Sealer(RAW).mask(one)
+    assert len(sealer.mask(one)) == 16
+    assert sealer.mask(one) not in (sealer.lookup("APNS", one)[:16], sealer.origin(one.decode("latin-1")))
+
+
 def test_what_divides_provider_and_device_token_counts() -> None:
     sealer = Sealer(DATABASE_KEY)
     assert sealer.lookup("A", b"Pxyz") != sealer.lookup("AP", b"xyz")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from redis_media import RedisMedium
 from redis_servers import Cluster, Server
+from redis_stores import Nodes
 
+from ntf_server.store.ledger import Charge, Revision
 from ntf_server.store.redis import engine
 from ntf_server.testing.store_suite import Check, checks, name, run
 
@@ -29,6 +31,19 @@ def test_the_engine_is_what_the_page_is_about() -> None:
 async def test_it_is_enough(check: Check, server: Server) -> None:
     server.ask("ACL", "SETUSER", "relay", *rules())
     await run(check, RedisMedium(server.url.replace("redis://", "redis://relay:sesame@")))
+
+
+async def test_it_is_enough_for_what_nodes_count_together(server: Server) -> None:
+    server.ask("ACL", "SETUSER", "relay", *rules())
+    nodes = Nodes(server.url.replace("redis://", "redis://relay:sesame@"), "suite")
+    ledger = (await nodes.open()).ledger
+    try:
+        paces = ((1.0, 1.0),)
+        await ledger.spend([Charge("registrations", 1, ((b"address", 1),), paces, paces, paces)], 20.0)
+        for value in (b"kept", None):
+            await ledger.revise(bytes(16), lambda _, __, value=value: Revision(value, 60.0, None))
+    finally:
+        await nodes.close()
 
 
 async def test_it_is_enough_in_a_cluster(cluster: Cluster) -> None:

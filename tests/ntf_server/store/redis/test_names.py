@@ -50,7 +50,7 @@ def test_stores_with_other_prefixes_share_nothing(two: list[str], token: bytes, 
         found.append({
             *n.shards, n.store, n.clock, n.nodes, n.servers, n.changes, n.token(token), n.queues_of(token),
             n.notifications(token), n.gone(n.shard(token)), n.doubts(n.shard(token)), n.device(lookup),
-            n.subscription(token), n.server(lookup[:8]),
+            n.subscription(token), n.server(lookup[:8]), n.spent("registrations"), n.memo(lookup[:16]),
         })  # fmt: skip
     assert not found[0] & found[1]
 
