@@ -138,14 +138,9 @@ class DeviceTurns(msgspec.Struct, array_like=True, eq=False):
         self.given = [place for place in self.given if place.at > now - HOUR]
 
     def _arrange(self, now: float) -> None:
-        """Fewest turns of a network first, and of a source in it, then as they came; then give them their times."""
-        of_source = Counter(place.source for place in self.given)
-        of_network = Counter(place.network for place in self.given)
-        ranks: dict[bytes, int] = {}
-        for place in sorted(self.waiting, key=lambda place: of_source[place.source]):
-            ranks[place.turn_id] = of_network[place.network]
-            of_network[place.network] += 1
-        self.waiting.sort(key=lambda place: (ranks[place.turn_id], of_source[place.source]))
+        """Give them their times."""
+        if len(self.waiting) > 1:
+            self._rank()
         times = [place.at for place in self.given]
         for place in self.waiting:
             earliest = max(now, times[-1] + SPACING) if times else now
@@ -153,6 +148,16 @@ class DeviceTurns(msgspec.Struct, array_like=True, eq=False):
                 earliest = max(earliest, times[-PER_HOUR] + HOUR)
             place.at = earliest
             times.append(earliest)
+
+    def _rank(self) -> None:
+        """Fewest turns of a network first, and of a source in it, then as they came."""
+        of_source = Counter(place.source for place in self.given)
+        of_network = Counter(place.network for place in self.given)
+        ranks: dict[bytes, int] = {}
+        for place in sorted(self.waiting, key=lambda place: of_source[place.source]):
+            ranks[place.turn_id] = of_network[place.network]
+            of_network[place.network] += 1
+        self.waiting.sort(key=lambda place: (ranks[place.turn_id], of_source[place.source]))
 
 
 def own_turn(again: float, now: float) -> tuple[float, float]:

@@ -2,8 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from hashlib import blake2b
 from typing import Final, Protocol, TypeAlias, TypeVar
 
@@ -78,8 +77,9 @@ class Verifications:
         self.forget(ref, unless=device)
         turns = self._devices.setdefault(device, DeviceTurns())
         self._devices.move_to_end(device)
-        with self._changing(device, turns):
-            turn = turns.ask(os.urandom(TURN_ID), source, network, ref, now)
+        before = turns.refs
+        turn = turns.ask(os.urandom(TURN_ID), source, network, ref, now)
+        self._changed(device, before, turns.refs)
         while len(self._devices) > 1 and self._is_full:
             _, gone = self._devices.popitem(last=False)
             for waiting in gone.refs:
@@ -93,8 +93,8 @@ class Verifications:
     def made(self, device: Hashable, turn: Turn, ref: Ref) -> None:
         """The registration that a turn is for."""
         if (turns := self._devices.get(device)) is not None:
-            with self._changing(device, turns):
-                turns.made(turn, ref)
+            turns.made(turn, ref)
+            self._changed(device, (), turns.refs)
 
     def moved(self, device: Hashable, now: float) -> Mapping[Ref, float | None]:
         """What the store has to be told of others at a device: in how many seconds their turn is, None: they lost it.
@@ -103,7 +103,8 @@ class Verifications:
         """
         if (turns := self._devices.get(device)) is None:
             return {}
-        untold = turns.untold()
+        if not (untold := turns.untold()):
+            return {}
         turns.tell(untold)
         return {ref: None if at is None else at - now for ref, at in untold.items()}
 
@@ -116,14 +117,13 @@ class Verifications:
         if (turns := self._devices.get(device)) is not None:
             turns.forget(ref)
 
-    @contextmanager
-    def _changing(self, device: Hashable, turns: DeviceTurns) -> Iterator[None]:
-        """Who waits there, before and after."""
-        before = turns.refs
-        yield
-        for ref in before - turns.refs:
-            self._where.pop(ref, None)
-        self._where.update(dict.fromkeys(turns.refs, device))
+    def _changed(self, device: Hashable, before: Collection[Ref], refs: Collection[Ref]) -> None:
+        """Who waited there, and who does now."""
+        for ref in before:
+            if ref not in refs:
+                self._where.pop(ref, None)
+        for ref in refs:
+            self._where[ref] = device
 
 
 class LocalCodes:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.crc import key_slot
 from redis_servers import Cluster, Server
 from redis_stores import How, Nodes, ask, fault, keys
 
@@ -245,6 +246,35 @@ async def test_it_is_counted_in_a_cluster_too(cluster: Cluster) -> None:
         assert delays == [[Delays(0.0, 0.0)], [Delays(1.0, 0.0)], [Delays(3.0, 0.0)]]
         counts = [await two[n % 2].ledger.revise(KEY, counting()) for n in range(4)]
         assert counts == [1, 2, 3, 4]
+    finally:
+        await nodes.close()
+
+
+async def test_while_their_slots_move_nobody_waits(own_cluster: Cluster) -> None:
+    nodes = Nodes(own_cluster.url)
+    try:
+        store = await nodes.open()
+        names = store._node.names
+        for key, kind in ((names.spent("registrations"), "spent"), (names.memo(KEY), "memo")):
+            counts: list[object] = []
+
+            async def count(kind: str = kind, counts: list[object] = counts) -> None:
+                if kind == "memo":
+                    counts.append(await store.ledger.revise(KEY, counting()))
+                else:
+                    counts.append((await spend(store, charge(1, (ONE, 1), each=THREE)))[0].own)
+
+            slot = key_slot(key)
+            source = own_cluster.owner(slot)
+            to = next(node for node in own_cluster.primaries if node is not source)
+            own_cluster.begin_move(slot, source, to)
+            await count()  # it is there not yet, here not any more
+            await count()
+            own_cluster.move_keys(slot, source, to, 100)
+            await count()
+            own_cluster.end_move(slot, source, to)
+            await count()
+            assert counts == ([1, 2, 3, 4] if kind == "memo" else [0.0, 0.0, 0.0, 1.0])
     finally:
         await nodes.close()
 
