@@ -268,7 +268,7 @@ class Database:
         match remedy(error, at, pending.name):
             case Again() as again:
                 self._rest(pending, again)
-            case Elsewhere(slot, asking=True) if pending.script is not None:
+            case Elsewhere(slot, asking=True) if pending.script is not None and pending.script.makes_keys:
                 # There, keys that it makes from its own seem not to exist until they have moved too.
                 self._rest(pending, Again(f"slot {slot} moves", look=False))
             case Elsewhere(slot, to, asking):

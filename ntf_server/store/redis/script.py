@@ -8,6 +8,7 @@ from typing import Final, Self
 FOLDER: Final = Path(__file__).with_name("lua")
 PRELUDE: Final = "prelude"  # functions that several scripts share; it goes in front of each of them
 _SHEBANG: Final = "#!"
+_NO_OTHERS: Final = "It uses no other keys."
 
 
 def scripts(folder: Path = FOLDER) -> list[str]:
@@ -19,10 +20,11 @@ class Script:
     """A script's name, for people; `text`, as it is sent; `sha1` of that, as Redis names it.
 
     `flags` are those of its first line (`#!lua flags=allow-oom,no-writes`). `writes` tells that it may change
-    something, which is so unless the flag `no-writes` says that it does not.
+    something, which is so unless the flag `no-writes` says that it does not; `makes_keys` that it may use keys which
+    it makes from those that it is given, unless it says `It uses no other keys.`
     """
 
-    __slots__ = ("flags", "name", "sha1", "text", "writes")
+    __slots__ = ("flags", "makes_keys", "name", "sha1", "text", "writes")
 
     def __init__(self, name: str, text: str, *, prelude: str = "") -> None:
         first, rest = _split(text)
@@ -31,6 +33,7 @@ class Script:
         self.sha1: Final = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         self.flags: Final = _flags(first)
         self.writes: Final = "no-writes" not in self.flags
+        self.makes_keys: Final = _NO_OTHERS not in text
 
     def __repr__(self) -> str:
         return f"Script({self.name!r})"

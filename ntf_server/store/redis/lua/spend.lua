@@ -3,6 +3,7 @@
 -- KEYS: hash of the kind: who -> when all that he spent is paid for, in ms, by pace. ARGV: offset ms, how many are spent,
 -- longest delay ms, paces of all, paces of who asks for little, then who and his paces, several times or never. A pace:
 -- at once, per ms. Gives the delays by address and by group, ms.
+-- It uses no other keys.
 -- Twice it is spent twice, which delays: by what is asked for at once at this pace, and never for longer than `longest`.
 -- What is full again is as good as not there: each call looks at more than it adds, so most of it is soon deleted.
 local spent, now = KEYS[1], now_ms(ARGV[1])

@@ -1,6 +1,7 @@
 -- Of the registrations of a device one is verified: it alone has the device from now on. The others are kept as `-ID`
 -- until they are deleted: this may be done twice, and who asked may die.
 -- KEYS: device. ARGV: verify key, token id. Gives the ids of the others; nothing if it has the device no more itself.
+-- It uses no other keys.
 local device, mine, others = KEYS[1], ARGV[1], {}
 if call('HGET', device, mine) ~= ARGV[2] then return false end
 local pairs_ = call('HGETALL', device)

@@ -174,3 +174,13 @@ async def test_none_holds_the_server_for_long(server: Server, nodes: Nodes) -> N
         await tend(Bench(None, nodes.clock), store)  # type: ignore[arg-type]
     assert costs.keys() == BIG
     assert {name: max(found) for name, found in costs.items() if max(found) > MOST} == {}
+
+
+def test_one_makes_keys_unless_it_says_that_it_does_not() -> None:
+    assert Script("x", "return 1").makes_keys
+    told = {name for name in scripts() if not Script.load(name).makes_keys}
+    assert "claim" in told
+    for name in told:
+        text = (FOLDER / f"{name}.lua").read_text()
+        assert not re.search(r"\.\.\s*['\"]:", text)
+        assert not re.search(r"\b(head|due|undue|waits|pending|index|expire|content|want|unwant|slice)\(", text)

@@ -232,6 +232,17 @@ async def test_keys_that_are_apart_wait_for_each_other(
         assert await waiting == 2
 
 
+async def test_a_script_is_sent_to_who_is_asked_in_between(
+    database: Database, cluster: Cluster, moving: tuple[bytes, int, Node]
+) -> None:
+    key, slot, to = moving
+    alone = Script("alone", "-- It uses no other keys.\nredis.call('SET', KEYS[1], ARGV[1]) return ARGV[1]")
+    async with moved(cluster, slot, to):
+        to.ask("SCRIPT", "FLUSH")
+        calls = [Call(alone, [key + b"%d" % i], [i]) for i in range(20)]
+        assert await database.run_all(calls) == [b"%d" % i for i in range(20)]
+
+
 async def test_a_script_waits_for_keys_that_it_makes_from_its_own(
     database: Database, cluster: Cluster, moving: tuple[bytes, int, Node]
 ) -> None:
