@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final, Self
 
 from ntf_server import periodic, systemd
+from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminError, AdminSocket, Handler
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
@@ -74,6 +75,13 @@ class Relay:
         self._providers: Providers | None = None
         self._dispatcher: Dispatcher | None = None
         self._reloader: Reloader | None = None
+        self._drain: Drain | None = None
+
+    @property
+    def drained(self) -> asyncio.Event:
+        """Is set when an operator had it drained: it is to be stopped then."""
+        assert self._drain is not None
+        return self._drain.over
 
     @property
     def failed(self) -> "asyncio.Future[None]":
@@ -112,7 +120,7 @@ class Relay:
         for engine in providers.failed:
             engine.add_done_callback(self._on_engine_failed)
         self._dispatcher = dispatcher = self._make_dispatcher(store, providers)
-        supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(min(left, GRACE)))
+        supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(self._grace(left)))
         await dispatcher.warn_of_unserved()
         for name, run in dispatcher.parts():
             supervisor.part(name, run, stage=Stage.CLOSE)
@@ -132,7 +140,7 @@ class Relay:
             metrics=self._metrics,
             clock=self._clock,
         )
-        supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(min(left, GRACE)))
+        supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(self._grace(left)))
         for name, run in subscriber.parts():
             supervisor.part(name, run)
         commands = Commands(
@@ -146,7 +154,7 @@ class Relay:
             admission=self._admission,
         )
         self._listener = listener = self._make_listener(commands)
-        supervisor.on_stop(Stage.ACCEPT, "listener", lambda left: listener.close(min(left, GRACE)))
+        supervisor.on_stop(Stage.ACCEPT, "listener", lambda left: listener.close(self._grace(left)))
         with self._listening("[transport] bind, port"):
             await listener.start()
         await subscriber.start()
@@ -158,7 +166,9 @@ class Relay:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
         self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
-        await self._start_admin(store)
+        self._drain = drain = Drain(store, listener, subscriber, dispatcher)
+        await self._start_admin(store, drain)
+        supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
@@ -243,7 +253,11 @@ class Relay:
             Part.LOG: set_up_log,
         }
 
-    async def _start_admin(self, store: Store) -> None:
+    def _grace(self, left: float) -> float:
+        """Seconds of a stop that what is under way gets: none if it had its time before."""
+        return 0.0 if self._drain is not None and self._drain.over.is_set() else min(left, GRACE)
+
+    async def _start_admin(self, store: Store, drain: Drain) -> None:
         """Last: healthy is who has started, and not begun to stop."""
         if error := socket_path_error(self._config.admin_socket):
             log.warning("no admin socket: %s", error)
@@ -251,6 +265,7 @@ class Relay:
             commands: dict[str, Handler] = {
                 "status": self._on_status,
                 "reload": self._on_reload,
+                DRAIN: partial(self._on_drain, drain),
                 INVALIDATE: partial(on_invalidate, store),
             }
             operators = AdminSocket(self._config.admin_socket, commands)
@@ -295,6 +310,10 @@ class Relay:
             raise AdminError(str(report))
         return {"swapped": report.swapped, "needs_restart": report.needs_restart}
 
+    async def _on_drain(self, drain: Drain, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._supervisor.spawn(drain.run(seconds_of(request)), "drain")
+        return await drain.on_drain(request)
+
     async def _on_status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         assert self._providers is not None
         return {
@@ -315,7 +334,8 @@ def _allow_many_files() -> None:
 
 
 async def run(config: Config, on_ready: Callable[[Relay], None], signals: Signals | None = None) -> None:
-    """Run until SIGTERM or SIGINT, or until something fails that the relay cannot go on without (which is raised).
+    """Run until SIGTERM or SIGINT, until an operator has drained it, or until something fails that the relay cannot go
+    on without (which is raised).
 
     `signals`: that are installed already; else they are from now to the end.
     """
@@ -365,7 +385,9 @@ async def _run(config: Config, on_ready: Callable[[Relay], None], signals: Signa
             ready.set()
             if asked:
                 relay.ask_for_reload()
-        await asyncio.wait([stopped, relay.failed], return_when=asyncio.FIRST_COMPLETED)
+        drained = asyncio.create_task(relay.drained.wait(), name="drained")
+        await asyncio.wait([stopped, relay.failed, drained], return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
         signals.detach()
         systemd.stopping()
         log.info("stopping")

@@ -184,8 +184,16 @@ class Listener:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
+    @property
+    def sessions(self) -> int:
+        """Connected clients."""
+        return len(self._sessions)
+
     async def close(self, grace: float = 0.0) -> None:
-        """Stop accepting, let commands in progress finish for up to `grace` seconds, disconnect all."""
+        """Stop accepting, let commands in progress finish for up to `grace` seconds, disconnect all.
+
+        May be called again.
+        """
         self._closing = True
         if self._server is not None:
             listening = [sock.fileno() for sock in self._server.sockets]

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "start": "Run the server.",
     "status": "Say how the running server is.",
     "reload": "Have the running server read its configuration again, as SIGHUP does.",
+    "drain": "Have the running server hand over what it has, finish what is under way, and stop.",
     "cert": "Make a new online certificate of the same identity.",
     "check": "Check configuration and credentials; say what start would do.",
     "backup": "Copy the database to a new file, while the server runs or not.",

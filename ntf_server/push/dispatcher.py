@@ -216,16 +216,21 @@ class Dispatcher:
     async def close(self, grace: float = 0.0) -> None:
         """Hand out no more places, wait up to `grace` seconds for what is in flight and until it is recorded.
 
-        To be called while the part "push outcomes" still runs.
+        To be called while the part "push outcomes" still runs; may be called again.
         """
         self._closing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._in_flight() or self._pending or self._recording:
+                while self.under_way or self._recording:
                     self._recorded.clear()
                     await self._recorded.wait()
-        if left := self._in_flight() + len(self._pending):
+        if left := self.under_way:
             log.warning("%d pushes were still in flight: they will be sent again", left)
+
+    @property
+    def under_way(self) -> int:
+        """Pushes that are in flight, or not recorded yet."""
+        return self._in_flight() + len(self._pending)
 
     def _in_flight(self) -> int:
         return sum(lane.schedule.in_flight for lane in self._lanes.values())

@@ -5,6 +5,7 @@ end, since another node may speak for them then.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -18,18 +19,29 @@ log = logging.getLogger(__name__)
 
 _OF_LEASE: Final = 1 / 3  # a lease is renewed so often
 _LEFT: Final = 1 / 6  # of a lease, in which sessions that cannot be renewed are ended
+LAST: Final = 0.5  # seconds
+_UNSETTLED: Final = 1 / 12  # of a lease, after which is looked again while servers are about to lose their node
 
 
 class Shares:
-    """`held`: the session that counts, of each server. `start` and `release` are the SMP agent's."""
+    """`held`: the session that counts, of each server. `start` and `release` are the SMP agent's.
+
+    `let_go`: has what a session sent stored, and the session released.
+    """
 
     def __init__(
-        self, store: Store, start: Callable[[ServerAddress], None], release: Callable[[ServerAddress], None]
+        self,
+        store: Store,
+        start: Callable[[ServerAddress], None],
+        release: Callable[[ServerAddress], None],
+        let_go: Callable[[Session], Awaitable[None]],
     ) -> None:
         self.held: dict[ServerAddress, Session] = {}
         self._store = store
         self._start = start
         self._release = release
+        self._let_go = let_go
+        self.is_over = False  # this node is to stop, and takes no server any more
         self._leaving: set[ServerAddress] = set()
         self._renewed_at = 0.0
 
@@ -40,7 +52,7 @@ class Shares:
 
     async def speaks_for(self, server: ServerAddress, acquire: Callable[[], Awaitable[Session | None]]) -> bool:
         """Whether this node is to connect to it: it has the server, or takes it now."""
-        if server in self._leaving:
+        if self.is_over or server in self._leaving:
             return False
         if self.is_shared and server not in self.held:
             session = await acquire()
@@ -49,17 +61,26 @@ class Shares:
             self.held[server] = session
         return True
 
-    def left(self, server: ServerAddress) -> None:
-        """It was released: whoever should have it may take it."""
+    async def give(self, server: ServerAddress) -> None:
+        """This node does not speak for it any more: whoever should have it may take it."""
+        if (last := self.held.pop(server, None)) is not None:
+            await self._let_go(last)
         self._leaving.discard(server)
+
+    async def give_all(self, patience: float = LAST) -> None:
+        """What is left at the end of a stop, as far as that goes in so many seconds: the store gives the others."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                for server in list(self.held):
+                    await self.give(server)
 
     async def run(self) -> None:
         """As long as the relay lives."""
         loop = asyncio.get_running_loop()
-        pause = self._store.lease * _OF_LEASE
+        pause, unsettled = self._store.lease * _OF_LEASE, False
         self._renewed_at = next_at = loop.time()
         while True:
-            next_at = max(next_at + pause, loop.time())
+            next_at = max(next_at + (self._store.lease * _UNSETTLED if unsettled else pause), loop.time())
             await asyncio.sleep(next_at - loop.time())
             held = list(self.held.values())
             began = loop.time()
@@ -74,6 +95,7 @@ class Shares:
                 log.debug("leases cannot be renewed: %s", e)
                 self._let_go_in_time(loop.time())
                 continue
+            unsettled = share.unsettled
             for session in share.give:
                 if session.server not in self._leaving:
                     log.info("SMP server %s is another node's from now on", session.server.hosts[0])

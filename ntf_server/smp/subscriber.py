@@ -114,7 +114,7 @@ class Subscriber:
         self._inbox = Inbox(store, dispatcher, spawn, self._lost, self._metrics)
         self._lost_ways = LostWays(store, spawn, self._inbox.insist, lost) if lost else None
         self._sessions: dict[ServerAddress, ServerSession] = {}
-        self._shares = Shares(store, self._agent.start, self._agent.release)
+        self._shares = Shares(store, self._agent.start, self._agent.release, self._let_go)
         self._impersonated: set[str] = set()  # hosts, perhaps: that was told, and they were not connected to since
         self._unwanted: set[ServerAddress] = set()  # perhaps: to be looked at
         for gauge, proven in ((Gauge.SMP_CONNECTING, True), (Gauge.SMP_CONNECTING_NEW, False)):
@@ -140,10 +140,20 @@ class Subscriber:
         self._permitted = servers
 
     async def close(self, grace: float) -> None:
-        """Send nothing more, store what was read, disconnect."""
+        """Send nothing more, store what was read, disconnect; other nodes may have each server as soon as that is so.
+
+        May be called again.
+        """
         ends_at = asyncio.get_running_loop().time() + grace
+        self._shares.is_over = True
         await self._agent.close(grace)
         await self._inbox.close(max(0.0, ends_at - asyncio.get_running_loop().time()))
+        await self._shares.give_all()  # those that were not connected
+
+    @property
+    def sessions(self) -> int:
+        """SMP servers that are connected."""
+        return len(self._sessions)
 
     def status(self, s: Subscription) -> Sub:
         """What SCHK answers: the stored status, seen against the server's current session."""
@@ -174,7 +184,7 @@ class Subscriber:
     def _take_change(self, change: Change) -> None:
         server, session = change.server, self._sessions.get(change.server)
         match change.kind:
-            case ChangeKind.ADDED if session is None:
+            case ChangeKind.ADDED | ChangeKind.FREE if session is None:
                 self._agent.start(server)
             case ChangeKind.ADDED if session is not None:
                 session.missing.update(change.refs)
@@ -220,11 +230,12 @@ class Subscriber:
         standing = await self._insist(lambda: self._store.standing(server)) if permitted else None
         if standing is not None and await self._shares.speaks_for(server, lambda: self._acquire(server)):
             return standing
-        if (last := self._shares.held.pop(server, None)) is not None:
-            await self._inbox.empty(server)
-            await self._insist(lambda: self._store.release(last))  # or the store could not forget the server
-        self._shares.left(server)
+        await self._shares.give(server)
         return None
+
+    async def _let_go(self, last: Session) -> None:
+        await self._inbox.empty(last.server)
+        await self._insist(lambda: self._store.release(last))  # or the store could not forget the server
 
     async def _acquire(self, server: ServerAddress) -> Session | None:
         return await self._insist(lambda: self._store.acquire(server))
@@ -432,6 +443,8 @@ class Subscriber:
         if session.announced:
             with contextlib.suppress(FencedError):  # another node's session counts by now
                 await self._insist(lambda: self._store.announce(session.stored, whole=False))
+        if self._shares.is_over:
+            await self._shares.give(session.server)
         log.info("disconnected from SMP server %s", session.server.hosts[0])
 
     def connect_failed(self, server: ServerAddress, failure: ConnectFailure) -> None:

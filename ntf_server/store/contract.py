@@ -291,6 +291,14 @@ class Sessions(Protocol):
         """Which servers are this node's, which of these sessions another's: joining and leaving moves a share only."""
         ...
 
+    async def leave(self) -> int:
+        """This node is to stop: from now on no server is its share, and what it may push is other nodes' to push, but
+        for claims that are out; they hear of it at once. Of how many parts of the store it still has such claims.
+
+        Without others: nothing. To be asked again until it is 0, or for as long as there is time.
+        """
+        ...
+
     async def announce(self, session: Session, *, whole: bool) -> None:
         """Have other nodes know whether all that should be is confirmed in this session: `Subscription.elsewhere`."""
         ...

@@ -293,10 +293,13 @@ class Session(Record, frozen=True):
 class Share(Record, frozen=True):
     """What of the servers is a node's: those that it should speak for and nobody does, and sessions that another node
     should have.
+
+    `unsettled`: others are about to lose their node, or have lost it, and nobody has taken them yet: look again soon.
     """
 
     take: list[ServerAddress]
     give: list[Session]
+    unsettled: bool = False
 
 
 class ServiceState(Record, frozen=True):
@@ -354,6 +357,7 @@ class ChangeKind(StrEnum):
     ADDED = "added"
     REMOVED = "removed"
     AUDIT = "audit"  # they should be active: is that so?
+    FREE = "free"  # nobody speaks for the server any more, and this node should
 
 
 class Removed(Record, frozen=True):

@@ -11,13 +11,12 @@ from ntf_server.store.contract import StoreError
 from ntf_server.store.records import Change, ChangeKind, Removed
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
-from ntf_server.store.redis.node import Node
+from ntf_server.store.redis.node import NODES, Node, publish
 from ntf_server.store.redis.rows import Cursor, address, queue
 from smp_bridge.address import ServerAddress
 
 log = logging.getLogger(__name__)
 
-_KEPT: Final = 100_000  # changes; who is further behind looks at all that it holds
 _BLOCK: Final = 1.0  # seconds that one read waits
 _PAUSE: Final = 0.5  # seconds after a failure
 
@@ -37,15 +36,26 @@ async def follow(node: Node, after: bytes, changes: Changes) -> None:
             try:
                 told = await reader.read({key: after}, block=_BLOCK)
                 for entry in told.get(key, ()):
+                    await _take(node, dict(entry.fields), changes)
                     after = entry.id
-                    found = change(dict(entry.fields))
-                    if await _is_ours(node, found.server):
-                        changes.tell([found])
             except StoreError as e:
                 log.debug("changes cannot be read: %s", e)
                 await asyncio.sleep(_PAUSE)
     finally:
         await reader.close()
+
+
+async def _take(node: Node, fields: dict[bytes, bytes], changes: Changes) -> None:
+    if fields[b"k"] == NODES:
+        await node.look()
+        return
+    found = change(fields)
+    if found.kind is ChangeKind.FREE:
+        ours = node.is_mine(server_id(found.server))
+    else:
+        ours = await _is_ours(node, found.server)
+    if ours:
+        changes.tell([found])
 
 
 async def _is_ours(node: Node, server: ServerAddress) -> bool:
@@ -60,7 +70,7 @@ async def _is_ours(node: Node, server: ServerAddress) -> bool:
 async def tell(database: Database, names: Names, change: Change) -> None:
     """All nodes."""
     fields = (b"k", change.kind.value, b"s", change.server.plain.encode(), b"r", _pack(change))
-    await database.command(b"XADD", names.changes, b"MAXLEN", b"~", _KEPT, b"*", *fields, key=names.changes)
+    await publish(database, names, *fields)
 
 
 def _pack(change: Change) -> bytes:

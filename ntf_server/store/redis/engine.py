@@ -371,6 +371,10 @@ class RedisStore:
         """See `Store`."""
         return await self._do(lambda: sessions.share(self._node, sessions_))
 
+    async def leave(self) -> int:
+        """See `Store`."""
+        return await self._do(self._node.leave)
+
     async def announce(self, session: Session, *, whole: bool) -> None:
         """See `Store`."""
         await self._do(lambda: sessions.announce(self._node, session, whole=whole))

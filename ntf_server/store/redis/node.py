@@ -26,6 +26,8 @@ Word = bytes | str | int
 
 LEASE: Final = 6.0  # seconds
 RENEW: Final = 2.0  # seconds between two renewals
+_SOON: Final = 0.5  # the same, while a shard is about to lose its node, or has lost it and nobody has taken it yet
+_AT_LAST: Final = 0.05  # the same, of a node that leaves and still has shards
 _ALIVE: Final = 5.0  # seconds that a node counts as living after it was heard of
 _STEP: Final = 2.0  # seconds that two clocks may go apart between two renewals
 _DEAF: Final = 24 * 3600  # seconds without any node, when one starts, that count for no registration's silence
@@ -33,6 +35,8 @@ _HEARD: Final = 200  # registrations at once
 _RECOVERED: Final = 500  # tokens at once
 _AT_ONCE: Final = 100  # tokens in a call, or few more: none is to hold the server for long
 _ALL: Final = 1 << 53  # more calls than a node makes
+_KEPT: Final = 100_000  # changes; who is further behind looks at all that it holds
+NODES: Final = b"nodes"  # kind of a change: who lives, or what nobody has
 
 
 class Node:
@@ -58,6 +62,10 @@ class Node:
         self._version = b"0"
         self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
         self._alive: list[bytes] = []  # nodes
+        self.has_left = False  # it is to stop, and is none of them any more
+        self._unsettled = False  # some shard is about to lose its node, or has none
+        self._stale = False  # who lives, or what nobody has, is not as it was when that was looked at
+        self._has_news = False  # for other nodes: they may take something
         self._kept_at = float("-inf")  # steady seconds
         self._keeping: asyncio.Task[None] | None = None
 
@@ -259,10 +267,29 @@ class Node:
         s.steady = self.clock.steady()
         now = self.now()
         s.now, s.now_ms = int(now), int(now * 1000)
-        if s.steady - self._kept_at >= RENEW or self._is_stranded:
+        if self._stale or s.steady - self._kept_at >= self._pause or self._is_stranded:
             if self._keeping is None or self._keeping.done():
                 self._keeping = asyncio.create_task(self._keep(), name="leases")
             await asyncio.shield(self._keeping)
+
+    @property
+    def _pause(self) -> float:
+        if self.has_left and self.held:
+            return _AT_LAST
+        return _SOON if self._unsettled else RENEW
+
+    async def look(self) -> None:
+        """Who lives, and what is to be taken, is not as it was."""
+        self._stale = True
+        while self._stale:  # what is under way may have looked before
+            await self.begin()
+
+    async def leave(self) -> int:
+        """See `Store.leave`: how many shards are held."""
+        if not self.has_left:
+            self.has_left = self._has_news = True
+            await self.look()
+        return len(self.held)
 
     async def open(self) -> None:
         """The first time."""
@@ -277,17 +304,24 @@ class Node:
     async def _keep(self) -> None:
         shards = self.names.shards
         steady = self.clock.steady()
+        self._stale = False
         if not self._manual:
             await self._look_at_server()
         ahead = self.ahead
         last = round(self.now() * 1000) if self._manual or self._server else 0
-        self._alive = await self.run("alive", self._life, ahead, self.id, round(_ALIVE * 1000), last)
+        lives = 0 if self.has_left else round(_ALIVE * 1000)
+        self._alive = await self.run("alive", self._life, ahead, self.id, lives, last)
         mine = {n for n, shard in enumerate(shards) if self.is_mine(shard)}
         await self._give(set(self.held) - mine)
-        parts = {s: [self.held.get(n, b"" if n in mine else b"-")] for n, s in enumerate(shards)}
+        if self._has_news:
+            await publish(self.database, self.names, b"k", NODES)
+            self._has_news = False
+        asked = [n for n in range(len(shards)) if n in self.held or not self.has_left]
+        parts = {shards[n]: [self.held.get(n, b"" if n in mine else b"-")] for n in asked}
         answers = await self.run_on("hold", [ahead, self.id, round(LEASE * 1000)], parts)
-        fences = [fence for answer in answers for fence in answer]
-        before, self.held = self.held, {n: fence for n, fence in enumerate(fences) if fence}
+        fences = dict(zip(asked, (fence for answer in answers for fence in answer), strict=True))
+        self._unsettled = b"-" in fences.values()
+        before, self.held = self.held, {n: fence for n, fence in fences.items() if fence not in (b"", b"-")}
         lost = {n for n, fence in before.items() if self.held.get(n) != fence}
         if lost:
             self._forget(lost)
@@ -298,6 +332,8 @@ class Node:
 
     def is_mine(self, name: bytes) -> bool:
         """Whether this node should hold it, of all that live. Rendezvous hashing: few move with each of them."""
+        if self.has_left:
+            return False
         return max(self._alive, key=lambda node: hashlib.sha256(node + name).digest(), default=self.id) == self.id
 
     async def _give(self, numbers: set[int]) -> None:
@@ -312,6 +348,7 @@ class Node:
         if idle and not self._handing:
             parts = {self.names.shards[n]: [self.held.pop(n)] for n in idle}
             self._forget(idle)
+            self._has_news = True
             await self.run_on("give", [self.ahead], parts)
 
     def _forget(self, lost: set[int]) -> None:
@@ -355,6 +392,7 @@ class Node:
         if self.held:
             await self.run_on("give", [self.ahead], {shard: [fence] for shard, fence in self.fences.items()})
         await self.run("alive", self._life, self.ahead, self.id, 0, 0)
+        await publish(self.database, self.names, b"k", NODES)
         self.held.clear()
 
     # --- what is due
@@ -369,6 +407,11 @@ class Node:
         """An operation is over: tell what it came to."""
         self.state.journal.forget()
         self.on_effects()
+
+
+async def publish(database: Database, names: Names, *fields: Word) -> None:
+    """All nodes, through the stream of changes."""
+    await database.command(b"XADD", names.changes, b"MAXLEN", b"~", _KEPT, b"*", *fields, key=names.changes)
 
 
 async def unless_cancelled(work: Awaitable[T], lost: Callable[[T], None]) -> T:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from ntf_server.store.records import (
+    Change,
+    ChangeKind,
     Confirmed,
     Cursor,
     Page,
@@ -18,6 +20,7 @@ from ntf_server.store.records import (
     ToAudit,
     Wanted,
 )
+from ntf_server.store.redis import changes
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node, Word
 from ntf_server.store.redis.quarantine import set_queues_aside
@@ -34,6 +37,7 @@ _LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what se
 _MAX_LOST: Final = 100_000  # such checks in that time, of all tokens
 _ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
 _START: Final = Place(0, -1)
+_UNSETTLED: Final = (b"old", b"free")  # servers that have no node, or are about to have none
 
 
 # --- who speaks for a server
@@ -64,10 +68,12 @@ async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
 
 async def release(node: Node, session: Session) -> None:
     """See `Store.release`."""
-    await node.run("release", [key(node, session.server)], node.ahead, node.id, session.fence)
+    is_free = await node.run("release", [key(node, session.server)], node.ahead, node.id, session.fence)
     if node.state.fences.get(session.server) == session.fence:
         node.state.fences.drop(session.server)
         node.state.generations.drop(session.server)
+    if is_free:
+        await changes.tell(node.database, node.names, Change(ChangeKind.FREE, session.server))
 
 
 async def announce(node: Node, session: Session, *, whole: bool) -> None:
@@ -82,9 +88,15 @@ async def share(node: Node, sessions: Sequence[Session]) -> Share:
     ours = {server_id(s.server) for s in sessions}
     others = [server for server in servers if server not in ours]
     calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
-    free = zip(others, await node.database.run_all(calls), strict=True)
-    take = [address(servers[server]) for server, how in free if how == b"late" or (how and node.is_mine(server))]
-    return Share(take, [s for s in sessions if not node.is_mine(server_id(s.server))])
+    found = dict(zip(others, await node.database.run_all(calls), strict=True))
+    take = {server for server, how in found.items() if _is_to_take(node, server, how)}
+    unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
+    give = [s for s in sessions if not node.is_mine(server_id(s.server))]
+    return Share([address(servers[server]) for server in take], give, unsettled)
+
+
+def _is_to_take(node: Node, server: bytes, how: bytes) -> bool:
+    return (how == b"late" and not node.has_left) or (how in (b"new", b"free") and node.is_mine(server))
 
 
 def speaking(node: Node, session: Session) -> tuple[list[bytes], tuple[Word, ...]]:

@@ -368,6 +368,10 @@ class SqliteStore:
         held = {session.server for session in sessions_}
         return Share([server for server in await self.servers() if server not in held], [])
 
+    async def leave(self) -> int:
+        """See `Store`: there are no others."""
+        return 0
+
     async def announce(self, session: Session, *, whole: bool) -> None:
         """See `Store`: there are no others."""
 

@@ -58,7 +58,8 @@ class World:
         self.store = store
         self.started: list[ServerAddress] = []
         self.released: list[tuple[float, ServerAddress]] = []
-        self.shares = Shares(store, self.started.append, self.release)
+        self.let_go: list[Session] = []
+        self.shares = Shares(store, self.started.append, self.release, self.end)
 
     def release(self, server: ServerAddress) -> None:
         self.released.append((asyncio.get_running_loop().time(), server))
@@ -66,10 +67,8 @@ class World:
     async def speaks(self, server: ServerAddress) -> bool:
         return await self.shares.speaks_for(server, lambda: self.store.acquire(server))
 
-    def leave(self, server: ServerAddress) -> None:
-        """Its session has ended."""
-        self.shares.held.pop(server, None)
-        self.shares.left(server)
+    async def end(self, session: Session) -> None:
+        self.let_go.append(session)
 
 
 def run(test: Callable[[World], Awaitable[None]], store: Leases | None = None) -> World:
@@ -164,7 +163,7 @@ def test_what_is_given_is_not_taken_again_before_its_session_ended() -> None:
         assert ONE in world.shares.held  # till it is released
         await asyncio.sleep(2)
         assert world.store.renewed[-1][1] == [Session(ONE, 1)]  # nobody else takes it meanwhile
-        world.leave(ONE)
+        await world.shares.give(ONE)
         world.store.give = []
         assert await world.speaks(ONE)
         assert world.shares.held[ONE].fence == 2

@@ -1,6 +1,6 @@
 -- Take or keep shards under leases. KEYS: shards. ARGV: offset ms, node, ms that a lease lasts, then of each shard the
 -- fence under which the node has it, '' to take it if nobody has it, or '-' to take it only if nobody had it for a lease.
--- Gives for each shard its fence, or '' if another node has it.
+-- Gives for each shard its fence, '' if another node has it, or '-' if nobody has it or who has it renews it no more.
 local now, out = now_ms(ARGV[1]), {}
 local until_ms = text(now + tonumber(ARGV[3]))
 for i, shard in ipairs(KEYS) do
@@ -16,7 +16,7 @@ for i, shard in ipairs(KEYS) do
         call('HSET', shard, 'node', ARGV[2], 'fence', text(fence), 'until', until_ms)
         out[i] = text(fence)
     else
-        out[i] = ''
+        out[i] = tonumber(lease[3]) - now < tonumber(ARGV[3]) / 2 and '-' or ''
     end
 end
 return out

@@ -1,0 +1,101 @@
+"""A relay takes leave: nothing new is taken, answers and pushes under way are finished, and other nodes get the rest.
+
+What a stop does too, but with as much time as the operator gives it, and told while it goes on.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ntf_server.admin.socket import AdminError
+from ntf_server.listener import Listener
+from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.contract import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+DRAIN: Final = "drain"  # the admin socket's command
+LONGEST: Final = 3600.0  # seconds that it may take
+_LOOK: Final = 0.05  # seconds between two looks at what the store still has
+_ANSWER: Final = 0.5  # seconds after which who asked is told how far it is
+_WORDS: Final = {
+    "clients": "client sessions",
+    "servers": "SMP servers",
+    "shards": "shards of tokens",
+    "pushes": "pushes under way",
+}
+
+
+class Drain:
+    """Made in a running loop; `run` it once. `over` is set in the end, whatever is left then."""
+
+    def __init__(self, store: Store, listener: Listener, subscriber: Subscriber, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._listener = listener
+        self._subscriber = subscriber
+        self._dispatcher = dispatcher
+        self._shards = 0
+        self._begun = False
+        self.over = asyncio.Event()
+
+    def held(self) -> dict[str, int]:
+        """What is neither finished nor handed over."""
+        return {
+            "clients": self._listener.sessions,
+            "servers": self._subscriber.sessions,
+            "shards": self._shards,
+            "pushes": self._dispatcher.under_way,
+        }
+
+    async def leave(self) -> None:
+        """Other nodes are told. What the store cannot do now it does when it is closed."""
+        try:
+            self._shards = await self._store.leave()
+        except StoreError as e:
+            log.debug("other nodes cannot be told: %s", e)  # the store itself says why
+
+    async def run(self, seconds: float) -> None:
+        """In about so many seconds at most. Asked again, nothing more happens."""
+        if self._begun:
+            return
+        self._begun = True
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        try:
+            await self.leave()
+            log.info("draining: %s", told(self.held()))
+            await self._listener.close(seconds)
+            await self._subscriber.close(max(0.0, until - clock()))
+            await self._dispatcher.close(max(0.0, until - clock()))
+            await self.leave()
+            while self._shards and clock() < until:
+                await asyncio.sleep(_LOOK)
+                await self.leave()
+        finally:
+            log.info("drained; left: %s", told(self.held()))
+            self.over.set()
+
+    async def on_drain(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How far it is, now and then: `over`, `pid`, and what is held, by the names of `held`."""
+        try:
+            async with asyncio.timeout(_ANSWER):
+                await self.over.wait()
+        except TimeoutError:
+            pass
+        return {"over": self.over.is_set(), "pid": os.getpid(), **self.held()}
+
+
+def seconds_of(request: Mapping[str, Any]) -> float:
+    """`{"command": "drain", "seconds": …}`. Raises AdminError."""
+    seconds = request.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST:
+        raise AdminError(f"seconds: is not a number of seconds from 0 to {LONGEST:g}")
+    return float(seconds)
+
+
+def told(held: Mapping[str, Any]) -> str:
+    """What is held, in words."""
+    return ", ".join(f"{held[name]} {words}" for name, words in _WORDS.items() if held[name]) or "nothing"
