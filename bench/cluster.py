@@ -17,6 +17,7 @@ from typing import Final
 
 import devices
 import redis_server
+import take_over
 from comparison import Figure, compare, sequence, table
 from report import say
 from scene import Scene, Stage
@@ -75,6 +76,13 @@ async def _main(arguments: argparse.Namespace) -> int:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ntf-bench-")))
         server = stack.enter_context(redis_server.Server(folder / "redis"))
+        if arguments.take_over:
+            size = (
+                {"rounds": 1, "servers": 6, "queues": 1}
+                if arguments.quick
+                else {"rounds": 6, "servers": 24, "queues": 2}
+            )
+            return 0 if await take_over.measure(folder, server, **size) else 1
         store = f'[store]\nurl = "{server.url}"\nnode = "node0"\n'
         sides = Side("SQLite", programs), Side("Redis", programs, (store,))
         held = await pushes(Stage(stack, folder, sides, arguments.quick), server, arguments.alternations)
@@ -85,6 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--alternations", type=int, default=3, metavar="N", help="runs of each side (%(default)s)")
+    parser.add_argument("--take-over", action="store_true", help="instead: how long a node's queues are nobody's")
     parser.add_argument("--quick", action="store_true", help="tiny loads, to see that it works")
     return parser.parse_args(argv)
 
