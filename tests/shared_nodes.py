@@ -33,6 +33,7 @@ class Node:
         self.medium = medium
         self.store = store
         self.claims: dict[Any, Claim] = {}
+        self.has_left = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
@@ -64,7 +65,13 @@ class Node:
             del self.medium.leases[session.server]
         await self.store.release(session)
 
+    async def leave(self) -> int:
+        self.has_left = True
+        return len(self.claims)
+
     async def share(self, sessions: Sequence[Session]) -> Share:
+        if self.has_left:
+            return Share([], list(sessions))
         taken = await self.store.share(sessions)
         return Share([server for server in taken.take if not self.is_anothers(server)], [])
 
@@ -95,6 +102,8 @@ class Node:
 
     async def take(self, provider: Provider, places: Places) -> Taken:
         await self.medium.give_back()
+        if self.has_left:
+            return Taken([], None)
         taken = await self.store.take(provider, places)
         self._keep(taken.claims)
         return taken

@@ -179,6 +179,30 @@ async def who_does_not_hold_a_server_knows_what_is_confirmed_there(bench: Bench)
     assert not (await found(first, subscription_id)).elsewhere
 
 
+async def who_takes_leave_has_no_share(bench: Bench) -> None:
+    """What is out stays its own until it has ended; all else is the other's, and stays so."""
+    first, second = await bench.open(), await bench.open()
+    token = await activate(first, 1)
+    await subscribe(first, token, b"1")
+    late = await register(first, new_token(2))
+    claim = await take_one(first)
+    held = await acquire(first)
+    await first.leave()
+    share = await first.share([held])
+    assert (share.take, share.give) == ([], [held])
+    await first.release(held)
+    await record(first, delivered(claim))
+    bench.clock.pass_(1)
+    assert await first.leave() == 0
+    bench.clock.pass_(2.5)
+    new = await acquire(second)
+    await notify(second, new, b"1")
+    assert await take(first) == []
+    anew = await take_one(second)
+    assert (claim.token, anew.token) == (late.ref, token.ref)
+    assert (await first.share([])).take == []
+
+
 async def servers_are_shared(bench: Bench) -> None:
     """Each is one node's to take; what a dead node had the other takes."""
     first, second = await bench.open(), await bench.open()

@@ -25,7 +25,7 @@ class Leases:
         self.lost: list[Session] = []
         self.take: list[ServerAddress] = []
         self.give: list[ServerAddress] = []
-        self.away = False
+        self.away = self.unsettled = False
         self.patience = 0.0  # seconds after which it fails when it is away, or answers
         self.renewed: list[tuple[float, list[Session]]] = []
         self.fences = 0
@@ -44,7 +44,8 @@ class Leases:
 
     async def share(self, sessions: Sequence[Session]) -> Share:
         await self._answer()
-        return Share(list(self.take), [session for session in sessions if session.server in self.give])
+        give = [session for session in sessions if session.server in self.give]
+        return Share(list(self.take), give, self.unsettled)
 
     async def acquire(self, server: ServerAddress) -> Session | None:
         self.fences += 1
@@ -59,6 +60,7 @@ class World:
         self.started: list[ServerAddress] = []
         self.released: list[tuple[float, ServerAddress]] = []
         self.let_go: list[Session] = []
+        self.end_takes = 0.0
         self.shares = Shares(store, self.started.append, self.release, self.end)
 
     def release(self, server: ServerAddress) -> None:
@@ -68,6 +70,7 @@ class World:
         return await self.shares.speaks_for(server, lambda: self.store.acquire(server))
 
     async def end(self, session: Session) -> None:
+        await asyncio.sleep(self.end_takes)
         self.let_go.append(session)
 
 
@@ -167,6 +170,53 @@ def test_what_is_given_is_not_taken_again_before_its_session_ended() -> None:
         world.store.give = []
         assert await world.speaks(ONE)
         assert world.shares.held[ONE].fence == 2
+
+    run(test)
+
+
+def test_while_servers_lose_their_node_is_looked_more_often() -> None:
+    async def test(world: World) -> None:
+        world.store.unsettled = True
+        await asyncio.sleep(2.1)
+        world.store.take = [ONE]
+        await asyncio.sleep(0.5)
+        assert world.started == [ONE]
+        world.store.unsettled = False
+        await asyncio.sleep(0.5)
+        count = len(world.started)
+        await asyncio.sleep(1.8)
+        assert len(world.started) == count
+
+    run(test)
+
+
+def test_who_stops_takes_nothing_and_gives_what_it_has() -> None:
+    """Each when its session has ended; at last those without one."""
+
+    async def test(world: World) -> None:
+        for server in (ONE, TWO, THREE):
+            assert await world.speaks(server)
+        world.shares.is_over = True
+        assert not await world.speaks(ONE)
+        await world.shares.give(TWO)
+        assert [session.server for session in world.let_go] == [TWO]
+        await world.shares.give_all()
+        assert [session.server for session in world.let_go] == [TWO, ONE, THREE]
+        await world.shares.give_all()
+        assert len(world.let_go) == 3 and not world.shares.held
+
+    run(test)
+
+
+def test_what_cannot_be_given_is_left_to_the_store() -> None:
+    """As when that is away: a stop does not wait for it."""
+
+    async def test(world: World) -> None:
+        assert await world.speaks(ONE)
+        world.end_takes = 100.0
+        began = asyncio.get_running_loop().time()
+        await world.shares.give_all()
+        assert asyncio.get_running_loop().time() - began < 1
 
     run(test)
 

@@ -1,18 +1,20 @@
 """Changes of servers, through a stream: each reaches who holds the server, or nobody does."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from redis_servers import Server
-from redis_stores import Nodes, ask
+from redis_stores import SHARDS, How, Nodes, ask, fault
 
 from ntf_server.store.changes import Changes
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Change, ChangeKind, Removed, ToAudit
 from ntf_server.store.redis.changes import change, follow, newest, tell
-from ntf_server.store.redis.database import Bounds
+from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.rows import Cursor, Queue
@@ -89,6 +91,51 @@ async def test_commands_tell(store: RedisStore) -> None:
         await store.unsubscribe(ref)
         told = await next_of(stream)
         assert (told.kind, [removed.ref for removed in told.removed]) == (ChangeKind.REMOVED, [ref])
+
+
+async def test_who_leaves_is_missed_at_once(nodes: Nodes) -> None:
+    """Also the servers that it had are told of, to those alone whose they are now."""
+    first, second, third = [await nodes.open(name) for name in ("one", "two", "three")]
+    token = await activate(first)
+    servers = [replace(SMP, key_hash=bytes([n]) * 32) for n in range(12)]
+    for server in servers:
+        await subscribe(first, token, b"a", server=server)
+    held = [await acquire(first, server) for server in servers]
+    async with followed(second) as two, followed(third) as three:
+        await first.leave()
+        for session in held:
+            await first.release(session)
+        told = []
+        for stream in (two, three):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    async for change in stream:
+                        assert change.kind is ChangeKind.FREE and not change.refs
+                        told.append(change.server)
+    assert sorted(told, key=lambda s: s.key_hash) == servers
+    assert second._node.held.keys() | third._node.held.keys() == set(range(SHARDS))
+
+
+async def test_a_server_that_nobody_wants_is_not_told_of(nodes: Nodes) -> None:
+    first, second = await nodes.open("one"), await nodes.open("two")
+    async with followed(second) as two:
+        await first.leave()
+        await first.release(await acquire(first, SMP))
+        await tell(first._node.database, first._node.names, Change(ChangeKind.ADDED, OTHER_SMP, (A,)))
+        assert (await next_of(two)).server == OTHER_SMP
+
+
+async def test_what_cannot_be_looked_at_now_is_looked_at_later(nodes: Nodes) -> None:
+    """A change that a failure meets is not passed over."""
+    first, second = await nodes.open("one"), await nodes.open("two")
+    with fault(second, How.UNDONE, "HMGET") as failed:
+        async with followed(second) as two:
+            await tell(first._node.database, first._node.names, Change(ChangeKind.ADDED, SMP, (A,)))
+            async with asyncio.timeout(5):
+                while not failed:
+                    await asyncio.sleep(0.01)
+            second._node.database.command = Database.command.__get__(second._node.database)  # type: ignore[method-assign]
+            assert (await next_of(two)).server == SMP
 
 
 async def test_an_outage_loses_none(own_server: Server) -> None:

@@ -1,6 +1,7 @@
 """Leases of shards, what becomes of what was claimed there, and the clock that all nodes have."""
 
 import asyncio
+import contextlib
 import itertools
 
 import pytest
@@ -13,7 +14,7 @@ from ntf_server.store.records import Claim, Outcome
 from ntf_server.store.redis import deliveries, sessions
 from ntf_server.store.redis.database import Bounds
 from ntf_server.store.redis.engine import RedisStore
-from ntf_server.store.redis.node import LEASE, RENEW, identity, unless_cancelled
+from ntf_server.store.redis.node import LEASE, NODES, RENEW, identity, unless_cancelled
 from ntf_server.testing.store_suite.medium import (
     DAY,
     ROOM,
@@ -169,6 +170,75 @@ async def test_a_node_that_leaves_gives_all_at_once(nodes: Nodes) -> None:
     await nodes.pass_(RENEW, second)
     assert held(second) == ALL
     assert len(await take(second)) == 20
+
+
+async def test_who_takes_leave_gives_what_is_not_out_and_the_rest_when_it_has_ended(nodes: Nodes) -> None:
+    """No time goes by, and it takes nothing back."""
+    first, second = await nodes.open("one"), await nodes.open("two")
+    outcomes = await claimed(first, 3)
+    busy = {first._node.names.number(o.claim.token) for o in outcomes}  # type: ignore[arg-type]
+    assert await first.leave() == len(busy)
+    assert held(first) == busy
+    await second._node.look()
+    assert held(second) == ALL - busy
+    late = new_token(10_000)
+    while first._node.names.number(late.token_id) not in busy:
+        late = new_token(10_000)
+    await register(second, late)
+    assert await take(first) == await take(second) == []
+    assert await first.record(outcomes) == 0
+    nodes.clock.pass_(0.1)
+    assert await first.leave() == 0
+    await second._node.look()
+    assert held(second) == ALL
+    assert [claim.token for claim in await take(second)] == [late.token_id]
+    await nodes.pass_(3 * LEASE, first, second)
+    assert not held(first) and held(second) == ALL
+
+
+async def test_who_leaves_the_last_takes_nothing_back(nodes: Nodes) -> None:
+    """Whoever starts next has all at once."""
+    store = await nodes.open("one")
+    assert await store.leave() == 0
+    await nodes.pass_(3 * LEASE, store)
+    assert not held(store)
+    assert held(await nodes.open("two")) == ALL
+
+
+async def test_a_leave_that_could_not_be_told_is_told_later(own_server: Server) -> None:
+    nodes = Nodes(own_server.url)
+    store = await nodes.open(bounds=Bounds(limit=0.2, answer=0.1, connect=0.1))
+    own_server.freeze()
+    with pytest.raises(StoreUnavailableError):
+        await store.leave()
+    own_server.thaw()
+    async with asyncio.timeout(5):
+        while held(store):
+            nodes.clock.pass_(0.1)
+            with contextlib.suppress(StoreUnavailableError):
+                await store.leave()
+    [*_, (_, fields)] = await ask(store, b"XRANGE", store._node.names.changes, b"-", b"+")
+    assert fields == [b"k", NODES]
+    await nodes.close()
+
+
+async def test_who_sees_that_a_node_is_gone_looks_more_often(nodes: Nodes) -> None:
+    """What it had is taken half a second after its lease at the latest, and not before."""
+    first, second = await nodes.open("one"), await nodes.open("two")
+    await nodes.pass_(3 * LEASE, first, second)
+    theirs = held(first)
+    assert theirs and theirs < ALL
+    for seconds in range(4):  # it was renewed just now
+        nodes.clock.pass_(1)
+        await keep(second)
+        assert not held(second) & theirs, seconds
+    waited = 4.0
+    while held(second) != ALL:
+        assert waited < LEASE + 0.6
+        nodes.clock.pass_(0.1)
+        waited += 0.1
+        await keep(second)
+    assert waited > LEASE - 0.05
 
 
 async def test_a_node_of_the_same_name_takes_its_own_at_once(nodes: Nodes) -> None:

@@ -203,6 +203,44 @@ async def test_a_server_of_a_dead_node_is_taken_when_its_lease_is_over(nodes: No
     assert set((await second.share([])).take) == set(all_)
 
 
+async def test_who_takes_leave_has_no_share(nodes: Nodes) -> None:
+    """The other has all at once."""
+    first = await nodes.open("one")
+    all_ = await wanted(first, 8)
+    held: dict[ServerAddress, Session] = {}
+    await share(first, held)
+    second = await nodes.open("two")
+    await first.leave()
+    await second._node.look()
+    assert (await second.share([])).take == []
+    await share(first, held)
+    assert not held
+    assert set((await second.share([])).take) == set(all_)
+    await nodes.pass_(3 * LEASE, first, second)
+    assert (await first.share([])).take == []
+
+
+async def test_servers_whose_node_is_gone_are_unsettled_until_they_are_taken(nodes: Nodes) -> None:
+    first = await nodes.open("one")
+    all_ = await wanted(first, 8)
+    assert not (await first.share([])).unsettled  # that nobody ever had
+    held: dict[ServerAddress, Session] = {}
+    await share(first, held)
+    second = await nodes.open("two")
+    await nodes.pass_(2, first, second)
+    for lost in await first.renew(list(held.values())):
+        raise AssertionError(lost)
+    assert not (await second.share([])).unsettled
+    await nodes.kill(first)
+    await nodes.pass_(LEASE / 2 + 0.1, second)
+    assert (await second.share([])).unsettled
+    await nodes.pass_(LEASE / 2, second)
+    found_ = await second.share([])
+    assert set(found_.take) == set(all_) and not found_.unsettled
+    sessions = [await acquire(second, server) for server in all_]
+    assert not (await second.share(sessions)).unsettled
+
+
 async def test_what_should_be_anothers_is_taken_when_it_is_late(nodes: Nodes) -> None:
     """A node that lives but does not come: a server that nobody has for a lease is anybody's."""
     first, second = await nodes.open("one"), await nodes.open("two")
