@@ -24,6 +24,8 @@ from report import Row, say, show
 from ntf_client.client import NtfClient
 from ntf_client.device import Device, Queue
 from ntf_client.push import VerificationCode
+from ntf_server.admin.drain import DRAIN
+from ntf_server.admin.socket import ask
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.testing import MockApns, Push
 from smp_bridge import ntf
@@ -70,12 +72,10 @@ class Node:
         self.port = int(line.rpartition(":")[2])
 
     async def end(self, how: str) -> None:
-        """By a signal or `drain`; does not wait."""
+        """By a signal, or by what `ntf-server drain` asks for; does not wait."""
         assert self.process is not None
         if how == "drain":
-            await asyncio.create_subprocess_exec(
-                *_command("drain", self.folder), env=os.environ | self.environment, stdout=asyncio.subprocess.DEVNULL
-            )
+            await asyncio.to_thread(ask, self.folder / "ntf-server.sock", DRAIN, seconds=_PATIENCE)
         else:
             self.process.send_signal(signal.Signals[how])
 
@@ -161,9 +161,9 @@ async def end_one(world: World, node: Node, how: str) -> Round:
         await asyncio.sleep(1.0)
         world.expect([token for _, _, token in mine])
         began = time.monotonic()
-        await node.end(how)
         async with asyncio.timeout(_PATIENCE):
             sending = [asyncio.create_task(_send_when_free(*queue[:2])) for queue in mine]
+            await node.end(how)
             code = await node.ended()
             ended = time.monotonic() - began
             await asyncio.gather(*sending)
