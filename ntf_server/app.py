@@ -274,7 +274,7 @@ class Relay:
         settings = self._config.settings.metrics
         if not settings.port:
             return
-        admin = Admin(settings.bind or None, settings.port, self._metrics.render)
+        admin = Admin(settings.bind or None, settings.port, self._metrics.render, is_leaving=lambda: drain.begun)
         self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: admin.close())
         with self._listening("[metrics] bind, port"):
             await admin.start()

@@ -30,7 +30,7 @@ _WORDS: Final = {
 
 
 class Drain:
-    """Made in a running loop; `run` it once. `over` is set in the end, whatever is left then."""
+    """Made in a running loop; `run` it once. `begun`; `over` is set in the end, whatever is left then."""
 
     def __init__(self, store: Store, listener: Listener, subscriber: Subscriber, dispatcher: Dispatcher) -> None:
         self._store = store
@@ -38,7 +38,7 @@ class Drain:
         self._subscriber = subscriber
         self._dispatcher = dispatcher
         self._shards = 0
-        self._begun = False
+        self.begun = False
         self.over = asyncio.Event()
 
     def held(self) -> dict[str, int]:
@@ -59,9 +59,9 @@ class Drain:
 
     async def run(self, seconds: float) -> None:
         """In about so many seconds at most. Asked again, nothing more happens."""
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         try:

@@ -26,13 +26,23 @@ _TEXT: Final = "text/plain; charset=utf-8"
 class Admin:
     """The endpoint's socket and the connections on it. `start` it in a running loop; `close` it.
 
-    `host` None: all interfaces; `render` gives the metrics; `timeout` in seconds.
+    `host` None: all interfaces; `render` gives the metrics; `is_leaving`: whether /health is to say that no new clients
+    are taken; `timeout` in seconds.
     """
 
-    def __init__(self, host: str | None, port: int, render: Callable[[], str], *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        host: str | None,
+        port: int,
+        render: Callable[[], str],
+        *,
+        is_leaving: Callable[[], bool] = lambda: False,
+        timeout: float = TIMEOUT,
+    ) -> None:
         self._host = host
         self._port = port
         self._render = render
+        self._is_leaving = is_leaving
         self._timeout = timeout
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -103,6 +113,8 @@ class Admin:
             return _answer(HTTPStatus.NOT_FOUND, with_body=method != b"HEAD")
         if method not in (b"GET", b"HEAD"):
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, fields="Allow: GET, HEAD\r\n")
+        if path == b"/health" and self._is_leaving():
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "draining\n", with_body=method == b"GET")
         text, kind = (self._render(), CONTENT_TYPE) if path == b"/metrics" else ("ok\n", _TEXT)
         return _answer(HTTPStatus.OK, text, kind, with_body=method == b"GET")
 

@@ -30,8 +30,12 @@ async def listen() -> AsyncIterator[Listen]:
     """Starts endpoints."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(render: Callable[[], str] = lambda: TEXT, timeout: float = admin.TIMEOUT) -> Admin:
-            endpoint = Admin("127.0.0.1", 0, render, timeout=timeout)
+        async def start(
+            render: Callable[[], str] = lambda: TEXT,
+            timeout: float = admin.TIMEOUT,
+            is_leaving: Callable[[], bool] = lambda: False,
+        ) -> Admin:
+            endpoint = Admin("127.0.0.1", 0, render, timeout=timeout, is_leaving=is_leaving)
             stack.push_async_callback(endpoint.close)
             await endpoint.start()
             return endpoint
@@ -63,6 +67,17 @@ async def ask(port: int, *parts: bytes, half_close: bool = False) -> bytes:
             return await reader.read()
     finally:
         writer.transport.abort()
+
+
+async def test_who_takes_no_new_clients_is_not_well(listen: Listen) -> None:
+    """A balancer sends them elsewhere; metrics go on."""
+    leaving = False
+    endpoint = await listen(is_leaving=lambda: leaving)
+    assert (await asyncio.to_thread(fetch, endpoint.port, "/health"))[::2] == (200, b"ok\n")
+    leaving = True
+    assert (await asyncio.to_thread(fetch, endpoint.port, "/health"))[::2] == (503, b"draining\n")
+    assert (await asyncio.to_thread(fetch, endpoint.port, "/health", "HEAD"))[::2] == (503, b"")
+    assert (await asyncio.to_thread(fetch, endpoint.port, "/metrics"))[0] == 200
 
 
 def free_port() -> int:
