@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ntf_server import demo_parties
+from ntf_server.demo_nodes import Nodes
 from ntf_server.demo_parties import SERVICES, DemoError, PushService, RelayProcess, check, cut
 from smp_bridge.crypto import encode_private
 from smp_bridge.encoding import b64url
@@ -46,7 +47,7 @@ class _Teller:
 class _Story:
     """The parties, and what they do."""
 
-    def __init__(self, directory: Path, smp: SmpServer, service: PushService, relay: RelayProcess) -> None:
+    def __init__(self, directory: Path, smp: SmpServer, service: PushService, relay: RelayProcess | Nodes) -> None:
         self.directory = directory
         self.smp = smp
         self.service = service
@@ -125,7 +126,32 @@ class _Story:
         return opened
 
     async def killed(self, queue: Queue) -> None:
-        """kill -9, a message meanwhile, a restart."""
+        """kill -9, and a message meanwhile."""
+        if isinstance(self.relay, Nodes):
+            await self._node_killed(queue, self.relay)
+        else:
+            await self._restarted(queue)
+
+    async def _node_killed(self, queue: Queue, nodes: Nodes) -> None:
+        """Of the node that listens to the queue; another one takes it over."""
+        says = self.tell.says
+        self.tell.heading("4. The node is killed that listens to this queue")
+        dead = await nodes.holder(self.smp.address)
+        others = ", ".join(name for name in nodes.names if name != dead)
+        says("Relay", f"{dead} speaks to the SMP server, under a lease in Valkey; {others} do not")
+        began = time.monotonic()
+        await nodes.kill(dead)
+        says("Relay", f"{dead}: kill -9")
+        text = "are you there?"
+        says("Sender", f"I send {text!r} meanwhile")
+        await queue.send(text)
+        heir = await nodes.holder(self.smp.address)
+        says("Relay", f"{heir}: {time.monotonic() - began:.1f} s later its lease is over, and I have its queues")
+        await self.woken(queue)
+        says("Device", f"That was {time.monotonic() - began:.1f} s after the kill; nobody had to start anything")
+        await self.wake(queue, "and the next one")
+
+    async def _restarted(self, queue: Queue) -> None:
         says = self.tell.says
         self.tell.heading("4. The relay is killed")
         await self.relay.stop(signal.SIGKILL)
@@ -140,11 +166,11 @@ class _Story:
 
 
 @asynccontextmanager
-async def _parties(provider: str) -> AsyncIterator[tuple[_Story, Recipient]]:
+async def _parties(provider: str, nodes: int) -> AsyncIterator[tuple[_Story, Recipient]]:
     with tempfile.TemporaryDirectory(prefix="ntf-demo-") as name:
         directory = Path(name)
         service = SERVICES[provider](directory)
-        relay = RelayProcess(directory / "relay")
+        relay = RelayProcess(directory / "relay") if nodes == 1 else Nodes(directory, nodes)
         async with SmpServer() as smp, service.server, await Recipient.connect(smp.address) as recipient:
             try:
                 await relay.init()
@@ -155,8 +181,11 @@ async def _parties(provider: str) -> AsyncIterator[tuple[_Story, Recipient]]:
                 await relay.stop(signal.SIGKILL)
 
 
-async def run(*, provider: str = "apns", keep: bool = False) -> int:
-    """Tell the story with one of `demo_parties.SERVICES`. 0 if all of it held, 1 if not, 143 after SIGTERM."""
+async def run(*, provider: str = "apns", keep: bool = False, nodes: int = 1) -> int:
+    """Tell the story with one of `demo_parties.SERVICES`, and with so many relays on one Valkey.
+
+    0 if all of it held, 1 if not, 143 after SIGTERM.
+    """
     kind, terminated, task = SERVICES[provider].kind, asyncio.Event(), asyncio.current_task()
     assert task is not None
 
@@ -165,9 +194,10 @@ async def run(*, provider: str = "apns", keep: bool = False) -> int:
         task.cancel()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    print(f"Starting an SMP server, a {kind}, the relay and a device on this machine …", flush=True)
+    relays = "the relay" if nodes == 1 else f"a Valkey, {nodes} relays on it"
+    print(f"Starting an SMP server, a {kind}, {relays} and a device on this machine …", flush=True)
     try:
-        async with _parties(provider) as (story, recipient):
+        async with _parties(provider, nodes) as (story, recipient):
             queue = await _tell(story, recipient)
             if keep:
                 await _stay(story, queue)

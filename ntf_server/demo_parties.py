@@ -57,12 +57,15 @@ def _command(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 class RelayProcess:
-    """`ntf-server start` in a process of its own, so that it can really be killed."""
+    """`ntf-server start` in a process of its own, so that it can really be killed.
+
+    `identity`: its address without the port.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._identity = ""
-        self._port = 0
+        self.identity = ""
+        self.port = 0
         self._process: asyncio.subprocess.Process | None = None
         # Settings of a real server, in this shell, must not reach the demo's.
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith(_PREFIX)} | {
@@ -75,12 +78,12 @@ class RelayProcess:
     @property
     def address(self) -> str:
         """The address that a device needs."""
-        return f"{self._identity}:{self._port}"
+        return f"{self.identity}:{self.port}"
 
     async def init(self) -> None:
         """`ntf-server init`."""
         arguments = ["init", "--path", str(self.directory), "--fqdn", "localhost"]
-        self._identity = await run("ntf_server", arguments, stderr=asyncio.subprocess.DEVNULL)
+        self.identity = await run("ntf_server", arguments, stderr=asyncio.subprocess.DEVNULL)
 
     def configure(self, settings: Mapping[str, str]) -> None:
         """More environment variables, for the next start."""
@@ -90,14 +93,14 @@ class RelayProcess:
         """`ntf-server start`, and wait until it listens; a restart takes the same port."""
         self._process = await asyncio.create_subprocess_exec(
             *_command("ntf_server", ["start", "--path", str(self.directory)]),
-            env=self._environment | {"NTF_SERVER__TRANSPORT__PORT": str(self._port)},
+            env=self._environment | {"NTF_SERVER__TRANSPORT__PORT": str(self.port)},
             stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
         async with asyncio.timeout(_START_TIMEOUT):
             line = (await self._process.stdout.readline()).decode().strip()
         check(line.startswith("listening on "), "the relay did not start")
-        self._port = int(line.rpartition(":")[2])
+        self.port = int(line.rpartition(":")[2])
 
     async def stop(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; gives the exit code."""

@@ -1,6 +1,6 @@
 # The project's own virtual environment, made from nothing but Python. Sourced by the scripts beside it:
 #
-#   make_env [dev|fuzz]    the project, editable, in $NTF_RELAY_VENV or .venv, which goes first on PATH
+#   make_env [dev|demo|fuzz]  the project, editable, in $NTF_RELAY_VENV or .venv, which goes first on PATH
 #   find_python [NAME...]  sets $python: what PYTHON names, else the first that will do, newest first
 #   new_venv DIR           an environment with nothing but pip, made by $python
 #
@@ -155,7 +155,8 @@ make_env() {
     case $extra in # each holds those after it
     fuzz) enough=("$source fuzz") ;;
     dev) enough=("$source fuzz" "$source dev") ;;
-    *) enough=("$source fuzz" "$source dev" "$source") ;;
+    demo) enough=("$source fuzz" "$source dev" "$source demo") ;;
+    *) enough=("$source fuzz" "$source dev" "$source demo" "$source") ;;
     esac
     if [[ " ${enough[*]/%/;} " != *" $made_from; "* ]]; then
         : >"$stamp" # an empty stamp tells the next run that this one was interrupted

@@ -1,6 +1,7 @@
 """The services of deploy/compose.yaml as processes on this machine: what they run, their files and settings, unchanged.
 
-Addresses of the networks become addresses of loopback, folders of containers those of the test; nothing else differs.
+Addresses of the networks become addresses of loopback, folders of containers those of the test; the balancer takes as
+many clients as a shell's limit of files allows. Nothing else differs.
 """
 
 import asyncio
@@ -123,7 +124,7 @@ class Compose:
         if program := shutil.which("haproxy"):
             file = self.directory / "haproxy.cfg"
             text = self.placed((DEPLOY / "compose/haproxy.cfg").read_text()).replace("bind :", f"bind {host}:")
-            text = text.replace("127.0.0.1:8404", f"{host}:8404")
+            text = text.replace("127.0.0.1:8404", f"{host}:8404").replace("maxconn 60000", "maxconn 1000")
             file.write_text(text.replace("default-server ", f"default-server source {host} "))
             self.processes["haproxy"] = await asyncio.create_subprocess_exec(program, "-f", str(file), "-db")
             yield host, port

@@ -97,6 +97,32 @@ async def test_the_story_holds(start: Start, temporary: Path, provider: str) -> 
     assert is_empty(temporary)
 
 
+@pytest.mark.long
+async def test_the_story_of_many_nodes_holds(start: Start, temporary: Path) -> None:
+    """The node that has the queue is killed; another one wakes the device, when the lease is over."""
+    code, out, err = await finish(await start("--nodes", "3"))
+    assert (code, err) == (0, ""), out
+    [dead] = re.findall(r"^ *Relay  (relay\d): kill -9$", out, re.MULTILINE)
+    [(heir, seconds)] = re.findall(r"^ *Relay  (relay\d): (\S+) s later its lease is over", out, re.MULTILINE)
+    assert heir != dead and 1 < float(seconds) < 10
+    assert re.findall(r"^ *Recipient  I fetched message .*: '(.*)'$", out, re.MULTILINE) == [
+        "hello",
+        "are you there?",
+        "and the next one",
+    ]
+    assert out.count("The ids are equal on both paths") == 3
+    assert is_empty(temporary)
+
+
+async def test_nodes_that_are_stopped_in_the_middle_leave_nothing_behind(start: Start, temporary: Path) -> None:
+    process = await start("--nodes", "2")
+    await until(process, "2. It subscribes a queue")
+    process.send_signal(signal.SIGINT)
+    code, _, err = await finish(process)  # relays and Valkey share standard error: they are gone too
+    assert (code, "Traceback" in err) == (130, False)
+    assert is_empty(temporary)
+
+
 @pytest.mark.parametrize("provider", WHO)
 async def test_kept_it_sends_what_is_typed_and_ends_on_sigterm(start: Start, temporary: Path, provider: str) -> None:
     process = await start("--provider", provider, "--keep", stdin=asyncio.subprocess.PIPE)
