@@ -49,11 +49,14 @@ async def drained(nodes: Nodes, number: int) -> int:
     """By the command, which ends with the server."""
     node = nodes.nodes[number]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ntf_server", "drain", "--path", str(node.directory)), stdout=-1
+        *(sys.executable, "-m", "ntf_server", "drain", "--path", str(node.directory)), stdout=-1, stderr=-2
     )
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    began = time.monotonic()
+    out, _ = await asyncio.wait_for(process.communicate(), 40)
+    assert time.monotonic() - began < 15, f"{out.decode()}\n{nodes.log()}"  # nothing waits for a time to be over
+    assert (process.returncode, out.decode().splitlines()[-1]) == (0, "Drained, and stopped."), out
     assert node.process is not None
-    return await asyncio.wait_for(node.process.wait(), 1)
+    return await asyncio.wait_for(node.process.wait(), 5)
 
 
 async def stopped(nodes: Nodes, number: int) -> int:

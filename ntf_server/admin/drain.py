@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 DRAIN: Final = "drain"  # the admin socket's command
 LONGEST: Final = 3600.0  # seconds that it may take
+_TELLING: Final = 1.0  # seconds: a stop does not wait for a store that is away
 _LOOK: Final = 0.05  # seconds between two looks at what the store still has
 _ANSWER: Final = 0.5  # seconds after which who asked is told how far it is
 _WORDS: Final = {
@@ -53,8 +54,9 @@ class Drain:
     async def leave(self) -> None:
         """Other nodes are told. What the store cannot do now it does when it is closed."""
         try:
-            self._shards = await self._store.leave()
-        except StoreError as e:
+            async with asyncio.timeout(_TELLING):
+                self._shards = await self._store.leave()
+        except (StoreError, TimeoutError) as e:
             log.debug("other nodes cannot be told: %s", e)  # the store itself says why
 
     async def run(self, seconds: float) -> None:

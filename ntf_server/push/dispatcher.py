@@ -260,8 +260,9 @@ class Dispatcher:
 
     def _send(self, lane: _Lane, claims: Sequence[Claim]) -> None:
         """Their places are taken at once; of many, the others' turns come between them."""
-        if self._closing:
-            return  # a claim that is not used is no claim in the next run
+        if self._closing:  # another node is not to wait for them
+            self._ended([Outcome(claim, Ended.UNTRIED) for claim in claims])
+            return
         lane.schedule.begin(claims)
         is_sending = bool(lane.to_send)
         lane.to_send += claims
@@ -298,10 +299,14 @@ class Dispatcher:
             self._count(lane, claim, verdict, outcome)
         if notice is not None:
             _tell(notice)
+        self._ended([outcome])
+        lane.changed()
+
+    def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        """To be recorded."""
         if not self._pending:
             self._work.set()
-        self._pending.append(outcome)
-        lane.changed()
+        self._pending += outcomes
 
     def _count(self, lane: _Lane, claim: Claim, verdict: Verdict, outcome: Outcome) -> None:
         log.debug("a push through %s: %s: %s", lane.name.value, outcome.ended.value, outcome.reason)

@@ -12,6 +12,7 @@ from ntf_server.admin.drain import LONGEST, seconds_of, told
 from ntf_server.admin.socket import AdminError, ask
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
+from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -121,6 +122,21 @@ async def test_what_is_no_time(config: Config, relay: Relay, seconds: Any) -> No
     with pytest.raises(AdminError):
         await drain(config, seconds)
     assert not relay.drained.is_set()
+
+
+@pytest.mark.parametrize("seconds", [0, 100])
+async def test_a_store_that_is_away_is_not_waited_for(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    async def leave() -> int:
+        await asyncio.sleep(seconds)
+        raise StoreUnavailableError("away")
+
+    assert relay._drain is not None
+    monkeypatch.setattr(relay._drain._store, "leave", leave)
+    began = time.monotonic()
+    await relay._drain.leave()
+    assert time.monotonic() - began < 2
 
 
 def test_what_is_held_is_told_in_words() -> None:

@@ -539,6 +539,27 @@ async def test_close_waits_for_what_is_in_flight_and_records_it(world: World) ->
         assert len(world.apns.sent) == 1
 
 
+async def test_what_is_handed_out_while_it_closes_is_given_back(world: World) -> None:
+    """Or a node that is drained would wait for it until its time is over, and so would the token."""
+    async with world.running() as dispatcher:
+        token = await world.token()
+        queue = await world.queue(token)
+        await asyncio.sleep(5 * SPACING)  # its code was pushed, and it rests no more
+        offer = dispatcher.offer(1)
+        session = await world.store.acquire(SMP)
+        first, now = world.store.arrive(session, 1)
+        items = [Notification(queue, first, now, bytes(24), os.urandom(144))]
+        [claim] = (await world.store.notify(session, items, offer)).claims
+        closing = asyncio.create_task(dispatcher.close(10))
+        await asyncio.sleep(0)
+        dispatcher.accept(offer, [claim])
+        await asyncio.wait_for(closing, 5)
+        await world.until(lambda: not dispatcher.under_way)
+        sent = [c for c in world.apns.sent if c.kind is not PushKind.VERIFICATION]
+        assert not sent
+        assert await world.store.due_count(Provider.APNS) == 1
+
+
 async def test_close_waits_no_longer_than_its_grace(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async with world.running() as dispatcher:
         await world.token(active=False)
