@@ -255,7 +255,7 @@ class Relay:
 
     def _grace(self, left: float) -> float:
         """Seconds of a stop that what is under way gets: none if it had its time before."""
-        return 0.0 if self._drain is not None and self._drain.over.is_set() else min(left, GRACE)
+        return 0.0 if self._drain is not None and self._drain.finished.is_set() else min(left, GRACE)
 
     async def _start_admin(self, store: Store, drain: Drain) -> None:
         """Last: healthy is who has started, and not begun to stop."""

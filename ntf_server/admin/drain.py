@@ -21,6 +21,7 @@ DRAIN: Final = "drain"  # the admin socket's command
 LONGEST: Final = 3600.0  # seconds that it may take
 _TELLING: Final = 1.0  # seconds: a stop does not wait for a store that is away
 _LOOK: Final = 0.05  # seconds between two looks at what the store still has
+_LAST: Final = 0.2  # seconds in which who asks is told that it is over, before the relay stops
 _ANSWER: Final = 0.5  # seconds after which who asked is told how far it is
 _WORDS: Final = {
     "clients": "client sessions",
@@ -31,7 +32,9 @@ _WORDS: Final = {
 
 
 class Drain:
-    """Made in a running loop; `run` it once. `begun`; `over` is set in the end, whatever is left then."""
+    """Made in a running loop; `run` it once. `begun`; `finished`: what is left now is given back; `over`, a moment later:
+    the relay is to stop.
+    """
 
     def __init__(self, store: Store, listener: Listener, subscriber: Subscriber, dispatcher: Dispatcher) -> None:
         self._store = store
@@ -40,6 +43,7 @@ class Drain:
         self._dispatcher = dispatcher
         self._shards = 0
         self.begun = False
+        self.finished = asyncio.Event()
         self.over = asyncio.Event()
 
     def held(self) -> dict[str, int]:
@@ -60,34 +64,40 @@ class Drain:
             log.debug("other nodes cannot be told: %s", e)  # the store itself says why
 
     async def run(self, seconds: float) -> None:
-        """In about so many seconds at most. Asked again, nothing more happens."""
+        """In about so many seconds at most. Asked again, nothing more happens; cancelled, a stop does what is left."""
         if self.begun:
             return
         self.begun = True
+        try:
+            await self._hand_over(seconds)
+        except Exception:  # a fault of ours: a stop does what is left
+            log.exception("draining failed")
+        log.info("drained; left: %s", told(self.held()))
+        self.finished.set()
+        await asyncio.sleep(_LAST)
+        self.over.set()
+
+    async def _hand_over(self, seconds: float) -> None:
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        try:
+        await self.leave()
+        log.info("draining: %s", told(self.held()))
+        await self._listener.close(seconds)
+        await self._subscriber.close(max(0.0, until - clock()))
+        await self._dispatcher.close(max(0.0, until - clock()))
+        await self.leave()
+        while self._shards and clock() < until:
+            await asyncio.sleep(_LOOK)
             await self.leave()
-            log.info("draining: %s", told(self.held()))
-            await self._listener.close(seconds)
-            await self._subscriber.close(max(0.0, until - clock()))
-            await self._dispatcher.close(max(0.0, until - clock()))
-            await self.leave()
-            while self._shards and clock() < until:
-                await asyncio.sleep(_LOOK)
-                await self.leave()
-        finally:
-            log.info("drained; left: %s", told(self.held()))
-            self.over.set()
 
     async def on_drain(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         """How far it is, now and then: `over`, `pid`, and what is held, by the names of `held`."""
         try:
             async with asyncio.timeout(_ANSWER):
-                await self.over.wait()
+                await self.finished.wait()
         except TimeoutError:
             pass
-        return {"over": self.over.is_set(), "pid": os.getpid(), **self.held()}
+        return {"over": self.finished.is_set(), "pid": os.getpid(), **self.held()}
 
 
 def seconds_of(request: Mapping[str, Any]) -> float:

@@ -71,7 +71,9 @@ def _follow(path: Path, seconds: float, answer: dict[str, Any]) -> dict[str, Any
 
 
 def _ended(answer: dict[str, Any]) -> int:
-    if answer["over"] and answer["pushes"]:
+    if not answer["over"]:
+        print("Stopped.")  # by a signal
+    elif answer["pushes"]:
         print(f"Drained, and stopped. Not finished in time, and given back: {told(answer)}.")
     else:
         print("Drained, and stopped.")

@@ -69,7 +69,7 @@ async def test_what_is_under_way_is_finished(
     assert not first["over"] and first["pushes"] == 1
     assert [last[name] for name in ("clients", "servers", "shards", "pushes")] == [0, 0, 0, 0]
     assert len(pushed_to.entries(mock_apns.pushes[-1])) == 1
-    assert relay.drained.is_set()
+    await asyncio.wait_for(relay.drained.wait(), 1)
     with pytest.raises(ConnectionClosedError):
         await client.request(ntf.Ping())
     assert smp_server.connections == 1  # the recipient's

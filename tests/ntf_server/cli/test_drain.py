@@ -21,8 +21,8 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 async def busy(made: Path, start: Start, mock_apns: MockApns) -> Any:
-    """A server, one of whose pushes takes a second and a half."""
-    mock_apns.latency = 1.5
+    """A server, one of whose pushes takes three seconds."""
+    mock_apns.latency = 3.0
     process, port = await start(
         NTF_SERVER__APNS__TEST__HOST="localhost",
         NTF_SERVER__APNS__TEST__PORT=str(mock_apns.port),
@@ -65,14 +65,18 @@ async def test_twice_at_once(made: Path, busy: Any) -> None:
     assert await asyncio.wait_for(busy.wait(), 1) == 0
 
 
-async def test_sigterm_meanwhile(made: Path, busy: Any) -> None:
-    """A stop does the same in its own time."""
-    draining = asyncio.create_task(asyncio.to_thread(run, "drain", "--path", made, "--timeout", "600"))
-    await asyncio.sleep(0.8)
+async def test_sigterm_meanwhile(made: Path, busy: Any, mock_apns: MockApns) -> None:
+    """A stop does the same in its own time, in which what is under way is finished too."""
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, "drain", "--path", str(made), "--timeout", "600"), stdout=-1, stderr=-1
+    )
+    assert process.stdout is not None
+    assert (await asyncio.wait_for(process.stdout.readline(), 20)).startswith(b"still held: ")
     busy.terminate()
     assert await asyncio.wait_for(busy.wait(), 10) == 0
-    done = await draining
-    assert (done.returncode, done.stderr) == (0, "")
+    _, err = await asyncio.wait_for(process.communicate(), 10)
+    assert (process.returncode, err) == (0, b"")
+    assert len(mock_apns.pushes) == 1
 
 
 async def test_on_a_terminal_it_is_one_line(made: Path, busy: Any) -> None:
