@@ -32,8 +32,8 @@ _WORDS: Final = {
 
 
 class Drain:
-    """Made in a running loop; `run` it once. `begun`; `finished`: what is left now is given back; `over`, a moment later:
-    the relay is to stop.
+    """Made in a running loop; `run` it once. `begun`; `finished`: what is left now is given back; `over`, a moment
+    later: the relay is to stop.
     """
 
     def __init__(self, store: Store, listener: Listener, subscriber: Subscriber, dispatcher: Dispatcher) -> None:
