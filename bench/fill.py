@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from smp_load import ID_SIZE, notifier_id, service_id
 
 from ntf_server.config import files as config
-from ntf_server.smp.subscriber import new_service_certificate
+from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.store.contract import Store
 from ntf_server.store.records import NewToken, Ref
 from ntf_server.store.sealing import NOTIFIER_KEY, Sealer

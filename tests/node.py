@@ -15,7 +15,8 @@ from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Delivered, OnVerdict
-from ntf_server.smp.subscriber import Subscriber, new_service_certificate
+from ntf_server.smp.certificates import new_service_certificate
+from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock, since_boot
 from ntf_server.store.contract import Store, StoreFullError
 from ntf_server.store.open import open_store

@@ -6,7 +6,6 @@ current session. What is kept of a session is how far its pages went, and what o
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Final, TypeVar
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, Gauge, KindCounter, Metrics, ServerGauge
 from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.smp.server_session import ServerSession
@@ -27,7 +27,6 @@ from ntf_server.store.records import (
     ChangeKind,
     Confirmed,
     Ref,
-    ServiceCertificate,
     ServiceState,
     Session,
     Subscription,
@@ -499,10 +498,3 @@ def _request(w: Wanted, session: ServerSession) -> NsubRequest:
 def _confirmed(r: NsubResult) -> Confirmed:
     error = r.error.encode()[:_MAX_ERROR].decode(errors="ignore")
     return Confirmed(r.ref, _STATUS[r.answer], error, True if r.answer is NsubAnswer.ASSOCIATED else None)
-
-
-def new_service_certificate(now: float) -> ServiceCertificate:
-    """A new identity and its leaf. They say nothing that those for other servers say too, but for the day."""
-    day = datetime.datetime.fromtimestamp(now, datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    credentials, _ = Credentials.generate("ED25519", "ntf", day)
-    return ServiceCertificate(credentials.chain_pem, crypto.encode_private(credentials.key))

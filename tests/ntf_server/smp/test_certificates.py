@@ -10,7 +10,7 @@ import pytest
 from cryptography.x509 import Certificate
 from node import NOW, Node
 
-from ntf_server.smp.subscriber import new_service_certificate
+from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.store.records import ServiceCertificate
 from smp_bridge.identity import load_certificates
 from smp_bridge.testing import Recipient, SmpServer
