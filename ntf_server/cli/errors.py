@@ -8,6 +8,7 @@ from ntf_server.config.files import ConfigError, NotNowError
 from ntf_server.config.identity_files import IdentityFileError
 from ntf_server.listener import ListenError
 from ntf_server.store.contract import StoreCorruptError, StoreError, StoreUnavailableError
+from ntf_server.store.migrate import DifferentError
 from ntf_server.store.sealing import SealingError
 
 FAILED: Final = 1
@@ -31,7 +32,7 @@ def exit_code(error: Exception) -> int | None:
         error, UsageError | ConfigError | IdentityFileError | StoreCorruptError | SealingError | ssl.SSLError
     ):
         return FINAL
-    if isinstance(error, AdminError | OSError):
+    if isinstance(error, AdminError | DifferentError | OSError):
         return FAILED
     return None
 

@@ -42,6 +42,7 @@ from smp_bridge.socks import SocksProxy
 T = TypeVar("T")
 
 CONFIG_FILE: Final = "ntf-server.toml"
+DATABASE: Final = "ntf-server.db"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
 REFERENCE_VAPID_KEY: Final = "vapid.privkey"  # where the reference's server keeps it, as SEC1 PEM
 MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
@@ -464,24 +465,25 @@ def load_master_key(directory: Path, settings: Settings) -> MasterKey:
 
 def _store(directory: Path, settings: Settings) -> Path | RedisUrl:
     url = settings.store.url
-    file = directory / CONFIG_FILE
-    if not url:
-        return directory / "ntf-server.db"
+    return parse_store(url, directory, f"{directory / CONFIG_FILE}: [store] url") if url else directory / DATABASE
+
+
+def parse_store(url: str, directory: Path, where: str) -> Path | RedisUrl:
+    """A store's URL, paths in it relative to `directory`. Raises ConfigError, which begins with `where`."""
     if is_redis_url(url):
         try:
             return parse_redis_url(url, directory)
         except StoreConflictError as e:
             text = str(e).removeprefix("the store's url ")
-            raise ConfigError(f"{file}: [store] url: {text}; mend it") from e
+            raise ConfigError(f"{where}: {text}; mend it") from e
     path = url.removeprefix("sqlite:///")
     if path == url or not path:
         raise ConfigError(
-            f"{file}: [store] url: {url.split(':')[0]}: must be sqlite:///PATH (sqlite:////PATH if absolute), or one of"
-            " a Redis"
+            f"{where}: {url.partition(':')[0]}: must be sqlite:///PATH (sqlite:////PATH if absolute), or one of a Redis"
         )
     full = directory / path
     if not full.parent.is_dir():
-        raise ConfigError(f"{file}: [store] url: {full.parent}: no such folder; create it")
+        raise ConfigError(f"{where}: {full.parent}: no such folder; create it")
     if full.is_dir():
-        raise ConfigError(f"{file}: [store] url: {full}: is a folder; give a file")
+        raise ConfigError(f"{where}: {full}: is a folder; give a file")
     return full

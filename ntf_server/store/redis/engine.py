@@ -120,6 +120,12 @@ class RedisStore:
         node.on_effects = store._apply
         after = await stream.newest(database, names)
         await node.open()
+        try:  # once more, now that others see that this node lives
+            await identify(database, names, master_key, found.shards)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                await node.close()
+            raise
         store._spawn(stream.follow(node, after, store._changes), "changes")
         store._spawn(store._poll(), "what is due")
         return store

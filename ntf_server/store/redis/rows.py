@@ -18,6 +18,8 @@ WANTED: Final = NUMBERS[SubscriptionStatus.ACTIVE]  # those up to it should be a
 HEAD: Final = struct.Struct(">BBIdd")  # of a subscription: status, damaged, generation, number, created at
 STAMP: Final = struct.Struct(">dId?")  # of a notification: fence, number, received at, sent
 ARRIVAL: Final = struct.Struct(">dB")
+_ORDER: Final = struct.Struct(">dI")
+_SENT: Final = 8  # where in an arrival that stands
 _SIZE: Final = struct.Struct(">H")
 _ID: Final = 8  # bytes of a server's id
 
@@ -69,12 +71,13 @@ class Registration(msgspec.Struct, frozen=True, array_like=True):
     secret: bytes
     app: str
     vapid_key: bytes
+    server_private: bytes = b""  # of those that keep no client key, as they come from the reference
 
     def __repr__(self) -> str:
         return "Registration()"
 
 
-_pack = msgspec.msgpack.Encoder().encode
+pack_registration = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Registration).decode
 
 
@@ -89,7 +92,7 @@ def registration(packed: bytes) -> Registration:
 def new_registration(s: Sealer, new: NewToken, token_id: bytes) -> bytes:
     """Of TNEW, under this id."""
     seal = s.seal
-    return _pack(
+    return pack_registration(
         Registration(
             new.device.provider.value,
             new.verify_key,
@@ -107,7 +110,7 @@ def new_registration(s: Sealer, new: NewToken, token_id: bytes) -> bytes:
 def replaced(s: Sealer, token_id: bytes, old: Registration, new: Replacement) -> bytes:
     """Of TRPL."""
     device = new.device
-    return _pack(
+    return pack_registration(
         msgspec.structs.replace(
             old,
             provider=device.provider.value,
@@ -223,11 +226,7 @@ def entry(packed: bytes, value: bytes, addresses: dict[bytes, ServerAddress], sh
 
 def _entry(packed: bytes, value: bytes, addresses: dict[bytes, ServerAddress], shift: int) -> Entry:
     fence, number, received_at, sent = STAMP.unpack_from(value)
-    at = STAMP.size + _SIZE.size
-    [size] = _SIZE.unpack_from(value, STAMP.size)
-    spelled = value[at : (at := at + size)]
-    [size] = _SIZE.unpack_from(value, at)
-    at += _SIZE.size
+    spelled, nonce, meta = contents(value)
     ref = queue(packed)
     server = addresses.get(spelled)
     if server is None:
@@ -241,9 +240,24 @@ def _entry(packed: bytes, value: bytes, addresses: dict[bytes, ServerAddress], s
         server,
         ref.notifier_id,
         int(received_at) - shift,
-        value[at : at + size],
-        value[at + size :],
+        nonce,
+        meta,
     )
+
+
+def contents(value: bytes) -> tuple[bytes, bytes, bytes]:
+    """Of a notification: the server's address as its queue spells it, nonce, metadata. Raises struct.error."""
+    at = STAMP.size + _SIZE.size
+    [size] = _SIZE.unpack_from(value, STAMP.size)
+    spelled = value[at : (at := at + size)]
+    [size] = _SIZE.unpack_from(value, at)
+    at += _SIZE.size
+    return spelled, value[at : at + size], value[at + size :]
+
+
+def stored(fence: int, number: int, sent: int, arrived: bytes) -> bytes:
+    """A notification; `arrived`: what `arrival` gives."""
+    return b"".join((_ORDER.pack(fence, number), arrived[:_SENT], bytes([sent]), arrived[_SENT + 1 :]))
 
 
 _RUBBISH: Final = (struct.error, IndexError, ValueError, OverflowError)

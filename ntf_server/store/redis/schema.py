@@ -1,9 +1,15 @@
-"""What a Redis must have to be this store: its id, the schema's number, the number of shards, the wrapped key."""
+"""What a Redis must have to be this store: its id, the schema's number, the number of shards, the wrapped key.
+
+The number is that of the form of what is kept: docs/explanation/rolling-upgrades.md says what may change without a new
+one.
+"""
 
 import os
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from ntf_server.store.contract import StoreConflictError
+from ntf_server.store.portable import being_filled
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import SHARDS, Names
@@ -11,25 +17,58 @@ from ntf_server.store.redis.script import Script
 from ntf_server.store.sealing import KEY_SIZE, MasterKey
 
 SCHEMA: Final = 1
+MARK: Final = b"filling"  # the field that a store has while another one is moved into it
+_FIELDS: Final = (b"id", b"schema", b"shards", b"key", MARK)
 _MAKE: Final = Script.load("make")
 
 
 class Identity(NamedTuple):
-    """Of a store: `key` seals its values."""
+    """Of a store: `key` seals its values; `mark`: it is being filled (`portable.Mark`)."""
 
     store_id: bytes
     shards: int
     key: bytes
+    mark: bytes | None = None
+
+
+def fresh(master: MasterKey, shards: int) -> tuple[bytes | str | int, ...]:
+    """Fields and values of a new one."""
+    key = master.wrap(os.urandom(KEY_SIZE))
+    return b"id", os.urandom(8).hex(), b"schema", SCHEMA, b"shards", shards, b"key", key
 
 
 async def identify(database: Database, names: Names, master: MasterKey, shards: int = SHARDS) -> Identity:
-    """The store that is there; made if nothing is. Raises StoreConflictError, SealingError (another master key)."""
-    key = master.wrap(os.urandom(KEY_SIZE))
-    fresh = (b"id", os.urandom(8).hex(), b"schema", SCHEMA, b"shards", shards, b"key", key)
-    await database.run(Call(_MAKE, [names.store], fresh))
-    store_id, schema, kept, wrapped = await database.command(
-        b"HMGET", names.store, b"id", b"schema", b"shards", b"key", key=names.store, writes=False
-    )
-    if schema is None or int(schema) != SCHEMA:
-        raise StoreConflictError(f"this Redis has schema {schema and int(schema)} of a relay, this one needs {SCHEMA}")
-    return Identity(store_id, int(kept), master.unwrap(wrapped))
+    """The store that is there, for a node; made if nothing is.
+
+    Raises StoreConflictError (another schema, being filled), SealingError (another master key).
+    """
+    await database.run(Call(_MAKE, [names.store], fresh(master, shards)))
+    found = await look(database, names, master)
+    if found is None:
+        raise StoreConflictError(f"{database.url}: was emptied just now")
+    if found.mark is not None:
+        raise being_filled(str(database.url))
+    return found
+
+
+async def look(database: Database, names: Names, master: MasterKey) -> Identity | None:
+    """The store that is there. Raises as `identify`, but for one that is being filled."""
+    kept: Sequence[Any] = await database.command(b"HMGET", names.store, *_FIELDS, key=names.store, writes=False)
+    store_id, schema, shards, wrapped, mark = kept
+    if not any(kept):
+        return None
+    if schema is None or not schema.isdigit():
+        raise StoreConflictError(
+            f"{database.url}: what is there under the prefix {database.prefix} is no relay's store"
+        )
+    if int(schema) > SCHEMA:
+        raise StoreConflictError(
+            f"{database.url}: the store is of a newer ntf-server (schema {int(schema)}, this one has {SCHEMA}); upgrade"
+            " ntf-relay on this node"
+        )
+    if int(schema) < SCHEMA:
+        raise StoreConflictError(
+            f"{database.url}: the store is of an older ntf-server (schema {int(schema)}, this one has {SCHEMA});"
+            " install the ntf-relay that made it, and upgrade as its CHANGELOG says"
+        )
+    return Identity(store_id, int(shards), master.unwrap(wrapped), mark)

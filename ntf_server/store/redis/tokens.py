@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
+from ntf_server.store.clients import KeptClient, is_same_client
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import provider_of
 from ntf_server.store.records import Cursor, LastPush, NewToken, Registered, Replacement, Token
@@ -30,7 +31,7 @@ from ntf_server.store.redis.rows import (
     replaced,
     token_record,
 )
-from ntf_server.store.sealing import CLIENT_DH, CODE, DEVICE_TOKEN, SERVER_DH, SealingError
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, SealingError
 from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
 
 _TRIES: Final = 20  # of a registration that others change at the same time
@@ -90,7 +91,8 @@ async def _revive(node: Node, token_id: bytes, new: NewToken, lane: bytes, wait:
             return _Found.ELSEWHERE
         s.sealer.open(r.device_token, DEVICE_TOKEN + token_id)  # or it could not be pushed to
         server_dh = s.sealer.open(r.server_dh, SERVER_DH + token_id)
-        if not hmac.compare_digest(s.sealer.open(r.client_dh, CLIENT_DH + token_id), new.client_dh):
+        kept = KeptClient(r.client_dh, r.secret, r.server_private)
+        if not is_same_client(s.sealer, token_id, kept, new.client_dh):
             return _Found.ANOTHERS
     except (DamagedError, SealingError):
         await drop(node, token_id)

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
-from ntf_server.store.clock import TOLERANCE
+from ntf_server.store.clock import TOLERANCE, Clock
 from ntf_server.store.memory import State, provider_of
 from ntf_server.store.sqlite.rows import one_row
 
@@ -97,7 +97,7 @@ LAST_TURN: Final = 4 * 3600  # seconds that a code may wait for its turn
 
 def recover(c: sqlite3.Connection, s: State) -> None:
     """When the database is opened: what is unsent is due."""
-    if step := _step_meanwhile(c, s):
+    if step := step_meanwhile(c, s.clock):
         shift(c, s, step)
         s.effects.stepped = step
     remember_clock(c, s)
@@ -113,10 +113,10 @@ def recover(c: sqlite3.Connection, s: State) -> None:
         s.owe(lane)
 
 
-def _step_meanwhile(c: sqlite3.Connection, s: State) -> int:
+def step_meanwhile(c: sqlite3.Connection, clock: Clock) -> int:
     """By how many seconds the clock was set while the database was closed, as far as the machine has run on."""
-    row = c.execute("SELECT ahead FROM clock WHERE boot = ? AND boot <> ''", (s.clock.boot,)).fetchone()
-    step = s.clock.offset - row[0] if row else 0.0
+    row = c.execute("SELECT ahead FROM clock WHERE boot = ? AND boot <> ''", (clock.boot,)).fetchone()
+    step = clock.offset - row[0] if row else 0.0
     return round(step) if abs(step) > TOLERANCE else 0
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError, StoreUnavailableError
+from ntf_server.store.portable import being_filled
 from ntf_server.store.sealing import SealingError, WrongMasterKeyError
 from ntf_server.store.sqlite.database import Operation, corrupt_error, is_corrupt, primary_code, translate
 from ntf_server.store.sqlite.migrations import APPLICATION_ID, Migration, migrate
 
+MARK: Final = "filling"  # the table that a database has while another store is moved into it
+FILLING: Final = "SELECT 1 FROM sqlite_master WHERE type = ? AND name = ?"
 _CHECK_BELOW: Final = 64 * 2**20  # bytes of a file that is checked whole at start
 WAL_LIMIT: Final = 64 * 2**20  # bytes that the -wal keeps when it is empty
 _OPERATORS: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)  # no retry mends these
@@ -32,17 +35,23 @@ class DatabaseFile:
 
     @classmethod
     def open(
-        cls, path: Path, migrations: tuple[Migration, ...], prepare: Operation[None] = lambda _: None
+        cls,
+        path: Path,
+        migrations: tuple[Migration, ...],
+        prepare: Operation[None] = lambda _: None,
+        *,
+        filling: bool = False,
     ) -> "DatabaseFile":
         """Open or create the file and bring its schema up to date. `prepare` then runs, outside a transaction.
 
-        Raises StoreCorruptError (also for another program's file), StoreUnavailableError (in use, no room), StoreError
-        (no permission, newer schema, wrong master key).
+        `filling`: also one that another store is moved into, and not yet all of it. Raises StoreCorruptError (also for
+        another program's file), StoreUnavailableError (in use, no room), StoreError (no permission, newer schema, wrong
+        master key, being filled).
         """
         path = path.resolve()  # so that a link to the file has the same lock
         lock = lock_file(path)
         try:
-            return cls(path, _open(path, migrations, prepare), lock)
+            return cls(path, _open(path, migrations, prepare, filling=filling), lock)
         except BaseException:
             lock.close()
             raise
@@ -123,12 +132,14 @@ def opening_errors(path: Path) -> Any:
         raise kind(f"{path}: cannot open the database: {e}") from e
 
 
-def _open(path: Path, migrations: tuple[Migration, ...], prepare: Operation[None]) -> sqlite3.Connection:
+def _open(
+    path: Path, migrations: tuple[Migration, ...], prepare: Operation[None], *, filling: bool
+) -> sqlite3.Connection:
     with opening_errors(path):
         path.touch(mode=0o600)
         if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):  # SQLite would open it, and fail later
             raise StoreError(f"{path}: cannot be written to: give the file to the user that the relay runs as")
-        _check(path, len(migrations))
+        _check(path, len(migrations), filling=filling)
         connection = _connect(path)
         try:
             connection.execute(f"PRAGMA busy_timeout = {_OPENING}")
@@ -143,7 +154,7 @@ def _open(path: Path, migrations: tuple[Migration, ...], prepare: Operation[None
     return connection
 
 
-def _check(path: Path, newest: int) -> None:
+def _check(path: Path, newest: int, *, filling: bool) -> None:
     """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
     # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
     wal = path.with_name(path.name + "-wal")
@@ -160,6 +171,8 @@ def _check(path: Path, newest: int) -> None:
             raise StoreConflictError(
                 f"{path}: the database is of a newer ntf-server (schema {version}); upgrade ntf-relay"
             )
+        if not filling and connection.execute(FILLING, ("table", MARK)).fetchone():
+            raise being_filled(str(path))
         if path.stat().st_size < _CHECK_BELOW:
             [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
             if result != "ok":

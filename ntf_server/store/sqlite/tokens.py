@@ -4,23 +4,13 @@ import hmac
 import json
 import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-
+from ntf_server.store.clients import KeptClient, is_same_client
 from ntf_server.store.memory import State
 from ntf_server.store.records import ALIVE, Cursor, LastPush, NewToken, Registered, Replacement, Token
-from ntf_server.store.sealing import (
-    CLIENT_DH,
-    CODE,
-    DEVICE_TOKEN,
-    SECRET,
-    SERVER_DH,
-    SERVER_PRIVATE,
-    Sealer,
-    SealingError,
-)
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, Sealer, SealingError
 from ntf_server.store.sqlite.due import due_now, due_when_free
 from ntf_server.store.sqlite.queues import clear_slice
 from ntf_server.store.sqlite.rows import (
@@ -32,7 +22,6 @@ from ntf_server.store.sqlite.rows import (
     one_row,
     token_record,
 )
-from smp_bridge.crypto import CryptoError, dh_box_key
 from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
 
 _AT_ONCE: Final = 500  # subscriptions that a deletion clears itself
@@ -49,10 +38,11 @@ def register(c: sqlite3.Connection, s: State, new: NewToken, wait: float) -> Reg
     if known is not None:
         try:
             token = token_record(known[:TOKEN_WIDTH])
-            device_token, server_dh, *client = known[TOKEN_WIDTH:]
+            device_token, server_dh, client_dh, secret, private = known[TOKEN_WIDTH:]
             s.sealer.open(device_token, DEVICE_TOKEN + token.token_id)  # or it could not be pushed to
             server_dh = s.sealer.open(server_dh, SERVER_DH + token.token_id)
-            same = _is_same_client(s.sealer, token.token_id, client, new.client_dh)
+            kept = KeptClient(client_dh, secret, private)
+            same = is_same_client(s.sealer, token.token_id, kept, new.client_dh)
         except (DamagedRowError, SealingError):
             drop(c, s, known[0])
             known = None
@@ -65,20 +55,6 @@ def register(c: sqlite3.Connection, s: State, new: NewToken, wait: float) -> Reg
     made = insert_token(c, s, new, lane, _turn(s, wait))
     due_now(c, s, _number(made.ref), lane)
     return made
-
-
-def _is_same_client(sealer: Sealer, token_id: bytes, row: Sequence[Any], client_dh: bytes) -> bool:
-    """Whether it has the same DH key. What came from the reference has no client key, but the server's private one."""
-    kept, secret, private = row
-    if private is None:
-        return hmac.compare_digest(sealer.open(kept, CLIENT_DH + token_id), client_dh)
-    try:
-        shared = dh_box_key(
-            sealer.open(private, SERVER_PRIVATE + token_id), X25519PublicKey.from_public_bytes(client_dh)
-        )
-    except (CryptoError, ValueError):
-        return False
-    return hmac.compare_digest(shared, sealer.open(secret, SECRET + token_id))
 
 
 def _turn(s: State, wait: float) -> int:

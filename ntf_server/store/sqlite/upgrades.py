@@ -3,11 +3,11 @@
 import sqlite3
 from typing import Final
 
+from ntf_server.store.portable import origin_of
 from ntf_server.store.sealing import DEVICE_TOKEN, MasterKey, Sealer, SealingError
 from ntf_server.store.sqlite.keys import load_key
 from ntf_server.store.sqlite.migrations import Progress
 from ntf_server.store.sqlite.rows import NO_IDS, server_address
-from smp_bridge.encoding import ParseError, Reader
 from smp_bridge.ntf import Provider
 from smp_bridge.service import ids_hash, xor
 
@@ -24,7 +24,7 @@ def add_lanes(c: sqlite3.Connection, master: MasterKey, progress: Progress) -> N
             token = sealer.open(sealed, DEVICE_TOKEN + token_id)
         except SealingError:  # damaged: set aside when it is asked for
             return lookup, provider.encode(), ref
-        origin = sealer.origin(_origin(token)) if provider == Provider.WEB_PUSH else b""
+        origin = sealer.origin(origin_of(token)) if provider == Provider.WEB_PUSH else b""
         return sealer.lookup(provider, token), provider.encode() + origin, ref
 
     while rows := c.execute(
@@ -35,18 +35,6 @@ def add_lanes(c: sqlite3.Connection, master: MasterKey, progress: Progress) -> N
         after, done = rows[-1][0], done + len(rows)
         progress("tokens", done)
     c.execute("INSERT INTO deliveries (token, lane) SELECT ref, lane FROM tokens")
-
-
-def _origin(token: bytes) -> str:
-    """Of the push service in a device token of Web Push (wire.md, section 8), as its provider writes it."""
-    try:
-        r = Reader(token)
-        host, port = r.short().decode("ascii").lower(), r.short().decode("ascii") or "443"
-    except (ParseError, UnicodeDecodeError):
-        return ""
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    return f"https://{host}" + ("" if port.lstrip("0") == "443" else f":{port.lstrip('0')}")
 
 
 def merge_twins(c: sqlite3.Connection, progress: Progress) -> None:

@@ -18,9 +18,9 @@ from smp_bridge.encoding import short
     ],
 )
 def test_a_kept_subscription_of_web_push_has_its_origin(host: bytes, port: bytes, origin: str) -> None:
-    assert module._origin(short(host) + short(port) + short(b"/path") + short(bytes(16)) + short(bytes(65))) == origin
+    assert module.origin_of(short(host) + short(port) + short(b"/path") + short(bytes(16)) + short(bytes(65))) == origin
 
 
 def test_what_is_no_subscription_has_none() -> None:
-    assert module._origin(b"") == ""
-    assert module._origin(b"\x05ab") == ""
+    assert module.origin_of(b"") == ""
+    assert module.origin_of(b"\x05ab") == ""

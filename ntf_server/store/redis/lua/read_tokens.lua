@@ -1,0 +1,19 @@
+-- Registrations, with all that their shard has of them. KEYS: shard. ARGV: how many queues of each are enough, ids.
+-- Gives of each: its fields and values, when it is due in ms or '', when the first notification arrived that did not
+-- go out or '', 1 if it has more queues than that; else these, and queue and value of each newest notification.
+local shard, enough, out = KEYS[1], tonumber(ARGV[1]), {}
+for i = 2, #ARGV do
+    local id = ARGV[i]
+    local key, values, queues = shard .. ':t:' .. id, shard .. ':n:' .. id, shard .. ':q:' .. id
+    local at, first, received = call('ZSCORE', shard .. ':due:' .. (call('HGET', key, 'l') or ''), id), nil, ''
+    if not at then first = call('ZRANGE', shard .. ':u:' .. id, 0, 0)[1] end
+    local value = first and call('HGET', values, first)
+    if value then
+        local _, _, seconds = struct.unpack('>dI4d', value)
+        received = text(seconds)
+    end
+    local many = call('SCARD', queues) > enough
+    out[#out + 1] = {call('HGETALL', key), at and text(tonumber(at)) or '', received, many and 1 or 0,
+        many and {} or call('SMEMBERS', queues), many and {} or call('HGETALL', values)}
+end
+return out

@@ -1,0 +1,166 @@
+"""The store in a Redis as a whole, for `ntf-server migrate`: whose it is, and whether a node uses it.
+
+Run while no node lives.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, Self
+
+import msgspec
+
+from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
+from ntf_server.store.portable import TOLERANCE, Mark, Moved, MovedServer, Slice, being_filled
+from ntf_server.store.redis.call import Call, Word
+from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.names import SHARDS, Names
+from ntf_server.store.redis.reading import Reading
+from ntf_server.store.redis.schema import MARK, Identity, fresh, look
+from ntf_server.store.redis.script import Script
+from ntf_server.store.redis.writing import Writing
+from ntf_server.store.sealing import MasterKey, Sealer
+
+_FILL: Final = Script.load("fill")
+_FILLED: Final = Script.load("filled")
+
+
+class PortableRedis:
+    """Implements `portable.Portable`."""
+
+    def __init__(self, database: Database, names: Names, master: MasterKey, ahead: int) -> None:
+        self.name: Final = str(database.url)
+        self.identity = ""  # it is made when it is begun with
+        self._ahead = ahead
+        self._database = database
+        self._names = names
+        self._master = master
+        self._key = b""
+
+    @classmethod
+    async def open(cls, database: Database, master: MasterKey, *, shards: int | None = None, make: bool) -> Self:
+        """`make`: it need not be there yet, and has so many shards then.
+
+        Raises StoreError, SealingError (another master key).
+        """
+        names = Names(database.prefix, shards or SHARDS)
+        found = await look(database, names, master)
+        if found is None and not make:
+            raise StoreError(f"{database.url}: there is no store under the prefix {database.prefix}")
+        if found is not None and not make and found.mark is not None:
+            raise being_filled(str(database.url))
+        if found is not None and shards not in {None, found.shards}:
+            raise StoreConflictError(f"{database.url}: the store has {found.shards} shards, which never changes")
+        began = time.time()
+        seconds, micros = await database.command(b"TIME", key=names.clock, writes=False)
+        skew = int(seconds) + int(micros) / 1e6 - (began + time.time()) / 2
+        offset = await database.command(b"HGET", names.clock, b"offset", key=names.clock, writes=False)
+        ahead = round(int(offset or 0) / 1000) + (round(skew) if abs(skew) > TOLERANCE else 0)
+        self = cls(database, names, master, ahead)
+        self._know(found)
+        return self
+
+    def _know(self, found: Identity | None) -> None:
+        if found is not None:
+            self._names, self._key = Names(self._database.prefix, found.shards), found.key
+            self.identity = Sealer(found.key).lookup("identity", b"").hex()[:16]
+        self._join()
+
+    def _join(self) -> None:
+        parts = self._database, self._names, Sealer(self._key), self._ahead
+        self._reading, self._writing = Reading(*parts), Writing(*parts)
+
+    @property
+    def ahead(self) -> int:
+        """See `Portable`."""
+        return self._ahead
+
+    @ahead.setter
+    def ahead(self, seconds: int) -> None:
+        self._ahead = seconds
+        self._join()
+
+    async def close(self) -> None:
+        """See `Portable`."""
+        await self._database.close()
+
+    async def _read(self, *words: Word, key: bytes) -> Any:
+        return await self._database.command(*words, key=key, writes=False)
+
+    # --- whose it is
+
+    async def tokens(self) -> int:
+        """See `Portable`."""
+        counts = await asyncio.gather(*(self._read(b"ZCARD", s + b":all", key=s) for s in self._names.shards))
+        return sum(counts)
+
+    async def is_empty(self) -> bool:
+        """See `Portable`."""
+        return not await self._read(b"HLEN", self._names.servers, key=self._names.servers) and not await self.tokens()
+
+    async def check_idle(self) -> None:
+        """See `Portable`."""
+        names = self._names
+        seconds, micros = await self._read(b"TIME", key=names.clock)
+        now = int(seconds) * 1000 + int(micros) // 1000 + await self._offset()
+        live = await self._read(b"ZCOUNT", names.nodes, now, b"+inf", key=names.nodes)
+        leases = await asyncio.gather(*(self._read(b"HMGET", s, b"node", b"until", key=s) for s in names.shards))
+        if live or any(node and int(until or 0) > now for node, until in leases):
+            raise self._used()
+
+    async def _offset(self) -> int:
+        return int(await self._read(b"HGET", self._names.clock, b"offset", key=self._names.clock) or 0)
+
+    def _used(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"{self.name}: a relay uses this store: stop all its nodes, then try again (one that was killed counts for"
+            " six seconds)"
+        )
+
+    async def mark(self) -> Mark | None:
+        """See `Portable`."""
+        found = await look(self._database, self._names, self._master)
+        return None if found is None or found.mark is None else msgspec.msgpack.decode(found.mark, type=Mark)
+
+    async def begin(self, mark: Mark) -> None:
+        """See `Portable`."""
+        names, full = self._names, f"{self.name}: there are registrations or servers already; give another prefix"
+        await self.check_idle()
+        if not await self.is_empty():
+            raise StoreConflictError(full)
+        keys = [names.store, names.nodes, names.servers, names.clock]
+        new = fresh(self._master, len(names.shards))
+        match await self._database.run(Call(_FILL, keys, (MARK, msgspec.msgpack.encode(mark), *new))):
+            case b"used":
+                raise self._used()
+            case b"full":
+                raise StoreConflictError(full)
+            case b"filled":
+                raise StoreUnavailableError(f"{self.name}: another `ntf-server migrate` began to fill it just now")
+        self._know(await look(self._database, names, self._master))
+
+    async def end(self, newest: int) -> None:
+        """See `Portable`."""
+        keys = [self._names.store, self._names.clock]
+        last = (newest + self._ahead) * 1000 if newest else 0
+        await self._database.run(Call(_FILLED, keys, (await self._offset(), MARK, last)))
+
+    # --- what is in it
+
+    def servers(self) -> AsyncIterator[tuple[list[MovedServer], int]]:
+        """See `Portable`."""
+        return self._reading.servers()
+
+    async def read(self, after: bytes, limit: int) -> Slice:
+        """See `Portable`."""
+        return await self._reading.tokens(after, limit)
+
+    async def write_servers(self, servers: Sequence[MovedServer]) -> None:
+        """See `Portable`."""
+        await self._writing.servers(servers)
+
+    async def write(self, moved: Sequence[Moved], mark: Mark) -> None:
+        """See `Portable`."""
+        await self._writing.tokens(moved)
+        store = self._names.store
+        await self._database.command(b"HSET", store, MARK, msgspec.msgpack.encode(mark), key=store)
