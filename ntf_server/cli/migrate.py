@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import sys
 import time
 from typing import Final, TextIO
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = config.parse_store(arguments.target, directory, "TO-URL")
     if arguments.shards is not None and not 1 <= arguments.shards <= _MAX_SHARDS:
         raise UsageError(f"--shards: from 1 to {_MAX_SHARDS}")
+    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
     progress = Progress(sys.stderr)
     try:
         done = asyncio.run(
