@@ -22,6 +22,7 @@ from ntf_server.store.redis.writing import Writing
 from ntf_server.store.sealing import MasterKey, Sealer
 
 _FILL: Final = Script.load("fill")
+_FILL_ON: Final = Script.load("fill_on")
 _FILLED: Final = Script.load("filled")
 
 
@@ -162,5 +163,5 @@ class PortableRedis:
     async def write(self, moved: Sequence[Moved], mark: Mark) -> None:
         """See `Portable`."""
         await self._writing.tokens(moved)
-        store = self._names.store
-        await self._database.command(b"HSET", store, MARK, msgspec.msgpack.encode(mark), key=store)
+        if not await self._database.run(Call(_FILL_ON, [self._names.store], (MARK, msgspec.msgpack.encode(mark)))):
+            raise StoreConflictError(f"{self.name}: another `ntf-server migrate` filled it meanwhile, and ended")

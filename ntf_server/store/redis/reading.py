@@ -116,17 +116,22 @@ class Reading:
         if not self._servers:
             async for _ in self.servers():
                 pass
-        number, last = int.from_bytes(after[:2]), after[2:]
-        shards = self._names.shards
-        shard, begin = shards[number], b"(" + last if last else b"-"
-        ids = await self._read(b"ZRANGEBYLEX", shard + b":all", begin, b"+", b"LIMIT", 0, limit, key=shard)
-        cursor = number.to_bytes(2) + ids[-1] if len(ids) == limit else (number + 1).to_bytes(2)
-        slice_ = await self._read_tokens(shard, ids)
-        more = len(ids) == limit or number + 1 < len(shards)
-        return Slice(slice_.moved, cursor if more else None, slice_.left_out)
+        number, last, shards = int.from_bytes(after[:2]), after[2:], self._names.shards
+        parts: list[tuple[bytes, Sequence[bytes]]] = []
+        left = limit
+        while left and number < len(shards):
+            shard, begin = shards[number], b"(" + last if last else b"-"
+            ids = await self._read(b"ZRANGEBYLEX", shard + b":all", begin, b"+", b"LIMIT", 0, left, key=shard)
+            parts += ((shard, some) for some in batches(ids, _TOKENS))
+            left -= len(ids)
+            number, last = (number + 1, b"") if left else (number, ids[-1])
+        cursor = number.to_bytes(2) + last if number < len(shards) else None
+        moved, left_out = await self._read_tokens(parts)
+        return Slice(moved, cursor, left_out)
 
-    async def _read_tokens(self, shard: bytes, ids: Sequence[bytes]) -> Slice:
-        calls = [Call(_READ_TOKENS, [shard], (_ENOUGH, *some)) for some in batches(ids, _TOKENS)]
+    async def _read_tokens(self, parts: Sequence[tuple[bytes, Sequence[bytes]]]) -> tuple[list[Moved], Tally[str]]:
+        ids = [token_id for _, some in parts for token_id in some]
+        calls = [Call(_READ_TOKENS, [shard], (_ENOUGH, *some)) for shard, some in parts]
         answers = [item for answer in await self._database.run_all(calls) for item in answer]
         found = dict(zip(ids, await asyncio.gather(*map(self._whole, ids, answers)), strict=True))
         records = await self._records({packed for _, queues, _ in found.values() for packed in queues})
@@ -147,7 +152,7 @@ class Reading:
             _, queues, notifications = found[token_id]
             owned = self._owned(token_id, queues, records)
             moved.append(Moved(token, tuple(self._readable(owned, records, notifications, left_out))))
-        return Slice(moved, None, left_out)
+        return moved, left_out
 
     async def _whole(self, token_id: bytes, answer: Any) -> tuple[tuple[Fields, bytes, bytes], list[bytes], Fields]:
         fields, at, unsent, many, queues, notifications = answer

@@ -1,8 +1,9 @@
 """A database as a whole, for `ntf-server migrate`: read into records that are no engine's, and made from them.
 
-Run while no relay uses it, in the caller's thread: a slice at a time, each a transaction.
+Run while no relay uses it: a slice at a time, each a transaction.
 """
 
+import asyncio
 import json
 import sqlite3
 from collections import Counter as Tally
@@ -39,8 +40,9 @@ from ntf_server.store.sealing import (
     Sealer,
     SealingError,
 )
+from ntf_server.store.sqlite.database import translate
 from ntf_server.store.sqlite.due import step_meanwhile
-from ntf_server.store.sqlite.file import FILLING, MARK, DatabaseFile, opening_errors
+from ntf_server.store.sqlite.file import FILLING, MARK, DatabaseFile
 from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.rows import lane_of, server_address
 from ntf_server.store.sqlite.schema import migrations
@@ -99,15 +101,17 @@ class PortableDatabase:
         self._file.release()
 
     def _all(self, query: str, *parameters: Any) -> list[Row]:
-        with opening_errors(self._file.path):
+        try:
             return self._file.connection.execute(query, parameters).fetchall()
+        except sqlite3.Error as e:
+            raise translate(self._file.path, e) from e
 
     def _one(self, query: str, *parameters: Any) -> Row | None:
         return next(iter(self._all(query, *parameters)), None)
 
     def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._file.connection
-        with opening_errors(self._file.path):
+        try:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 done = operation(connection)
@@ -116,7 +120,9 @@ class PortableDatabase:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            return done
+        except sqlite3.Error as e:
+            raise translate(self._file.path, e) from e
+        return done
 
     # --- whose it is
 
@@ -191,6 +197,9 @@ class PortableDatabase:
 
     async def read(self, after: bytes, limit: int) -> Slice:
         """See `Portable`."""
+        return await asyncio.to_thread(self._slice, after, limit)
+
+    def _slice(self, after: bytes, limit: int) -> Slice:
         rows = self._all(_TOKENS, int.from_bytes(after), limit)
         by_token: defaultdict[int, list[Row]] = defaultdict(list)
         for queue in self._all(_QUEUES, json.dumps([row["ref"] for row in rows])):
@@ -326,7 +335,7 @@ class PortableDatabase:
                     self._write_queue(c, queue, ref, servers[queue.server])
             _keep(c, mark)
 
-        self._write(operation)
+        await asyncio.to_thread(self._write, operation)
 
     def _write_token(self, c: sqlite3.Connection, t: MovedToken) -> int | None:
         seal, device = self._sealer.seal, DeviceToken(Provider(t.provider), t.device_token)

@@ -10,6 +10,7 @@ from ntf_server.config.files import ConfigError, NotNowError
 from ntf_server.config.identity_files import IdentityFileError
 from ntf_server.listener import ListenError
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreFullError, StoreUnavailableError
+from ntf_server.store.migrate import DifferentError
 from ntf_server.store.sealing import SealingError
 
 
@@ -29,6 +30,7 @@ from ntf_server.store.sealing import SealingError
         (NotNowError("x"), 75),
         (StoreUnavailableError("x"), 75),
         (AdminError("x"), 1),
+        (DifferentError("x"), 1),
         (OSError(28, "No space left on device", "x"), 1),
         (ssl.SSLError(1, "x"), 2),
         (RuntimeError("x"), None),

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from hypothesis import HealthCheck, given, settings
 from moving import contents, mixed, ordered, read, seen, used, written
+from msgspec.structs import replace
 from redis_servers import Cluster, Server
-from store_world import MASTER, activate, subscribe
+from store_world import MASTER, activate, new_token, subscribe
 
 from ntf_server.store.contract import Store, StoreConflictError, StoreError, StoreUnavailableError
 from ntf_server.store.migrate import DifferentError, Place, _open, migrate
 from ntf_server.store.open import Shared, open_store
 from ntf_server.store.redis.url import RedisUrl, parse_redis_url
-from ntf_server.store.sealing import MasterKey, WrongMasterKeyError
+from ntf_server.store.sealing import SERVER_PRIVATE, MasterKey, WrongMasterKeyError
+from smp_bridge import crypto
 from smp_bridge.ntf import Provider
 
 NUMBERS = itertools.count()
@@ -256,6 +259,30 @@ async def test_what_cannot_be_moved(server: Server, file: Path, tmp_path: Path) 
         await migrate(file, redis, master_key=OTHER)
     with pytest.raises(WrongMasterKeyError):
         await migrate(redis, tmp_path / "new.db", master_key=OTHER)
+
+
+async def test_a_registration_from_the_reference_is_known_by_its_dh_secret(
+    server: Server, file: Path, tmp_path: Path
+) -> None:
+    """Which keeps the server's private key instead of the client's public one."""
+    client, other = (X25519PrivateKey.generate().public_key().public_bytes_raw() for _ in range(2))
+    private = X25519PrivateKey.generate().private_bytes_raw()
+    secret = crypto.dh_box_key(private, X25519PublicKey.from_public_bytes(client))
+    store: Any = await opened(file)
+    token = await store.register(replace(new_token(dh=b""), secret=secret))
+    sealed = store._state.sealer.seal(private, SERVER_PRIVATE + token.token_id)
+    await store.close()
+    with closing(sqlite3.connect(file)) as c, c:
+        c.execute("UPDATE tokens SET server_private = ?", (sealed,))
+    redis, back = prefixed(server), tmp_path / "back.db"
+    await move(file, redis)
+    await move(redis, back)
+    for place in (redis, back):
+        store = await opened(place)
+        assert await store.register(new_token(dh=other)) is None
+        again = await store.register(new_token(dh=client))
+        assert again is not None and again.token_id == token.token_id
+        await store.close()
 
 
 async def test_nobody_is_silent_because_of_the_time_between(server: Server, file: Path) -> None:

@@ -79,6 +79,17 @@ async def test_while_it_is_filled_no_node_starts(nodes: Nodes) -> None:
     await store.close()
 
 
+async def test_what_another_run_ended_is_not_gone_on_with(nodes: Nodes) -> None:
+    store, other = await opened(nodes), await opened(nodes)
+    await store.begin(MARK)
+    await other.end(0)
+    with pytest.raises(StoreConflictError, match="filled it meanwhile, and ended"):
+        await store.write([], MARK)
+    assert await store.mark() is None
+    for each in (store, other):
+        await each.close()
+
+
 async def test_where_a_node_lives_nothing_is_read_or_filled(nodes: Nodes, store: RedisStore) -> None:
     portable = await opened(nodes)
     for attempt in (portable.check_idle(), portable.begin(MARK)):

@@ -4,6 +4,7 @@ import os
 import struct
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,17 +23,21 @@ from ntf_server.store.redis.rows import (
     Cursor,
     DamagedError,
     Queue,
+    Registration,
     Row,
     address,
     arrival,
+    contents,
     entry,
     lane_of,
     new_registration,
+    pack_registration,
     queue,
     queue_on,
     registration,
     replaced,
     row,
+    stored,
     subscription_record,
     token_record,
 )
@@ -223,3 +228,22 @@ def test_a_record_of_the_largest_sizes() -> None:
     assert row(bytes(22) + kept.packed) == kept
     new = replace(new_token(), verify_key=b"k" * 5000)
     assert registration(new_registration(SEALER, new, b"i")).verify_key == b"k" * 5000
+
+
+def test_nodes_of_two_versions_read_each_others_registrations() -> None:
+    """One that has more at its end, and one that has less (docs/explanation/rolling-upgrades.md)."""
+    kept = Registration(
+        "AP", b"key", b"lookup", b"device", b"client", b"server", b"secret", "app", b"vapid", b"private"
+    )
+    values = [getattr(kept, name) for name in Registration.__struct_fields__]
+    newer, older = msgspec.msgpack.encode([*values, b"more"]), msgspec.msgpack.encode(values[:9])
+    assert registration(newer) == registration(pack_registration(kept)) == kept
+    assert registration(older) == replace(kept, server_private=b"")
+
+
+@given(st.integers(0, 2**53), st.integers(0, 2**32 - 1), st.integers(0, 2), st.integers(0, 2**40), st.binary())
+def test_notifications_as_they_are_moved(fence: int, number: int, sent: int, received_at: int, meta: bytes) -> None:
+    value = stored(fence, number, sent, arrival(received_at, b"spelling", b"nonce", meta))
+    assert STAMP.unpack_from(value) == (fence, number, received_at, sent > 0)
+    assert value[STAMP.size - 1] == sent
+    assert contents(value) == (b"spelling", b"nonce", meta)
