@@ -1,9 +1,12 @@
 """Nodes of the store on one Redis, for the engine's own tests, and what may happen to what they ask for."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
+
+from redis_servers import Server
 
 from ntf_server.store import memory
 from ntf_server.store.clock import Clock
@@ -153,6 +156,32 @@ def before(store: RedisStore, name: str, act: Callable[[], Awaitable[None]]) -> 
     with patched(database, run=run_one, run_all=run_all):
         yield
     assert not acts, f"{name} was not asked for"
+
+
+def commands(server: Server) -> int:
+    """How many the server has done, those of scripts too: that is the same however slow the machine is just now."""
+    return sum(map(int, re.findall(r"calls=(\d+)", server.ask("INFO", "COMMANDSTATS").decode())))
+
+
+@contextmanager
+def measured(server: Server, database: Database, names: Collection[str]) -> Iterator[dict[str, list[int]]]:
+    """How many commands each run of these scripts was."""
+    costs: dict[str, list[int]] = {}
+    run = database.run
+
+    async def run_one(call: Call) -> Any:
+        if call.script.name not in names:
+            return await run(call)
+        before_ = commands(server)
+        answer = await run(call)
+        costs.setdefault(call.script.name, []).append(commands(server) - before_)
+        return answer
+
+    async def run_all(calls: Sequence[Call]) -> list[Any]:
+        return [await run_one(call) for call in calls]
+
+    with patched(database, run=run_one, run_all=run_all):
+        yield costs
 
 
 async def keys(store: RedisStore) -> set[bytes]:

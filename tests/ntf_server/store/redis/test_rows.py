@@ -149,9 +149,9 @@ def test_rubbish_is_damaged(rubbish: bytes) -> None:
             row(record)
         with suppress(DamagedError):
             subscription_record(Queue(server_id(SMP), b"q"), record, rubbish, 3, rubbish)
-    for stored in (rubbish, STORED[: len(rubbish)], STORED[:30] + rubbish):
+    for kept in (rubbish, STORED[: len(rubbish)], STORED[:30] + rubbish):
         with suppress(DamagedError):
-            entry(Queue(server_id(SMP), b"q").packed, stored, {}, 0)
+            entry(Queue(server_id(SMP), b"q").packed, kept, {}, 0)
     with pytest.raises(DamagedError, match="tokens"):
         registration(b"\xc1" + rubbish)
 

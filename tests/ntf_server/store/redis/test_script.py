@@ -4,15 +4,13 @@ import asyncio
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from redis_servers import Server
-from redis_stores import Nodes, patched
+from redis_stores import Nodes, measured
 
 from ntf_server.store.records import Confirmed
-from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.script import FOLDER, PRELUDE, Script, scripts
 from ntf_server.testing.store_suite.medium import (
     ROOM,
@@ -114,8 +112,8 @@ def test_none_says_what_only_some_servers_understand() -> None:
     commands = {word for path in LUA for word in re.findall(r"call\('([A-Z]+)'", path.read_text())}
     assert commands <= {
         "DEL", "EXISTS", "GET", "HDEL", "HEXISTS", "HGET", "HGETALL", "HINCRBY", "HLEN", "HMGET", "HRANDFIELD", "HSET",
-        "HSETNX", "INCR", "PEXPIRE", "PTTL", "SADD", "SET",
-        "SCARD", "SISMEMBER", "SREM", "TIME", "ZADD", "ZCARD", "ZRANGE", "ZRANGEBYLEX", "ZRANGEBYSCORE", "ZREM",
+        "HSETNX", "INCR", "PEXPIRE", "PTTL", "SADD", "SET", "SCARD", "SISMEMBER", "SMEMBERS", "SREM", "TIME", "ZADD",
+        "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYLEX", "ZRANGEBYSCORE", "ZREM",
         "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
     }  # fmt: skip
 
@@ -128,11 +126,6 @@ BIG = {  # that take or give many things at once
 MOST = 6000  # commands of a script, of about a microsecond each: none is to take 10 ms on a machine of half the speed
 
 
-def commands(server: Server) -> int:
-    """How many the server has done, those of scripts too: that is the same however slow the machine is just now."""
-    return sum(map(int, re.findall(r"calls=(\d+)", server.ask("INFO", "COMMANDSTATS").decode())))
-
-
 async def test_none_holds_the_server_for_long(server: Server, nodes: Nodes) -> None:
     """A thousand tokens, what a session may have waiting, and all that is due at once."""
     store = await nodes.open(shards=64)
@@ -140,22 +133,8 @@ async def test_none_holds_the_server_for_long(server: Server, nodes: Nodes) -> N
     tokens = await asyncio.gather(*(activate(store, n) for n in range(1000)))
     await asyncio.gather(*(store.subscribe(token.ref, new_queue(b"%d" % n)) for n, token in enumerate(tokens)))
     await take(store)
-    costs: dict[str, list[int]] = {}
-    run = store._node.database.run
-
-    async def measured(call: Call) -> object:
-        if call.script.name not in BIG:
-            return await run(call)
-        before = commands(server)
-        answer = await run(call)
-        costs.setdefault(call.script.name, []).append(commands(server) - before)
-        return answer
-
-    async def all_measured(calls: Sequence[Call]) -> list[object]:
-        return [await measured(call) for call in calls]
-
     queues = [b"%d" % n for n in range(1000)]
-    with patched(store._node.database, run=measured, run_all=all_measured):
+    with measured(server, store._node.database, BIG) as costs:
         for first in range(0, 1000, 100):
             await notify(store, session, *queues[first : first + 100], places=dict.fromkeys(Provider, ROOM))
         claims = list(store._state.claims.values())
