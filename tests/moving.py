@@ -168,9 +168,9 @@ async def read(store: Portable, at_once: int = 2) -> tuple[list[MovedServer], li
     servers: list[MovedServer] = []
     moved: list[Moved] = []
     left_out: dict[str, int] = {}
-    async for some, unreadable in store.servers():
-        servers += some
-        left_out["certificates"] = left_out.get("certificates", 0) + unreadable
+    async for some in store.servers():
+        servers += some.moved
+        left_out |= {kind: left_out.get(kind, 0) + count for kind, count in some.left_out.items()}
     cursor: bytes | None = b""
     while cursor is not None:
         slice_ = await store.read(cursor, at_once)

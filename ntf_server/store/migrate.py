@@ -59,6 +59,7 @@ async def migrate(
         raise StoreConflictError("only a Redis has shards")
     first = await _open(source, master_key, shared)
     try:
+        await first.check_idle()  # before anything is made
         second = await _open(target, master_key, shared, shards=shards, make=True)
         try:
             return await _migrate(first, second, tell)
@@ -103,7 +104,6 @@ async def _migrate(source: Portable, target: Portable, tell: Tell) -> Migrated:
 
 
 async def _begin(source: Portable, target: Portable) -> Mark:
-    await source.check_idle()
     if source.identity == target.identity:
         raise StoreConflictError("FROM and TO are the same store")
     mark = await target.mark()
@@ -121,8 +121,8 @@ async def _begin(source: Portable, target: Portable) -> Mark:
 
 
 async def _copy(source: Portable, target: Portable, mark: Mark, tell: Tell) -> None:
-    async for servers, _ in source.servers():
-        await target.write_servers(servers)
+    async for servers in source.servers():
+        await target.write_servers(servers.moved)
     total, done = await source.tokens(), await target.tokens()
     cursor = mark.cursor
     while cursor is not None:
@@ -135,8 +135,8 @@ async def _copy(source: Portable, target: Portable, mark: Mark, tell: Tell) -> N
 
 
 async def _sum_up(store: Portable, digest: Digest, tell: Tell) -> None:
-    async for servers, unreadable in store.servers():
-        digest.add_servers(servers, unreadable)
+    async for servers in store.servers():
+        digest.add_servers(servers)
     total, cursor = await store.tokens(), b""
     while True:
         some = await store.read(cursor, _AT_ONCE)

@@ -21,7 +21,7 @@ from smp_bridge.ntf import TokenStatus
 T = TypeVar("T")
 
 TOLERANCE: Final = 2.0  # seconds by which clocks may differ without being two
-_LARGE_FENCE: Final = 1 << 40  # those that are times in microseconds are above; those that are counted below
+_LARGE_FENCE: Final = 1 << 31  # those that are times in microseconds are above; those that are counted below
 _FENCE_SHIFT: Final = 22  # what is left of a time orders sessions that began more than four seconds apart
 _SUM: Final = 1 << 256
 
@@ -131,6 +131,13 @@ class Slice(Record, frozen=True):
     left_out: Tally[str]
 
 
+class Servers(Record, frozen=True):
+    """Some SMP servers. `left_out`: by kind, what cannot be read."""
+
+    moved: list[MovedServer]
+    left_out: Tally[str]
+
+
 class Mark(msgspec.Struct, frozen=True):
     """In a store that is being filled. `source`: which store that comes from; `aheads`: seconds by which the source's
     times, and its own, are ahead of this machine's clock; `cursor`: how far it is, None: all is there.
@@ -168,8 +175,8 @@ class Portable(Protocol):
         """Whether it has neither registrations nor servers."""
         ...
 
-    def servers(self) -> AsyncIterator[tuple[list[MovedServer], int]]:
-        """All SMP servers, some at once; how many of their certificates cannot be read."""
+    def servers(self) -> AsyncIterator[Servers]:
+        """All SMP servers, some at once."""
         ...
 
     async def read(self, after: bytes, limit: int) -> Slice:
@@ -211,6 +218,14 @@ def being_filled(name: str) -> StoreConflictError:
         f"{name}: this store is being filled by `ntf-server migrate`, which has not ended: run that again, with the"
         " same FROM and TO, until it says that all is there"
     )
+
+
+def read_mark(name: str, packed: bytes) -> Mark:
+    """Raises StoreConflictError."""
+    try:
+        return msgspec.msgpack.decode(packed, type=Mark)
+    except msgspec.DecodeError as e:
+        raise StoreConflictError(f"{name}: another `ntf-server` began to fill it: end it with that one") from e
 
 
 def origin_of(device_token: bytes) -> str:
@@ -275,11 +290,11 @@ class Digest:
         self.counts[kind] += 1
         self._sums[kind] = (self._sums[kind] + int.from_bytes(digest)) % _SUM
 
-    def add_servers(self, servers: Sequence[MovedServer], unreadable: int) -> None:
-        """These, and how many certificates there were that could not be read."""
-        for server in servers:
+    def add_servers(self, servers: Servers) -> None:
+        """SMP servers."""
+        for server in servers.moved:
             self._add("servers", *values(server))
-        self.left_out["certificates"] += unreadable
+        self.left_out.update(servers.left_out)
 
     def add(self, slice_: Slice) -> None:
         """Registrations with what is theirs."""

@@ -11,7 +11,16 @@ from typing import Any, Final, Self
 import msgspec
 
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
-from ntf_server.store.portable import TOLERANCE, Mark, Moved, MovedServer, Slice, being_filled
+from ntf_server.store.portable import (
+    TOLERANCE,
+    Mark,
+    Moved,
+    MovedServer,
+    Servers,
+    Slice,
+    being_filled,
+    read_mark,
+)
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import SHARDS, Names
@@ -121,7 +130,7 @@ class PortableRedis:
     async def mark(self) -> Mark | None:
         """See `Portable`."""
         found = await look(self._database, self._names, self._master)
-        return None if found is None or found.mark is None else msgspec.msgpack.decode(found.mark, type=Mark)
+        return None if found is None or found.mark is None else read_mark(self.name, found.mark)
 
     async def begin(self, mark: Mark) -> None:
         """See `Portable`."""
@@ -148,7 +157,7 @@ class PortableRedis:
 
     # --- what is in it
 
-    def servers(self) -> AsyncIterator[tuple[list[MovedServer], int]]:
+    def servers(self) -> AsyncIterator[Servers]:
         """See `Portable`."""
         return self._reading.servers()
 

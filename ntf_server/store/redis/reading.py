@@ -13,6 +13,7 @@ from ntf_server.store.portable import (
     MovedQueue,
     MovedServer,
     MovedToken,
+    Servers,
     Slice,
     batches,
     common_fence,
@@ -74,27 +75,30 @@ class Reading:
     async def _read(self, *words: Word, key: bytes) -> Any:
         return await self._database.command(*words, key=key, writes=False)
 
-    async def servers(self) -> AsyncIterator[tuple[list[MovedServer], int]]:
+    async def servers(self) -> AsyncIterator[Servers]:
         """See `Portable.servers`."""
         known = await self._read(b"HKEYS", self._names.servers, key=self._names.servers)
         for some in batches(sorted(known), _SERVERS):
             keys = [self._names.server(server) for server in some]
             found = await asyncio.gather(*(self._read(b"HGETALL", key, key=key) for key in keys))
-            read = [self._server(server, _fields(f)) for server, f in zip(some, found, strict=True) if f]
-            yield [server for server, _ in read if server is not None], sum(unreadable for _, unreadable in read)
+            moved, left_out = [], Tally[str]()
+            for server, fields in zip(some, found, strict=True):
+                try:
+                    if b"address" in fields:  # else nothing is known of it but its name
+                        moved.append(self._server(server, _fields(fields), left_out))
+                except _RUBBISH:
+                    left_out["servers"] += 1
+            yield Servers(moved, left_out)
 
-    def _server(self, server: bytes, f: Fields) -> tuple[MovedServer | None, bool]:
-        chain, key, unreadable = f.get(b"chain", b""), b"", False
-        try:
-            address(f[b"address"])
-            self._servers[server] = f[b"address"], int(f.get(b"generation", 0))
-        except _RUBBISH:  # nothing is known of it but its name
-            return None, False
+    def _server(self, server: bytes, f: Fields, left_out: Tally[str]) -> MovedServer:
+        chain, key = f.get(b"chain", b""), b""
         if chain:
             try:
                 key = self._sealer.open(f.get(b"key", b""), SERVICE_KEY + server)
             except SealingError:
-                chain, unreadable = b"", True
+                chain = b""
+                left_out["certificates"] += 1
+        address(f[b"address"])
         moved = MovedServer(
             f[b"address"],
             f.get(b"service") or None,
@@ -109,7 +113,8 @@ class Reading:
             chain,
             key,
         )
-        return moved, unreadable
+        self._servers[server] = f[b"address"], int(f.get(b"generation", 0))
+        return moved
 
     async def tokens(self, after: bytes, limit: int) -> Slice:
         """See `Portable.read`. A cursor is the number of a shard and a token id."""

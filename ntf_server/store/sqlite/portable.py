@@ -23,9 +23,11 @@ from ntf_server.store.portable import (
     MovedQueue,
     MovedServer,
     MovedToken,
+    Servers,
     Slice,
     due_at,
     origin_of,
+    read_mark,
 )
 from ntf_server.store.sealing import (
     CLIENT_DH,
@@ -143,7 +145,7 @@ class PortableDatabase:
         if self._one(FILLING, "table", MARK) is None:
             return None
         row = self._one(f"SELECT mark FROM {MARK}")
-        return msgspec.msgpack.decode(row["mark"], type=Mark) if row else None
+        return read_mark(self.name, row["mark"] if row else b"")
 
     async def begin(self, mark: Mark) -> None:
         """See `Portable`."""
@@ -164,22 +166,29 @@ class PortableDatabase:
 
     # --- reading
 
-    async def servers(self) -> AsyncIterator[tuple[list[MovedServer], int]]:
+    async def servers(self) -> AsyncIterator[Servers]:
         """See `Portable`."""
         after = 0
         while rows := self._all("SELECT * FROM servers WHERE ref > ? ORDER BY ref LIMIT ?", after, _SERVERS):
-            read = [self._server(row) for row in rows]
-            yield [server for server, _ in read], sum(unreadable for _, unreadable in read)
+            moved, left_out = [], Tally[str]()
+            for row in rows:
+                try:
+                    moved.append(self._server(row, left_out))
+                except _RUBBISH:
+                    left_out["servers"] += 1
+            yield Servers(moved, left_out)
             after = rows[-1]["ref"]
 
-    def _server(self, row: Row) -> tuple[MovedServer, bool]:
-        chain, key, unreadable = row["certificate"] or b"", b"", False
+    def _server(self, row: Row, left_out: Tally[str]) -> MovedServer:
+        server_address(row["address"])
+        chain, key = row["certificate"] or b"", b""
         if chain:
             try:
                 key = self._sealer.open(row["certificate_key"] or b"", SERVICE_KEY + row["address"])
             except SealingError:
-                chain, unreadable = b"", True
-        server = MovedServer(
+                chain = b""
+                left_out["certificates"] += 1
+        return MovedServer(
             row["address"],
             row["service_id"],
             row["assoc_count"],
@@ -193,7 +202,6 @@ class PortableDatabase:
             chain,
             key,
         )
-        return server, unreadable
 
     async def read(self, after: bytes, limit: int) -> Slice:
         """See `Portable`."""
@@ -271,7 +279,8 @@ class PortableDatabase:
     def _queue(self, row: Row) -> MovedQueue:
         if row["damaged"] is not None:
             raise ValueError("it is set aside")
-        server_address(row["spelling"] or row["address"])
+        for address in (row["address"], row["spelling"] or row["address"]):
+            server_address(address)
         notification = None
         if row["seq"] is not None:
             fence, number = divmod(row["seq"], _MAX_SEQ + 1)

@@ -216,6 +216,7 @@ async def test_both_must_be_idle(server: Server, file: Path, tmp_path: Path) -> 
         for pair in ((used_, other), (used_, prefixed(server))):
             with pytest.raises(StoreUnavailableError, match=why):
                 await move(*pair)
+        assert not other.exists()
     await relays[0].close()
     with pytest.raises(StoreUnavailableError, match="a relay uses this store"):
         await move(file, redis)

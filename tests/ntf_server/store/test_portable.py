@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,20 @@ from msgspec.structs import replace
 
 from ntf_server.push.jose import generate_key, public_point
 from ntf_server.push.webpush.subscription import WebPushSubscription
-from ntf_server.store.portable import Digest, Moved, Slice, batches, being_filled, common_fence, due_at, origin_of
+from ntf_server.store.contract import StoreConflictError
+from ntf_server.store.portable import (
+    Digest,
+    Mark,
+    Moved,
+    Servers,
+    Slice,
+    batches,
+    being_filled,
+    common_fence,
+    due_at,
+    origin_of,
+    read_mark,
+)
 from smp_bridge.encoding import short
 
 SECRET = ("device_token", "secret", "code", "server_private", "client_dh")
@@ -32,7 +46,7 @@ def test_rubbish_has_no_origin_or_one_of_https(rubbish: bytes) -> None:
 
 def test_fences_that_are_times_are_shortened_once_and_keep_their_order() -> None:
     year_2026, year_2200 = 1_790_000_000_000_000, 7_260_000_000_000_000
-    assert [common_fence(f) for f in (0, 1, 1 << 39)] == [0, 1, 1 << 39]
+    assert [common_fence(f) for f in (0, 1, 2**31 - 1)] == [0, 1, 2**31 - 1]
     assert common_fence(year_2026) < common_fence(year_2026 + 5_000_000) < common_fence(year_2200) < 1 << 31
     assert common_fence(common_fence(year_2026)) == common_fence(year_2026)
 
@@ -54,7 +68,7 @@ def test_what_a_relay_had_in_memory_is_due(kept: tuple[Any, ...], due: int | Non
 
 
 def summed(digest: Digest, servers: Any, moved: Any) -> Digest:
-    digest.add_servers(servers, 0)
+    digest.add_servers(Servers(servers, Counter()))
     for one in moved:
         digest.add(Slice([one], None, Counter()))
     return digest
@@ -105,3 +119,11 @@ def test_batches() -> None:
 def test_a_relay_is_told_in_one_line_what_to_do() -> None:
     text = str(being_filled("name"))
     assert text.startswith("name: ") and "\n" not in text and "run that again" in text
+
+
+def test_a_mark_that_cannot_be_read_is_another_versions() -> None:
+    for rubbish in (b"", b"rubbish", msgspec.msgpack.encode({"source": 1})):
+        with pytest.raises(StoreConflictError, match="name: another `ntf-server` began to fill it"):
+            read_mark("name", rubbish)
+    mark = Mark("source", (1, -1), None)
+    assert read_mark("name", msgspec.msgpack.encode(mark)) == mark

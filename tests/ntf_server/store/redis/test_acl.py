@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-from redis_media import RedisMedium
+from moving import mixed
+from redis_media import MASTER, RedisMedium
 from redis_servers import Cluster, Server
 from redis_stores import Nodes
 
 from ntf_server.store.ledger import Charge, Revision
+from ntf_server.store.migrate import migrate
 from ntf_server.store.redis import engine
+from ntf_server.store.redis.url import parse_redis_url
+from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.testing.store_suite import Check, checks, name, run
 
 PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "many-nodes.md"
@@ -44,6 +48,17 @@ async def test_it_is_enough_for_what_nodes_count_together(server: Server) -> Non
             await ledger.revise(bytes(16), lambda _, __, value=value: Revision(value, 60.0, None))
     finally:
         await nodes.close()
+
+
+async def test_it_is_enough_to_move_a_store(server: Server, tmp_path: Path) -> None:
+    server.ask("ACL", "SETUSER", "relay", *rules())
+    file = tmp_path / "relay.db"
+    store = await SqliteStore.open(file, master_key=MASTER)
+    await mixed(store)
+    await store.close()
+    there = parse_redis_url(f"{server.url.replace('redis://', 'redis://relay:sesame@')}?prefix=suite")
+    moved = await migrate(file, there, master_key=MASTER)
+    assert (await migrate(there, tmp_path / "back.db", master_key=MASTER)).counts == moved.counts
 
 
 async def test_it_is_enough_in_a_cluster(cluster: Cluster) -> None:

@@ -51,8 +51,8 @@ async def test_writing_it_twice_changes_nothing(path: Path) -> None:
     before = await read(store)
     await copy.begin(MARK)
     for _ in range(2):
-        async for servers, _unreadable in store.servers():
-            await copy.write_servers(servers)
+        async for servers in store.servers():
+            await copy.write_servers(servers.moved)
         await copy.write((await store.read(b"", 100)).moved, replace(MARK, cursor=None))
     mark = await copy.mark()
     assert mark is not None and mark.cursor is None
@@ -126,7 +126,7 @@ _OF_SUBSCRIPTIONS = {
 OF = "of a subscription: "
 
 
-@pytest.mark.parametrize("what", [*_DAMAGES, *(f"{OF}{name}" for name in _OF_SUBSCRIPTIONS), "certificate"])
+@pytest.mark.parametrize("what", [*_DAMAGES, *(f"{OF}{name}" for name in _OF_SUBSCRIPTIONS), "certificate", "address"])
 async def test_what_cannot_be_read_is_left_out_and_counted(path: Path, what: str) -> None:
     relay_ = await relay(path)
     for n in range(2):
@@ -138,15 +138,18 @@ async def test_what_cannot_be_read_is_left_out_and_counted(path: Path, what: str
     subscription = _OF_SUBSCRIPTIONS[what.removeprefix(OF)] if what.startswith(OF) else None
     statement = _DAMAGES.get(what) or subscription
     with closing(sqlite3.connect(path)) as c, c:
-        c.execute(statement or "UPDATE servers SET certificate_key = x'00'")
+        columns = "address = x'ff'" if what == "address" else "certificate_key = x'00'"
+        c.execute(statement or f"UPDATE servers SET {columns}")
     store = opened(path)
     servers, moved, left_out = await read(store)
     await store.close()
-    assert len(servers) == 1
+    assert len(servers) == (what != "address")
     if what in _DAMAGES:
         assert left_out == {"registrations": 1, "subscriptions": 2} and len(moved) == 1
     elif subscription:
         assert left_out == {"subscriptions": 1} and len(moved) == 2
+    elif what == "address":
+        assert left_out == {"servers": 1, "subscriptions": 4}
     else:
         assert left_out == {"certificates": 1} and servers[0][-2:] == (b"", b"")
 
