@@ -1,5 +1,6 @@
 """What is moved between stores: records that Hypothesis makes, content that relays make; how both stores are seen."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from ntf_server.store.portable import (
     MovedToken,
     Portable,
 )
-from ntf_server.store.records import Confirmed, Ended, Outcome, Registered, ServiceCertificate
+from ntf_server.store.records import Confirmed, Ended, Outcome, Registered, ServiceCertificate, Session
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import short
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -280,6 +281,14 @@ async def seen(store: Store, known: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+async def in_the_end(store: Store, server: ServerAddress) -> Session:
+    """A relay that was stopped while it acquired a server has that for a lease."""
+    async with asyncio.timeout(20):
+        while (session := await store.acquire(server)) is None:
+            await asyncio.sleep(0.1)
+    return session
+
+
 async def used(store: Store) -> dict[str, Any]:
     """And what it does: what is due, what pushes say, what is subscribed where with which keys, our services."""
     out: dict[str, Any] = {}
@@ -291,7 +300,7 @@ async def used(store: Store) -> dict[str, Any]:
             for c in claims
         )  # fmt: skip
     for server in (SMP, OTHER_SMP):
-        session = await acquire(store, server)
+        session = await in_the_end(store, server)
         state = await store.begin(session, b"service id" if server is SMP else None)
         out[str(server)] = (
             state,

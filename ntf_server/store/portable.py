@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 TOLERANCE: Final = 2.0  # seconds by which clocks may differ without being two
 _LARGE_FENCE: Final = 1 << 31  # those that are times in microseconds are above; those that are counted below
+_MOST: Final = 20_000  # subscriptions in memory at once, or those of one registration
 _FENCE_SHIFT: Final = 22  # what is left of a time orders sessions that began more than four seconds apart
 _SUM: Final = 1 << 256
 
@@ -180,7 +181,7 @@ class Portable(Protocol):
         ...
 
     async def read(self, after: bytes, limit: int) -> Slice:
-        """`limit` registrations behind a cursor (empty: the first ones)."""
+        """`limit` registrations behind a cursor (empty: the first ones); less if they have very many subscriptions."""
         ...
 
     async def check_idle(self) -> None:
@@ -241,6 +242,16 @@ def origin_of(device_token: bytes) -> str:
     if ":" in host:
         host = f"[{host}]"
     return f"https://{host}" + ("" if port.lstrip("0") == "443" else f":{port.lstrip('0')}")
+
+
+def fitting(sizes: Sequence[int]) -> int:
+    """How many registrations of a slice are read with their subscriptions, of which they have so many: one at least."""
+    total = 0
+    for number, size in enumerate(sizes):
+        total += size
+        if number and total > _MOST:
+            return number
+    return len(sizes)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -18,6 +18,7 @@ from ntf_server.store.portable import (
     batches,
     common_fence,
     due_at,
+    fitting,
 )
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
@@ -122,22 +123,25 @@ class Reading:
             async for _ in self.servers():
                 pass
         number, last, shards = int.from_bytes(after[:2]), after[2:], self._names.shards
-        parts: list[tuple[bytes, Sequence[bytes]]] = []
+        parts: list[tuple[int, Sequence[bytes]]] = []
         left = limit
         while left and number < len(shards):
             shard, begin = shards[number], b"(" + last if last else b"-"
             ids = await self._read(b"ZRANGEBYLEX", shard + b":all", begin, b"+", b"LIMIT", 0, left, key=shard)
-            parts += ((shard, some) for some in batches(ids, _TOKENS))
+            parts += ((number, some) for some in batches(ids, _TOKENS))
             left -= len(ids)
             number, last = (number + 1, b"") if left else (number, ids[-1])
+        calls = [Call(_READ_TOKENS, [shards[n]], (_ENOUGH, *some)) for n, some in parts]
+        answers = [item for answer in await self._database.run_all(calls) for item in answer]
+        places = [(n, token_id) for n, some in parts for token_id in some]
+        fits = fitting([count for _, _, _, count, _, _ in answers])
+        if fits < len(places):
+            number, last = places[fits - 1]
         cursor = number.to_bytes(2) + last if number < len(shards) else None
-        moved, left_out = await self._read_tokens(parts)
+        moved, left_out = await self._read_tokens([token_id for _, token_id in places[:fits]], answers[:fits])
         return Slice(moved, cursor, left_out)
 
-    async def _read_tokens(self, parts: Sequence[tuple[bytes, Sequence[bytes]]]) -> tuple[list[Moved], Tally[str]]:
-        ids = [token_id for _, some in parts for token_id in some]
-        calls = [Call(_READ_TOKENS, [shard], (_ENOUGH, *some)) for shard, some in parts]
-        answers = [item for answer in await self._database.run_all(calls) for item in answer]
+    async def _read_tokens(self, ids: Sequence[bytes], answers: Sequence[Any]) -> tuple[list[Moved], Tally[str]]:
         found = dict(zip(ids, await asyncio.gather(*map(self._whole, ids, answers)), strict=True))
         records = await self._records({packed for _, queues, _ in found.values() for packed in queues})
         left_out: Tally[str] = Tally()
@@ -160,8 +164,8 @@ class Reading:
         return moved, left_out
 
     async def _whole(self, token_id: bytes, answer: Any) -> tuple[tuple[Fields, bytes, bytes], list[bytes], Fields]:
-        fields, at, unsent, many, queues, notifications = answer
-        if many:
+        fields, at, unsent, count, queues, notifications = answer
+        if count > _ENOUGH:
             shard = self._names.shard(token_id)
             queues = await self._read(b"SMEMBERS", self._names.queues_of(token_id), key=shard)
             notifications = await self._read(b"HGETALL", self._names.notifications(token_id), key=shard)

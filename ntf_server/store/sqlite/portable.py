@@ -26,6 +26,7 @@ from ntf_server.store.portable import (
     Servers,
     Slice,
     due_at,
+    fitting,
     origin_of,
     read_mark,
 )
@@ -208,7 +209,8 @@ class PortableDatabase:
         return await asyncio.to_thread(self._slice, after, limit)
 
     def _slice(self, after: bytes, limit: int) -> Slice:
-        rows = self._all(_TOKENS, int.from_bytes(after), limit)
+        found = self._all(_TOKENS, int.from_bytes(after), limit)
+        rows = found[: fitting([row["subscriptions"] for row in found])]
         by_token: defaultdict[int, list[Row]] = defaultdict(list)
         for queue in self._all(_QUEUES, json.dumps([row["ref"] for row in rows])):
             by_token[queue["token"]].append(queue)
@@ -223,7 +225,8 @@ class PortableDatabase:
                 left_out["subscriptions"] += len(of_token)
                 continue
             moved.append(Moved(token, tuple(self._readable(of_token, left_out))))
-        return Slice(moved, rows[-1]["ref"].to_bytes(8) if len(rows) == limit else None, left_out)
+        more = len(found) == limit or len(rows) < len(found)
+        return Slice(moved, rows[-1]["ref"].to_bytes(8) if more else None, left_out)
 
     def _token(self, row: Row) -> MovedToken:
         if row["damaged"] is not None:

@@ -23,6 +23,7 @@ from ntf_server.store.portable import (
     being_filled,
     common_fence,
     due_at,
+    fitting,
     origin_of,
     read_mark,
 )
@@ -109,6 +110,12 @@ def test_what_is_there_thrice_is_seen(token: Any) -> None:
 def test_no_repr_shows_a_secret(token: Any) -> None:
     text = repr(Moved(token, ()))
     assert not any(name in text for name in SECRET)
+
+
+def test_what_is_read_at_once_has_a_bound() -> None:
+    assert [fitting(sizes) for sizes in ([], [1], [50_000, 1], [1, 50_000], [10_000] * 3, [1] * 200)] == [
+        0, 1, 1, 1, 2, 200,
+    ]  # fmt: skip
 
 
 def test_batches() -> None:

@@ -1,6 +1,6 @@
 -- Registrations, with all that their shard has of them. KEYS: shard. ARGV: how many queues of each are enough, ids.
 -- Gives of each: its fields and values, when it is due in ms or '', when the first notification arrived that did not
--- go out or '', 1 if it has more queues than that; else these, and queue and value of each newest notification.
+-- go out or '', how many queues it has; these, and queue and value of each newest notification, if they are not too many.
 local shard, enough, out = KEYS[1], tonumber(ARGV[1]), {}
 for i = 2, #ARGV do
     local id = ARGV[i]
@@ -12,8 +12,9 @@ for i = 2, #ARGV do
         local _, _, seconds = struct.unpack('>dI4d', value)
         received = text(seconds)
     end
-    local many = call('SCARD', queues) > enough
-    out[#out + 1] = {call('HGETALL', key), at and text(tonumber(at)) or '', received, many and 1 or 0,
+    local count = call('SCARD', queues)
+    local many = count > enough
+    out[#out + 1] = {call('HGETALL', key), at and text(tonumber(at)) or '', received, count,
         many and {} or call('SMEMBERS', queues), many and {} or call('HGETALL', values)}
 end
 return out

@@ -40,6 +40,9 @@ async def test_what_is_written_is_read(tmp_path: Path, content: Any) -> None:
     assert not await store.is_empty()
     assert await store.tokens() == len(content[1])
     assert await read(store) == (*ordered(*content), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ntf_server.store.portable._MOST", 2)
+        assert await read(store, 200) == (*ordered(*content), {})
     await store.close()
 
 
