@@ -134,7 +134,8 @@ class PortableRedis:
 
     async def begin(self, mark: Mark) -> None:
         """See `Portable`."""
-        names, full = self._names, f"{self.name}: there are registrations or servers already; give another prefix"
+        names = self._names
+        full = f"{self.name}: there are registrations or servers already, a whole store; give another prefix"
         await self.check_idle()
         if not await self.is_empty():
             raise StoreConflictError(full)

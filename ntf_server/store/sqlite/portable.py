@@ -152,7 +152,7 @@ class PortableDatabase:
         """See `Portable`."""
         if not await self.is_empty():
             raise StoreConflictError(
-                f"{self.name}: has registrations or servers already; give a file that is not there"
+                f"{self.name}: has registrations or servers already, a whole store; give a file that is not there"
             )
 
         def operation(c: sqlite3.Connection) -> None:

@@ -7,12 +7,15 @@ import pty
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from command_line import COMMAND, one_line, run, stop
 from moving import mixed, seen, used
 from redis_servers import Server
@@ -98,36 +101,43 @@ async def test_what_the_page_says(made: Path, server: Server, tmp_path: Path) ->
     assert all(word in done.stdout + done.stderr for word in said) and len(said) == 3
 
 
-async def begun(made: Path, *pair: str) -> asyncio.subprocess.Process:
-    """One that has marked its target, and copies."""
-    command = [*COMMAND, "migrate", "--path", str(made), *pair]
+def there(made: Path, place: str) -> int:
+    """Registrations, while they are written."""
+    if place == DATABASE:
+        with closing(sqlite3.connect(made / "ntf-server.db")) as c:
+            return int(c.execute("SELECT count(*) FROM tokens").fetchone()[0])
+    with redis.Redis.from_url(place) as client, client.pipeline(transaction=False) as asked:
+        for shard in range(64):
+            asked.zcard(f"ntf:{{t{shard}}}:all")
+        return sum(asked.execute())
+
+
+async def killed(made: Path, source: str, target: str, at: int) -> None:
+    """A move that was ended when so many registrations had arrived: before all was read back."""
+    command = [*COMMAND, "migrate", "--path", str(made), source, target]
     process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
     assert process.stderr is not None
-    assert b"copied: " in await asyncio.wait_for(process.stderr.readline(), 30)
-    return process
+    assert b"copied: " in await asyncio.wait_for(process.stderr.readline(), 30)  # it is marked by then
+    while there(made, target) < at:
+        assert process.returncode is None
+        await asyncio.sleep(0.001)
+    process.kill()
+    out, _ = await process.communicate()
+    assert (process.returncode, out) == (-signal.SIGKILL, b"")
 
 
 @pytest.mark.parametrize("to_redis", [True, False])
 async def test_killed_in_the_middle_it_goes_on(made: Path, server: Server, *, to_redis: bool) -> None:
     pair = [DATABASE, server.url] if to_redis else [server.url, DATABASE]
     await many(made, pair[0])
-    kills = 0
-    while True:
-        process = await begun(made, *pair)
-        await asyncio.sleep(0.1 * kills)
-        if process.returncode is None:
-            process.kill()
-        out, err = await process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, err
-        kills += 1
-        if kills == 2:
-            refused = await asyncio.to_thread(run, "start", "--path", made, **{"NTF_SERVER__STORE__URL": pair[1]})
-            assert (refused.returncode, refused.stdout) == (2, "")
-            assert "being filled by `ntf-server migrate`" in refused.stderr
-    assert kills > 2
-    assert f"{MANY} registrations" in out.decode()
+    for at in (0, 1, MANY // 3, 2 * MANY // 3):
+        await killed(made, *pair, at)
+        refused = await asyncio.to_thread(run, "start", "--path", made, **{"NTF_SERVER__STORE__URL": pair[1]})
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "being filled by `ntf-server migrate`" in refused.stderr
+    done = await asyncio.to_thread(migrate, made, *pair)
+    assert done.returncode == 0, done.stderr
+    assert f"{MANY} registrations" in done.stdout
     store = await opened(made, pair[1])
     assert await store.due_count(Provider.APNS) == MANY
     await store.close()
@@ -190,12 +200,7 @@ async def test_another_master_key(made: Path, server: Server) -> None:
 async def test_a_source_that_changed_meanwhile(made: Path, server: Server) -> None:
     """Here: between two runs, of which the first one ended before its end."""
     await many(made, DATABASE)
-    process = await begun(made, DATABASE, server.url)
-    while not any(server.ask("ZCARD", f"ntf:{{t{n}}}:all") for n in range(64)):
-        assert process.returncode is None
-        await asyncio.sleep(0.01)
-    process.kill()
-    await process.communicate()
+    await killed(made, DATABASE, server.url, 1)
     store = await opened(made, DATABASE)
     found = await store.find_registration(DeviceToken(Provider.APNS, b"0"), b"key")
     assert found is not None
