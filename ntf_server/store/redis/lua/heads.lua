@@ -4,8 +4,8 @@ for i = 2, #ARGV do
     local lanes, first = {}, nil
     for n, shard in ipairs(KEYS) do lanes[n] = shard .. ':lanes:' .. ARGV[i] end
     if call('EXISTS', unpack(lanes)) > 0 then -- seldom: one command for all tells that nothing is
-        for _, key in ipairs(lanes) do
-            local at = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or nil)
+        for _, shard in ipairs(KEYS) do
+            local at = tonumber(call('ZRANGE', shard .. ':lanes:' .. ARGV[i], 0, 0, 'WITHSCORES')[2] or nil)
             if at and (not first or at < first) then first = at end
         end
     end
