@@ -73,6 +73,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL: Final = 0.05  # seconds after which a node has seen what other nodes made due
+_ALONE: Final = 0.5  # the same while there are none: one may have begun since that was looked at
 
 
 class RedisStore:
@@ -189,7 +190,7 @@ class RedisStore:
         node = self._node
         providers = list(Provider)
         while True:
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_ALONE if node.is_alone else _POLL)
             try:
                 await node.begin()
                 head = [node.ahead, *(p.encode() for p in providers)]

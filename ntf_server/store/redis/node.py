@@ -278,6 +278,11 @@ class Node:
             return _AT_LAST
         return _SOON if self._unsettled else RENEW
 
+    @property
+    def is_alone(self) -> bool:
+        """No other node lives, as far as is known."""
+        return self._alive == [self.id]
+
     async def look(self) -> None:
         """Who lives, and what is to be taken, is not as it was."""
         self._stale = True

@@ -7,6 +7,13 @@
 local now, a, out = now_ms(ARGV[1]), 5, {}
 local mark = ARGV[4]
 
+local arrived = {} -- in each shard, the number of the last one; each call has numbers of its own
+
+local function next_number(shard)
+    arrived[shard] = (arrived[shard] or call('INCRBY', shard .. ':arrived', 65536) - 65536) + 1
+    return text(arrived[shard])
+end
+
 local function keep_newest(shard, id, count)
     local fresh = false
     for _ = 1, count do
@@ -20,9 +27,9 @@ local function keep_newest(shard, id, count)
         end
         if newer then
             call('HSET', values, queue, struct.pack('>dI4', fence, number) .. ARGV[a + 3])
-            call('ZADD', shard .. ':u:' .. id, call('INCR', shard .. ':arrived'), queue)
-            call('ZREM', shard .. ':h:' .. id, queue)
-            call('ZADD', shard .. ':waiting', 'NX', text((struct.unpack('>d', ARGV[a + 3]))), id)
+            call('ZADD', shard .. ':u:' .. id, next_number(shard), queue)
+            if old then call('ZREM', shard .. ':h:' .. id, queue) end
+            call('ZADD', shard .. ':waiting', 'LT', text((struct.unpack('>d', ARGV[a + 3]))), id)
             fresh = true
         end
         a = a + 4
@@ -37,21 +44,20 @@ for _, shard in ipairs(KEYS) do
     for _ = 1, count do
         local id, free, queues = ARGV[a], ARGV[a + 1] == '1', tonumber(ARGV[a + 2])
         a = a + 3
-        local t = call('HMGET', shard .. ':t:' .. id, 's', 'l', 'x', 'v')
+        local t = fields(shard, id)
         if not t[1] then
             a = a + 4 * queues
             out[#out + 1] = 0
         else
             local fresh = keep_newest(shard, id, queues)
-            local lane = t[2]
-            if mine and free and call('HGET', shard .. ':taken', id) == mark then -- the answer of before did not arrive
-                out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]))
-            elseif not fresh or t[1] ~= 'ACTIVE' or t[3] or call('HEXISTS', shard .. ':taken', id) == 1
-                or waits(shard, id, lane, t[4], now) then
+            local lane, taken = t[5], call('HGET', shard .. ':taken', id)
+            if mine and free and taken == mark then -- the answer of before did not arrive
+                out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]), t)
+            elseif not fresh or t[1] ~= 'ACTIVE' or t[4] or taken or waits(shard, id, lane, t[2], now) then
                 out[#out + 1] = 1
             elseif mine and free then
                 call('HSET', shard .. ':taken', id, mark)
-                out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]))
+                out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]), t)
             else
                 due(shard, id, lane, now)
                 out[#out + 1] = mine and {lane} or 1

@@ -57,9 +57,9 @@ local function waits(shard, id, lane, code, now)
     return false
 end
 
--- When anything of it is due, in ms; nothing if nothing is.
-local function pending(shard, id, now)
-    local t = call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x')
+-- When anything of it is due, in ms; nothing if nothing is. `t`: its fields s, v, k, x, if they are known.
+local function pending(shard, id, now, t)
+    t = t or call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x')
     if not t[1] or t[4] then return nil end
     if t[1] == 'ACTIVE' and (t[3] or call('ZCARD', shard .. ':u:' .. id) > 0) then return now end
     return t[2] and math.max(now, tonumber(t[2]) * 1000) or nil
@@ -105,12 +105,16 @@ local function expire(shard, id, oldest, limit)
     return count
 end
 
--- What is to be pushed to a token that memory has, for whoever claims it: kind (0 code, 1 messages, 2 check), since,
+-- The fields that `content` looks at.
+local function fields(shard, id)
+    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'c', 'n', 'i', 'd')
+end
+
+-- What is to be pushed to a token that memory has, for whoever claims it (`t`: its fields): kind (0 code, 1 messages, 2 check), since,
 -- more behind it, expired codes, checks and notifications, the token's fields, then queue and value of each
 -- notification. Kind -1: nothing, and memory has it no more.
-local function content(shard, id, now, code_ttl, message_ttl)
+local function content(shard, id, now, code_ttl, message_ttl, t)
     local key, seconds = shard .. ':t:' .. id, math.floor(now / 1000)
-    local t = call('HMGET', key, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'c', 'n', 'i', 'd')
     local late_codes, late_checks, late = 0, 0, 0
     local code, check = tonumber(t[2] or nil), tonumber(t[3] or nil)
     if code and code <= seconds - code_ttl then
@@ -130,7 +134,10 @@ local function content(shard, id, now, code_ttl, message_ttl)
         if code and not waits then
             kind, since, more = 0, code, active
         elseif active then
-            late = expire(shard, id, seconds - message_ttl, 2000)
+            local oldest = tonumber(call('ZSCORE', shard .. ':waiting', id) or nil)
+            if not oldest or oldest <= seconds - message_ttl then
+                late = expire(shard, id, seconds - message_ttl, 2000)
+            end
             local unsent = call('ZRANGE', shard .. ':u:' .. id, 0, 6)
             if #unsent > 0 then
                 kind, more = 1, #unsent > 6 or check or waits

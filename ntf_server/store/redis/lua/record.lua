@@ -45,7 +45,6 @@ local function delivered(shard, id, kind, status, from, count)
         if status == 'REGISTERED' then call('HSET', key, 's', 'CONFIRMED') end
         index(shard, id)
     end
-    call('HSET', key, 'n', 0, 'd', text(seconds))
 end
 
 local function give_up(shard, id)
@@ -61,7 +60,7 @@ local function one(shard, id, mark, registration, ended, from)
     local key = shard .. ':t:' .. id
     local push, reason, after, dead, kind, count = ARGV[from], ARGV[from + 1], tonumber(ARGV[from + 2]), ARGV[from + 3],
         ARGV[from + 4], tonumber(ARGV[from + 5])
-    local t = call('HMGET', key, 'g', 's', 'l', 'x')
+    local t = call('HMGET', key, 'g', 's', 'l', 'x', 'v', 'k')
     if call('HGET', shard .. ':taken', id) ~= mark or not t[1] then return 0 end
     if t[1] ~= registration or t[4] then
         call('HSET', key, 'n', 0)
@@ -76,20 +75,24 @@ local function one(shard, id, mark, registration, ended, from)
         if pending(shard, id, now) then later(shard, id, t[3], now + after) end
         return result
     end
-    call('HSET', key, 'i', push, 'ia', text(seconds), 'e', ended, 'er', reason)
     if ended == 'delivered' then
+        call('HSET', key, 'i', push, 'ia', text(seconds), 'e', ended, 'er', reason, 'n', 0, 'd', text(seconds))
         delivered(shard, id, kind, t[2], from + 6, count)
-    elseif ended == 'dead' then
+    else
+        call('HSET', key, 'i', push, 'ia', text(seconds), 'e', ended, 'er', reason)
+    end
+    if ended == 'dead' then
         call('HSET', key, 's', 'INVALID', 'w', dead, 'n', 0)
         call('HDEL', key, 'v', 'k')
         index(shard, id)
     elseif ended == 'expired' then
         call('HSET', key, 'n', 0)
         result[2], result[3], result[4] = give_up(shard, id)
-    else
+    elseif ended ~= 'delivered' then
         call('HINCRBY', key, 'n', 1)
     end
-    local at = pending(shard, id, now)
+    local unchanged = ended == 'delivered' and kind == '1' and {t[2], t[5], t[6], t[4]}
+    local at = pending(shard, id, now, unchanged or nil)
     if at and ended ~= 'delivered' and ended ~= 'expired' then at = now + after end
     if at and at <= now and (ended == 'delivered' or ended == 'expired') then
         result[1] = 2

@@ -20,7 +20,7 @@ for _, shard in ipairs(KEYS) do
         has = has or (lane and call('HGET', shard .. ':taken', id) == mark) -- the answer of before did not arrive
         if has then
             call('HSET', shard .. ':taken', id, mark)
-            out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]))
+            out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]), fields(shard, id))
         end
     end
     a = a + count
