@@ -88,6 +88,7 @@ class Database:
         self._asked: dict[Pending, None] = {}  # in the order of their deadlines
         self._expiry: asyncio.TimerHandle | None = None
         self._resting: dict[float, list[Pending]] = {}  # by how long
+        self._wakes: dict[float, asyncio.TimerHandle] = {}  # when these go on
         self._wanted = asyncio.Event()  # a look
         self._trouble: StoreError | None = None  # of the last look
         self._looker: asyncio.Task[None] | None = None
@@ -159,7 +160,8 @@ class Database:
 
     def stream_reader(self) -> StreamReader:
         """Reads streams, of one slot in a cluster, over a connection of its own; closed with this, if not before."""
-        reader = StreamReader(self, limit=self._bounds.limit, patience=self._bounds.answer)
+        bounds = self._bounds
+        reader = StreamReader(self, limit=bounds.limit, patience=bounds.answer, clock=self._loop.time)
         self._readers.add(reader)
         return reader
 
@@ -188,8 +190,9 @@ class Database:
             await primary.close()
         for reader in list(self._readers):
             await reader.close()
-        if self._expiry is not None:
-            self._expiry.cancel()
+        for timer in (self._expiry, *self._wakes.values()):
+            if timer is not None:
+                timer.cancel()
         for pending in list(self._asked):
             self._end(pending, error=StoreUnavailableError("the store was closed before it had an answer"))
 
@@ -308,7 +311,7 @@ class Database:
             self._resting[pause].append(pending)
         else:
             self._resting[pause] = [pending]
-            self._loop.call_later(pause, self._wake, pause)
+            self._wakes[pause] = self._loop.call_later(pause, self._wake, pause)
 
     def _wake(self, pause: float) -> None:
         for pending in self._resting.pop(pause):

@@ -1,7 +1,6 @@
 """Streams, read as they grow: XREAD BLOCK, over a connection of its own, as it holds up what comes behind it."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -43,9 +42,7 @@ class Entry(NamedTuple):
 class StreamReader:
     """`read` again and again, by one task; `close` at the end. Made by `Database.stream_reader`."""
 
-    def __init__(
-        self, source: Source, *, limit: float, patience: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, source: Source, *, limit: float, patience: float, clock: Callable[[], float]) -> None:
         self._source = source
         self._limit = limit
         self._patience = patience
