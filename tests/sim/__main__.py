@@ -8,10 +8,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from sim import scenario
-from sim.known import FAULTS
+from sim.known import faults_of
 
 _CHUNK: Final = 5  # seeds of a worker at a time
 
@@ -28,19 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="with --mutants: seeds for each")
     parser.add_argument("--only", default="", metavar="NAME", help="with --mutants: those with this in their name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument(
+        "--store", type=scenario.Store, choices=list(scenario.Store), default=scenario.Store.ANY,
+        help="on which store the relay is: one in three seeds is on Redis, with several nodes",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.mutants:
         from sim import mutate
 
         return mutate.run(options.limit, options.jobs, options.only)
     if options.seed is not None:
-        return _one(options.seed, trace=options.trace)
-    return _many(range(options.first, options.first + options.seeds), options.jobs)
+        return _one(options.seed, options.store, trace=options.trace)
+    return _many(range(options.first, options.first + options.seeds), options.store, options.jobs)
 
 
-def _one(seed: int, *, trace: bool) -> int:
+def _one(seed: int, store: scenario.Store, *, trace: bool) -> int:
     logging.disable()
-    run = scenario.run(seed, keep=trace)
+    run = scenario.run(seed, store=store, keep=trace)
     for line in run.lines:
         print(line)
     print(f"seed {seed}: {run.pushes} pushes, {len(run.violations)} violations, trace {run.digest}")
@@ -49,22 +54,23 @@ def _one(seed: int, *, trace: bool) -> int:
     return 1 if run.violations else 0
 
 
-def simulate(seeds: Sequence[int], jobs: int) -> Iterator[scenario.Run]:
+def simulate(seeds: Sequence[int], store: scenario.Store, jobs: int) -> Iterator[scenario.Run]:
     """Runs, as they are done."""
     # A fresh process now and then: what is left of dead lives is not worth the trouble of clearing it away.
     with multiprocessing.get_context("fork").Pool(jobs, _quietly, maxtasksperchild=10) as pool:
-        yield from pool.imap_unordered(scenario.run, seeds, chunksize=_CHUNK)
+        yield from pool.imap_unordered(partial(scenario.run, store=store), seeds, chunksize=_CHUNK)
 
 
 def _quietly() -> None:
     logging.disable()
 
 
-def _many(seeds: Sequence[int], jobs: int) -> int:
-    began, faults, pushes, violations = time.monotonic(), Counter(dict.fromkeys(FAULTS, 0)), 0, 0
+def _many(seeds: Sequence[int], store: scenario.Store, jobs: int) -> int:
+    expected = faults_of(store)
+    began, faults, pushes, violations = time.monotonic(), Counter(dict.fromkeys(expected, 0)), 0, 0
     bad: list[scenario.Run] = []
     few: list[scenario.Run] = []
-    for run in simulate(seeds, jobs):
+    for run in simulate(seeds, store, jobs):
         faults.update(run.faults)
         pushes += run.pushes
         violations += len(run.violations)
@@ -73,14 +79,14 @@ def _many(seeds: Sequence[int], jobs: int) -> int:
         if run.pushes < scenario.MIN_PUSHES:
             few.append(run)
     print(f"{len(seeds)} seeds, {pushes} pushes, {violations} violations ({time.monotonic() - began:.0f} s)")
-    never = sorted(name for name in FAULTS if not faults[name])
+    never = sorted(name for name in expected if not faults[name])
     print("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(faults.items())))
     if never:
         print("never fired: " + ", ".join(never))
     for run in sorted(few, key=lambda r: r.seed):
         print(f"seed {run.seed}: only {run.pushes} pushes")
     for run in sorted(bad, key=lambda r: r.seed):
-        print(f"seed {run.seed}: scripts/simulate --seed {run.seed} --trace")
+        print(f"seed {run.seed}: scripts/simulate --store {store.of(run.seed)} --seed {run.seed} --trace")
         for violation in run.violations[:5]:
             print(f"  {violation}")
     return 1 if bad or few or never else 0

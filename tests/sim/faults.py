@@ -124,7 +124,7 @@ class Faults:
         """Whoever refuses us is left alone, but for a probe now and then."""
         places = self.world.setup.places[Provider.FCM if host.kind == "fcm" else Provider.APNS]
         began_anew = 1 + self.world.reloads - reloads
-        allowed = began_anew * (places + 10) + seconds / 60
+        allowed = (began_anew * (places + 10) + seconds / 60) * self.world.width
         if len(host.refused) > allowed:
             self.world.trace.violated(
                 f"{len(host.refused)} requests in {seconds:.0f} s to {host.name}, refusing ({allowed:.0f} may be)"

@@ -1,5 +1,6 @@
 """All faults by name: each is to fire in a set of runs."""
 
+from collections.abc import Set
 from itertools import product
 from typing import Final
 
@@ -20,3 +21,20 @@ FAULTS: Final = frozenset(
     + [f"service:{what}" for what in ("forgotten", "loses_some", "loses_all", "unready", "refused", "taken_over")]
     + ["phone:TRPL", "phone:TDEL", "phone:SDEL", "phone:uninstalled", "phone:strangers"]
 )
+
+# In worlds on Redis alone, and in those on SQLite alone.
+REDIS_FAULTS: Final = frozenset(
+    [f"redis:{kind}" for kind in ("lost_request", "half_request", "lost_answer", "silent", "late")]
+    + ["redis:busy", "redis:full", "redis:slow", "redis:no_scripts", "redis:clock"]
+    + ["redis:restart", "redis:failover", "redis:frozen", "redis:two_primaries", "redis:lost_writes"]
+    + ["redis:lost_notification", "redis:lost_registration", "redis:lost_subscription", "redis:two_in_flight"]
+    + [f"node:{what}" for what in ("stands_still", "cut_off", "killed", "leaves", "joins", "all_killed", "all_restart")]
+)
+_SQLITE_ALONE: Final = ("disk:", "stranger:")
+
+
+def faults_of(store: str) -> Set[str]:
+    """What is to fire in many worlds on it."""
+    if store == "redis":
+        return {name for name in FAULTS if not name.startswith(_SQLITE_ALONE)} | REDIS_FAULTS
+    return FAULTS if store == "sqlite" else FAULTS | REDIS_FAULTS

@@ -43,11 +43,16 @@ class Life:
         self.on_death: Callable[[], None] = lambda: None
         self.context = contextvars.Context()
         self.context.run(_LIFE.set, self)
+        self.stands_still = False
+        self._held: list[tuple[contextvars.Context, Callable[..., object], tuple[object, ...]]] = []
         self.tasks: list[asyncio.Task[Any]] = []  # kept: a coroutine that is forgotten would run its `finally`
 
     def step(self, callback: Callable[..., object], *args: object) -> None:
         """Run a callback, if the life still lasts."""
         if not self.alive:
+            return
+        if self.stands_still:
+            self._held.append((contextvars.copy_context(), callback, args))
             return
         self.steps += 1
         if self.dies_at is not None and self.steps >= self.dies_at:
@@ -60,6 +65,17 @@ class Life:
         if self.alive:
             self.alive = False
             self.on_death()
+
+    def stand_still(self) -> None:
+        """SIGSTOP: nothing is done, while time goes by."""
+        self.stands_still = True
+
+    def go_on(self, loop: "VirtualLoop") -> None:
+        """SIGCONT: all that should have been done meanwhile is done now, in its order."""
+        self.stands_still = False
+        held, self._held = self._held, []
+        for context, callback, args in held:
+            loop.call_soon(callback, *args, context=context)
 
     def bury(self) -> None:
         """After the run: let its coroutines go, whatever their `finally` says."""
@@ -127,6 +143,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._numbers = itertools.count()
         self.steps = 0
         self.lives: list[Life] = []
+        self.connect_to: Callable[..., Coroutine[Any, Any, tuple[Any, Any]]] = _connect_nowhere
         self.errors: list[str] = []  # what asyncio's exception handler was told
         self.set_exception_handler(self._on_error)
         self.set_task_factory(self._new_task)
@@ -215,6 +232,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             future.set_exception(e)
         return future
 
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], Any], host: str, port: int, **_: object
+    ) -> tuple[Any, Any]:
+        """See asyncio: to whatever there is in the world."""
+        return await self.connect_to(protocol_factory, host, port)
+
     def create_future(self) -> "asyncio.Future[Any]":
         """See asyncio; in sets they stand in the order of their numbers."""
         return _Future(loop=self)
@@ -236,12 +259,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # --- the end
 
-    def left(self) -> list[str]:
-        """Tasks and timers of lives that have not ended by themselves, by name: there must be none when all is over."""
-        out = [f"task {t.get_name()}" for life in self.lives if life.alive for t in life.tasks if not t.done()]
+    def left(self, of: Life) -> list[str]:
+        """Tasks and timers of a life that have not ended by themselves, by name: there must be none when it is over."""
+        out = [f"task {t.get_name()}" for t in of.tasks if not t.done()]
         for handle in self._scheduled:
-            life = handle._context.get(_LIFE)
-            if not handle.cancelled() and life is not None and life.alive:
+            if not handle.cancelled() and handle._context.get(_LIFE) is of:
                 out.append(f"timer {handle._args[0] if handle._args else handle._callback!r}")
         return out
 
@@ -252,6 +274,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
+
+
+async def _connect_nowhere(_protocol: Callable[[], Any], host: str, _port: int) -> tuple[Any, Any]:
+    raise ConnectionRefusedError(f"there is no {host}")
 
 
 @contextlib.contextmanager

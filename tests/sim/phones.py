@@ -7,7 +7,7 @@ from ntf_server.store.contract import StoreError, StoreUnavailableError
 from ntf_server.store.records import NewSubscription, NewToken, Replacement
 from sim.devices import SILENT, Device, new_address, web_key
 from sim.relay import SimRelay
-from sim.smp import SimQueue, SimSession
+from sim.smp import SimQueue
 from smp_bridge import crypto
 from smp_bridge.ntf import Provider, TokenStatus
 
@@ -229,9 +229,7 @@ class Phones:
     def check_end(self, queue: SimQueue, status: str) -> None:
         """What ended in an old session is not ended for the one that subscribed it again."""
         session = queue.subscriber
-        if status != "END" or not isinstance(session, SimSession) or self.world.relay is None:
-            return
-        if session.life is self.world.relay.life and session.open and session not in queue.ends_to:
+        if status == "END" and self.world.is_ours(session) and session not in queue.ends_to:
             self.world.trace.violated(queue, "is END, but subscribed by", session)
 
     def _on_subscription_status(self, device: Device, queue: SimQueue, status: str) -> None:

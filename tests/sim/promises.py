@@ -6,7 +6,7 @@ from typing import Final
 from sim.devices import Device
 from sim.relay import SimRelay
 from sim.services import ServiceServer
-from sim.smp import SimQueue, SimSession
+from sim.smp import SimQueue
 from sim.world import World
 from smp_bridge.ntf import TokenStatus
 
@@ -25,9 +25,11 @@ async def check_at_end(world: World) -> None:
         if world.is_live(device):
             await _check_device(world, relay, device)
     world.stopping = True
-    relay.stop()
+    relays = list(world.relays.values())
+    for relay in relays:
+        relay.stop()
     await asyncio.sleep(40)
-    if not relay.ended:
+    if not all(relay.ended for relay in relays):
         world.trace.violated("the relay does not end")
 
 
@@ -65,11 +67,9 @@ async def _check_device(world: World, relay: SimRelay, device: Device) -> None:
 async def _check_subscription(world: World, relay: SimRelay, queue: SimQueue) -> None:
     status = await _ask(world, relay, relay.status(queue.subscription_id))
     session = queue.subscriber
-    is_ours = isinstance(session, SimSession) and session.life is relay.life and session.open
-    if status == "ACTIVE" and is_ours:
+    if status == "ACTIVE" and world.is_ours(session):
         return
-    current = [s for s in queue.server.sessions if s.life is relay.life]
-    if any(s in queue.ends_to for s in current):
+    if any(s in queue.ends_to for s in queue.server.sessions if world.is_ours(s)):
         return  # an END that came after our own NSUB, in the same session: nobody can tell that
     if isinstance(queue.server, ServiceServer) and queue.server.hides_losses:
         return  # the audit of all finds it, within a day

@@ -88,7 +88,9 @@ class SimRelay:
         connect: Any,
     ) -> None:
         self.life = life
+        self.number = 0  # of the node
         self.ready = False
+        self.ready_at = 0.0
         self.stopping = False
         self.ended = False
         self.error: BaseException | None = None
@@ -108,7 +110,7 @@ class SimRelay:
         self.supervisor = supervisor = Supervisor(self._on_failure, rng=self._rng.random)
         try:
             await self._start(supervisor)
-            self.ready = True
+            self.ready, self.ready_at = True, asyncio.get_running_loop().time()
             stopped = asyncio.ensure_future(self._stopped.wait())
             await asyncio.wait([stopped, supervisor.failed], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()

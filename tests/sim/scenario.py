@@ -1,13 +1,17 @@
 """One run, from a seed: phones register, messages come, things go wrong; then all is well, and promises are kept."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from sim.devices import SILENT
 from sim.faults import Faults
 from sim.loop import virtual_loop
+from sim.node_faults import NodeFaults
+from sim.nodes import NodeWorld, many_nodes
 from sim.promises import check_at_end, check_owed, check_periods
 from sim.services import ServiceFaults
 from sim.world import World, deterministic
@@ -32,10 +36,28 @@ class Run:
     lines: list[str]
 
 
-def run(seed: int, *, keep: bool = False) -> Run:
-    """The same for the same seed. `keep`: the trace too."""
-    with virtual_loop() as loop:
-        world = World(seed, loop, keep=keep)
+class Store(StrEnum):
+    """On which store a world's relay is. ANY: the seed says."""
+
+    ANY = "any"
+    REDIS = "redis"
+    SQLITE = "sqlite"
+
+    def of(self, seed: int) -> "Store":
+        """Of this seed: one in three is on Redis."""
+        if self is not Store.ANY:
+            return self
+        return Store.REDIS if seed % 3 == 1 else Store.SQLITE
+
+
+def run(seed: int, *, store: Store = Store.ANY, keep: bool = False) -> Run:
+    """The same for the same seed and store. `keep`: the trace too."""
+    with virtual_loop() as loop, contextlib.ExitStack() as stack:
+        if store.of(seed) is Store.REDIS:
+            world: World = NodeWorld(seed, loop, keep=keep)
+            stack.enter_context(many_nodes(world))
+        else:
+            world = World(seed, loop, keep=keep)
         with deterministic(world):
             try:
                 loop.run_until_complete(_live(world))
@@ -50,13 +72,15 @@ def run(seed: int, *, keep: bool = False) -> Run:
 async def _live(world: World) -> None:
     loop, rng = world.loop, world.rng
     _populate(world)
-    world.excuses.begin("relay", loop.time())
-    world.start_relay()
+    world.begin()
     await asyncio.sleep(_SETTLED)
-    duration = rng.uniform(900, 1800)
+    duration = rng.uniform(900, 1800) * world.pace
     Faults(world, loop.time(), loop.time() + duration)
     ServiceFaults(world, loop.time(), loop.time() + duration)
-    world.strangers.plan(loop.time(), loop.time() + duration)
+    if isinstance(world, NodeWorld):
+        NodeFaults(world, loop.time(), loop.time() + duration)
+    else:  # whose many servers would take most of the time of several nodes, and are no matter of the store
+        world.strangers.plan(loop.time(), loop.time() + duration)
     _send(world, duration)
     await asyncio.sleep(duration + 1)
     for _ in range(_TOP_UP):
@@ -66,7 +90,7 @@ async def _live(world: World) -> None:
         await asyncio.sleep(1)
     for device in world.devices:
         loop.in_world(rng.uniform(400, 500), world.phones.look, device)
-    await asyncio.sleep(_DRAINED)
+    await asyncio.sleep(_DRAINED * world.pace)
     check_owed(world)
     check_periods(world)
     await _echo(world)

@@ -23,7 +23,7 @@ from sim.clock import WallClock
 from sim.loop import VirtualLoop, current_life
 from sim.trace import Trace
 
-_MASTER_KEY: Final = MasterKey(bytes(range(32)))
+MASTER_KEY: Final = MasterKey(bytes(range(32)))
 _MAX_GROUP: Final = 512
 _READS: Final = frozenset(
     [
@@ -237,7 +237,6 @@ class WatchedStore:
         return watched
 
     def _watched(self, name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        limit = _READ_LIMIT if name in _READS else _WRITE_LIMIT
         loop, disk = self._disk.loop, self._disk
 
         async def watched(*args: Any, **options: Any) -> Any:
@@ -248,17 +247,22 @@ class WatchedStore:
                 disk.trace.note("store:", name, "fails")
                 raise
             finally:
-                took = loop.time() - began
-                # A slow disk is waited for by those who write; what is locked or full is told within a second.
-                if life is None or not life.alive:
-                    pass  # it is buried
-                elif took > limit and (name in _READS or began > disk.until + 5 or disk.trouble != "slow"):
-                    disk.trace.violated(f"the store kept {name} waiting for {took:.1f} s", disk.trouble)
+                if life is not None and life.alive:  # else it is buried
+                    self.took(name, began)
             if name == "notify":
                 self._on_stored(args[1], result)
             return result
 
         return watched
+
+    def took(self, name: str, began: float) -> None:
+        """An operation has ended."""
+        limit = _READ_LIMIT if name in _READS else _WRITE_LIMIT
+        disk = self._disk
+        took = disk.loop.time() - began
+        # A slow disk is waited for by those who write; what is locked or full is told within a second.
+        if took > limit and (name in _READS or began > disk.until + 5 or disk.trouble != "slow"):
+            disk.trace.violated(f"the store kept {name} waiting for {took:.1f} s", disk.trouble)
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ class Engine:
             connection = self.disk.connect()
         store = await SqliteStore.open(
             connection,
-            master_key=_MASTER_KEY,
+            master_key=MASTER_KEY,
             times=self.times,
             metrics=metrics,
             on_corrupt=on_corrupt,

@@ -102,7 +102,7 @@ class Strangers:
         excused = world.excuses.without(["relay", "disk"], since, world.loop.time()) < _BACK - 0.1
         if excused or troubles != self._troubles() or not self._is_well(server) or relay is None:
             return
-        if not any(s.life is relay.life and s.began > since for s in server.sessions):
+        if not any(world.is_ours(s) and s.began > since for s in server.sessions):
             world.trace.violated(server, "was not connected to for", _BACK, "s")
 
     def _server(self, kind: str, prefix: str) -> StrangeServer:

@@ -122,9 +122,11 @@ def test_tasks_and_timers_that_are_left_are_told() -> None:
         await asyncio.sleep(0)
 
     async def main(loop: VirtualLoop) -> list[str]:
-        loop.begin(Life("1"), process())
+        life = Life("1")
+        loop.begin(life, process())
+        loop.begin(Life("2"), sleeper())
         await asyncio.sleep(1)
-        return sorted(loop.left())
+        return sorted(loop.left(life))
 
     left = run(main)
     assert left[0] == "task sleeper"

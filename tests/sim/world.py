@@ -65,7 +65,7 @@ class World:
         self.owners: dict[SimQueue, Device] = {}
         self.by_notifier: dict[bytes, SimQueue] = {}
         self.devices: list[Device] = []
-        self.relay: SimRelay | None = None
+        self.relays: dict[int, SimRelay] = {}  # nodes that run, by their numbers
         self.lives = 0
         self.pushes = 0
         self.reloads = 0  # how often lanes began anew: at a start, a reload
@@ -90,6 +90,21 @@ class World:
         self.strangers = Strangers(self)
         self.internet.on_start, self.internet.on_end = self._on_start, self._on_end
         trace.note("places", *places.values(), "servers", len(self.servers), "ttl", self.setup.message_ttl)
+
+    @property
+    def relay(self) -> SimRelay | None:
+        """One that runs."""
+        return self.relays.get(0)
+
+    @property
+    def width(self) -> int:
+        """How many nodes there are at most."""
+        return 1
+
+    @property
+    def pace(self) -> float:
+        """How long all takes, against other worlds."""
+        return 1.0
 
     # --- what there is
 
@@ -148,22 +163,37 @@ class World:
 
     # --- the relay's lives
 
-    def start_relay(self) -> None:
+    def begin(self) -> None:
+        """The operator starts what there is."""
+        self.excuses.begin("relay", self.loop.time())
+        self.start_relay()
+
+    def start_relay(self, number: int = 0) -> None:
         """A process begins."""
         while self.before_start:
             self.before_start.pop()()
         self.lives += 1
         self.reloads += 1
-        life = Life(f"life{self.lives}")
+        life = self.new_life(number)
         if not self.quiet and self.rng.random() < 0.1:
             life.dies_at = self.rng.randint(1, 200)
-        relay = SimRelay(life, self.setup, self.internet, self.clock, self.rng, self.trace, self.engine, self._connect)
+        engine = self.engine_of(number)
+        relay = SimRelay(life, self.setup, self.internet, self.clock, self.rng, self.trace, engine, self._connect)
+        relay.number = number
         life.on_death = lambda: self._on_death(relay)
-        self.relay = relay
+        self.relays[number] = relay
         self.trace.note(life.name, "begins")
         task = self.loop.begin(life, relay.run())
         task.add_done_callback(lambda _: self._on_end_of_life(relay), context=self.loop.world)
         self.when_ready(relay)
+
+    def new_life(self, _number: int) -> Life:
+        """Of a node."""
+        return Life(f"life{self.lives}")
+
+    def engine_of(self, _number: int) -> Engine:
+        """How a node opens the store."""
+        return self.engine
 
     async def _connect(
         self, address: ServerAddress, *, turn: Turn, service: ServiceCredentials | None = None, **_: Any
@@ -179,26 +209,39 @@ class World:
     def when_ready(self, relay: SimRelay) -> None:
         """From then on the relay is no excuse."""
         if relay.ready:
-            self.excuses.end("relay", self.loop.time() + 3)
-        elif self.relay is relay:
+            self.on_ready()
+        elif self.relays.get(relay.number) is relay:
             self.loop.in_world(0.1, self.when_ready, relay)
+
+    def on_ready(self) -> None:
+        """A node runs."""
+        self.excuses.end("relay", self.loop.time() + 3)
 
     def _gone(self, relay: SimRelay) -> None:
         self.expired += relay.metrics.value(KindCounter.EXPIRED, "notification")
-        self.excuses.begin("relay", self.loop.time())
-        for key in [key for key in self.in_flight if key[1] == relay.life.name]:
-            del self.in_flight[key]
+        del self.relays[relay.number]
+        self.on_gone(relay)
         for server in (*self.servers, *self.strangers.servers):
             for session in [s for s in server.sessions if s.life is relay.life]:
                 server.later(session.drop)
-        self.relay = None
         if not self.stopping:
-            self.loop.in_world(self.rng.uniform(0.5, 15), self.start_relay)
+            self.loop.in_world(self.rng.uniform(0.5, 15), self.start_relay, relay.number)
+
+    def on_gone(self, relay: SimRelay) -> None:
+        """A node runs no more."""
+        self.excuses.begin("relay", self.loop.time())
+        for key in [key for key in self.in_flight if key[1] == relay.life.name]:
+            del self.in_flight[key]
 
     def expired_so_far(self) -> int:
         """Notifications that were counted as expired, by all lives."""
-        now = self.relay.metrics.value(KindCounter.EXPIRED, "notification") if self.relay else 0
+        now = sum(relay.metrics.value(KindCounter.EXPIRED, "notification") for relay in self.relays.values())
         return self.expired + now
+
+    def is_ours(self, session: object) -> bool:
+        """Whether a node that runs has this session with an SMP server."""
+        lives = [relay.life for relay in self.relays.values()]
+        return isinstance(session, SimSession) and session.open and session.life in lives
 
     def _on_death(self, relay: SimRelay) -> None:
         self.trace.fault("relay:crash" if relay.ready else "relay:crash_at_start_or_stop")
@@ -212,7 +255,7 @@ class World:
         if not self.disk.was_in_trouble(40.0, "busy", "full"):
             self.check_read(relay)
         left = [
-            *self.loop.left(),
+            *self.loop.left(relay.life),
             *(f"a connection to {s}" for s in self.servers for x in s.sessions if x.is_open_to(relay.life)),
         ]
         if left:
@@ -244,10 +287,10 @@ class World:
             self.in_flight[address.device, request.life] -= 1
 
     def _on_read(self, session: SimSession, numbers: Any) -> None:
-        relay = self.relay
-        if relay is not None and relay.life is session.life:
-            for queue, number in numbers:
-                relay.read[queue] = number, self.loop.time()
+        for relay in self.relays.values():
+            if relay.life is session.life:
+                for queue, number in numbers:
+                    relay.read[queue] = number, self.loop.time()
 
     def on_stored(self, notifications: Any, _: Any) -> None:
         """`notify` has returned: from now on they are owed."""

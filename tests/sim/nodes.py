@@ -1,0 +1,332 @@
+"""A world with several nodes of the relay on one Redis: who pushes to whom, who speaks for which SMP server."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+from unittest import mock
+
+from ntf_server.observe.metrics import Metrics
+from ntf_server.store.clock import Clock
+from ntf_server.store.memory import Times
+from ntf_server.store.redis import engine
+from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.durability import Durability
+from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.node import LEASE
+from ntf_server.store.redis.url import Kind
+from sim.clock import WallClock
+from sim.devices import Device
+from sim.http import Request
+from sim.loop import Life, VirtualLoop
+from sim.phones import Phones
+from sim.relay import SimRelay
+from sim.smp import SimQueue, SimServer
+from sim.store import MASTER_KEY, WatchedStore
+from sim.valkey.deployment import Deployment
+from sim.world import World
+from smp_bridge.ntf import TokenStatus
+
+SHARDS: Final = 4  # few, as each costs time in each look
+POLL: Final = 1.0  # seconds between looks, for the same reason
+TAKEN_OVER: Final = LEASE + 5.0  # seconds in which what a node had is another's
+_TWO_SESSIONS: Final = LEASE + 0.5  # seconds that two nodes may have sessions with one server
+_LATE: Final = 25.0  # seconds that a trouble of Redis excuses after its end
+_WEAK: Final = 3.0  # seconds without Redis after which a lease may end before a push does
+_TROUBLES: Final = ("smp:", "redis:", "node:", "relay:", "service:", "phone:", "stranger:")
+
+
+class RedisTrouble:
+    """A bad time of Redis, in the place of the disk that SQLite has."""
+
+    TROUBLES = ("busy", "full", "slow")
+    connection = None
+
+    def __init__(self, redis: Deployment, weaken: Callable[[str, float], None]) -> None:
+        self.redis = redis
+        self._weaken = weaken
+        self.loop = redis.loop
+        self.rng = redis.rng
+        self.trace = redis.trace
+        self.trouble = ""
+        self.until = 0.0
+
+    def begin(self, trouble: str, seconds: float) -> None:
+        """It answers late, or with errors that pass."""
+        self.trouble = trouble
+        self.last(seconds)
+        self._weaken("", seconds)  # no lease is renewed meanwhile
+        self.trace.fault(f"redis:{trouble}")
+        primary = self.redis.primary
+        if trouble == "slow":
+            self.redis.network.slowness = self.rng.uniform(0.05, 0.6)
+        elif trouble == "full":
+            primary.data.full = True
+        elif not primary.trouble:
+            primary.trouble = self.rng.choice(["busy", "misconf", "noreplicas"])
+        self.loop.in_world(seconds, self.mend)
+
+    def last(self, seconds: float) -> None:
+        """Whatever it is, it is over after that."""
+        self.until = max(self.until, self.loop.time() + seconds)
+
+    def mend(self) -> None:
+        """It is over."""
+        self.redis.heal()
+
+    def was_in_trouble(self, seconds: float, *_: str) -> bool:
+        """Lately."""
+        return self.loop.time() < self.until + seconds
+
+
+class WatchedNode(WatchedStore):
+    """What is asked of Redis may take as long as its bounds say."""
+
+    def took(self, name: str, began: float) -> None:
+        """See `WatchedStore`."""
+
+
+@dataclass(frozen=True)
+class RedisEngine:
+    """How a node opens the store."""
+
+    world: "NodeWorld"
+    number: int
+
+    async def open(self, metrics: Metrics, _on_corrupt: Any) -> WatchedNode:
+        """Raises StoreUnavailableError."""
+        world = self.world
+        durability = Durability(replicas=1) if world.waits else Durability()
+        database = await Database.open(world.redis.url, durability=durability)
+        times = Times(message_ttl=world.setup.message_ttl, verification_ttl=world.setup.verification_ttl)
+        try:
+            store = await RedisStore.open(
+                database,
+                master_key=MASTER_KEY,
+                times=times,
+                metrics=metrics,
+                random=world.rng.randbytes,
+                shards=SHARDS,
+                name=f"node{self.number}" if world.named else "",
+            )
+        except BaseException:
+            await database.close()
+            raise
+        return WatchedNode(store, world.disk, world.on_stored)
+
+
+class NodePhones(Phones):
+    """Of devices that know that a Redis may lose what it had taken: they find out, and do it again."""
+
+    def _on_status(self, device: Device, token: Any) -> None:
+        world = self.world
+        assert isinstance(world, NodeWorld)
+        if world.lost and device.verified and world.is_live(device):
+            if token is None or token.status is not TokenStatus.ACTIVE:
+                world.trace.fault("redis:lost_registration", device)
+                self.register(device)
+                return
+            for queue in device.queues.values():
+                if not queue.wanted and not queue.deleted and queue.subscription_id:
+                    self.subscribe(device, queue)
+        super()._on_status(device, token)
+
+    def _on_subscription_status(self, device: Device, queue: SimQueue, status: str) -> None:
+        world = self.world
+        assert isinstance(world, NodeWorld)
+        if world.lost and status == "none" and world.is_live(device) and device.verified and not queue.deleted:
+            world.trace.fault("redis:lost_subscription", queue)
+            self.subscribe(device, queue)
+            return
+        super()._on_subscription_status(device, queue, status)
+
+
+class NodeWorld(World):
+    """`count` nodes; `waits`: what is written has to be on a replica before it counts; `named`: nodes have names."""
+
+    def __init__(self, seed: int, loop: VirtualLoop, *, keep: bool = False) -> None:
+        super().__init__(seed, loop, keep=keep)
+        self.own = own = Random(seed * 16 + 3)
+        self.count = own.randint(2, 5)
+        self.named = own.random() < 0.5
+        kind = own.choice([Kind.ALONE, Kind.SENTINEL])
+        self.waits = kind is Kind.SENTINEL and own.random() < 0.5
+        self.server_clock = WallClock(loop)
+        self.redis = Deployment(kind, loop, own, self.trace, self.server_clock)
+        self.redis.on_lost = self._on_lost
+        self.disk: Any = RedisTrouble(self.redis, self.weaken)
+        self.phones = NodePhones(self)
+        loop.connect_to = self.redis.network.connect
+        self.lost: list[tuple[float, float]] = []  # times of which writes may be lost
+        self.away: set[int] = set()  # nodes that the operator has stopped
+        self._weak: list[tuple[str, float, float]] = []  # when whose leases may have ended; a life, or empty: all
+        self._flying: dict[Device, list[tuple[str, float]]] = {}
+        self._two: dict[SimServer, float] = {}
+        self._fences: dict[bytes, int] = {}
+        self.trace.note("nodes", self.count, kind.name, "waits" if self.waits else "")
+        loop.in_world(1.0, self._look)
+
+    @property
+    def pace(self) -> float:
+        """See `World`: several nodes at work take their time."""
+        return 0.5
+
+    # --- lives
+
+    @property
+    def relay(self) -> SimRelay | None:
+        """Some node that runs."""
+        running = list(self.relays.values())
+        return self.own.choice(running) if running else None
+
+    @property
+    def width(self) -> int:
+        """See `World`."""
+        return self.count
+
+    def begin(self) -> None:
+        """All at once."""
+        self.excuses.begin("relay", self.loop.time())
+        for number in range(self.count):
+            self.start_relay(number)
+
+    def start_relay(self, number: int = 0) -> None:
+        """See `World`; one that the operator has stopped stays so."""
+        if number not in self.away:
+            super().start_relay(number)
+
+    def new_life(self, number: int) -> Life:
+        """See `World`."""
+        return Life(f"node{number}.{self.lives}")
+
+    def engine_of(self, number: int) -> Any:
+        """See `World`."""
+        return RedisEngine(self, number)
+
+    def on_ready(self) -> None:
+        """See `World`."""
+        now = self.loop.time()
+        self.excuses.end("relay", now + TAKEN_OVER)
+        self.excuses.add("relay", now, now + TAKEN_OVER)  # shares move
+
+    def on_gone(self, relay: SimRelay) -> None:
+        """See `World`."""
+        now = self.loop.time()
+        self.excuses.add("relay", now, now + TAKEN_OVER + 5)
+        if not any(other.ready for other in self.relays.values()):
+            self.excuses.begin("relay", now)
+        for device, flying in list(self._flying.items()):
+            self._flying[device] = [push for push in flying if push[0] != relay.life.name]
+        self.expect_taken_over(relay)
+
+    def weaken(self, life: str, seconds: float) -> None:
+        """Its leases may end, or everybody's: that excuses what is late, and what is pushed twice."""
+        now = self.loop.time()
+        self.excuses.add("relay" if life else "disk", now, now + seconds + _LATE)
+        if seconds > _WEAK:
+            self._weak.append((life, now, now + seconds))
+
+    # --- what holds at any time
+
+    def _look(self) -> None:
+        """Each second."""
+        self.loop.in_world(1.0, self._look)
+        now = self.loop.time()
+        for server in self.servers:
+            lives = {s.life for s in server.sessions if s.open and s.life and s.life.alive and not s.life.stands_still}
+            if len(lives) < 2:
+                self._two.pop(server, None)
+            elif now - self._two.setdefault(server, now) > _TWO_SESSIONS:
+                self.trace.violated("two nodes speak for", server, "for", _TWO_SESSIONS, "s")
+                self._two[server] = now
+        self._look_at_fences()
+
+    def _look_at_fences(self) -> None:
+        for key, value in self.redis.primary.data.keys.values.items():
+            if isinstance(value, dict) and b"fence" in value:
+                fence = int(value[b"fence"])
+                if fence < self._fences.get(key, 0):
+                    self.trace.violated("a fence went back", key)
+                self._fences[key] = fence
+
+    def expect_taken_over(self, relay: SimRelay) -> None:
+        """What a node had, which from now on is of no use, is another's within a lease and a little."""
+        sessions = {s for server in self.servers for s in server.sessions if s.life is relay.life}
+        queues = [q for q in self.by_notifier.values() if q.subscriber in sessions and q.wanted and not q.deleted]
+        if queues and not self.stopping:
+            self.loop.in_world(TAKEN_OVER, self._check_taken_over, relay, queues, self.troubles(), self.loop.time())
+
+    def _check_taken_over(self, relay: SimRelay, queues: list[SimQueue], troubles: int, since: float) -> None:
+        others = [r for r in self.relays.values() if r is not relay and r.ready and not r.life.stands_still]
+        if troubles != self.troubles() or not others or self.disk.was_in_trouble(TAKEN_OVER + 5) or self.stopping:
+            return
+        if any(r.ready_at > since for r in others):  # one that joins takes its share from others
+            return
+        for queue in queues:
+            server = queue.server
+            well = server.up and not server.hangs and not server.silent and queue.subscriber != "another"
+            if queue.wanted and well and not self.is_ours(queue.subscriber):
+                self.trace.violated(f"nobody has subscribed {queue} for {TAKEN_OVER:.0f} s")
+
+    def troubles(self) -> int:
+        """How much went wrong until now that may be in somebody's way."""
+        return sum(count for fault, count in self.trace.faults.items() if fault.startswith(_TROUBLES))
+
+    # --- pushes
+
+    def _on_start(self, host: Any, request: Request) -> None:
+        address = host.address_of(request)
+        if address is None:
+            return
+        now = self.loop.time()
+        flying = self._flying.setdefault(address.device, [])
+        flying.append((request.life, now))
+        if len(flying) > 1:
+            life, since = flying[-2]
+            if any(whose in {"", life, request.life} and end > since - LEASE for whose, _, end in self._weak):
+                self.trace.fault("redis:two_in_flight", address.device)
+            else:
+                self.trace.violated("two pushes in flight to", address.device, "of", life, "and", request.life)
+
+    def _on_end(self, host: Any, request: Request) -> None:
+        address = host.address_of(request)
+        self.pushes += address is not None
+        flying = self._flying.get(address.device, []) if address is not None else []
+        for push in flying:
+            if push[0] == request.life:
+                flying.remove(push)
+                return
+
+    # --- what is lost
+
+    def on_stored(self, notifications: Any, result: Any) -> None:
+        """See `World`."""
+        super().on_stored(notifications, result)
+        for n in notifications:
+            self.by_notifier[n.notifier_id].stored_at = self.loop.time()
+
+    def _on_lost(self, begin: float, end: float) -> None:
+        """What was written between these times may be lost, unless it had to be on a replica first."""
+        self.weaken("", end - begin + 2 * _WEAK)
+        self.disk.last(5.0)
+        if self.waits:
+            return
+        self.lost.append((begin, end))
+        for queue in [q for q in self.owed if begin - 1 <= q.stored_at <= end + 1]:
+            self.trace.fault("redis:lost_notification", queue)
+            del self.owed[queue]
+        for device in self.devices:
+            self.loop.in_world(self.own.uniform(20, 60), self.phones.look, device)
+
+
+@contextmanager
+def many_nodes(world: NodeWorld) -> Iterator[None]:
+    """The engine's clock is the world's; it looks at what is due less often than it would."""
+    clock = world.clock
+
+    def steady_clock() -> Clock:
+        return Clock(clock.wall, clock.steady)
+
+    with mock.patch.object(engine, "Clock", steady_clock), mock.patch.object(engine, "_POLL", POLL):
+        yield
