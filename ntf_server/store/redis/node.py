@@ -20,6 +20,7 @@ from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.script import Script, scripts
 from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import Provider
 
 T = TypeVar("T")
 Word = bytes | str | int
@@ -34,6 +35,7 @@ _DEAF: Final = 24 * 3600  # seconds without any node, when one starts, that coun
 _HEARD: Final = 200  # registrations at once
 _RECOVERED: Final = 500  # tokens at once
 _AT_ONCE: Final = 100  # tokens in a call, or few more: none is to hold the server for long
+_NOT_AHEAD: Final = 0.0, 0.0
 _ALL: Final = 1 << 53  # more calls than a node makes
 _KEPT: Final = 100_000  # changes; who is further behind looks at all that it holds
 NODES: Final = b"nodes"  # kind of a change: who lives, or what nobody has
@@ -61,6 +63,7 @@ class Node:
         self._offset = 0  # ms, of the store's clock
         self._version = b"0"
         self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
+        self._was_ahead = _NOT_AHEAD  # by how many seconds the server's clock was set, until when that matters
         self._alive: list[bytes] = []  # nodes
         self.has_left = False  # it is to stop, and is none of them any more
         self._unsettled = False  # some shard is about to lose its node, or has none
@@ -122,6 +125,8 @@ class Node:
             and abs(step := self._heard(int(seconds) + int(micros) / 1e6)) > _STEP
         ):
             await self._set_clock(step)
+            if step > 0:
+                self._was_ahead = step, self.clock.steady() + 2 * RENEW
 
     async def _set_clock(self, step: float, *, begins: bool = False) -> None:
         begin = f"={self._manual_ms()}" if self._manual else 0
@@ -334,6 +339,7 @@ class Node:
         self._unrecovered = {n for n in self._unrecovered | new if n in self.held}
         self._kept_at = steady
         await self._recover()
+        await self._hasten()
 
     def is_mine(self, name: bytes) -> bool:
         """Whether this node should hold it, of all that live. Rendezvous hashing: few move with each of them."""
@@ -380,6 +386,17 @@ class Node:
             self._stranded = None
         for provider in {provider_of(lane) for lane in s.backlog}:
             s.effects.due(provider, 0.0)
+
+    async def _hasten(self) -> None:
+        """What was made due before somebody saw that the clock was set forward would wait for as long as that."""
+        step, until = self._was_ahead
+        if not step:
+            return
+        head: list[Word] = [self.ahead, round(step * 1000), round(3 * RENEW * 1000), *(p.encode() for p in Provider)]
+        for lanes in await self.run_on("hasten", head, {shard: [] for shard in self.fences}):
+            self.owe(lanes)
+        if self.clock.steady() >= until:  # by then all nodes have seen it
+            self._was_ahead = _NOT_AHEAD
 
     async def _recover_shard(self, number: int, settled: int, known: Sequence[bytes]) -> None:
         left = 1
