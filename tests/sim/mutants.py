@@ -3,20 +3,10 @@
 A mutant is a text that stands in a module exactly once, and what stands there instead.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True)
-class Mutant:
-    """`file`: from the project's root; `what`: the promise that it breaks."""
-
-    name: str
-    what: str
-    file: str
-    old: str
-    new: str
-
+from sim.mutant import Mutant
+from sim.node_mutants import NODE_MUTANTS
 
 _DISPATCHER: Final = "ntf_server/push/dispatcher.py"
 _SCHEDULE: Final = "ntf_server/push/schedule.py"
@@ -365,4 +355,5 @@ MUTANTS: Final = (
         "            metrics.count_kind(KindCounter.EXPIRED, kind, count)\n",
         "            pass\n",
     ),
+    *NODE_MUTANTS,
 )

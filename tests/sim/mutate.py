@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sim.mutants import MUTANTS, Mutant
+from sim.mutant import Mutant
+from sim.mutants import MUTANTS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _PACKAGES: Final = ("smp_bridge", "ntf_server")
@@ -28,7 +29,8 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
     if text.count(mutant.old) != 1:
         raise MisfitError(f"{mutant.name}: {mutant.file} has its text {text.count(mutant.old)} times, not once")
     changed = text.replace(mutant.old, mutant.new)
-    compile(changed, mutant.file, "exec")
+    if mutant.file.endswith(".py"):
+        compile(changed, mutant.file, "exec")
     return changed
 
 
@@ -65,7 +67,7 @@ def _hunt(mutant: Mutant, limit: int, directory: Path) -> Hunt:
         shutil.copytree(ROOT / package, copy / package)
     shutil.copytree(ROOT / "tests" / "sim", copy / "tests" / "sim")
     (copy / mutant.file).write_text(mutated(mutant))
-    command = [sys.executable, "-m", "sim.mutate", str(limit)]
+    command = [sys.executable, "-m", "sim.mutate", str(limit), mutant.store]
     path = os.pathsep.join([str(copy), str(copy / "tests")])
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, cwd=copy, capture_output=True, text=True, check=False
@@ -85,8 +87,9 @@ def hunt(arguments: Sequence[str]) -> int:
 
     assert Path(ntf_server.__file__).is_relative_to(Path.cwd())
     logging.disable()
-    for seed in range(int(arguments[0])):
-        violations = scenario.run(seed).violations
+    limit, store = arguments
+    for seed in range(int(limit)):
+        violations = scenario.run(seed, store=scenario.Store(store)).violations
         if violations:
             print(seed + 1, violations[0])
             return _FOUND

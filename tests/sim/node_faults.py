@@ -165,7 +165,7 @@ class NodeFaults:
         step = self.rng.choice(_STEPS)
         self.world.trace.fault("redis:clock", f"{step:+.0f}")
         clock.step(step)
-        self.world.weaken("", 12.0)
+        self.world.weaken("", 30.0)
         self._later(self.rng.uniform(20, 200), self._right_clock)
 
     def _right_clock(self) -> None:
@@ -173,4 +173,4 @@ class NodeFaults:
         if clock.offset:
             self.world.trace.fault("redis:clock", "right")
             clock.step(-clock.offset)
-            self.world.weaken("", 12.0)
+            self.world.weaken("", 30.0)

@@ -123,8 +123,9 @@ class NodePhones(Phones):
         world = self.world
         assert isinstance(world, NodeWorld)
         if world.lost and device.verified and world.is_live(device):
-            if token is None or token.status is not TokenStatus.ACTIVE:
-                world.trace.fault("redis:lost_registration", device)
+            if token is None or token.status in {TokenStatus.REGISTERED, TokenStatus.CONFIRMED}:
+                world.trace.fault("redis:lost_registration", device, token and token.status)
+                self.forgive(device)
                 self.register(device)
                 return
             for queue in device.queues.values():

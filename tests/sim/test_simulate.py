@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from sim import mutate
-from sim.known import FAULTS
-from sim.mutants import MUTANTS, Mutant
+from sim.known import faults_of
+from sim.mutant import Mutant
+from sim.mutants import MUTANTS
+from sim.scenario import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 8
+NODE_SEEDS = 2
 
 
 def simulate(*arguments: str, hash_seed: str = "0", timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -24,26 +27,35 @@ def simulate(*arguments: str, hash_seed: str = "0", timeout: float = 600) -> sub
     )
 
 
-def check(seeds: int, silent: int) -> None:
+def check(store: Store, seeds: int, silent: int) -> None:
     """So many worlds, in which at most so many of the faults never happen."""
-    done = simulate("--seeds", str(seeds), timeout=3600)
+    done = simulate("--store", store, "--seeds", str(seeds), timeout=4 * 3600)
     assert done.returncode in {0, 1}, done.stderr
     counted = re.search(r"(\d+) seeds, (\d+) pushes, (\d+) violations", done.stdout)
     assert counted is not None, done.stdout + done.stderr
     assert (int(counted[1]), int(counted[3])) == (seeds, 0), done.stdout
     assert int(counted[2]) >= 200 * seeds, done.stdout
     fired = dict(re.findall(r"([a-z]+:\w+) (\d+)", done.stdout.partition("faults: ")[2]))
-    assert fired.keys() >= FAULTS
+    assert fired.keys() >= faults_of(store)
     assert sum(int(n) == 0 for n in fired.values()) <= silent, done.stdout
 
 
 def test_what_is_promised_holds_in_some_worlds() -> None:
-    check(SEEDS, 30)
+    check(Store.SQLITE, SEEDS, 30)
+
+
+def test_what_is_promised_holds_in_some_worlds_of_several_nodes() -> None:
+    check(Store.REDIS, NODE_SEEDS, 70)
 
 
 @pytest.mark.long
 def test_what_is_promised_holds_in_many_worlds() -> None:
-    check(1000, 0)
+    check(Store.SQLITE, 1000, 0)
+
+
+@pytest.mark.long
+def test_what_is_promised_holds_in_many_worlds_of_several_nodes() -> None:
+    check(Store.REDIS, 300, 0)
 
 
 @pytest.mark.long
@@ -53,9 +65,10 @@ def test_all_mutants_are_found() -> None:
     assert f"{len(MUTANTS)} of {len(MUTANTS)} mutants found" in done.stdout
 
 
-@pytest.mark.parametrize("seed", [3, 11])
-def test_a_seed_gives_the_same_trace_each_time(seed: int) -> None:
-    first, second = (simulate("--seed", str(seed), "--trace", hash_seed=h).stdout for h in ("0", "1"))
+@pytest.mark.parametrize(("seed", "store"), [(3, Store.SQLITE), (11, Store.SQLITE), (7, Store.REDIS)])
+def test_a_seed_gives_the_same_trace_each_time(seed: int, store: Store) -> None:
+    traces = (simulate("--store", store, "--seed", str(seed), "--trace", hash_seed=h).stdout for h in ("0", "1"))
+    first, second = traces
     assert re.search(r"trace [0-9a-f]{16}", first)
     assert len(first.splitlines()) > 500
     assert first == second
@@ -91,20 +104,25 @@ def test_a_mutant_is_found() -> None:
 
 def test_a_pause_that_ended_on_a_slow_disk_held_up_an_origin_for_good() -> None:
     """Its end came while the store was asked what is due, and nobody looked again."""
-    assert simulate("--seed", "149").returncode == 0
+    assert simulate("--store", "sqlite", "--seed", "149").returncode == 0
 
 
 @pytest.mark.parametrize("seed", ["449", "917"])
 def test_a_provider_token_that_came_early_once_was_refused_for_good(seed: str) -> None:
     """By the mock: Apple had seen the one before late, since it was refused, or out of reach, for other reasons."""
-    assert simulate("--seed", seed).returncode == 0
+    assert simulate("--store", "sqlite", "--seed", seed).returncode == 0
 
 
 def test_twelve_strangers_whose_servers_had_proved_themselves_held_all_places() -> None:
     """Each held an eighth of them, with servers that confirmed once and then hung."""
-    assert simulate("--seed", "40").returncode == 0
+    assert simulate("--store", "sqlite", "--seed", "40").returncode == 0
 
 
 def test_a_clock_that_was_set_far_ahead_while_the_relay_was_stopped_expired_what_waited() -> None:
     """The relay had seen nothing of that, and took it for a year."""
-    assert simulate("--seed", "450").returncode == 0
+    assert simulate("--store", "sqlite", "--seed", "450").returncode == 0
+
+
+def test_whose_store_it_is_says_the_seed() -> None:
+    assert [Store.ANY.of(seed) for seed in range(4)] == [Store.SQLITE, Store.REDIS, Store.SQLITE, Store.SQLITE]
+    assert {Store.REDIS.of(0), Store.SQLITE.of(1)} == {Store.REDIS, Store.SQLITE}
