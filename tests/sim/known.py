@@ -28,9 +28,10 @@ REDIS_FAULTS: Final = frozenset(
     + ["redis:busy", "redis:full", "redis:slow", "redis:no_scripts", "redis:clock"]
     + ["redis:restart", "redis:failover", "redis:frozen", "redis:two_primaries", "redis:lost_writes"]
     + ["redis:lost_notification", "redis:lost_registration", "redis:lost_subscription", "redis:two_in_flight"]
+    + ["redis:read_in_vain"]
     + [f"node:{what}" for what in ("stands_still", "cut_off", "killed", "leaves", "joins", "all_killed", "all_restart")]
 )
-_SQLITE_ALONE: Final = ("disk:", "stranger:")
+_SQLITE_ALONE: Final = ("disk:", "stranger:", "apns:wrong_topic")
 
 
 def faults_of(store: str) -> Set[str]:

@@ -274,6 +274,15 @@ class NodeWorld(World):
         """How much went wrong until now that may be in somebody's way."""
         return sum(count for fault, count in self.trace.faults.items() if fault.startswith(_TROUBLES))
 
+    def check_read(self, relay: SimRelay, until: float = float("inf")) -> None:
+        """See `World`. What a node had read when another one took the server over is not stored, as is told."""
+        for queue, (number, at) in list(relay.read.items()):
+            weak = any(whose in {"", relay.life.name} and begin - LEASE < at < end for whose, begin, end in self._weak)
+            if at <= until and queue.stored < number and weak:
+                self.trace.fault("redis:read_in_vain", queue, number)
+                del relay.read[queue]
+        super().check_read(relay, until)
+
     # --- pushes
 
     def _on_start(self, host: Any, request: Request) -> None:
