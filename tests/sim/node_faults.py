@@ -128,9 +128,12 @@ class NodeFaults:
         if self.world.redis.is_whole:
             self._busy()
             away = self.rng.uniform(1.0, 8.0)
+            if self.rng.random() < 0.5:  # what sessions begin with is lost
+                self.rng.choice(self.world.servers).drop_all()
+                self.world.trace.fault("smp:drop")
             self.world.weaken("", away + 8.0)
             self.world.disk.last(away + 8.0)
-            self._later(self.rng.uniform(0.1, 1.0), self.world.redis.crash, self.rng.choice([0.0, 0.1, 1.0]), away)
+            self._later(self.rng.uniform(0.1, 3.0), self.world.redis.crash, self.rng.choice([0.0, 0.1, 2.0]), away)
 
     def redis_stands_still(self) -> None:
         """It goes on when another one has taken over."""

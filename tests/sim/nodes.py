@@ -1,6 +1,6 @@
 """A world with several nodes of the relay on one Redis: who pushes to whom, who speaks for which SMP server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -26,6 +26,7 @@ from sim.smp import SimQueue, SimServer
 from sim.store import MASTER_KEY, WatchedStore
 from sim.valkey.deployment import Deployment
 from sim.world import World
+from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import TokenStatus
 
 SHARDS: Final = 4  # few, as each costs time in each look
@@ -83,6 +84,16 @@ class RedisTrouble:
 class WatchedNode(WatchedStore):
     """What is asked of Redis may take as long as its bounds say."""
 
+    def __init__(self, store: RedisStore, world: "NodeWorld") -> None:
+        super().__init__(store, world.disk, world.on_stored)
+        self._world = world
+
+    def gave(self, name: str, args: Sequence[Any], result: Any) -> None:
+        """See `WatchedStore`."""
+        super().gave(name, args, result)
+        if name == "acquire" and result is not None:
+            self._world.on_acquired(result.server, result.fence)
+
     def took(self, name: str, began: float) -> None:
         """See `WatchedStore`."""
 
@@ -113,7 +124,7 @@ class RedisEngine:
         except BaseException:
             await database.close()
             raise
-        return WatchedNode(store, world.disk, world.on_stored)
+        return WatchedNode(store, world)
 
 
 class NodePhones(Phones):
@@ -164,7 +175,7 @@ class NodeWorld(World):
         self._weak: list[tuple[str, float, float]] = []  # when whose leases may have ended; a life, or empty: all
         self._flying: dict[Device, list[tuple[str, float]]] = {}
         self._two: dict[SimServer, float] = {}
-        self._fences: dict[bytes, int] = {}
+        self._fences: dict[ServerAddress, int] = {}
         self.trace.note("nodes", self.count, kind.name, "waits" if self.waits else "")
         loop.in_world(1.0, self._look)
 
@@ -241,15 +252,13 @@ class NodeWorld(World):
             elif now - self._two.setdefault(server, now) > _TWO_SESSIONS:
                 self.trace.violated("two nodes speak for", server, "for", _TWO_SESSIONS, "s")
                 self._two[server] = now
-        self._look_at_fences()
 
-    def _look_at_fences(self) -> None:
-        for key, value in self.redis.primary.data.keys.values.items():
-            if isinstance(value, dict) and b"fence" in value:
-                fence = int(value[b"fence"])
-                if fence < self._fences.get(key, 0):
-                    self.trace.violated("a fence went back", key)
-                self._fences[key] = fence
+    def on_acquired(self, server: ServerAddress, fence: int) -> None:
+        """A node speaks for a server: its fence is higher than all before."""
+        set_back = self.trace.faults["redis:clock"]  # then what a failover lost cannot be known
+        if fence <= self._fences.get(server, 0) and not set_back:
+            self.trace.violated("a fence went back:", server.hosts[0])
+        self._fences[server] = fence
 
     def expect_taken_over(self, relay: SimRelay) -> None:
         """What a node had, which from now on is of no use, is another's within a lease and a little."""

@@ -249,11 +249,15 @@ class WatchedStore:
             finally:
                 if life is not None and life.alive:  # else it is buried
                     self.took(name, began)
-            if name == "notify":
-                self._on_stored(args[1], result)
+            self.gave(name, args, result)
             return result
 
         return watched
+
+    def gave(self, name: str, args: Sequence[Any], result: Any) -> None:
+        """An operation was done."""
+        if name == "notify":
+            self._on_stored(args[1], result)
 
     def took(self, name: str, began: float) -> None:
         """An operation has ended."""
