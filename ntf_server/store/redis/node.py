@@ -275,6 +275,7 @@ class Node:
         if self._stale or s.steady - self._kept_at >= self._pause or self._is_stranded:
             if self._keeping is None or self._keeping.done():
                 self._keeping = asyncio.create_task(self._keep(), name="leases")
+                self._keeping.add_done_callback(_heard_of)
             await asyncio.shield(self._keeping)
 
     @property
@@ -434,6 +435,12 @@ class Node:
 async def publish(database: Database, names: Names, *fields: Word) -> None:
     """All nodes, through the stream of changes."""
     await database.command(b"XADD", names.changes, b"MAXLEN", b"~", _KEPT, b"*", *fields, key=names.changes)
+
+
+def _heard_of(task: asyncio.Task[None]) -> None:
+    """How it failed, whoever waited for it may be gone by then."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def unless_cancelled(work: Awaitable[T], lost: Callable[[T], None]) -> T:

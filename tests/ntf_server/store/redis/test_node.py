@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 
 import pytest
@@ -375,6 +376,26 @@ async def test_an_outage_strands_nothing(own_server: Server) -> None:
                 continue
     assert len({claim.token for claim in found}) == len(found) == 20
     await nodes.close()
+
+
+async def test_a_renewal_that_fails_when_nobody_waits_any_more_is_no_fault(nodes: Nodes) -> None:
+    """asyncio said that its exception was never retrieved, where a renewal took too long (the simulator's seed 2)."""
+    store = await nodes.open()
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    with fault(store, How.UNDONE, "hold"):
+        store._node._kept_at = float("-inf")
+        waiting = asyncio.create_task(store._node.begin())
+        await asyncio.sleep(0)
+        renewal = store._node._keeping
+        assert renewal is not None and not renewal.done()
+        waiting.cancel()
+        await asyncio.wait([waiting, renewal])
+    del renewal
+    store._node._keeping = None
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
 
 
 # --- the clock
