@@ -123,6 +123,7 @@ def test_a_clock_that_was_set_far_ahead_while_the_relay_was_stopped_expired_what
     assert simulate("--store", "sqlite", "--seed", "450").returncode == 0
 
 
+@pytest.mark.long
 def test_a_renewal_of_leases_that_was_given_up_failed_and_nobody_heard_of_it() -> None:
     assert simulate("--store", "redis", "--seed", "2").returncode == 0
 
