@@ -169,13 +169,13 @@ class Keyspace:
         """DEL."""
         return sum(self.values.pop(key, None) is not None for key in keys)
 
-    def exists(self, key: bytes) -> int:
-        """EXISTS, of one."""
-        return int(key in self.values)
+    def exists(self, *keys: bytes) -> int:
+        """EXISTS."""
+        return sum(key in self.values for key in keys)
 
-    def incr(self, key: bytes) -> int:
-        """INCR."""
-        value = _whole(self._get(key, bytes) or b"0") + 1
+    def incrby(self, key: bytes, by: bytes) -> int:
+        """INCRBY."""
+        value = _whole(self._get(key, bytes) or b"0") + _whole(by)
         self.values[key] = b"%d" % value
         return value
 
@@ -431,4 +431,4 @@ COMMANDS: Final[dict[bytes, Callable[..., Any]]] = {
     if not name.startswith("_") and name not in {"do", "dump", "copy", "delete"}
 } | {b"DEL": Keyspace.delete}
 FREEING: Final = frozenset([b"DEL", b"HDEL", b"SREM", b"ZREM", b"ZREMRANGEBYSCORE", b"ZREMRANGEBYRANK"])
-WRITES: Final = FREEING | {b"HSET", b"HSETNX", b"HINCRBY", b"INCR", b"SADD", b"ZADD", b"XADD"}
+WRITES: Final = FREEING | {b"HSET", b"HSETNX", b"HINCRBY", b"INCRBY", b"SADD", b"ZADD", b"XADD"}
