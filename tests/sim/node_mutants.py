@@ -54,7 +54,7 @@ NODE_MUTANTS: Final = (
         "N7 notify does not know its own call again",
         "a script may be done twice",
         f"{_LUA}notify.lua",
-        "            if mine and free and call('HGET', shard .. ':taken', id) == mark then",
+        "            if mine and free and taken == mark then",
         "            if false then",
     ),
     Mutant(

@@ -105,7 +105,8 @@ class Both:
             self._micros = int(answer[0]) * 1_000_000 + int(answer[1])
         elif told in {"acquire", "hold"}:
             fences = answer if isinstance(answer, list) else [answer]
-            self._micros = max([self._micros, *(int(f) for f in fences if f and not isinstance(f, Exception))])
+            known = [int(f) for f in fences if isinstance(f, bytes) and f.isdigit()]
+            self._micros = max([self._micros, *known])
 
     @staticmethod
     def _seen(told: str, answer: Any) -> Any:
