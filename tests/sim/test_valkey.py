@@ -99,7 +99,7 @@ class Both:
 
     def _set_clock(self, told: str, answer: Any) -> None:
         """The model's time is the server's, where that is told: in fences, in ids of a stream."""
-        if told == "XADD":
+        if told == "publish" and isinstance(answer, bytes):
             self._micros = int(answer.partition(b"-")[0]) * 1000
         elif told == "TIME":
             self._micros = int(answer[0]) * 1_000_000 + int(answer[1])

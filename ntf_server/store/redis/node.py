@@ -34,6 +34,7 @@ _STEP: Final = 2.0  # seconds that two clocks may go apart between two renewals
 _DEAF: Final = 24 * 3600  # seconds without any node, when one starts, that count for no registration's silence
 _HEARD: Final = 200  # registrations at once
 _RECOVERED: Final = 500  # tokens at once
+_PUBLISH: Final = Script.load("publish")
 _AT_ONCE: Final = 100  # tokens in a call, or few more: none is to hold the server for long
 _NOT_AHEAD: Final = 0.0, 0.0
 _ALL: Final = 1 << 53  # more calls than a node makes
@@ -434,7 +435,7 @@ class Node:
 
 async def publish(database: Database, names: Names, *fields: Word) -> None:
     """All nodes, through the stream of changes."""
-    await database.command(b"XADD", names.changes, b"MAXLEN", b"~", _KEPT, b"*", *fields, key=names.changes)
+    await database.run(Call(_PUBLISH, [names.changes], (_KEPT, *fields)))
 
 
 def _heard_of(task: asyncio.Task[None]) -> None:

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A node lives. KEYS: zset of nodes, the store's clock. ARGV: offset ms, node, ms for which that is true (0: it ends),
 -- now in ms as the node knows it, or 0. Gives all that live.
 local now = now_ms(ARGV[1])

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- The store's clock: what is added to the server's time so that it never jumps. KEYS: it. ARGV: ms that the asking node
 -- adds beside it (see `now_ms`), version that the node knows, ms by which it saw the server's clock set, '1' if the node just started.
 -- Gives offset in ms, version, and for a node that just started by how many seconds it is later than when a node ran last.

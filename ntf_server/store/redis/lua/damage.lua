@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Subscriptions that cannot be read. KEYS: server. ARGV: ids. Gives how many were not set aside before.
 local server, count = KEYS[1], 0
 for _, id in ipairs(ARGV) do

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Delete a token: nobody finds it from now on. Its queues are left in :q:ID, and it in the shard's set :gone, until they
 -- are cleared.
 -- KEYS: its shard. ARGV: id, '1': only if it never was ACTIVE and its code waits, offset ms. Gives its record, or nothing.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- What of a shard is over its time to live, whoever is to be pushed to; tokens that memory has are left.
 -- KEYS: shard. ARGV: offset ms, fence, seconds that a code and a message are worth a push, how many of each.
 -- Gives how many codes, checks and notifications, and '1' if there may be more.

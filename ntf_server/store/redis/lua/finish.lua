@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- END and DELD. KEYS: server. ARGV: offset ms, node, fence, status, then of each: id, MD5 of it.
 -- Gives how many there are here.
 local server = KEYS[1]

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget a server that nobody needs. KEYS: it. ARGV: offset ms, seconds for which a proven one is kept. 1: it is gone.
 local server, now = KEYS[1], now_ms(ARGV[1])
 local s = call('HMGET', server, 'address', 'proven', 'unused', 'node', 'until')

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tokens of a shard to be forgotten: that never were verified, or are silent. KEYS: shard. ARGV: offset ms, fence, seconds
 -- for which each is kept, how many. Gives id and why of each.
 local shard, seconds, out = KEYS[1], math.floor(now_ms(ARGV[1]) / 1000), {}

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Give shards back. KEYS: shards. ARGV: offset ms, then of each the fence. What memory had is recovered by who takes them.
 local now = text(now_ms(ARGV[1]))
 for i, shard in ipairs(KEYS) do

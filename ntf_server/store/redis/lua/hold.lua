@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take or keep shards under leases. KEYS: shards. ARGV: offset ms, node, ms that a lease lasts, then of each shard the
 -- fence under which the node has it, '' to take it if nobody has it, or '-' to take it only if nobody had it for a lease.
 -- Gives for each shard its fence, '' if another node has it, or '-' if nobody has it or who has it renews it no more.

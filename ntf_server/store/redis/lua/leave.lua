@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A token has queues no more. KEYS: its shard. ARGV: id, queues.
 local shard, id = KEYS[1], ARGV[1]
 for i = 2, #ARGV do

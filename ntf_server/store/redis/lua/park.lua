@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Tokens that memory has are due in the store instead. KEYS: shards. ARGV: offset ms, then of each shard how many; ids.
 -- Gives lanes that have more.
 local now, a, out = now_ms(ARGV[1]), 2, {}

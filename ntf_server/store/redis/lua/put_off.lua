@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A code that waits for its turn gets another one. KEYS: its shard. ARGV: offset ms, id, seconds from now.
 local shard, id = KEYS[1], ARGV[2]
 local key = shard .. ':t:' .. id

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- What came of claims. KEYS: shards. ARGV: offset ms, seconds that a code and a message are worth a push, then of each
 -- shard: its fence, how many claims; of each: id, number of the call that claimed it, registration, how it ended, push id, reason, ms after which it is due
 -- again, why it is dead, kind, how many queues went out; of each: queue, fence, number.

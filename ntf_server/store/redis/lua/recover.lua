@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- What the last holder's memory had is due. KEYS: shard. ARGV: offset ms, fence, limit, number of a call: of
 -- what was handed out by later ones nothing; then ids that memory has.
 -- Gives how many are left, then lanes that have more.

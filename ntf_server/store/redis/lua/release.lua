@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Speak for a server no more. KEYS: it. ARGV: offset ms, node, fence. 1: it did, and somebody should.
 local server = KEYS[1]
 local s = call('HMGET', server, 'node', 'fence')

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Keep a session. KEYS: server. ARGV: offset ms, node, ms that a lease lasts, fence. 0: it is lost.
 local server = KEYS[1]
 local s = call('HMGET', server, 'node', 'fence')

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- A token that cannot be read: nobody is pushed to. KEYS: shard. ARGV: offset ms, id. 1: it was not set aside before.
 local shard, id = KEYS[1], ARGV[2]
 local key = shard .. ':t:' .. id

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Hand out tokens. KEYS: shards. ARGV: offset ms, seconds that a code and a message are worth a push, number of this
 -- call, then of each shard: its fence, how many that are due, how many that memory has already; ids of these, ids of those. Gives the content of
 -- each; those that are not, or of a shard that is another node's by now, are left out.

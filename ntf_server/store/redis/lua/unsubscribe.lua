@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Delete a subscription. What a service had of it the SMP server goes on counting.
 -- KEYS: server. ARGV: offset ms, notifier id, MD5 of that, the token that must have it.
 -- Gives its record, whether a service had it, and the server's address; nothing if it is not there.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Of the registrations of a device one is verified: it alone has the device from now on. The others are kept as `-ID`
 -- until they are deleted: this may be done twice, and who asked may die.
 -- KEYS: device. ARGV: verify key, token id. Gives the ids of the others; nothing if it has the device no more itself.

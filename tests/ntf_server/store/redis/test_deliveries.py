@@ -8,11 +8,12 @@ import pytest
 from redis_servers import Cluster, Server
 from redis_stores import How, Nodes, ask, fault, keep, patched
 
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import StoreFullError, StoreUnavailableError
 from ntf_server.store.memory import CROWD, Times
 from ntf_server.store.records import Claim, Ended, Outcome, PushKind, Session
 from ntf_server.store.redis import deliveries as module
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.node import LEASE
 from ntf_server.testing.store_suite.medium import (
     NOWHERE,
     ROOM,
@@ -104,6 +105,28 @@ async def test_a_block_that_failed_and_is_not_repeated_is_due(store: RedisStore)
     with fault(store, How.LOST, "notify"), pytest.raises(StoreUnavailableError):
         await notify(store, session, *queues, places=EVERYWHERE)
     assert said(await take(store)) == queues
+
+
+async def test_what_is_out_is_recorded_while_there_is_no_room(nodes: Nodes, store: RedisStore, server: Server) -> None:
+    """Pushes end, leases are kept and deletions go on; only what comes has to wait."""
+    queues = await phones(store, 20)
+    session = await acquire(store)
+    claims = (await notify(store, session, *queues[:10], places=EVERYWHERE)).claims
+    await notify(store, session, *queues[10:15])
+    server.ask("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(StoreFullError):
+        await notify(store, session, *queues[15:])
+    claims += await take(store)
+    assert said(claims) == queues[:15]
+    assert await store.record(list(map(delivered, claims))) == 0
+    assert await store.renew([session]) == []
+    await nodes.pass_(LEASE / 2, store)
+    assert store._node.held
+    await store.delete_token(claims[0].token)
+    server.ask("CONFIG", "SET", "maxmemory", 0)
+    await notify(store, session, *queues[15:])
+    await nodes.pass_(1, store)
+    assert said(await take(store)) == queues[15:]
 
 
 async def test_those_that_are_handed_out_are_not_lost_with_those_that_are_put_back(store: RedisStore) -> None:

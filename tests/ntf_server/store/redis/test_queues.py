@@ -28,8 +28,8 @@ from ntf_server.testing.store_suite.medium import (
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
 
-SNEW = ["join", "HSETNX", "subscribe", "HSET", "XADD"]
-SDEL = ["find", "join", "unsubscribe", "HDEL", "leave", "XADD"]
+SNEW = ["join", "HSETNX", "subscribe", "HSET", "publish"]
+SDEL = ["find", "join", "unsubscribe", "HDEL", "leave", "publish"]
 
 
 async def slots(store: RedisStore) -> tuple[set[tuple[bytes, bytes]], set[tuple[bytes, bytes]], set[bytes]]:
@@ -98,7 +98,7 @@ async def test_a_subscription_that_was_cut_off_is_settled_by_upkeep(
     with fault(store, how, step), pytest.raises(StoreUnavailableError):
         await store.subscribe(token.ref, new)
     await tended(nodes, store)
-    made = step in ("HSET", "XADD") or (step == "subscribe" and how is How.LOST)
+    made = step in ("HSET", "publish") or (step == "subscribe" and how is How.LOST)
     await agree(store, int(made))
     assert (await store.find_subscription(new.subscription_id) is not None) is made
     other = await store.subscribe(token.ref, new_queue(b"b"), Limits(per_token=1))
