@@ -1,4 +1,4 @@
-"""The relay on Redis beside SQLite: the same load for both, taking turns. See README.md.
+"""The relay on a Redis: beside SQLite, several of them, and how one takes over from another. See README.md.
 
 Exit codes: 0 all that is wanted holds, 1 something does not.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import devices
+import nodes
 import redis_server
 import take_over
 from comparison import Figure, compare, sequence, table
@@ -23,6 +24,7 @@ from report import say
 from scene import Scene, Stage
 from wire_relay import Side
 
+PARTS: Final = ("pushes", "nodes", "take-over")
 _LATENCIES: Final = (0, 50)  # milliseconds
 
 _PUSHES: Final = (
@@ -72,30 +74,38 @@ def main(arguments: argparse.Namespace) -> int:
 
 async def _main(arguments: argparse.Namespace) -> int:
     say(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
-    programs = Path(sys.executable).parent
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ntf-bench-")))
-        server = stack.enter_context(redis_server.Server(folder / "redis"))
-        if arguments.take_over:
-            size = (
-                {"rounds": 1, "servers": 6, "queues": 1}
-                if arguments.quick
-                else {"rounds": 6, "servers": 24, "queues": 2}
-            )
-            return 0 if await take_over.measure(folder, server, **size) else 1
-        store = f'[store]\nurl = "{server.url}"\nnode = "node0"\n'
-        sides = Side("SQLite", programs), Side("Redis", programs, (store,))
-        held = await pushes(Stage(stack, folder, sides, arguments.quick), server, arguments.alternations)
+    programs, held = Path(sys.executable).parent, True
+    for part in arguments.parts or PARTS:
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ntf-bench-")))
+            server = stack.enter_context(redis_server.Server(folder / "redis"))
+            store = f'[store]\nurl = "{server.url}"\nnode = "node0"\n'
+            sides = Side("SQLite", programs), Side("Redis", programs, (store,))
+            stage = Stage(stack, folder, sides, arguments.quick)
+            match part:
+                case "pushes":
+                    held = await pushes(stage, server, arguments.alternations) and held
+                case "nodes":
+                    held = await nodes.measure(stage, programs, server) and held
+                case _:
+                    size = (stage.size(6, 1), stage.size(24, 6), stage.size(2, 1))
+                    held = await take_over.measure(folder, server, *size) and held
     return 0 if held else 1
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--alternations", type=int, default=3, metavar="N", help="runs of each side (%(default)s)")
-    parser.add_argument("--take-over", action="store_true", help="instead: how long a node's queues are nobody's")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these, of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--alternations", type=int, default=3, metavar="N", help="of pushes: runs of each side (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny loads, to see that it works")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"no part is named {part}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
+import redis
+
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 _PATIENCE: Final = 10.0
 
@@ -54,8 +56,14 @@ class Server:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICK
 
+    def calls(self) -> tuple[int, float]:
+        """How many scripts it ran so far, and the microseconds that it spent on them."""
+        with redis.Redis.from_url(self.url) as client:
+            told = client.info("commandstats")
+        scripts = [told[name] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in told]
+        return sum(c["calls"] for c in scripts), float(sum(c["usec"] for c in scripts))
+
     def memory(self) -> int:
-        """Bytes (VmRSS)."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["VmRSS"].split()[0]) * 1024
+        """Bytes of all that is kept, with its overhead (`used_memory`)."""
+        with redis.Redis.from_url(self.url) as client:
+            return int(client.info("memory")["used_memory"])

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import nacl.bindings
+import redis_server
 from control import Child, ChildError, child
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -36,6 +38,8 @@ SERVICE_SECONDS: Final = 5
 RSS: Final = 120
 GROWTH: Final = 30
 STALL: Final = 50
+REDIS_MEMORY: Final = 700
+RESTART_OF_ALL: Final = 10  # seconds, on Redis
 TCHK: Final = 100
 
 _POLL: Final = 0.1
@@ -68,9 +72,15 @@ class Bench:
     signs: float
 
     @asynccontextmanager
-    async def relay(self) -> AsyncIterator[Child]:
-        """Run the relay."""
-        async with child("relay_process.py", str(self.directory), environment=self.environment) as relay:
+    async def relay(self, number: int = 0) -> AsyncIterator[Child]:
+        """Run the relay of this number."""
+        directory = self.directory
+        if number:
+            directory = self.directory.with_name(f"{self.directory.name}-{number}")
+            ignored = shutil.ignore_patterns("*.sock", "*.db*")
+            await asyncio.to_thread(shutil.copytree, self.directory, directory, ignore=ignored)
+        environment = self.environment | {"NTF_SERVER__STORE__NODE": f"node{number}"}
+        async with child("relay_process.py", str(directory), environment=environment) as relay:
             yield relay
 
     async def subscribed(self, since: float) -> dict[str, Any]:
@@ -95,7 +105,8 @@ async def restart(bench: Bench, stack: AsyncExitStack, rss_before: int) -> tuple
     """Start the relay and have it subscribe all: the relay, and the seconds that it took."""
     count = bench.arguments.subscriptions
     before, started = await bench.load.call("stats"), time.monotonic()
-    relay = await stack.enter_async_context(bench.relay())
+    entering = [stack.enter_async_context(bench.relay(n)) for n in range(1, bench.arguments.nodes)]
+    relay, *_ = await asyncio.gather(stack.enter_async_context(bench.relay()), *entering)
     say(f"the relay has process id {relay.pid}")
     await relay.call("reset")
     stats = await bench.subscribed(started)
@@ -105,8 +116,9 @@ async def restart(bench: Bench, stack: AsyncExitStack, rss_before: int) -> tuple
     arguments = bench.arguments
     seconds = stats["complete_at"] - started
     by_service = arguments.service and not arguments.first
+    goal = RESTART_OF_ALL if arguments.redis else SERVICE_SECONDS
     rows = [
-        Row("from start to all subscribed", seconds, "s", SERVICE_SECONDS if by_service else None),
+        Row("from start to all subscribed", seconds, "s", goal if by_service else None),
         Row("  of that until it listens", relay.ready["listening_at"] - started, "s"),
         Row("  of that from the first NSUB or NSUBS to the last", stats["complete_at"] - stats["first_at"], "s"),
         *([] if by_service else rate_rows(bench, stats)),
@@ -120,8 +132,28 @@ async def restart(bench: Bench, stack: AsyncExitStack, rss_before: int) -> tuple
         *stall_rows(figures),
         *cpu_rows(figures, (stats["cpu"] - before["cpu"]) / seconds),
     ]
-    show(f"Restart with {count:,} subscriptions", rows)
+    show(f"Restart of {arguments.nodes} with {count:,} subscriptions", rows)
     return relay, seconds
+
+
+async def moved(bench: Bench, server: redis_server.Server) -> None:
+    """What the database has is in this Redis, and the relays use it."""
+    before, start = server.memory(), time.monotonic()
+    source = f"sqlite:///{config.load_database_path(bench.directory).name}"
+    arguments = ("migrate", source, server.url, "--path", str(bench.directory))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ntf_server", *arguments), stdout=asyncio.subprocess.DEVNULL, stderr=-1
+    )
+    _, error = await process.communicate()
+    if process.returncode:
+        raise ChildError(f"ntf-server migrate: {error.decode()}")
+    bench.environment["NTF_SERVER__STORE__URL"] = server.url
+    count = bench.arguments.subscriptions
+    rows = [
+        Row("ntf-server migrate", time.monotonic() - start, "s"),
+        Row("memory of Redis for each subscription", (server.memory() - before) / count, "B", REDIS_MEMORY),
+    ]
+    show(f"{count:,} subscriptions in Redis", rows)
 
 
 async def storm(bench: Bench, relay: Child, subscribing: float) -> None:
@@ -228,6 +260,8 @@ async def main(arguments: argparse.Namespace) -> None:
         start = time.monotonic()
         known = await fill(config.load(directory), servers, content)
         say(f"filled in {time.monotonic() - start:.0f} s")
+        if arguments.redis:
+            await moved(bench, stack.enter_context(redis_server.Server(directory / "redis")))
         if known:
             await load.call("associate", services=[certificate_hash.hex() for certificate_hash in known])
         relay, seconds = await restart(bench, stack, rss_before)
@@ -246,9 +280,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first", action="store_true", help="nothing was subscribed, nor associated, before")
     parser.add_argument("--storm", action="store_true", help="then drop all connections at once")
     parser.add_argument("--deleted", type=int, default=0, metavar="N", help="one queue in N is deleted in the storm")
+    parser.add_argument("--redis", action="store_true", help="the store is a Redis, into which the database is moved")
+    parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="relays on it, started together (%(default)s)"
+    )
     parser.add_argument("--clients", type=int, default=1, metavar="N", help="that share the TCHKs (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="default %(default)s")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.redis and arguments.storm:
+        parser.error("--storm is for a database")
+    if arguments.nodes > 1 and not arguments.redis:
+        parser.error("several relays need --redis")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ async def _send_when_free(server: SmpServer, queue: bytes) -> None:
     server.notify(queue)
 
 
-async def measure(folder: Path, store: redis_server.Server, *, rounds: int, servers: int, queues: int) -> bool:
+async def measure(folder: Path, store: redis_server.Server, rounds: int, servers: int, queues: int) -> bool:
     """So many ends of each kind, of the nodes in turn; `queues` on each of so many SMP servers. Are goals met?"""
     met = True
     async with _world(folder, store, servers) as world:

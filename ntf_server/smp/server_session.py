@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ntf_server.store.records import Cursor, Ref, Removed, ServiceState, Session, Subscription
+from ntf_server.store.records import Cursor, Ref, Removed, ServiceState, Session, Subscription, Wanted
 from smp_bridge.address import ServerAddress
+from smp_bridge.subscriptions import NsubRequest
 
+_TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
 _MAX_REMOVED: Final = 10_000  # that are remembered
 
 
@@ -49,6 +51,11 @@ class ServerSession:
         if not self.auditing:
             return self.service_active
         return self.audit_complete or (self.audit_cursor is not None and bool(s.cursor <= self.audit_cursor))
+
+    def request(self, w: Wanted) -> NsubRequest:
+        """What is to be subscribed in it."""
+        written = not w.fresh and (not self.service or w.associated)
+        return NsubRequest(w.ref, w.notifier_id, w.notifier_key, 0 if written else _TO_WRITE)
 
     @property
     def confirms_all(self) -> bool:

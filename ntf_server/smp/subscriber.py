@@ -30,7 +30,6 @@ from ntf_server.store.records import (
     ServiceState,
     Session,
     Subscription,
-    Wanted,
 )
 from smp_bridge import crypto, smp
 from smp_bridge.address import ServerAddress
@@ -66,7 +65,6 @@ _GIVEN_UP: Final = 500  # subscriptions at once
 UNREACHABLE: Final = "the server could not be connected to for days"
 _AUDIT_PAUSE: Final = 1.0  # seconds between two pages of what a service has
 _AUDIT_TIME: Final = 3600.0  # seconds for all of them
-_TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
 
 
 def no_wait(_server: ServerAddress, _destinations: Sequence[str], _proven: bool, /) -> float:
@@ -188,6 +186,10 @@ class Subscriber:
             case ChangeKind.ADDED if session is not None:
                 session.missing.update(change.refs)
                 self._agent.subscribe(server, *change.refs)
+            case ChangeKind.LOST if session is not None:
+                if self._lost_ways:
+                    self._lost_ways.notice(server)
+                self._agent.release(server)
             case ChangeKind.AUDIT if session is not None:
                 self._audit(session, change.refs)
             case ChangeKind.REMOVED if session is not None:
@@ -374,7 +376,7 @@ class Subscriber:
             session.missing.update(w.ref for w in new)
             session.cursor, session.complete = page.cursor, page.cursor is None
             if new:
-                return [_request(w, session) for w in new]
+                return [session.request(w) for w in new]
         await self._announce(session)
         return []
 
@@ -385,7 +387,7 @@ class Subscriber:
         session.missing -= gone
         session.audited -= gone
         session.removed -= gone
-        return [_request(w, session) for w in rows]
+        return [session.request(w) for w in rows]
 
     async def results(self, session: ServerSession, results: Sequence[NsubResult]) -> None:
         """See `Subscriptions`."""
@@ -488,11 +490,6 @@ class Subscriber:
 
 def _associations(state: ServiceState) -> Associations:
     return Associations(state.associated + state.released, state.released, state.ids_hash, state.released_hash)
-
-
-def _request(w: Wanted, session: ServerSession) -> NsubRequest:
-    written = not w.fresh and (not session.service or w.associated)
-    return NsubRequest(w.ref, w.notifier_id, w.notifier_key, 0 if written else _TO_WRITE)
 
 
 def _confirmed(r: NsubResult) -> Confirmed:

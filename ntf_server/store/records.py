@@ -358,6 +358,7 @@ class ChangeKind(StrEnum):
     REMOVED = "removed"
     AUDIT = "audit"  # they should be active: is that so?
     FREE = "free"  # nobody speaks for the server any more, and this node should
+    LOST = "lost"  # what was stored of it last may be lost
 
 
 class Removed(Record, frozen=True):

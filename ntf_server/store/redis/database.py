@@ -77,6 +77,7 @@ class Database:
         self._bounds = bounds
         self._durability = durability
         self._on_error = on_error
+        self.on_failover: Callable[[], None] = lambda: None  # another server is primary, and may lack what was written
         self._dialer = dialer
         self._topology = Topology(url, dialer)
         self._table: Table = [None] * (1 if self.spans else SLOTS)
@@ -408,9 +409,12 @@ class Database:
 
     def _apply(self, table: Table) -> None:
         there = set(table)
+        gone = set(self._table) - there
         if there != set(self._table):
             log.info("primaries of %s now: %s", self.url, ", ".join(sorted(str(at) for at in there if at)))
         self._table = table
+        if gone - {None} and not self._durability.replicas:
+            self.on_failover()
         self._rooms = {at: room for at, room in self._rooms.items() if at in there}  # others go with their calls
         self._retired = {primary for primary in self._retired if not primary.is_over}
         for endpoint in [endpoint for endpoint in self._primaries if endpoint not in there]:

@@ -119,6 +119,7 @@ class RedisStore:
         node = Node(database, names, state, name.encode() or identity(random), manual=clock is not None)
         store = cls(node, metrics or Metrics())
         node.on_effects = store._apply
+        database.on_failover = store._doubt
         after = await stream.newest(database, names)
         await node.open()
         try:  # once more, now that others see that this node lives
@@ -209,6 +210,11 @@ class RedisStore:
                     self._due[provider] = at
                     self._on_due(provider, min(known))
             node.done()
+
+    def _doubt(self) -> None:
+        """What was written last may be lost: queues are to be subscribed again, and their devices to look."""
+        log.warning("another Redis is primary: what was written to the last one may be lost, and is made good")
+        self._changes.tell([Change(ChangeKind.LOST, server) for server in list(self._state.fences)])
 
     def _give_back(self, claims: Sequence[Claim]) -> None:
         """They were handed to somebody who is gone."""

@@ -13,8 +13,9 @@ from proxies import Proxy
 
 from ntf_server.smp import inbox
 from ntf_server.smp.lost import LostConfig
-from ntf_server.store.records import PushKind
+from ntf_server.store.records import Change, ChangeKind, PushKind
 from smp_bridge import ntf
+from smp_bridge.address import ServerAddress
 from smp_bridge.network import Network
 from smp_bridge.ntf import SubscriptionStatus
 from smp_bridge.socks import SocksProxy
@@ -24,6 +25,7 @@ from smp_bridge.testing.recipient import Queue
 pytestmark = pytest.mark.usefixtures("quiet")
 
 S = SubscriptionStatus
+NOBODY = ServerAddress("smp", ("nobody.example",), "", bytes(32))
 SOON = LostConfig(delay=0.3, pause=0.01, slice=2)
 
 
@@ -110,6 +112,20 @@ async def test_a_connection_that_was_closed_lost_nothing(
         await way.mend(*ids)
         await asyncio.sleep(0.8)
         assert way.kinds() == []
+
+
+async def test_what_the_store_may_have_lost_is_subscribed_again_and_checked(
+    tmp_path: Path, smp_server: SmpServer, queues: list[Queue]
+) -> None:
+    async with open_way(tmp_path, smp_server) as way:
+        ids = await way.node.add_active(smp_server, *queues)
+        accepted, nsubs = smp_server.accepted, smp_server.nsubs()
+        store: Any = way.node.store.store
+        store._changes.tell([Change(ChangeKind.LOST, server) for server in (*way.node.subscriber._sessions, NOBODY)])
+        await smp_server.until(lambda: smp_server.accepted == accepted + 1)
+        await way.node.all_active(ids)
+        assert smp_server.nsubs() == nsubs + len(queues)
+        await check_comes(way)
 
 
 async def test_a_way_that_is_lost_again_before_the_check(

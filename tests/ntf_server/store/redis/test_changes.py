@@ -158,3 +158,12 @@ async def test_an_outage_loses_none(own_server: Server) -> None:
         while (await next_of(stream)).server != SMP:
             pass  # what was told without an answer was told as often as it was tried
     await nodes.close()
+
+
+async def test_a_failover_is_told_of_what_this_node_holds(nodes: Nodes) -> None:
+    store = await nodes.open("one")
+    await acquire(store, SMP)
+    told = asyncio.ensure_future(next_of(store.changes()))
+    await asyncio.sleep(0)
+    store._node.database.on_failover()
+    assert await told == Change(ChangeKind.LOST, SMP)

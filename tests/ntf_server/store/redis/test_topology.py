@@ -324,6 +324,23 @@ async def test_the_primary_is_killed_under_load(replicated: Replicated) -> None:
         assert database.primary_of(b"a") == Endpoint(HOST, replicated.primary.port) != Endpoint(HOST, old.port)
 
 
+async def test_another_primary_may_lack_what_was_written(replicated: Replicated) -> None:
+    """That is told, unless a replica has to have it."""
+    told: list[str] = []
+    async with (
+        opened(replicated.url, bounds=PATIENT) as careless,
+        opened(replicated.url, bounds=PATIENT, durability=Durability(replicas=1)) as careful,
+    ):
+        careless.on_failover = lambda: told.append("careless")
+        careful.on_failover = lambda: told.append("careful")
+        careless.look()
+        await asyncio.gather(careless.run(count(b"a", 1)), careful.run(count(b"a", 2)))
+        assert told == []
+        replicated.primary.kill()
+        await asyncio.gather(careless.run(count(b"a", 3)), careful.run(count(b"a", 4)))
+        assert told == ["careless"]
+
+
 async def test_an_operator_changes_the_primary(tmp_path: Path) -> None:
     with Replicated(tmp_path / "replicated", replicas=1, sentinels=1) as replicated:
         old, new = replicated.servers
