@@ -7,7 +7,7 @@ from store_world import OTHER_SMP, SMP
 from ntf_server.store.changes import Changes
 from ntf_server.store.records import Change, ChangeKind
 
-ADDED, REMOVED, AUDIT = ChangeKind
+ADDED, REMOVED, AUDIT = ChangeKind.ADDED, ChangeKind.REMOVED, ChangeKind.AUDIT
 
 
 async def test_what_is_told_twice_before_anybody_asks_is_told_once() -> None:
