@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from store_world import (
     CODE,
@@ -315,3 +316,15 @@ async def used(store: Store) -> dict[str, Any]:
         out[f"prefixes {server}"] = standing.prefixes
     out["certificate"] = await store.service_certificate(SMP, lambda: ServiceCertificate(b"another", b"one"))
     return out
+
+
+async def keeps(store: Any, content: Any) -> None:
+    """An empty store gives back what is written into it, whatever the size of a slice."""
+    assert await store.is_empty()
+    await written(store, *content)
+    assert not await store.is_empty()
+    assert await store.tokens() == len(content[1])
+    assert await read(store) == (*ordered(*content), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ntf_server.store.portable._MOST", 2)
+        assert await read(store, 200) == (*ordered(*content), {})

@@ -46,7 +46,23 @@ class Place(msgspec.Struct, array_like=True, eq=False):
     ref: Any = None
 
 
-class DeviceTurns(msgspec.Struct, array_like=True, eq=False):
+class Packed(msgspec.Struct, array_like=True):
+    """What nodes that share a store keep there."""
+
+    @classmethod
+    def unpack(cls, packed: bytes | None) -> Self:
+        """None, and what cannot be read: nothing is known."""
+        try:
+            return cls() if packed is None else msgspec.msgpack.decode(packed, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return cls()
+
+    def pack(self) -> bytes:
+        """For `unpack`."""
+        return msgspec.msgpack.encode(self)
+
+
+class DeviceTurns(Packed, eq=False):
     """Of one device. `given`: within the last hour, oldest first; `waiting`: in the order of their turns; `lost`:
     registrations that lost theirs, which the store was not told yet. Refs that are bytes can be packed.
     """
@@ -54,18 +70,6 @@ class DeviceTurns(msgspec.Struct, array_like=True, eq=False):
     given: list[Place] = []
     waiting: list[Place] = []
     lost: list[Any] = []
-
-    @classmethod
-    def unpack(cls, packed: bytes | None) -> Self:
-        """None, and what cannot be read, is a device that nothing is known of."""
-        try:
-            return cls() if packed is None else msgspec.msgpack.decode(packed, type=cls)
-        except msgspec.DecodeError:
-            return cls()
-
-    def pack(self) -> bytes:
-        """For `unpack`."""
-        return msgspec.msgpack.encode(self)
 
     def keep(self, now: float) -> float:
         """Seconds after which there is nothing to know of it; 0: there is nothing now."""

@@ -2,11 +2,11 @@
 
 import os
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ntf_server.admission.code_turns import HOUR, MAX_REPLACEMENTS, DeviceTurns, Turn, own_turn
+from ntf_server.admission.code_turns import HOUR, MAX_REPLACEMENTS, DeviceTurns, Packed, Turn, own_turn
 from ntf_server.admission.verifications import TURN_ID, Asked, PutOff
 from ntf_server.store.ledger import Ledger, Revision
 from ntf_server.store.records import Ref
@@ -16,7 +16,7 @@ _SHORT: Final = 8  # bytes of what stands for a source or a network, of which a 
 _ROUNDS: Final = 10  # in which others may move turns while the store is told of them
 
 
-class Memo(msgspec.Struct, array_like=True, frozen=True):
+class Memo(Packed, frozen=True):
     """Of a registration. `again`: when it may have its own code pushed again, in the store's seconds; `replaced`: times
     since it was verified; `device`: what stands for the device at which it waits.
     """
@@ -24,18 +24,6 @@ class Memo(msgspec.Struct, array_like=True, frozen=True):
     again: float = 0.0
     replaced: int = 0
     device: bytes = b""
-
-    @classmethod
-    def unpack(cls, packed: bytes | None) -> Self:
-        """None, and what cannot be read, is a registration that nothing is known of."""
-        try:
-            return cls() if packed is None else msgspec.msgpack.decode(packed, type=cls)
-        except msgspec.DecodeError:
-            return cls()
-
-    def pack(self) -> bytes:
-        """For `unpack`."""
-        return msgspec.msgpack.encode(self)
 
     def keep(self, now: float) -> float:
         """As `DeviceTurns.keep`."""

@@ -55,6 +55,7 @@ def test_a_short_fuzz_finds_nothing(target: Target) -> None:
 # use, and what reads our own database, is of no interest.
 _NAMES = ("parse", "from_", "load", "judge", "open", "un_", "receive", "unpad", "unbox", "to_quick")
 _NO_TARGETS = {
+    "ntf_server.config.files.parse_store": "an operator's words",
     "smp_bridge.transmission.parse_message": "what the four targets of commands and answers begin with",
     "smp_bridge.smp.NtfCreds.parse": "part of NEW and NKEY",
     "smp_bridge.smp.ServerNtfCreds.parse": "part of IDS and NID",

@@ -65,7 +65,10 @@ def test_all_mutants_are_found() -> None:
     assert f"{len(MUTANTS)} of {len(MUTANTS)} mutants found" in done.stdout
 
 
-@pytest.mark.parametrize(("seed", "store"), [(3, Store.SQLITE), (11, Store.SQLITE), (7, Store.REDIS)])
+@pytest.mark.parametrize(
+    ("seed", "store"),
+    [(3, Store.SQLITE), (11, Store.SQLITE), pytest.param(7, Store.REDIS, marks=pytest.mark.long)],
+)
 def test_a_seed_gives_the_same_trace_each_time(seed: int, store: Store) -> None:
     traces = (simulate("--store", store, "--seed", str(seed), "--trace", hash_seed=h).stdout for h in ("0", "1"))
     first, second = traces
@@ -113,6 +116,7 @@ def test_a_provider_token_that_came_early_once_was_refused_for_good(seed: str) -
     assert simulate("--store", "sqlite", "--seed", seed).returncode == 0
 
 
+@pytest.mark.long
 def test_twelve_strangers_whose_servers_had_proved_themselves_held_all_places() -> None:
     """Each held an eighth of them, with servers that confirmed once and then hung."""
     assert simulate("--store", "sqlite", "--seed", "40").returncode == 0

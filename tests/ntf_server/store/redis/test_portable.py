@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from moving import MARK, contents, mixed, ordered, read, written
+from moving import MARK, contents, keeps, mixed, read
 from msgspec.structs import replace
 from redis_servers import Cluster, Server
 from redis_stores import MASTER, Nodes, ask
@@ -31,14 +31,7 @@ async def test_what_is_written_is_read(server: Server, cluster: Cluster, content
             one.ask("FLUSHALL")
         database = await Database.open(parse_redis_url(at.url))
         store = await PortableRedis.open(database, MASTER, shards=3, make=True)
-        assert await store.is_empty()
-        await written(store, *content)
-        assert not await store.is_empty()
-        assert await store.tokens() == len(content[1])
-        assert await read(store) == (*ordered(*content), {})
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ntf_server.store.portable._MOST", 2)
-            assert await read(store, 200) == (*ordered(*content), {})
+        await keeps(store, content)
         await store.close()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from moving import MARK, contents, mixed, ordered, read, written
+from moving import MARK, contents, keeps, mixed, read
 from msgspec.structs import replace
 from store_world import MASTER, SMP, acquire, new_token, subscribe
 
@@ -35,14 +35,7 @@ async def test_what_is_written_is_read(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "relay.db"
     path.unlink(missing_ok=True)
     store = opened(path)
-    assert await store.is_empty()
-    await written(store, *content)
-    assert not await store.is_empty()
-    assert await store.tokens() == len(content[1])
-    assert await read(store) == (*ordered(*content), {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ntf_server.store.portable._MOST", 2)
-        assert await read(store, 200) == (*ordered(*content), {})
+    await keeps(store, content)
     await store.close()
 
 

@@ -521,6 +521,30 @@ def _undue(c: sqlite3.Connection, p: Any) -> Rows:
 TWINS["upkeep._UNDUE"] = Twin(_given("tokens", "ref"), _undue)
 
 
+# portable.py
+
+
+def _queues(c: sqlite3.Connection, p: Any) -> Rows:
+    rows: list[tuple[Any, ...]] = []
+    for token in json.loads(p[0]):
+        found = c.execute("SELECT * FROM subscriptions WHERE token = ?", (token,))
+        names = [column for column, *_ in found.description]
+        for queue in found.fetchall():
+            kept = dict(zip(names, queue, strict=True))
+            address, generation = _of(c, "SELECT address, generation FROM servers WHERE ref = ?", kept["server"]) or (
+                None,
+                None,
+            )
+            has = int(kept["status"] in {"NEW", "PENDING", "ACTIVE"} and kept["association"] == generation)
+            query = "SELECT seq, received_at, nonce, meta, sent FROM notifications WHERE subscription = ?"
+            notification = _of(c, query, kept["ref"]) or (None,) * 5
+            rows.append((*queue, address, has if kept["association"] > 0 else 0, *notification))
+    return sorted(rows, key=lambda row: row[0])
+
+
+TWINS["portable._QUEUES"] = Twin(_given("tokens", "ref"), _queues, changes=False)
+
+
 # queues.py
 
 
