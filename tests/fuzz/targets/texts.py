@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ntf_server.config.contact import ContactError, check_contact
 from ntf_server.config.limits import LimitsError, parse_limits, parse_networks
 from ntf_server.config.server_list import ServerList, matches, parse_pattern
 from ntf_server.config.settings import Limits, Settings
+from ntf_server.store.contract import StoreConflictError
+from ntf_server.store.redis.url import Login, RedisUrl, is_redis_url, parse_redis_url
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import ParseError
 from smp_bridge.network import Network, NoHostError, is_onion, is_public_host
@@ -196,6 +199,38 @@ add(
         _check_proxied,
         max_size=128,
         words=[proxy_header.SIGNATURE],
+    )
+)
+
+
+# --- where Redis is
+
+
+def _check_redis_url(url: RedisUrl) -> None:
+    assert url.hosts and all(host.host and 0 <= host.port < 65536 for host in url.hosts)
+    assert str(url).isprintable() and is_redis_url(str(url))
+    other = replace(url, login=Login(url.login.user, "x"), sentinel_login=Login(url.sentinel_login.user, "x"))
+    assert (repr(url), str(url)) == (repr(other), str(other))  # no password is in them
+
+
+add(
+    Target(
+        "redis url",
+        lambda data: parse_redis_url(_text(data), Path("/etc")),
+        lambda: [
+            b"redis://user:pass%40word@redis.example.org:6379/1?prefix=relay",
+            b"rediss://[::1]?ca_file=ca.pem&cert_file=cert.pem&key_file=key.pem",
+            b"unix://:password@/run/redis.sock?db=2",
+            b"redis+sentinel://:p@a,b:1/relay/2?sentinel_user=s&sentinel_password=q",
+            b"rediss+cluster://a,b:7000,[::1]:1",
+            b"redis://a,b",
+            b"redis://:a/b@c",
+        ],
+        ["ntf_server.store.redis.url.parse_redis_url"],
+        (StoreConflictError,),
+        _check_redis_url,
+        max_size=300,
+        words=[b"redis://", b"+sentinel://", b"+cluster://", b"unix:///", b"?prefix=", b"&db=", b"@", b"%2F", b"[::1]"],
     )
 )
 
