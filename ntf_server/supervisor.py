@@ -171,12 +171,17 @@ class Supervisor:
             return None
 
     def _tell(self, name: str, error: BaseException) -> None:
-        """Count it, and log it with its traceback, but not more than once a minute."""
+        """Count it, and log it with its traceback, once a minute at most. What ends the relay is told by others."""
         self._count(name)
+        if self._ends_with(error):
+            return
         now = self._loop.time()
         if now - self._shouted.get(name, float("-inf")) >= SHOUT_EVERY:
             self._shouted[name] = now
             log.error("%s failed: %s", name, error or type(error).__name__, exc_info=error)
+
+    def _ends_with(self, error: BaseException) -> bool:
+        return self.failed.done() and not self.failed.cancelled() and self.failed.exception() is error
 
     async def _cancel(self, owned: set["asyncio.Task[Any]"], until: float) -> None:
         """Cancel tasks, each second again those that swallow it, and wait for them."""

@@ -67,7 +67,13 @@ async def open_store(
         database = await _connect(place, shared)
         try:
             return await _open_redis(
-                database, shared.node, master_key=master_key, times=times, metrics=metrics, random=random
+                database,
+                shared.node,
+                master_key=master_key,
+                times=times,
+                metrics=metrics,
+                on_corrupt=on_corrupt,
+                random=random,
             )
         except BaseException:
             await database.close()

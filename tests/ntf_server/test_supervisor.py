@@ -171,6 +171,23 @@ def test_a_critical_part_fails_the_relay() -> None:
     supervised(test)
 
 
+def test_what_ends_the_relay_is_not_told_by_each_part_that_meets_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(supervisor: Supervisor, counted: Counter[str]) -> None:
+        async def meet(error: Boom) -> None:
+            raise error
+
+        end = Boom()
+        supervisor.fail(end)
+        await supervisor.spawn(meet(end), "audit")
+        assert not caplog.records
+        await supervisor.spawn(meet(Boom("by itself")), "checks")
+        assert [record.getMessage() for record in caplog.records] == ["checks failed: by itself"]
+        assert counted == {"audit": 1, "checks": 1}
+        await supervisor.stop()
+
+    supervised(test)
+
+
 def test_a_failure_that_nobody_looked_at_is_no_complaint_of_asyncio() -> None:
     async def test(supervisor: Supervisor, _: Counter[str]) -> None:
         supervisor.fail(Boom())

@@ -105,7 +105,7 @@ class RedisEngine:
     world: "NodeWorld"
     number: int
 
-    async def open(self, metrics: Metrics, _on_corrupt: Any) -> WatchedNode:
+    async def open(self, metrics: Metrics, on_corrupt: Any) -> WatchedNode:
         """Raises StoreUnavailableError."""
         world = self.world
         durability = Durability(replicas=1) if world.waits else Durability()
@@ -117,6 +117,7 @@ class RedisEngine:
                 master_key=MASTER_KEY,
                 times=times,
                 metrics=metrics,
+                on_corrupt=on_corrupt,
                 random=world.rng.randbytes,
                 shards=SHARDS,
                 name=f"node{self.number}" if world.named else "",

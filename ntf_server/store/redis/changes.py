@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from ntf_server.store.changes import Changes
-from ntf_server.store.contract import StoreError
+from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.records import Change, ChangeKind, Removed
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
@@ -28,7 +28,7 @@ async def newest(database: Database, names: Names) -> bytes:
 
 
 async def follow(node: Node, after: bytes, changes: Changes) -> None:
-    """Until cancelled."""
+    """Until cancelled, or until the store is gone."""
     key = node.names.changes
     reader = node.database.stream_reader()
     try:
@@ -41,6 +41,8 @@ async def follow(node: Node, after: bytes, changes: Changes) -> None:
             except StoreError as e:
                 log.debug("changes cannot be read: %s", e)
                 await asyncio.sleep(_PAUSE)
+    except StoreCorruptError:
+        return
     finally:
         await reader.close()
 

@@ -16,8 +16,10 @@ from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
     DamagedRecordError,
+    FencedError,
     Places,
     StoreConflictError,
+    StoreCorruptError,
     StoreError,
     StoreUnavailableError,
 )
@@ -100,6 +102,7 @@ class RedisStore:
         master_key: MasterKey,
         times: Times | None = None,
         metrics: Metrics | None = None,
+        on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None,
         clock: Clock | None = None,
         random: Callable[[int], bytes] = os.urandom,
         shards: int = SHARDS,
@@ -108,7 +111,7 @@ class RedisStore:
         """A node on this Redis, which it closes at the end. `clock` is a test's, `shards` those of a new store.
 
         `name`: the node's, which no other node has: what it held before a crash is its own again at once. Without one
-        that is so after a lease.
+        that is so after a lease. `on_corrupt` is called in the loop, once, when another store is there, or none.
 
         Raises StoreError, SealingError (another master key).
         """
@@ -116,16 +119,22 @@ class RedisStore:
         found = await identify(database, names, master_key, shards)
         names = Names(database.prefix, found.shards)
         state = State(Sealer(found.key), times or Times(), clock or Clock(), random)
-        node = Node(database, names, state, name.encode() or identity(random), manual=clock is not None)
+        node = Node(database, names, state, name.encode() or identity(random), found.store_id, manual=clock is not None)
         store = cls(node, metrics or Metrics())
         node.on_effects = store._apply
+
+        def gone(error: StoreCorruptError) -> None:
+            store._count_error(error)
+            on_corrupt(error)
+
+        node.on_corrupt = gone
         database.on_failover = store._doubt
         after = await stream.newest(database, names)
         await node.open()
         try:  # once more, now that others see that this node lives
             await identify(database, names, master_key, found.shards)
         except BaseException:
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(StoreError, StoreCorruptError):
                 await node.close()
             raise
         store._spawn(stream.follow(node, after, store._changes), "changes")
@@ -143,10 +152,11 @@ class RedisStore:
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks))
-        with contextlib.suppress(StoreError):
-            for server, fence in list(self._state.fences.items()):
-                await sessions.release(self._node, Session(server, fence))
-            await self._node.close()
+        if self._node.corrupt is None:
+            with contextlib.suppress(StoreError, StoreCorruptError):
+                for server, fence in list(self._state.fences.items()):
+                    await sessions.release(self._node, Session(server, fence))
+                await self._node.close()
         await self._node.database.close()
 
     # --- the ways to the node
@@ -163,6 +173,8 @@ class RedisStore:
                 raise error from e
             except StoreError as e:
                 self._count_error(e)
+                if isinstance(e, FencedError):
+                    node.doubt()
                 if isinstance(e, StoreUnavailableError):
                     node.strand()  # what was asked for may have been done, and memory has nothing of it
                 raise
@@ -175,7 +187,7 @@ class RedisStore:
         with self._node.handing():
             return await work
 
-    def _count_error(self, error: StoreError) -> None:
+    def _count_error(self, error: StoreError | StoreCorruptError) -> None:
         self._metrics.count_kind(KindCounter.STORE_ERRORS, error.kind)
 
     def _apply(self) -> None:
@@ -199,6 +211,8 @@ class RedisStore:
             except StoreError as e:
                 log.debug("what is due cannot be read: %s", e)
                 continue
+            except StoreCorruptError:
+                return
             now = node.clock.steady()
             for provider, *waits in zip(providers, *answers, strict=True):
                 known = [int(wait) / 1000 for wait in waits if wait]
@@ -228,7 +242,7 @@ class RedisStore:
                 return
             except StoreUnavailableError:
                 await asyncio.sleep(1.0)
-            except StoreConflictError:  # closed: who takes the shard recovers them
+            except (StoreConflictError, StoreCorruptError):  # closed: who takes the shard recovers them
                 return
 
     # --- tokens

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import FencedError
+from ntf_server.store.contract import FencedError, StoreCorruptError
 from ntf_server.store.memory import State, provider_of
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
@@ -43,9 +43,13 @@ NODES: Final = b"nodes"  # kind of a change: who lives, or what nobody has
 
 
 class Node:
-    """`state`: claims and what else is in memory alone. `clock`: a test's; else the server's is the only one."""
+    """`state`: claims and what else is in memory alone. `manual`: its clock is a test's; else the server's is the only
+    one. `store_id`: of the store that it was opened on.
+    """
 
-    def __init__(self, database: Database, names: Names, state: State, identity: bytes, *, manual: bool) -> None:
+    def __init__(
+        self, database: Database, names: Names, state: State, identity: bytes, store_id: bytes, *, manual: bool
+    ) -> None:
         self.database: Final = database
         self.names: Final = names
         self.state: Final = state
@@ -61,6 +65,9 @@ class Node:
         self._scripts = {name: Script.load(name) for name in scripts()}
         self._manual = manual
         self.on_effects: Callable[[], None] = lambda: None
+        self.on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None
+        self.corrupt: StoreCorruptError | None = None  # the store is gone: nothing is asked for any more
+        self._store_id = store_id
         self._offset = 0  # ms, of the store's clock
         self._version = b"0"
         self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
@@ -267,7 +274,9 @@ class Node:
     # --- leases
 
     async def begin(self) -> None:
-        """Before anything is done: the time, and leases that are to be renewed."""
+        """Before anything is done: the time, leases that are to be renewed. Raises StoreError, StoreCorruptError."""
+        if self.corrupt is not None:
+            raise self.corrupt
         s = self.state
         await self._look_at_clock()
         s.steady = self.clock.steady()
@@ -308,10 +317,29 @@ class Node:
         await self._look_at_clock(begins=True)
         await self.begin()
 
-    @property
-    def _life(self) -> list[bytes]:
-        """Keys of who lives, and of when somebody did last."""
-        return [self.names.nodes, self.names.clock]
+    def doubt(self) -> None:
+        """The store did not have what this node wrote: whether it is there at all is looked at next."""
+        self._stale = True
+
+    async def live(self, ms: int, last: int = 0) -> list[bytes]:
+        """This node does, for so long; those that live. `last`: now in ms, or 0. Raises StoreCorruptError."""
+        names = self.names
+        keys = [names.nodes, names.clock, names.store]
+        alive: list[bytes] | None = await self.run("alive", keys, self.ahead, self.id, ms, last, self._store_id)
+        if alive is None:
+            raise self._gone()
+        return alive
+
+    def _gone(self) -> StoreCorruptError:
+        """What is written now is no part of what was there."""
+        self.corrupt = StoreCorruptError(
+            f"{self.database.url}: the store was emptied or replaced while the relay uses it (its id is there no more):"
+            " nothing is written any more. Put it back, by the append-only file or a backup, then start again; a start"
+            " on an empty Redis begins a new store, without the devices of before"
+        )
+        self.held.clear()
+        self.on_corrupt(self.corrupt)
+        return self.corrupt
 
     async def _keep(self) -> None:
         shards = self.names.shards
@@ -322,7 +350,7 @@ class Node:
         ahead = self.ahead
         last = round(self.now() * 1000) if self._manual or self._server else 0
         lives = 0 if self.has_left else round(_ALIVE * 1000)
-        self._alive = await self.run("alive", self._life, ahead, self.id, lives, last)
+        self._alive = await self.live(lives, last)
         mine = {n for n, shard in enumerate(shards) if self.is_mine(shard)}
         await self._give(set(self.held) - mine)
         if self._has_news:
@@ -411,11 +439,11 @@ class Node:
             self.owe(lanes)
 
     async def close(self) -> None:
-        """Give all back."""
+        """Give all back. Raises StoreError, StoreCorruptError."""
+        await self.live(0)
         await self._set_clock(0.0)
         if self.held:
             await self.run_on("give", [self.ahead], {shard: [fence] for shard, fence in self.fences.items()})
-        await self.run("alive", self._life, self.ahead, self.id, 0, 0)
         await publish(self.database, self.names, b"k", NODES)
         self.held.clear()
 

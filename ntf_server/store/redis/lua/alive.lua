@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- A node lives. KEYS: zset of nodes, the store's clock. ARGV: offset ms, node, ms for which that is true (0: it ends),
--- now in ms as the node knows it, or 0. Gives all that live.
+-- A node lives. KEYS: zset of nodes, the store's clock, the store's hash. ARGV: offset ms, node, ms for which that is
+-- true (0: it ends), now in ms as the node knows it, or 0, the store's id. Gives all that live; nothing, and nothing is
+-- done, if another store is there, or none.
+if call('HGET', KEYS[3], 'id') ~= ARGV[5] then return false end
 local now = now_ms(ARGV[1])
 call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(now))
 if ARGV[3] == '0' then

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import gc
 import itertools
+from collections.abc import Callable
 
 import pytest
 from redis_servers import Server
 from redis_stores import SHARDS, How, Nodes, ask, before, fault, keep, patched
 
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import FencedError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.records import Claim, Outcome
 from ntf_server.store.redis import deliveries, sessions
@@ -261,7 +262,9 @@ async def test_what_should_be_anothers_is_taken_when_nobody_wants_it_for_long(no
     await due(first, 40)
     found: list[Claim] = []
     for _ in range(12):
-        await first._node.run("alive", first._node._life, first._node.ahead, b"two", 5000, 0)  # and it renews nothing
+        names = first._node.names
+        keys, last = [names.nodes, names.clock, names.store], [b"two", 5000, 0, first._node._store_id]
+        await first._node.run("alive", keys, first._node.ahead, *last)  # and it renews nothing
         await nodes.pass_(RENEW, first)
         found += await take(first)
         await record(first, *(delivered(claim) for claim in found if claim.token in first._state.claims))
@@ -576,3 +579,57 @@ async def test_what_spans_shards_is_one_call_where_it_can_be(nodes: Nodes) -> No
     parts = node.by_shard(tokens)
     assert sorted(token for part in parts.values() for token in part) == sorted(tokens)
     assert all(node.names.shard(token) == shard for shard, part in parts.items() for token in part)
+
+
+# --- a store that is gone
+
+
+def emptied(server: Server) -> None:
+    server.ask("FLUSHALL")
+
+
+def replaced(server: Server) -> None:
+    """By another one: its id tells."""
+    server.ask("FLUSHALL")
+    server.ask("HSET", "nodes:{g}:store", "id", "another", "schema", 1)
+
+
+@pytest.mark.parametrize("happens", [emptied, replaced])
+async def test_a_store_that_is_gone_is_noticed_at_the_next_renewal(
+    nodes: Nodes, server: Server, happens: Callable[[Server], None]
+) -> None:
+    """Once is said; nothing is written, then or at the end."""
+    store = await nodes.open()
+    said: list[StoreCorruptError] = []
+    store._node.on_corrupt = said.append
+    await nodes.pass_(RENEW, store)
+    happens(server)
+    there = set(server.ask("KEYS", "*"))
+    nodes.clock.pass_(RENEW)
+    for _ in range(2):
+        with pytest.raises(StoreCorruptError, match=r"emptied or replaced .*Put it back"):
+            await due(store, 1)
+    assert len(said) == 1
+    assert not store._node.held
+    await store.close()
+    assert set(server.ask("KEYS", "*")) == there
+
+
+async def test_who_is_refused_looks_at_once_whether_the_store_is_there(nodes: Nodes, server: Server) -> None:
+    store = await nodes.open()
+    session = await store.acquire(SMP)
+    assert session is not None
+    server.ask("FLUSHALL")
+    with pytest.raises(FencedError):
+        await store.confirm(session, [])
+    with pytest.raises(StoreCorruptError):
+        await store.acquire(SMP)
+    assert server.ask("KEYS", "*") == []
+
+
+async def test_a_store_that_is_gone_is_not_written_at_a_stop(nodes: Nodes, server: Server) -> None:
+    """Though no renewal came between."""
+    store = await nodes.open()
+    server.ask("FLUSHALL")
+    await store.close()
+    assert server.ask("KEYS", "*") == []
