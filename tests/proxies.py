@@ -1,4 +1,6 @@
-"""Real, small proxies: HTTP CONNECT (RFC 9110, section 9.3.6), over TLS too, and SOCKS5 (RFC 1928, RFC 1929)."""
+"""Real, small proxies: HTTP CONNECT (RFC 9110, section 9.3.6), over TLS too, and SOCKS5 (RFC 1928, RFC 1929), and a
+way to one place that is slow, or lets nothing through.
+"""
 
 import asyncio
 import base64
@@ -12,7 +14,8 @@ Credentials = tuple[str, str]
 class Proxy:
     """A proxy for `async with`. `targets`: where tunnels went, `refused`: how often credentials were not right.
 
-    `swallow`: while it is set, what is sent through tunnels never arrives, and nobody is told.
+    `swallow`: while it is set, what is sent through tunnels never arrives, and nobody is told. `delay`: seconds that
+    each piece of it takes.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Proxy:
         self.targets: list[str] = []
         self.refused = 0
         self.swallow = False
+        self.delay = 0.0
         self._tls = tls
         self._headers = headers
         self._names = names or {}
@@ -135,6 +139,18 @@ class Proxy:
         swallowed = False  # a stream with a hole is none: nothing of it arrives any more
         while data := await reader.read(65_536):
             swallowed = swallowed or self.swallow
+            await asyncio.sleep(self.delay)
             if not swallowed:
                 writer.write(data)
                 await writer.drain()
+
+
+class Way(Proxy):
+    """To one port of this machine, for who knows of no proxy."""
+
+    def __init__(self, to: int) -> None:
+        super().__init__()
+        self._to = to
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int] | None:
+        return "127.0.0.1", self._to

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import time
@@ -168,6 +169,15 @@ async def killed_and_started(store: Store) -> None:
     await asyncio.to_thread(store.whole.start)
 
 
+async def cut_in_its_last_record(store: Store) -> None:
+    """Its append-only file, as by a loss of power: what it was about to write then is lost."""
+    store.whole.kill()
+    [file] = (store.whole.folder / "appendonlydir").glob("*.incr.aof")
+    os.truncate(file, file.stat().st_size - 5)
+    await asyncio.to_thread(store.whole.start)
+    assert "Truncating the AOF" in (store.whole.folder / "log").read_text()
+
+
 async def full_for_a_while(store: Store) -> None:
     store.whole.ask("CONFIG", "SET", "maxmemory", 1)
     await asyncio.sleep(2.0)
@@ -209,6 +219,7 @@ async def slots_moved(store: Store) -> None:
 
 FAULTS = [
     (one_server, killed_and_started, ()),
+    (one_server, cut_in_its_last_record, ()),
     (one_server, full_for_a_while, pytest.mark.long),
     (one_server, out_of_reach_for_a_while, pytest.mark.long),
     (one_server, emptied_scripts, pytest.mark.long),
