@@ -131,6 +131,7 @@ async def test_all_nodes_are_restarted_one_after_another(
             await work.ends_well(duplicates=0)
 
 
+@pytest.mark.long
 async def test_all_nodes_are_started_at_once_after_all_were_killed(
     tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
 ) -> None:
@@ -154,6 +155,7 @@ def shares(store: Server, nodes: Nodes, shards: Sequence[bytes]) -> list[int]:
     return [holders.count(node.directory.name.encode()) for node in nodes.nodes]
 
 
+@pytest.mark.long
 async def test_what_a_node_had_claimed_when_it_died_goes_out_once_from_another(
     tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
 ) -> None:
