@@ -16,7 +16,7 @@ _SHORT: Final = 8  # bytes of what stands for a source or a network, of which a 
 _ROUNDS: Final = 10  # in which others may move turns while the store is told of them
 
 
-class Memo(Packed, frozen=True):
+class Memo(Packed):
     """Of a registration. `again`: when it may have its own code pushed again, in the store's seconds; `replaced`: times
     since it was verified; `device`: what stands for the device at which it waits.
     """
