@@ -76,6 +76,8 @@ class Both:
             raw = b""
             while (answer := self._answers.gets()) is False:
                 data = await self._reader.read(1 << 16)
+                if not data:
+                    raise ConnectionResetError("the test is over")
                 raw += data
                 self._answers.feed(data)
         told = self._name(words)
