@@ -185,6 +185,10 @@ class _Server(Generic[S]):
                     self._released = await self._judge()
                 if self._ending or (self._released and not await self._is_wanted()):
                     return
+            except ConnectionError as e:  # the owner does not want the session after all
+                log.info("SMP server %s: %s", self.address.hosts[0], e)
+                if self._ending:
+                    return
             except Exception:
                 log.log(TABLE[Happened.OWNER_FAILED].level, "a session with an SMP server failed", exc_info=True)
                 if self._ending:

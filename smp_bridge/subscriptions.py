@@ -85,6 +85,7 @@ class Subscriptions(Protocol[S]):
 
         `prefix`: where it leads (`network.prefix`); `service_id`: what the server calls our service in it; None: it is
         none of a service. If this raises, there is no session, and no `disconnected` either.
+        A ConnectionError says that it is not wanted after all.
         """
         ...
 

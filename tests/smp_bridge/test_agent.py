@@ -873,6 +873,27 @@ async def test_delays_grow_until_there_is_a_session(
     assert taken[failed:][:2] == ["reset", "delay"]
 
 
+async def test_a_session_that_the_owner_does_not_want_after_all_is_no_failure(
+    server: SmpServer, owner: Owner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another node speaks for the server by then."""
+    caplog.set_level(logging.INFO)
+    owner.add(server.address, *await make_queues(server, 1))
+    accept, refusals = owner.connected, iter([ConnectionError("another node speaks for this server")])
+
+    async def connected(*arguments: Any) -> Handle:
+        if error := next(refusals, None):
+            raise error
+        return await accept(*arguments)
+
+    monkeypatch.setattr(owner, "connected", connected)
+    async with running(owner) as agent:
+        agent.start(server.address)
+        await owner.all_active(server.address)
+    assert "another node speaks for this server" in caplog.text
+    assert "Traceback" not in caplog.text and errors(caplog) == []
+
+
 # --- as a service
 
 SERVICE, _ = Credentials.generate("ED25519", "service")
