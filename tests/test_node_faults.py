@@ -5,7 +5,7 @@ import contextlib
 import random
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from proxies import Way
 from redis_servers import Replicated, Server
 from relay_nodes import Nodes, kept
 from test_kill import Tally, _send, _set_up
-from test_nodes import PHONES, Queues, all_delivered, one_server, running, subscribed
+from test_nodes import PHONES, Queues, Store, all_delivered, one_server, running, subscribed
 
 from ntf_server.store.redis.names import Names
 from ntf_server.store.redis.node import LEASE, RENEW
@@ -85,6 +85,26 @@ async def at_work(
         yield Work(nodes, servers, smp_server, phones, queues, Tally(mock_apns, phones))
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with one_server(tmp_path / "redis") as store:
+        yield store
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path, store: Store, mock_apns: MockApns) -> AsyncIterator[Nodes]:
+    async with running(tmp_path, store.url, mock_apns) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+async def work(
+    nodes: Nodes, store: Store, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+) -> AsyncIterator[Work]:
+    async with at_work(nodes, store.servers, smp_server, mock_apns, phone) as work:
+        yield work
+
+
 async def ended(node: RelayProcess) -> int:
     """By itself: its exit code."""
     process, node.process = node.process, None
@@ -92,61 +112,40 @@ async def ended(node: RelayProcess) -> int:
     return await asyncio.wait_for(process.wait(), RENEW + 5)
 
 
-async def test_relays_do_not_serve_a_redis_that_was_emptied_under_them(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
-) -> None:
+async def test_relays_do_not_serve_a_redis_that_was_emptied_under_them(work: Work, store: Store, nodes: Nodes) -> None:
     """They say so in one line, and end as after what no retry mends; nothing is written there any more."""
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            at_work(nodes, store.servers, smp_server, mock_apns, phone) as work,
-            work.messages(),
-        ):
+    async with work.messages():
+        await asyncio.sleep(0.5)
+        store.whole.ask("FLUSHALL")
+        assert [await ended(node) for node in nodes.nodes] == [2, 2], nodes.log()
+        for node in nodes.nodes:
+            assert node.log is not None
+            assert node.log.read_text().count(_STORE_IS_GONE) == 1, nodes.log()
+        assert "Traceback" not in nodes.log(), nodes.log()
+        # But for leases, of a renewal that was under way.
+        assert [key for key in store.whole.ask("KEYS", "*") if not re.fullmatch(rb"ntf:\{t\d+\}", key)] == []
+
+
+@pytest.mark.long
+async def test_all_nodes_are_restarted_one_after_another(work: Work, nodes: Nodes, smp_server: SmpServer) -> None:
+    async with work.messages():
+        for node in (*nodes.nodes, *nodes.nodes):
+            assert await node.stop() == 0, nodes.log()
+            await node.start()
+            await subscribed(smp_server, work.queues)
             await asyncio.sleep(0.5)
-            store.whole.ask("FLUSHALL")
-            assert [await ended(node) for node in nodes.nodes] == [2, 2], nodes.log()
-            for node in nodes.nodes:
-                assert node.log is not None
-                assert node.log.read_text().count(_STORE_IS_GONE) == 1, nodes.log()
-            assert "Traceback" not in nodes.log(), nodes.log()
-            # But for leases, of a renewal that was under way.
-            assert [key for key in store.whole.ask("KEYS", "*") if not re.fullmatch(rb"ntf:\{t\d+\}", key)] == []
+    await work.ends_well(duplicates=0)
 
 
 @pytest.mark.long
-async def test_all_nodes_are_restarted_one_after_another(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
-) -> None:
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            at_work(nodes, store.servers, smp_server, mock_apns, phone) as work,
-        ):
-            async with work.messages():
-                for node in (*nodes.nodes, *nodes.nodes):
-                    assert await node.stop() == 0, nodes.log()
-                    await node.start()
-                    await subscribed(smp_server, work.queues)
-                    await asyncio.sleep(0.5)
-            await work.ends_well(duplicates=0)
-
-
-@pytest.mark.long
-async def test_all_nodes_are_started_at_once_after_all_were_killed(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
-) -> None:
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            at_work(nodes, store.servers, smp_server, mock_apns, phone) as work,
-        ):
-            async with work.messages():
-                await asyncio.sleep(0.3)
-                await asyncio.gather(*(node.stop(signal.SIGKILL) for node in nodes.nodes))
-                work.tally.add(kept(*work.servers))
-                await asyncio.gather(*(node.start() for node in nodes.nodes))
-                await work.all_is_well()
-            await work.ends_well(duplicates=PHONES)
+async def test_all_nodes_are_started_at_once_after_all_were_killed(work: Work, nodes: Nodes) -> None:
+    async with work.messages():
+        await asyncio.sleep(0.3)
+        await asyncio.gather(*(node.stop(signal.SIGKILL) for node in nodes.nodes))
+        work.tally.add(kept(*work.servers))
+        await asyncio.gather(*(node.start() for node in nodes.nodes))
+        await work.all_is_well()
+    await work.ends_well(duplicates=PHONES)
 
 
 def shares(store: Server, nodes: Nodes, shards: Sequence[bytes]) -> list[int]:
@@ -157,33 +156,28 @@ def shares(store: Server, nodes: Nodes, shards: Sequence[bytes]) -> list[int]:
 
 @pytest.mark.long
 async def test_what_a_node_had_claimed_when_it_died_goes_out_once_from_another(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+    work: Work, store: Store, nodes: Nodes, mock_apns: MockApns
 ) -> None:
     """The provider takes seconds to answer, in which the node is killed: between claim and record."""
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            at_work(nodes, store.servers, smp_server, mock_apns, phone) as work,
-        ):
-            mock_apns.latency = 2.0
-            found = shares(store.whole, nodes, [Names("ntf").shard(phone.token_id) for phone in work.phones])
-            dies = nodes.nodes[found.index(max(found))]
-            asked = mock_apns.counters.requests
-            one_each = {phone.token: queue for phone, queue in work.queues.values()}
-            for queue in one_each.values():
-                await queue.send("claimed")
-            async with asyncio.timeout(5):
-                while mock_apns.counters.requests < asked + PHONES:
-                    await asyncio.sleep(0.01)
-            before = len(mock_apns.pushes)
-            await dies.stop(signal.SIGKILL)
-            unsent = kept(store.whole)
-            assert not any(sent for _, sent in unsent.values())
-            await work.all_is_well()
-            assert len(mock_apns.pushes) > before
-            await dies.start()
-            mock_apns.latency = 0.02
-            await work.ends_well(duplicates=0)
+    mock_apns.latency = 2.0
+    found = shares(store.whole, nodes, [Names("ntf").shard(phone.token_id) for phone in work.phones])
+    dies = nodes.nodes[found.index(max(found))]
+    asked = mock_apns.counters.requests
+    one_each = {phone.token: queue for phone, queue in work.queues.values()}
+    for queue in one_each.values():
+        await queue.send("claimed")
+    async with asyncio.timeout(5):
+        while mock_apns.counters.requests < asked + PHONES:
+            await asyncio.sleep(0.01)
+    before = len(mock_apns.pushes)
+    await dies.stop(signal.SIGKILL)
+    unsent = kept(store.whole)
+    assert not any(sent for _, sent in unsent.values())
+    await work.all_is_well()
+    assert len(mock_apns.pushes) > before
+    await dies.start()
+    mock_apns.latency = 0.02
+    await work.ends_well(duplicates=0)
 
 
 async def registering(node: RelayProcess, phone: Callable[[], Phone], answered: list[Phone]) -> None:
@@ -237,30 +231,25 @@ async def test_what_was_answered_outlives_a_primary_that_stood_still_and_goes_on
 
 @pytest.mark.long
 async def test_the_others_go_on_while_one_nodes_way_to_redis_is_slow_and_then_lets_nothing_through(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+    work: Work, store: Store, nodes: Nodes, smp_server: SmpServer
 ) -> None:
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            Way(store.whole.port) as way,
-            at_work(nodes, store.servers, smp_server, mock_apns, phone) as work,
-        ):
-            far = nodes.nodes[1]
-            assert await far.stop() == 0
-            far.environment["NTF_SERVER__STORE__URL"] = f"redis://127.0.0.1:{way.port}"
-            way.delay = 0.1
-            await far.start()
-            async with work.messages():
-                await asyncio.sleep(LEASE)
-                await subscribed(smp_server, work.queues)
-                way.swallow = True
-                await asyncio.sleep(LEASE + 1)
-                await work.all_is_well()
-                way.swallow = False
-                way.delay = 0.0
-                await asyncio.sleep(LEASE)
-            assert min(shares(store.whole, nodes, Names("ntf").shards)) > 0
-            await work.ends_well(duplicates=2 * PHONES)
+    async with Way(store.whole.port) as way:
+        far = nodes.nodes[1]
+        assert await far.stop() == 0
+        far.environment["NTF_SERVER__STORE__URL"] = f"redis://127.0.0.1:{way.port}"
+        way.delay = 0.1
+        await far.start()
+        async with work.messages():
+            await asyncio.sleep(LEASE)
+            await subscribed(smp_server, work.queues)
+            way.swallow = True
+            await asyncio.sleep(LEASE + 1)
+            await work.all_is_well()
+            way.swallow = False
+            way.delay = 0.0
+            await asyncio.sleep(LEASE)
+        assert min(shares(store.whole, nodes, Names("ntf").shards)) > 0
+        await work.ends_well(duplicates=2 * PHONES)
 
 
 # --- clients that do not wait for an answer
@@ -297,45 +286,43 @@ async def is_known(client: Client, subscription: bytes, phone: Phone) -> bool:
 
 
 async def test_commands_of_clients_that_are_gone_at_once_leave_nothing_half_done(
-    tmp_path: Path, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
+    *, store: Store, nodes: Nodes, smp_server: SmpServer, mock_apns: MockApns, phone: Callable[[], Phone]
 ) -> None:
     """Asked again, all is as if it had been asked once."""
     rng = random.Random(1)
     phones = [phone() for _ in range(CUT_OFF)]
-    with one_server(tmp_path / "redis") as store:
-        async with (
-            running(tmp_path, store.url, mock_apns) as nodes,
-            await Recipient.connect(smp_server.address) as recipient,
-            await Client.connect(nodes.nodes[1].address) as client,
-        ):
-            new = [ntf.TNew(p.device, p.key.public_key(), p.dh_key.public_key()) for p in phones]
-            await cut_off(nodes, [Request(n, key=p.key) for n, p in zip(new, phones, strict=True)], rng)
-            for p in phones:
-                await p.register(client)
-            assert count(store.whole, "ntf:{t*}:t:*") == CUT_OFF
-            for p in phones:
-                await p.verify(client)
-            queues = [await recipient.queue() for _ in phones]
-            subscribing = [
-                ntf.SNew(p.token_id, smp_server.address, q.notifier_id, q.notifier_key)
-                for p, q in zip(phones, queues, strict=True)
-            ]
-            await cut_off(nodes, [Request(s, key=p.key) for s, p in zip(subscribing, phones, strict=True)], rng)
-            ids = [await p.subscribe(client, smp_server.address, q) for p, q in zip(phones, queues, strict=True)]
-            await subscribed(smp_server, {q.notifier_id: (p, q) for p, q in zip(phones, queues, strict=True)})
-            gone, left = range(0, CUT_OFF, 2), range(1, CUT_OFF, 2)
-            await cut_off(nodes, [Request(ntf.SDel(), ids[n], phones[n].key) for n in gone], rng)
-            for n in gone:
-                with contextlib.suppress(ServerError):  # it is gone already
-                    await client.request(ntf.SDel(), ids[n], phones[n].key)
-            assert [await is_known(client, ids[n], phones[n]) for n in gone] == [False] * len(gone)
-            assert [await is_known(client, ids[n], phones[n]) for n in left] == [True] * len(left)
-            await until_pushed(mock_apns, {n: (phones[n], queues[n]) for n in left})
-            [records] = store.whole.ask("KEYS", "ntf:{s*}:q")
-            assert store.whole.ask("HLEN", records) == len(left)
-            for node in nodes.nodes:
-                assert await node.stop() == 0, nodes.log()
-            assert "Traceback" not in nodes.log(), nodes.log()
+    async with (
+        await Recipient.connect(smp_server.address) as recipient,
+        await Client.connect(nodes.nodes[1].address) as client,
+    ):
+        new = [ntf.TNew(p.device, p.key.public_key(), p.dh_key.public_key()) for p in phones]
+        await cut_off(nodes, [Request(n, key=p.key) for n, p in zip(new, phones, strict=True)], rng)
+        for p in phones:
+            await p.register(client)
+        assert count(store.whole, "ntf:{t*}:t:*") == CUT_OFF
+        for p in phones:
+            await p.verify(client)
+        queues = [await recipient.queue() for _ in phones]
+        subscribing = [
+            ntf.SNew(p.token_id, smp_server.address, q.notifier_id, q.notifier_key)
+            for p, q in zip(phones, queues, strict=True)
+        ]
+        await cut_off(nodes, [Request(s, key=p.key) for s, p in zip(subscribing, phones, strict=True)], rng)
+        ids = [await p.subscribe(client, smp_server.address, q) for p, q in zip(phones, queues, strict=True)]
+        await subscribed(smp_server, {q.notifier_id: (p, q) for p, q in zip(phones, queues, strict=True)})
+        gone, left = range(0, CUT_OFF, 2), range(1, CUT_OFF, 2)
+        await cut_off(nodes, [Request(ntf.SDel(), ids[n], phones[n].key) for n in gone], rng)
+        for n in gone:
+            with contextlib.suppress(ServerError):  # it is gone already
+                await client.request(ntf.SDel(), ids[n], phones[n].key)
+        assert [await is_known(client, ids[n], phones[n]) for n in gone] == [False] * len(gone)
+        assert [await is_known(client, ids[n], phones[n]) for n in left] == [True] * len(left)
+        await until_pushed(mock_apns, {n: (phones[n], queues[n]) for n in left})
+        [records] = store.whole.ask("KEYS", "ntf:{s*}:q")
+        assert store.whole.ask("HLEN", records) == len(left)
+        for node in nodes.nodes:
+            assert await node.stop() == 0, nodes.log()
+        assert "Traceback" not in nodes.log(), nodes.log()
 
 
 async def until_pushed(apns: MockApns, queues: dict[int, tuple[Phone, Queue]]) -> None:
