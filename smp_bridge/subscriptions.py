@@ -48,6 +48,10 @@ class SessionHandle(Protocol):
 S = TypeVar("S", bound=SessionHandle)
 
 
+class NotWantedError(Exception):
+    """The owner does not want a session after all. The text says why."""
+
+
 class Subscriptions(Protocol[S]):
     """The agent's owner: where subscriptions are kept and what happened to them goes.
 
@@ -84,8 +88,7 @@ class Subscriptions(Protocol[S]):
         """A new session begins, in which no subscription is active yet; the owner's handle for it.
 
         `prefix`: where it leads (`network.prefix`); `service_id`: what the server calls our service in it; None: it is
-        none of a service. If this raises, there is no session, and no `disconnected` either.
-        A ConnectionError says that it is not wanted after all.
+        none of a service. If this raises, there is no session, and no `disconnected` either. Raises NotWantedError.
         """
         ...
 

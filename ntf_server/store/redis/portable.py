@@ -38,10 +38,10 @@ _FILLED: Final = Script.load("filled")
 class PortableRedis:
     """Implements `portable.Portable`."""
 
-    def __init__(self, database: Database, names: Names, master: MasterKey, ahead: int) -> None:
+    def __init__(self, database: Database, names: Names, master: MasterKey) -> None:
         self.name: Final = str(database.url)
         self.identity = ""  # it is made when it is begun with
-        self._ahead = ahead
+        self._ahead = 0
         self._database = database
         self._names = names
         self._master = master
@@ -61,12 +61,10 @@ class PortableRedis:
             raise being_filled(str(database.url))
         if found is not None and shards not in {None, found.shards}:
             raise StoreConflictError(f"{database.url}: the store has {found.shards} shards, which never changes")
+        self = cls(database, names, master)
         began = time.time()
-        seconds, micros = await database.command(b"TIME", key=names.clock, writes=False)
-        skew = int(seconds) + int(micros) / 1e6 - (began + time.time()) / 2
-        offset = await database.command(b"HGET", names.clock, b"offset", key=names.clock, writes=False)
-        ahead = round(int(offset or 0) / 1000) + (round(skew) if abs(skew) > TOLERANCE else 0)
-        self = cls(database, names, master, ahead)
+        skew = await self._time() - (began + time.time()) / 2
+        self._ahead = round(await self._offset() / 1000) + (round(skew) if abs(skew) > TOLERANCE else 0)
         self._know(found)
         return self
 
@@ -111,12 +109,16 @@ class PortableRedis:
     async def check_idle(self) -> None:
         """See `Portable`."""
         names = self._names
-        seconds, micros = await self._read(b"TIME", key=names.clock)
-        now = int(seconds) * 1000 + int(micros) // 1000 + await self._offset()
+        now = int(await self._time() * 1000) + await self._offset()
         live = await self._read(b"ZCOUNT", names.nodes, now, b"+inf", key=names.nodes)
         leases = await asyncio.gather(*(self._read(b"HMGET", s, b"node", b"until", key=s) for s in names.shards))
         if live or any(node and int(until or 0) > now for node, until in leases):
             raise self._used()
+
+    async def _time(self) -> float:
+        """The server's, in seconds."""
+        seconds, micros = await self._read(b"TIME", key=self._names.clock)
+        return int(seconds) + int(micros) / 1e6
 
     async def _offset(self) -> int:
         return int(await self._read(b"HGET", self._names.clock, b"offset", key=self._names.clock) or 0)

@@ -47,12 +47,12 @@ from ntf_server.store.sqlite.database import translate
 from ntf_server.store.sqlite.due import step_meanwhile
 from ntf_server.store.sqlite.file import FILLING, MARK, DatabaseFile
 from ntf_server.store.sqlite.keys import load_key, prepare
+from ntf_server.store.sqlite.queues import find_server
 from ntf_server.store.sqlite.rows import lane_of, server_address
 from ntf_server.store.sqlite.schema import migrations
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
 T = TypeVar("T")
-Row = dict[str, Any]
 
 _SERVERS: Final = 500  # at once
 _MAX_SEQ: Final = 0xFFFF_FFFF
@@ -81,7 +81,7 @@ class PortableDatabase:
         self._sealer = sealer
         # Times were written before the clock was set: they are behind it by that.
         self.ahead = -step_meanwhile(file.connection, Clock(boot=boot_id()))
-        file.connection.row_factory = _named
+        file.connection.row_factory = sqlite3.Row
 
     @classmethod
     def open(cls, path: Path, master: MasterKey, *, make: bool) -> Self:
@@ -103,13 +103,13 @@ class PortableDatabase:
         self._file.connection.close()
         self._file.release()
 
-    def _all(self, query: str, *parameters: Any) -> list[Row]:
+    def _all(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
         try:
             return self._file.connection.execute(query, parameters).fetchall()
         except sqlite3.Error as e:
             raise translate(self._file.path, e) from e
 
-    def _one(self, query: str, *parameters: Any) -> Row | None:
+    def _one(self, query: str, *parameters: Any) -> sqlite3.Row | None:
         return next(iter(self._all(query, *parameters)), None)
 
     def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
@@ -180,7 +180,7 @@ class PortableDatabase:
             yield Servers(moved, left_out)
             after = rows[-1]["ref"]
 
-    def _server(self, row: Row, left_out: Tally[str]) -> MovedServer:
+    def _server(self, row: sqlite3.Row, left_out: Tally[str]) -> MovedServer:
         server_address(row["address"])
         chain, key = row["certificate"] or b"", b""
         if chain:
@@ -211,7 +211,7 @@ class PortableDatabase:
     def _slice(self, after: bytes, limit: int) -> Slice:
         found = self._all(_TOKENS, int.from_bytes(after), limit)
         rows = found[: fitting([row["subscriptions"] for row in found])]
-        by_token: defaultdict[int, list[Row]] = defaultdict(list)
+        by_token: defaultdict[int, list[sqlite3.Row]] = defaultdict(list)
         for queue in self._all(_QUEUES, json.dumps([row["ref"] for row in rows])):
             by_token[queue["token"]].append(queue)
         left_out: Tally[str] = Tally()
@@ -228,7 +228,7 @@ class PortableDatabase:
         more = len(found) == limit or len(rows) < len(found)
         return Slice(moved, rows[-1]["ref"].to_bytes(8) if more else None, left_out)
 
-    def _token(self, row: Row) -> MovedToken:
+    def _token(self, row: sqlite3.Row) -> MovedToken:
         if row["damaged"] is not None:
             raise ValueError("it is set aside")
         token_id, private, open_ = row["token_id"], row["server_private"], self._sealer.open
@@ -270,7 +270,7 @@ class PortableDatabase:
             delivered_at=self._read_time(row["delivered_at"]),
         )
 
-    def _readable(self, rows: Sequence[Row], left_out: Tally[str]) -> list[MovedQueue]:
+    def _readable(self, rows: Sequence[sqlite3.Row], left_out: Tally[str]) -> list[MovedQueue]:
         out = []
         for row in rows:
             try:
@@ -279,7 +279,7 @@ class PortableDatabase:
                 left_out["subscriptions"] += 1
         return out
 
-    def _queue(self, row: Row) -> MovedQueue:
+    def _queue(self, row: sqlite3.Row) -> MovedQueue:
         if row["damaged"] is not None:
             raise ValueError("it is set aside")
         for address in (row["address"], row["spelling"] or row["address"]):
@@ -338,12 +338,12 @@ class PortableDatabase:
         """See `Portable`. Its queues get new numbers, in the order in which they come."""
 
         def operation(c: sqlite3.Connection) -> None:
-            servers: dict[bytes, int] = {}
+            servers: dict[bytes, int | None] = {}
             for one in moved:
                 ref = self._write_token(c, one.token)
                 for queue in one.queues if ref is not None else ():
                     if queue.server not in servers:
-                        servers[queue.server] = _server_ref(c, queue.server)
+                        servers[queue.server] = find_server(c, server_address(queue.server))
                     self._write_queue(c, queue, ref, servers[queue.server])
             _keep(c, mark)
 
@@ -397,7 +397,7 @@ class PortableDatabase:
             _insert(c, "deliveries", delivery)
         return ref
 
-    def _write_queue(self, c: sqlite3.Connection, q: MovedQueue, token: int | None, server: int) -> None:
+    def _write_queue(self, c: sqlite3.Connection, q: MovedQueue, token: int | None, server: int | None) -> None:
         row = {
             "subscription_id": q.subscription_id,
             "token": token,
@@ -424,19 +424,10 @@ class PortableDatabase:
             _insert(c, "notifications", notification)
 
 
-def _named(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:
-    return dict(zip((column for column, *_ in cursor.description), row, strict=True))
-
-
 def _insert(c: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int | None:
     """Its number; None if there is one like it."""
     cursor = c.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
     return cursor.lastrowid if cursor.rowcount else None
-
-
-def _server_ref(c: sqlite3.Connection, address: bytes) -> int:
-    [row] = c.execute("SELECT ref FROM servers WHERE canonical = ?", (server_address(address).identity,)).fetchall()
-    return int(row["ref"])
 
 
 def _keep(c: sqlite3.Connection, mark: Mark) -> None:
