@@ -33,7 +33,7 @@ from ntf_server.smp import audit
 from ntf_server.smp.lost import LostConfig
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock, boot_id, since_boot
-from ntf_server.store.contract import Store
+from ntf_server.store.contract import Store, StoreCorruptError
 from ntf_server.store.memory import Times
 from ntf_server.store.open import Shared, open_store
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
@@ -254,8 +254,9 @@ class Relay:
         }
 
     def _grace(self, left: float) -> float:
-        """Seconds of a stop that what is under way gets: none if it had its time before."""
-        return 0.0 if self._drain is not None and self._drain.finished.is_set() else min(left, GRACE)
+        """Seconds of a stop that what is under way gets: none if it had its time before, or cannot be stored."""
+        had_its_time = self._drain is not None and self._drain.finished.is_set()
+        return 0.0 if had_its_time or self._supervisor.failed_with(StoreCorruptError) else min(left, GRACE)
 
     async def _start_admin(self, store: Store, drain: Drain) -> None:
         """Last: healthy is who has started, and not begun to stop."""

@@ -96,6 +96,10 @@ class Supervisor:
         if not self.failed.done():
             self.failed.set_exception(error)
 
+    def failed_with(self, kind: type[BaseException]) -> bool:
+        """Whether the relay ends with such an error."""
+        return self.failed.done() and not self.failed.cancelled() and isinstance(self.failed.exception(), kind)
+
     async def stop(self, deadline: float = STOP_DEADLINE) -> None:
         """End everything, stage by stage, within so many seconds (and LEAST a stage, if others took them all).
 
@@ -181,7 +185,7 @@ class Supervisor:
             log.error("%s failed: %s", name, error or type(error).__name__, exc_info=error)
 
     def _ends_with(self, error: BaseException) -> bool:
-        return self.failed.done() and not self.failed.cancelled() and self.failed.exception() is error
+        return self.failed_with(type(error)) and self.failed.exception() is error
 
     async def _cancel(self, owned: set["asyncio.Task[Any]"], until: float) -> None:
         """Cancel tasks, each second again those that swallow it, and wait for them."""

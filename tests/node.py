@@ -69,6 +69,7 @@ class FaultyStore:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.failing: Counter[str] = Counter()
+        self.error: Exception = StoreFullError("disk full")
         self.calls: Counter[str] = Counter()
         self.watch = store.watch
         self.arrive = store.arrive
@@ -87,7 +88,7 @@ class FaultyStore:
             self.calls[name] += 1
             if self.failing[name] > 0:
                 self.failing[name] -= 1
-                raise StoreFullError("disk full")
+                raise self.error
             return await method(*args, **options)
 
         return call

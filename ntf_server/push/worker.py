@@ -25,7 +25,7 @@ _STARTS: Final = 128  # requests begun before answers are looked at again: their
 _CONNECTS: Final = 500  # a second, to where strangers want them to lead: a TLS handshake takes up to 1 ms
 _AT_ONCE: Final = 8  # of these, after a pause
 _HOLD: Final = 1.5  # seconds that requests wait for a first answer; the peer has told its limit of streams by then
-_TRIES: Final = 3  # of a request that is lost with its connection again and again
+_TRIES: Final = 3  # of a request that was lost with a warm connection, and is lost with the next ones too
 _LOOK: Final = 0.005  # seconds, at least, between two looks at how long answers to strangers' pushes have become
 _LOOKING: Final = 0.02  # of the thread's time, at most
 _MAX_ORIGINS: Final = 4096  # whose links are kept
@@ -358,7 +358,7 @@ class Worker:
         assert link is not None
         assert done is not None
         result = transfer.result(code)
-        gone = code in LOST and transfer.warm
+        gone = code in LOST and (transfer.warm or transfer.lost > 0)
         if gone and transfer.lost < _TRIES and transfer.request is not None:
             self._hold(origin, Held(transfer.deadline, transfer.request, done, transfer.lost + 1))
         else:

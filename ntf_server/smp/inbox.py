@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher
-from ntf_server.store.contract import FencedError, Store, StoreError, StoreUnavailableError
+from ntf_server.store.contract import FencedError, Store, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.records import Notification, Session
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
@@ -64,6 +64,7 @@ class Inbox:
         self._sessions: dict[Session, _Waiting] = {}
         self._count = 0
         self._changed = asyncio.Event()
+        self.is_over = False  # the store takes nothing any more, which ends the relay
 
     @property
     def waiting(self) -> int:
@@ -167,10 +168,16 @@ class Inbox:
         self._metrics.count_kind(KindCounter.SUBSCRIPTIONS_ENDED, status.value.lower(), known)
 
     async def insist(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do it until the store can: nothing that was received is dropped, reading waits instead. Raises StoreError."""
+        """Do it until the store can: nothing that was received is dropped, reading waits instead. Raises StoreError.
+
+        Of a store that is corrupt whoever waits here learns nothing: that ends the relay, and so cancels him.
+        """
         while True:
             try:
                 return await operation()
             except StoreUnavailableError as e:
                 log.debug("the store fails, trying again: %s", e)  # which it says itself
                 await asyncio.sleep(_STORE_BACKOFF)
+            except StoreCorruptError:
+                self.is_over = True
+                await asyncio.get_running_loop().create_future()

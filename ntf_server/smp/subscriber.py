@@ -20,7 +20,7 @@ from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.smp.server_session import ServerSession
 from ntf_server.smp.shares import Shares
-from ntf_server.store.contract import FencedError, Store, StoreCorruptError
+from ntf_server.store.contract import FencedError, Store
 from ntf_server.store.records import (
     WANTED,
     Change,
@@ -441,7 +441,7 @@ class Subscriber:
         """See `Subscriptions`. What was read of it may still be on its way to the store."""
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
-        with contextlib.suppress(StoreCorruptError):  # which ends the relay
+        if not self._inbox.is_over:
             if session.announced:
                 with contextlib.suppress(FencedError):  # another node's session counts by now
                     await self._insist(lambda: self._store.announce(session.stored, whole=False))

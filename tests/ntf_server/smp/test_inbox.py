@@ -14,7 +14,7 @@ from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.smp import inbox as module
 from ntf_server.smp.inbox import Inbox
-from ntf_server.store.contract import StoreConflictError
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError
 from ntf_server.store.open import open_store
 from ntf_server.store.records import NewSubscription, NewToken, Session, Token
 from ntf_server.store.sealing import MasterKey
@@ -277,6 +277,24 @@ async def test_what_no_other_try_mends_holds_up_nothing_behind_it(world: World, 
     assert [r.getMessage() for r in logged if r.name == module.__name__] == [
         "2 events of SMP servers cannot be stored: a fault of ours"
     ]
+
+
+async def test_a_store_that_is_corrupt_is_asked_no_more_and_nobody_hears_of_it_here(
+    world: World, logged: list[Any]
+) -> None:
+    queue, session = await world.queue(), await world.session()
+    world.store.failing["notify"], world.store.error = FAILS, StoreCorruptError("it is another one")
+    await world.inbox.take(session, [nmsg(queue)])
+    async with asyncio.timeout(10):
+        while not world.inbox.is_over:
+            await asyncio.sleep(0)
+    writer = world.tasks[-1]
+    await asyncio.sleep(0.1)
+    assert not writer.done()  # the relay ends, and with it this
+    assert world.store.calls["notify"] == 1
+    writer.cancel()
+    await asyncio.wait([writer])
+    assert [r for r in logged if r.name == module.__name__] == []
 
 
 # --- the stop

@@ -19,7 +19,7 @@ from node import NOW, Node, settled
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.smp import inbox as module
 from ntf_server.smp.subscriber import ServerSession
-from ntf_server.store.contract import Store
+from ntf_server.store.contract import Store, StoreCorruptError
 from ntf_server.store.records import ChangeKind, PushKind, Removed, Session
 from smp_bridge import ntf, smp
 from smp_bridge.address import ServerAddress
@@ -704,6 +704,26 @@ async def test_a_failing_store_does_not_hold_up_a_stop_for_ever(
             await asyncio.sleep(0.005)
         await node.subscriber.close(0.1)
     assert "1 events of SMP servers could not be stored before the stop" in [r.getMessage() for r in logged]
+
+
+@pytest.mark.parametrize("method", ["notify", "standing"])
+async def test_a_store_that_is_corrupt_does_not_hold_up_the_stop_that_it_brings(
+    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any], method: str
+) -> None:
+    """Whatever waited for it: a session, or one that is to come."""
+    queue = await recipient.queue()
+    await node.until(await node.add_queue(smp_server, queue), S.ACTIVE)
+    node.store.failing[method], node.store.error = 10**9, StoreCorruptError("it is another one")
+    await queue.send("hello")
+    if method == "standing":
+        smp_server.drop_all()
+    async with asyncio.timeout(10):
+        while not node.subscriber._inbox.is_over:
+            await asyncio.sleep(0.005)
+        await node.subscriber.close(0.0)
+    assert not node.subscriber.sessions
+    assert [r for r in logged if r.exc_info] == []
+    assert node.store.calls[method] <= 3
 
 
 async def test_a_stop_stores_what_was_read(node: Node, smp_server: SmpServer, recipient: Recipient) -> None:
