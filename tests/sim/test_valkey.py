@@ -17,7 +17,7 @@ from sim.valkey.keyspace import COMMANDS, ReplyError
 from sim.valkey.lua import Lua
 from sim.valkey.wire import Commands
 
-_UNEQUAL = {b"INFO", b"CONFIG", b"ROLE", b"KEYS", b"SRANDMEMBER", b"SSCAN"}  # by their nature
+_UNEQUAL = {b"INFO", b"CONFIG", b"KEYS", b"SRANDMEMBER", b"SSCAN"}  # by their nature
 _QUICK = {"nodes", "claims", "clocks", "standings"}  # modules of checks that are tried each time; --all tries all
 _IN_ANY_ORDER = {"recover", "win"}  # as they go through a hash
 _SHA1 = {Script.load(script).sha1.encode(): script for script in scripts()}

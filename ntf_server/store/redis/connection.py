@@ -54,13 +54,17 @@ class _Wire(Protocol):
 
 @dataclass(frozen=True)
 class Dialer:
-    """How to come in. `timeout`: seconds for a connection, and as long again to ask for its role."""
+    """How to come in. `timeout`: seconds for a connection, and as long again to ask for its role.
+
+    `sentinels`: those are dialled, which have no data.
+    """
 
     login: Login
     tls: ssl.SSLContext | None
     database: int
     timeout: float
     check_role: bool = True  # in a cluster a replica tells by itself that it is none
+    sentinels: bool = False
 
     async def dial(self, endpoint: Endpoint) -> "Connection":
         """Raises one of TROUBLE."""
@@ -69,12 +73,22 @@ class Dialer:
         try:
             async with asyncio.timeout(self.timeout):
                 await wire.connect()
-            if self.check_role:
-                await _check_role(connection, endpoint, self.timeout)
+            if not self.sentinels:
+                await self._get_to_know(connection, endpoint)
         except BaseException:
             await connection.close()
             raise
         return connection
+
+    async def _get_to_know(self, connection: "Connection", endpoint: Endpoint) -> None:
+        told: bytes = await connection.command(b"INFO", b"replication", timeout=self.timeout)
+        fields = dict(line.split(b":", 1) for line in told.splitlines() if b":" in line)
+        role = fields.get(b"role")
+        if self.check_role and role is None:
+            raise StoreConflictError(f"{endpoint} is a Sentinel: the store's url has to be redis+sentinel://")
+        if self.check_role and role != b"master":
+            raise NotPrimaryError
+        connection.history = fields.get(b"master_replid", b"")
 
     def _wire(self, endpoint: Endpoint) -> _Wire:
         options: dict[str, Any] = {
@@ -96,18 +110,14 @@ class Dialer:
         return secured
 
 
-async def _check_role(connection: "Connection", endpoint: Endpoint, timeout: float) -> None:
-    role, *_ = await connection.command(b"ROLE", timeout=timeout)
-    if role == b"sentinel":
-        raise StoreConflictError(f"{endpoint} is a Sentinel: the store's url has to be redis+sentinel://")
-    if role != b"master":
-        raise NotPrimaryError
-
-
 class Connection:
-    """After an error, or a cancellation, it is of no use but to be closed."""
+    """After an error, or a cancellation, it is of no use but to be closed.
+
+    `history`: of the server's data. It is another one once the server was started again, or made primary.
+    """
 
     def __init__(self, wire: _Wire) -> None:
+        self.history = b""
         self._wire = wire
 
     async def exchange(self, commands: Iterable[bytes], answers: list[Any], count: int, timeout: float) -> None:

@@ -77,11 +77,12 @@ class Database:
         self._bounds = bounds
         self._durability = durability
         self._on_error = on_error
-        self.on_failover: Callable[[], None] = lambda: None  # another server is primary, and may lack what was written
+        self.on_lost: Callable[[], None] = lambda: None  # what was written and answered last may not be there any more
         self._dialer = dialer
         self._topology = Topology(url, dialer)
         self._table: Table = [None] * (1 if self.spans else SLOTS)
         self._primaries: dict[Endpoint, Primary] = {}
+        self._histories: dict[Endpoint, bytes] = {}
         self._retired: set[Primary] = set()
         self._readers: WeakSet[StreamReader] = WeakSet()
         self._loop = asyncio.get_running_loop()
@@ -285,6 +286,13 @@ class Database:
             case StoreError() as final:
                 self._end(pending, error=final)
 
+    def connected(self, at: Endpoint, history: bytes) -> None:
+        """See `primary.Owner`."""
+        before = self._histories.get(at, history)
+        self._histories[at] = history
+        if history != before and not self._durability.disks:
+            self.on_lost()
+
     def _redirect(self, pending: Pending, slot: int, to: Endpoint, asking: bool) -> None:
         if self.spans:
             self._end(pending, error=StoreConflictError(f"{self.url} is of a cluster: its url is redis+cluster://"))
@@ -414,7 +422,8 @@ class Database:
             log.info("primaries of %s now: %s", self.url, ", ".join(sorted(str(at) for at in there if at)))
         self._table = table
         if gone - {None} and not self._durability.replicas:
-            self.on_failover()
+            self.on_lost()
+        self._histories = {at: history for at, history in self._histories.items() if at in there}
         self._rooms = {at: room for at, room in self._rooms.items() if at in there}  # others go with their calls
         self._retired = {primary for primary in self._retired if not primary.is_over}
         for endpoint in [endpoint for endpoint in self._primaries if endpoint not in there]:

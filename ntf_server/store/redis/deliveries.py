@@ -161,7 +161,7 @@ async def record(node: Node, outcomes: Sequence[Outcome]) -> int:
         return refused
     for token in held:
         s.claims.drop(token)
-    node.ending.update(held)
+    node.ending.update((token, kept.mark) for token, (kept, _) in held.items())
     try:
         return refused + await _record(node, held)
     except BaseException:
@@ -169,7 +169,8 @@ async def record(node: Node, outcomes: Sequence[Outcome]) -> int:
             s.claims.put(token, kept)  # whoever asked tries again
         raise
     finally:
-        node.ending.difference_update(held)
+        for token in held:
+            del node.ending[token]
 
 
 async def _record(node: Node, held: Mapping[bytes, tuple[Held, Outcome]]) -> int:

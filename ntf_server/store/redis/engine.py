@@ -128,7 +128,7 @@ class RedisStore:
             on_corrupt(error)
 
         node.on_corrupt = gone
-        database.on_failover = store._doubt
+        database.on_lost = store._doubt
         after = await stream.newest(database, names)
         await node.open()
         try:  # once more, now that others see that this node lives
@@ -226,8 +226,11 @@ class RedisStore:
             node.done()
 
     def _doubt(self) -> None:
-        """What was written last may be lost: queues are to be subscribed again, and their devices to look."""
-        log.warning("another Redis is primary: what was written to the last one may be lost, and is made good")
+        """What was written last may be lost: queues are to be subscribed again, and their devices to look. What came of
+        pushes may be lost too: they are due again.
+        """
+        log.warning("Redis began anew, or another one is primary: what was written last may be lost, and is made good")
+        self._node.strand()
         self._changes.tell([Change(ChangeKind.LOST, server) for server in list(self._state.fences)])
 
     def _give_back(self, claims: Sequence[Claim]) -> None:

@@ -57,7 +57,7 @@ class Node:
         self.held: dict[int, bytes] = {}  # shards and their fences
         self.leaving: set[int] = set()  # of these, which should be another node's
         self.addresses: dict[bytes, Any] = {}
-        self.ending: set[bytes] = set()  # tokens whose push is being recorded
+        self.ending: dict[bytes, int] = {}  # tokens whose push is being recorded, and which call had handed it out
         self.calls = 0  # that hand something out; their numbers mark what each has handed out
         self._handing: dict[object, int] = {}  # operations under way that do so: how many calls there were before
         self._stranded: int | None = None  # of what calls up to this one have handed out, memory may not have all
@@ -405,9 +405,10 @@ class Node:
         s, stranded = self.state, self._stranded if self._is_stranded else None
         if not self._unrecovered and stranded is None:
             return
-        known: defaultdict[int, list[bytes]] = defaultdict(list)
-        for token in {*s.claims, *s.ready, *s.eager, *self.ending}:
-            known[self.names.number(token)].append(token)
+        known: defaultdict[int, list[Word]] = defaultdict(list)
+        marks = dict.fromkeys((*s.ready, *s.eager), b"") | self.ending | {t: held.mark for t, held in s.claims.items()}
+        for token, mark in marks.items():
+            known[self.names.number(token)] += (token, mark)
         settled = self._settled
         for n in list(self._unrecovered if stranded is None else self.held):
             await self._recover_shard(n, _ALL if n in self._unrecovered else settled, known[n])
@@ -428,7 +429,7 @@ class Node:
         if self.clock.steady() >= until:  # by then all nodes have seen it
             self._was_ahead = _NOT_AHEAD
 
-    async def _recover_shard(self, number: int, settled: int, known: Sequence[bytes]) -> None:
+    async def _recover_shard(self, number: int, settled: int, known: Sequence[Word]) -> None:
         left = 1
         while left and number in self.held:
             args = (self.ahead, self.held[number], _RECOVERED, settled, *known)

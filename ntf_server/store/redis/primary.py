@@ -29,7 +29,7 @@ Dial = Callable[[Endpoint], Awaitable[Connection]]
 
 
 class Owner(Protocol):
-    """Who hears of how calls end."""
+    """Who hears of how calls end, and of connections that are made."""
 
     def answered(self, pending: Pending, answer: Any) -> None:
         """It is done."""
@@ -37,6 +37,10 @@ class Owner(Protocol):
 
     def failed(self, pending: Pending, at: Endpoint, error: Exception) -> None:
         """It may or may not be done."""
+        ...
+
+    def connected(self, at: Endpoint, history: bytes) -> None:
+        """See `Connection`. Nothing was asked over it yet."""
         ...
 
 
@@ -196,6 +200,7 @@ class Primary:
                     self._owner.failed(pending, self.endpoint, e)
             raise
         self._connected += 1
+        self._owner.connected(self.endpoint, connection.history)
         return connection
 
     async def _hang_up(self, connection: Connection | None) -> None:

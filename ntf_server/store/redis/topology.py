@@ -30,7 +30,7 @@ class Topology:
     def __init__(self, url: RedisUrl, dialer: Dialer) -> None:
         self._url = url
         self._dialer = dialer
-        self._sentinels = Dialer(url.sentinel_login, dialer.tls, 0, dialer.timeout, check_role=False)
+        self._sentinels = Dialer(url.sentinel_login, dialer.tls, 0, dialer.timeout, sentinels=True)
         self._turn = 0  # of those that can be asked
 
     def slot(self, key: bytes) -> int:

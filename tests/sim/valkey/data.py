@@ -8,7 +8,10 @@ from sim.valkey.keyspace import FREEING, OK, WRITES, Keyspace, ReplyError
 from sim.valkey.lua import Lua
 
 _OOM: Final = "OOM command not allowed when used memory > 'maxmemory'."
-_INFO: Final = b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\ncluster_enabled:0\r\nconnected_slaves:%d\r\n"
+_INFO: Final = (
+    b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\ncluster_enabled:0\r\n"
+    b"connected_slaves:%d\r\nrole:%s\r\nmaster_replid:%d\r\n"
+)
 _CONFIG: Final = {
     b"appendfsync": b"everysec",
     b"appendonly": b"yes",
@@ -29,6 +32,7 @@ class Data:
         self.full = False
         self.read_only = False
         self.replicas = 0
+        self.history = 0  # another one with each start, and each time that it becomes primary
         self.on_effects: Callable[[list[Sequence[bytes]]], None] = lambda _: None
         self.on_script: Callable[[str], None] = lambda _: None
         self._lua = lua
@@ -97,13 +101,10 @@ class Data:
     # --- what is not about keys
 
     def _info(self, _: Sequence[bytes]) -> bytes:
-        return _INFO % self.replicas
+        return _INFO % (self.replicas, b"slave" if self.read_only else b"master", self.history)
 
     def _config(self, words: Sequence[bytes]) -> list[bytes]:
         return [word for name in words[1:] for word in (name, _CONFIG[name])]
-
-    def _role(self, _: Sequence[bytes]) -> list[Any]:
-        return [b"slave", b"", 0, b"connected", 0] if self.read_only else [b"master", 0, []]
 
     def _ping(self, _: Sequence[bytes]) -> Any:
         return OK
@@ -115,7 +116,6 @@ class Data:
 _OTHERS: Final[dict[bytes, Callable[[Data, Sequence[bytes]], Any]]] = {
     b"INFO": Data._info,
     b"CONFIG": Data._config,
-    b"ROLE": Data._role,
     b"PING": Data._ping,
     b"ASKING": Data._ping,
     b"WAIT": Data._wait,

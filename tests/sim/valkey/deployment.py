@@ -4,6 +4,7 @@ There is one set of data that counts, and a copy that is behind: the disk's, or 
 takes over has the copy; what was not there yet is lost.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -36,6 +37,7 @@ class Deployment:
         self.network = Network(loop, rng, trace)
         self.kind = kind
         self._lua = Lua()
+        self._histories = itertools.count(1)
         count = 3 if kind is Kind.SENTINEL else 1
         self.servers = [Server(f"redis{i}", loop, rng, self._data()) for i in range(count)]
         self.primary = self.servers[0]
@@ -66,6 +68,7 @@ class Deployment:
     def _promote(self, server: Server) -> None:
         self.primary = server
         server.data.read_only = False
+        server.data.history = next(self._histories)
         server.data.replicas = len(self.servers) - 1
         server.data.on_effects = lambda effects: self._written(server, effects)
         server.sync = lambda: self._sync(server)

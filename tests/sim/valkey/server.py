@@ -18,7 +18,7 @@ _TROUBLES: Final = {
     "noreplicas": "NOREPLICAS Not enough good replicas to write.",
 }
 _UNBLOCKED: Final = "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
-_ALWAYS: Final = frozenset([b"ROLE", b"PING"])  # are answered while it loads
+_ALWAYS: Final = frozenset([b"INFO", b"PING"])  # are answered while it loads
 
 
 class Server:

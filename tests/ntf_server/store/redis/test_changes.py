@@ -165,5 +165,5 @@ async def test_a_failover_is_told_of_what_this_node_holds(nodes: Nodes) -> None:
     await acquire(store, SMP)
     told = asyncio.ensure_future(next_of(store.changes()))
     await asyncio.sleep(0)
-    store._node.database.on_failover()
+    store._node.database.on_lost()
     assert await told == Change(ChangeKind.LOST, SMP)

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import gc
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from redis_servers import Server
@@ -586,6 +588,62 @@ async def test_what_spans_shards_is_one_call_where_it_can_be(nodes: Nodes) -> No
 
 def emptied(server: Server) -> None:
     server.ask("FLUSHALL")
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "durable", {"appendonly": "yes", "appendfsync": "always"}) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def lost(server: Server, store: RedisStore) -> AsyncIterator[None]:
+    """What is written in here is lost, as after a loss of power; nothing that was asked for failed meanwhile."""
+    [file] = (server.folder / "appendonlydir").glob("*.incr.aof")
+    size = file.stat().st_size
+    yield
+    server.kill()
+    os.truncate(file, size)
+    server.start()
+    await store.find_token(b"whoever")  # the node hears of it
+
+
+async def test_where_what_came_of_a_push_is_lost_the_push_is_due_again(durable: Server) -> None:
+    nodes = Nodes(durable.url)
+    store = await nodes.open()
+    [outcome] = await claimed(store, 1)
+    async with lost(durable, store):
+        await record(store, outcome)
+    await nodes.pass_(1.0, store)  # between two pushes
+    [again] = await take(store)
+    assert again.token == outcome.claim.token
+    await record(store, delivered(again))
+    await nodes.close()
+
+
+async def test_where_it_is_lost_by_which_call_a_push_was_handed_out_its_outcome_counts_nevertheless(
+    durable: Server,
+) -> None:
+    nodes = Nodes(durable.url)
+    store = await nodes.open()
+    token = await activate(store)
+    queues = [b"queue %d" % i for i in range(8)]  # more than a push has room for
+    await subscribe(store, token, *queues)
+    session = await acquire(store, SMP)
+    await notify(store, session, *queues)
+    [first] = await take(store)
+    await record(store, delivered(first))
+    await nodes.pass_(1.0, store)
+    async with lost(durable, store):
+        [second] = await take(store)
+    await keep(store)
+    await record(store, delivered(second))
+    assert {e.notifier_id for e in (*first.entries, *second.entries)} == set(queues)
+    await nodes.pass_(1.0, store)
+    await notify(store, session, queues[0])
+    [third] = await take(store)
+    await record(store, delivered(third))
+    await nodes.close()
 
 
 def replaced(server: Server) -> None:

@@ -331,8 +331,8 @@ async def test_another_primary_may_lack_what_was_written(replicated: Replicated)
         opened(replicated.url, bounds=PATIENT) as careless,
         opened(replicated.url, bounds=PATIENT, durability=Durability(replicas=1)) as careful,
     ):
-        careless.on_failover = lambda: told.append("careless")
-        careful.on_failover = lambda: told.append("careful")
+        careless.on_lost = lambda: told.append("careless")
+        careful.on_lost = lambda: told.append("careful")
         careless.look()
         await asyncio.gather(careless.run(count(b"a", 1)), careful.run(count(b"a", 2)))
         assert told == []
