@@ -40,6 +40,7 @@ _SUPPRESS_CONNECT_HEADERS: Final = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, whic
 _KEPT: Final = 256  # connections that are kept open: libcurl would keep fewer, of what hundreds of origins have
 _USER_TIMEOUT: Final = 10_000  # ms that the peer's kernel may leave data unacknowledged (TCP_USER_TIMEOUT)
 _USER_AGENT: Final = "ntf-relay"  # of its parts it tells strangers nothing
+_SETTLE: Final = 0.02  # seconds after something was read
 
 _names = itertools.count(1)
 
@@ -332,12 +333,18 @@ class Transfer:
 
 
 class Multi:
-    """A multi handle with its connections."""
+    """A multi handle with its connections.
+
+    libcurl reads answers of several requests at once, and goes on with the others when it is called the next time. It
+    should say so by its timer, and up to 8.23 does not always: an answer that it has would wait for the next traffic,
+    or for its deadline. So when nothing came for a moment (`settle_at`), it is made to look.
+    """
 
     def __init__(self, selector: selectors.BaseSelector, connections: int, streams: int) -> None:
         self.running = 0
         self.links = 0  # that are not left
         self.deadline: float | None = None
+        self.settle_at: float | None = None
         self.stale: list[str] = []  # names of links, to be forgotten with the next that is told
         self.renewed: dict[Link, Transfer] = {}  # links that another connection is being made for, and by whom
         self._selector = selector
@@ -377,12 +384,22 @@ class Multi:
         if mask & selectors.EVENT_WRITE:
             flags |= pycurl.CSELECT_OUT
         self.curl.socket_action(fd, flags)
+        self._settle_later()
+
+    def _settle_later(self) -> None:
+        self.settle_at = time.monotonic() + _SETTLE
 
     def expire(self, now: float) -> None:
-        """Run the timer if its time has come."""
+        """Run the timer if its time has come; make it look for what it has read."""
+        is_quiet = self.settle_at is not None and now >= self.settle_at
+        if is_quiet:
+            self.settle_at = None
+            self.curl.fdset()  # for which it looks at what each transfer has
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
-            self.curl.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        elif not is_quiet:
+            return
+        self.curl.socket_action(pycurl.SOCKET_TIMEOUT, 0)
 
     def finished(self) -> list[tuple[Any, int]]:
         """(easy handle, error code) of transfers that are over."""
@@ -392,4 +409,6 @@ class Multi:
             more, good, bad = self.curl.info_read()
             out += [(curl, 0) for curl in good]
             out += [(curl, code) for curl, code, _ in bad]
+        if out:
+            self._settle_later()
         return out

@@ -180,6 +180,7 @@ class Worker:
         if self._waiting or self._released:
             return 0.0
         deadlines = self._deadlines()
+        deadlines += [m.settle_at for m in self._multis if m.settle_at is not None and m.running]
         deadlines += list(itertools.islice(self._holding.values(), 1))
         if self._paced:
             deadlines.append(self._connect_at)

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -203,3 +204,19 @@ async def test_connections_are_kept_though_little_is_under_way(begun: list[float
             for _ in range(3):
                 assert ok([await asyncio.wait_for(post(**where[0]), 5)]) == [True]
     assert len(begun) == 250
+
+
+@pytest.mark.long
+async def test_no_answer_waits_for_its_deadline_on_a_busy_machine() -> None:
+    """libcurl may have read it together with another one, and not say so (see `Multi`)."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            busy = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+            stack.push_async_callback(busy.wait)
+            stack.callback(busy.kill)
+        for _ in range(60):
+            async with posting(latency=0.02) as (_, engine, post):
+                engine._worker._streams = 10
+                for _ in range(3):
+                    results = await asyncio.wait_for(asyncio.gather(*(post(f"/{i}") for i in range(50))), 30)
+                    assert all(ok(results))
