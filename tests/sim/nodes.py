@@ -10,7 +10,7 @@ from unittest import mock
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
 from ntf_server.store.memory import Times
-from ntf_server.store.redis import engine
+from ntf_server.store.redis import due, engine
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.engine import RedisStore
@@ -348,5 +348,5 @@ def many_nodes(world: NodeWorld) -> Iterator[None]:
     def steady_clock() -> Clock:
         return Clock(clock.wall, clock.steady)
 
-    with mock.patch.object(engine, "Clock", steady_clock), mock.patch.object(engine, "_POLL", POLL):
+    with mock.patch.object(engine, "Clock", steady_clock), mock.patch.object(due, "_LOOK", POLL):
         yield

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -21,23 +22,31 @@ _BLOCK: Final = 1.0  # seconds that one read waits
 _PAUSE: Final = 0.5  # seconds after a failure
 
 
-async def newest(database: Database, names: Names) -> bytes:
-    """Id of the last change so far."""
-    last = await database.command(b"XREVRANGE", names.changes, b"+", b"-", b"COUNT", 1, key=names.changes, writes=False)
+async def newest(database: Database, key: bytes) -> bytes:
+    """Id of a stream's last entry so far."""
+    last = await database.command(b"XREVRANGE", key, b"+", b"-", b"COUNT", 1, key=key, writes=False)
     return bytes(last[0][0]) if last else b"0-0"
 
 
-async def follow(node: Node, after: bytes, changes: Changes) -> None:
-    """Until cancelled, or until the store is gone."""
-    key = node.names.changes
+async def follow(
+    node: Node, after: Mapping[bytes, bytes], changes: Changes, hear: Callable[[Iterable[int]], None]
+) -> None:
+    """The streams of changes and of rings, `after` these ids: until cancelled, or until the store is gone.
+
+    `hear` is told of shards, by their numbers.
+    """
+    names, read = node.names, dict(after)
     reader = node.database.stream_reader()
     try:
         while True:
             try:
-                told = await reader.read({key: after}, block=_BLOCK)
-                for entry in told.get(key, ()):
+                told = await reader.read(read, block=_BLOCK)
+                for entry in told.get(names.bell, ()):
+                    hear(map(int, entry.fields[b"s"].split()))
+                    read[names.bell] = entry.id
+                for entry in told.get(names.changes, ()):
                     await _take(node, dict(entry.fields), changes)
-                    after = entry.id
+                    read[names.changes] = entry.id
             except StoreError as e:
                 log.debug("changes cannot be read: %s", e)
                 await asyncio.sleep(_PAUSE)

@@ -14,7 +14,7 @@ from ntf_server.store.redis.rows import Queue, Row, arrival, row
 from smp_bridge.ntf import Provider
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
-_GONE, _NOTHING = 0, 1
+_GONE, _NOTHING, _ELSEWHERE = 0, 1, 2
 _REFUSED, _MORE = 0, 2
 
 
@@ -42,6 +42,7 @@ async def notify(
     head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark)
     answers = await node.run_on("notify", head, parts, by_shard)
     results = dict(zip(order, (result for answer in answers for result in answer), strict=True))
+    node.made_due([token for token, result in results.items() if result == _ELSEWHERE])
     known = sum(len(by_token[token]) for token, result in results.items() if result != _GONE)
     claims = await _hand_out(node, results, places, mark)
     s.crowd()

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
 from ntf_server.observe.metrics import KindCounter, Metrics
@@ -60,6 +60,7 @@ from ntf_server.store.records import (
 from ntf_server.store.redis import changes as stream
 from ntf_server.store.redis import deliveries, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.due import Due
 from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
@@ -74,9 +75,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_POLL: Final = 0.05  # seconds after which a node has seen what other nodes made due
-_ALONE: Final = 0.5  # the same while there are none: one may have begun since that was looked at
-
 
 class RedisStore:
     """Implements `store.contract.Store`; open it with `store.open.open_store`."""
@@ -85,14 +83,14 @@ class RedisStore:
         self._node = node
         self._state = node.state
         self._metrics = metrics
-        self._on_due: Callable[[Provider, float], None] = lambda _provider, _seconds: None
         self._changes = Changes()
         self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
         self._seen = Seen[bytes]()
         self._tasks: set[asyncio.Task[None]] = set()
         self.ledger: Final = RedisLedger(node, self._do)
-        self._due: dict[Provider, float] = {}  # when the first of a provider is, as it was told (steady seconds)
+        self._due = Due(node, self._spawn)
+        node.made_due = self._due.ring
 
     @classmethod
     async def open(
@@ -129,7 +127,7 @@ class RedisStore:
 
         node.on_corrupt = gone
         database.on_lost = store._doubt
-        after = await stream.newest(database, names)
+        after = {key: await stream.newest(database, key) for key in (names.changes, names.bell)}
         await node.open()
         try:  # once more, now that others see that this node lives
             await identify(database, names, master_key, found.shards)
@@ -137,11 +135,11 @@ class RedisStore:
             with contextlib.suppress(StoreError, StoreCorruptError):
                 await node.close()
             raise
-        store._spawn(stream.follow(node, after, store._changes), "changes")
-        store._spawn(store._poll(), "what is due")
+        store._spawn(stream.follow(node, after, store._changes, store._due.hear), "changes")
+        store._spawn(store._due.run(), "what is due")
         return store
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -196,34 +194,7 @@ class RedisStore:
         if not s.effects:
             return
         effects, s.effects = s.effects, Effects()
-        tell(effects, self._metrics, self._on_due)
-
-    async def _poll(self) -> None:
-        """See what other nodes made due."""
-        node = self._node
-        providers = list(Provider)
-        while True:
-            await asyncio.sleep(_ALONE if node.is_alone else _POLL)
-            try:
-                await node.begin()
-                head = [node.ahead, *(p.encode() for p in providers)]
-                answers = await node.run_on("heads", head, {shard: [] for shard in node.fences})
-            except StoreError as e:
-                log.debug("what is due cannot be read: %s", e)
-                continue
-            except StoreCorruptError:
-                return
-            now = node.clock.steady()
-            for provider, *waits in zip(providers, *answers, strict=True):
-                known = [int(wait) / 1000 for wait in waits if wait]
-                if not known:
-                    self._due.pop(provider, None)
-                    continue
-                at = now + min(known)
-                if abs(self._due.get(provider, float("-inf")) - at) > _POLL:
-                    self._due[provider] = at
-                    self._on_due(provider, min(known))
-            node.done()
+        tell(effects, self._metrics, self._due.on_due)
 
     def _doubt(self) -> None:
         """What was written last may be lost: queues are to be subscribed again, and their devices to look. What came of
@@ -324,7 +295,7 @@ class RedisStore:
 
     def watch(self, on_due: Callable[[Provider, float], None]) -> None:
         """See `Store`."""
-        self._on_due = on_due
+        self._due.on_due = on_due
 
     def arrive(self, session: Session, count: int) -> Arrival:
         """See `Store`."""

@@ -26,6 +26,7 @@ class Names:
         self.nodes: Final = b"%s:{g}:nodes" % self._prefix  # zset: node by when it counts as gone, ms
         self.servers: Final = b"%s:{g}:servers" % self._prefix  # hash: id of an SMP server -> its address
         self.changes: Final = b"%s:{g}:changes" % self._prefix  # stream
+        self.bell: Final = b"%s:{g}:bell" % self._prefix  # stream: in which shards something is due
 
     def number(self, token: bytes) -> int:
         """The shard of a token id."""

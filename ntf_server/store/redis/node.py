@@ -65,6 +65,8 @@ class Node:
         self._scripts = {name: Script.load(name) for name in scripts()}
         self._manual = manual
         self.on_effects: Callable[[], None] = lambda: None
+        self.made_due: Callable[[Iterable[bytes]], None] = lambda _: None  # of these tokens something is due now
+        self.has_due = asyncio.Event()  # something may be, in shards of this node, that memory does not know of
         self.on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None
         self.corrupt: StoreCorruptError | None = None  # the store is gone: nothing is asked for any more
         self._store_id = store_id
@@ -367,6 +369,8 @@ class Node:
             self._forget(lost)
         new = {n for n in self.held if n not in before or n in lost}
         self._unrecovered = {n for n in self._unrecovered | new if n in self.held}
+        if new:
+            self.has_due.set()
         self._kept_at = steady
         await self._recover()
         await self._hasten()

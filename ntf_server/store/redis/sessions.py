@@ -298,5 +298,6 @@ async def mark_lost(
     for *found, lanes in await node.run_on("lost", [node.ahead, math.ceil(within)], parts, by_shard):
         s.lost.put_all(dict.fromkeys(found, s.steady))
         marked += len(found)
+        node.made_due(found)
         node.owe(lanes)
     return marked, _behind(items, limit)

@@ -124,6 +124,8 @@ def _told(node: Node, token: bytes, lane: bytes, wait: float) -> None:
     if wait <= 0:
         if node.fence(node.names.shard(token)):
             node.state.owe(lane)
+        else:
+            node.made_due([token])
         node.state.effects.due(provider_of(lane), 0.0)
     else:
         node.state.effects.due(provider_of(lane), float(math.ceil(wait)))

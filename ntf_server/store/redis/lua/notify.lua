@@ -3,7 +3,8 @@
 -- KEYS: shards. ARGV: offset ms, seconds that a code and a message are worth a push, number of this call, then of each shard: the fence under
 -- which the asking node has it or '', how many tokens; of each token: id, '1' if it may be handed out, how many queues;
 -- of each: queue, fence, number, rest of the value (from the time of arrival on).
--- Gives for each token 0 (gone), 1 (nothing to do), {lane} (due now, of a shard that the node has) or its content.
+-- Gives for each token 0 (gone), 1 (nothing to do), {lane} (due now, of a shard that the node has), 2 (due now, of
+-- another) or its content.
 local now, a, out = now_ms(ARGV[1]), 5, {}
 local mark = ARGV[4]
 
@@ -60,7 +61,7 @@ for _, shard in ipairs(KEYS) do
                 out[#out + 1] = content(shard, id, now, tonumber(ARGV[2]), tonumber(ARGV[3]), t)
             else
                 due(shard, id, lane, now)
-                out[#out + 1] = mine and {lane} or 1
+                out[#out + 1] = mine and {lane} or 2
             end
         end
     end

@@ -27,8 +27,9 @@ A, B = Queue(server_id(SMP), b"a"), Queue(server_id(SMP), b"b" * 255)
 async def followed(store: RedisStore) -> AsyncIterator[AsyncIterator[Change]]:
     """What this node hears from now on."""
     told = Changes()
-    after = await newest(store._node.database, store._node.names)
-    task = asyncio.create_task(follow(store._node, after, told))
+    names = store._node.names
+    after = {key: await newest(store._node.database, key) for key in (names.changes, names.bell)}
+    task = asyncio.create_task(follow(store._node, after, told, lambda _: None))
     try:
         yield aiter(told)
     finally:
