@@ -41,7 +41,7 @@ async def measure(stage: Stage, programs: Path, server: redis_server.Server) -> 
     for count in NODES:
         async with _relays(scene, side, server, count) as relays:
             await asyncio.sleep(_SHARED if count > 1 else 1)
-            idle = await _idle(relays, server, stage.size(round(_IDLE), 1), signs if count == 1 else None)
+            idle = await _idle(relays, server, stage.size(round(_IDLE), 1), signs)
             work = await _bursts(scene, relays, server, bursts, signs)
         show(f"{count} relay{'s' if count > 1 else ''} on one Redis, {owners:,} devices", [*idle, *work])
         met = met and all(row.met for row in (*idle, *work))
@@ -77,13 +77,13 @@ def _another(scene: Scene, first: Folder, server: redis_server.Server, number: i
 
 
 async def _idle(
-    relays: Sequence[Running], server: redis_server.Server, seconds: float, signs: float | None
+    relays: Sequence[Running], server: redis_server.Server, seconds: float, signs: float
 ) -> list[Row]:
     before = sum(relay.cpu() for relay in relays), server.cpu()
     await asyncio.sleep(seconds)
     of_relays = (sum(relay.cpu() for relay in relays) - before[0]) / seconds * 100
     of_redis = (server.cpu() - before[1]) / seconds * 100
-    goal = None if signs is None else IDLE_GOAL * 59_000 / signs
+    goal = IDLE_GOAL * 59_000 / signs
     return [
         Row("idle: CPU of each relay, of one core", of_relays / len(relays), "%"),
         Row("idle: CPU of Redis", of_redis, "%"),
