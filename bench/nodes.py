@@ -76,9 +76,7 @@ def _another(scene: Scene, first: Folder, server: redis_server.Server, number: i
     return Folder(path, first.key_hash)
 
 
-async def _idle(
-    relays: Sequence[Running], server: redis_server.Server, seconds: float, signs: float
-) -> list[Row]:
+async def _idle(relays: Sequence[Running], server: redis_server.Server, seconds: float, signs: float) -> list[Row]:
     before = sum(relay.cpu() for relay in relays), server.cpu()
     await asyncio.sleep(seconds)
     of_relays = (sum(relay.cpu() for relay in relays) - before[0]) / seconds * 100
