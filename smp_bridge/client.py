@@ -44,7 +44,9 @@ _SOON: Final = 0.001
 _SIGNED_AT_ONCE: Final = 32
 
 # How `Client.finish` reads on. A server that is told of the end closes a round trip later.
-_QUIET: Final = 0.3  # seconds without a byte: nothing comes any more
+_QUIET: Final = (
+    2.0  # seconds without anything after which the peer does not answer close_notify; a way through Tor takes one
+)
 _READ_ON: Final = 5.0  # seconds in all, those in which `on_events` holds up the reading not counted
 _READ_ON_BYTES: Final = 2**24  # more than a socket's buffers hold
 
@@ -263,7 +265,7 @@ class Client:
         """Send no more, and hand to `on_events` what was received and what is about to come; `close` after it.
 
         The server is told (close_notify), which has it close. Until it does, reading goes on for as long as anything
-        comes without a pause of 0.3 s, at most 5 s and 16 MiB, and however long `on_events` takes.
+        comes without a pause of 2 s, at most 5 s and 16 MiB, and however long `on_events` takes.
         """
         connection, loop = self._connection, asyncio.get_running_loop()
         connection.end()

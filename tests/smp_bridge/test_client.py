@@ -599,7 +599,26 @@ async def test_finish_ends_soon_with_a_silent_peer(peers: Peers, monkeypatch: py
         monkeypatch.setattr(type(client._connection._tls), "close", lambda _: None)
         start = asyncio.get_running_loop().time()
         await client.finish()
-        assert asyncio.get_running_loop().time() - start < 1
+        assert asyncio.get_running_loop().time() - start < 4
+
+
+async def test_finish_hands_over_what_a_far_peer_sends_before_it_hears_of_the_end(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Event] = []
+
+    async def on_events(events: Sequence[Event]) -> None:
+        taken.extend(events)
+
+    async with peers.pair(on_events) as (client, peer):  # type: ignore[arg-type]
+        monkeypatch.setattr(type(client._connection._tls), "close", lambda _: None)  # it is on its way
+        finishing = asyncio.create_task(client.finish())
+        await asyncio.sleep(1.0)
+        peer.send(END)
+        await asyncio.sleep(0.1)
+        peer.connection.abort()
+        await asyncio.wait_for(finishing, 5)
+    assert len(taken) == 1
 
 
 async def test_finish_waits_for_the_handler(peers: Peers) -> None:
