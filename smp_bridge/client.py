@@ -44,9 +44,7 @@ _SOON: Final = 0.001
 _SIGNED_AT_ONCE: Final = 32
 
 # How `Client.finish` reads on. A server that is told of the end closes a round trip later.
-_QUIET: Final = (
-    2.0  # seconds without anything after which the peer does not answer close_notify; a way through Tor takes one
-)
+_QUIET: Final = 2.0  # seconds without a byte: nothing comes any more (a way through Tor takes one)
 _READ_ON: Final = 5.0  # seconds in all, those in which `on_events` holds up the reading not counted
 _READ_ON_BYTES: Final = 2**24  # more than a socket's buffers hold
 
