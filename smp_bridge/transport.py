@@ -289,9 +289,14 @@ class BlockConnection(asyncio.BufferedProtocol):
         """Encrypt all further blocks, if the session says so (SMP >= 11)."""
         self._send_chain, self._receive_chain = session.send_chain, session.receive_chain
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._ended or self._lost is not None or self._transport is None or self._transport.is_closing()
+
     def send(self, content: bytes) -> None:
         """Queue one block with this content. Raises ConnectionClosedError, ValueError if it is too large."""
-        if self._ended or self._lost or self._transport is None or self._transport.is_closing():
+        if self.is_over:
             raise self._closed_error()
         if self._send_chain is None:
             block = crypto.pad(content, self._size)
@@ -377,7 +382,7 @@ class BlockConnection(asyncio.BufferedProtocol):
 
     def end(self) -> None:
         """Send no more, and say so, which has the peer close; what it sent before that is received as ever."""
-        if self._ended or self._lost or self._transport is None or self._transport.is_closing():
+        if self.is_over:
             return
         self._ended = True
         self._tls.close()

@@ -14,7 +14,7 @@ from harness import Phone, RelayProcess
 from proxies import Way
 from redis_servers import Replicated, Server
 from relay_nodes import Nodes, kept
-from test_kill import Tally, _send, _set_up
+from test_kill import Tally, _all_arrived, _pushed, _send, _send_one_each, _set_up
 from test_nodes import PHONES, Queues, Store, all_delivered, one_server, running, subscribed
 
 from ntf_server.store.redis.names import Names
@@ -125,6 +125,23 @@ async def test_relays_do_not_serve_a_redis_that_was_emptied_under_them(work: Wor
         assert "Traceback" not in nodes.log(), nodes.log()
         # But for leases, of a renewal that was under way.
         assert [key for key in store.whole.ask("KEYS", "*") if not re.fullmatch(rb"ntf:\{t\d+\}", key)] == []
+
+
+async def test_no_message_is_lost_when_a_node_hands_over(
+    work: Work, nodes: Nodes, smp_server: SmpServer, mock_apns: MockApns
+) -> None:
+    """SMP does not send a notification again: all that a server sent to the one that leaves reaches the devices."""
+    rng = random.Random(1)
+    for node in nodes.nodes:
+        sending = asyncio.create_task(_send_one_each(work.queues))
+        await asyncio.sleep(rng.uniform(0.0, 0.2))
+        assert await node.stop() == 0, nodes.log()
+        last = await sending
+        async with asyncio.timeout(20):
+            while not _all_arrived(_pushed(mock_apns, work.phones), last, work.queues):
+                await asyncio.sleep(0.05)
+        await node.start()
+        await subscribed(smp_server, work.queues)
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 from smp_bridge import smp
@@ -44,7 +44,7 @@ class _Connection:
         self.session = session
         self.state = commands.SessionState(session, self, service)
         self._server = server
-        self._events: list[bytes] = []
+        self._events: list[tuple[bytes, Message]] = []
 
     def push(self, entity_id: bytes, event: Message) -> None:
         """Queue an event; those of the same moment share blocks."""
@@ -58,11 +58,16 @@ class _Connection:
             event = smp.End()
         if not self._events:
             asyncio.get_running_loop().call_later(self._server.event_delay, self._send_events)
-        self._events.append(encode_transmission(self.session, b"", entity_id, event.encode(self.session.version)))
+        self._events.append((entity_id, event))
 
     def _send_events(self) -> None:
+        """What the client left behind is kept for the next session."""
         events, self._events = self._events, []
-        self.send(events)
+        if self.connection.is_over:
+            self._server.keep([(entity_id, event) for entity_id, event in events if isinstance(event, smp.NMsg)])
+            return
+        s = self.session
+        self.send([encode_transmission(s, b"", entity_id, event.encode(s.version)) for entity_id, event in events])
 
     def send(self, transmissions: list[bytes]) -> None:
         """Send in as few blocks as hold them, unless the connection is closed."""
@@ -281,6 +286,13 @@ class SmpServer:
         """Notify as if a message had come, but without one. Raises KeyError for an unknown id."""
         for notifier_id in notifier_ids:
             self._queues.notify(self._notifier(notifier_id), os.urandom(ID_SIZE))
+
+    def keep(self, events: Sequence[tuple[bytes, smp.NMsg]]) -> None:
+        """Of a session that is over: they go to the next one of their queues, before what comes."""
+        for notifier_id, event in reversed(events):
+            if (notifier := self._queues.notifier(notifier_id)) is not None:
+                notifier.pending.insert(0, event)
+                self._on_pending(notifier)
 
     def _notifier(self, notifier_id: bytes) -> Notifier:
         notifier = self._queues.notifier(notifier_id)

@@ -350,6 +350,22 @@ async def test_all_undelivered_notifications_wait_for_the_notifier(server: SmpSe
         assert await raw.command(b"PING") == b"PONG"  # and no notification before it
 
 
+async def test_what_a_client_left_behind_waits_for_the_next_session(server: SmpServer, recipient: Recipient) -> None:
+    queue = await recipient.queue()
+    server.event_delay = 0.3
+    async with await Notifier.connect(server) as notifier:
+        await notifier.subscribe(queue)
+        await queue.send("one")
+    await server.until(lambda: not server.subscribed(queue.notifier_id))
+    await queue.send("two")
+    await asyncio.sleep(0.5)  # the first one could not be sent
+    async with await Notifier.connect(server) as notifier:
+        await notifier.subscribe(queue)
+        messages = [event.message for event in await notifier.events()]
+    metas = [queue.open_notification(m.nonce, m.meta) for m in messages if isinstance(m, smp.NMsg)]
+    assert [meta.message_id for meta in metas] == [(await queue.receive()).message_id for _ in range(2)]
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_credentials_removed_or_replaced(server: SmpServer, recipient: Recipient, replaced: bool) -> None:
     queue = await recipient.queue(credentials="NEW")
