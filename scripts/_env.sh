@@ -169,14 +169,22 @@ make_env() {
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
 }
 
-# debian_redis DIR: `redis-server` of the distribution in DIR/bin, with the libraries that it needs and are not there.
-debian_redis() {
+# debian_packages DIR PACKAGE...: of the distribution, unpacked in DIR/files with what they need and is not there: no root.
+debian_packages() {
     local dir=$1 package options
-    mkdir -p "$dir"/{bin,files,state/lists/partial,cache/archives/partial}
+    mkdir -p "$dir"/{files,state/lists/partial,cache/archives/partial}
     options=(-o "Dir::State=$dir/state" -o "Dir::State::status=/var/lib/dpkg/status" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User= -o Debug::NoLocking=1)
     apt-get "${options[@]}" update &&
-        apt-get "${options[@]}" install -y --no-install-recommends --download-only redis-server || return
-    for package in "$dir"/cache/archives/*.deb; do dpkg-deb -x "$package" "$dir/files" || return; done
+        apt-get "${options[@]}" install -y --no-install-recommends --download-only "${@:2}" || return
+    for package in "$dir"/cache/archives/*.deb; do
+        [ ! -e "$package" ] || dpkg-deb -x "$package" "$dir/files" || return # all may be installed
+    done
+}
+
+# debian_redis DIR: `redis-server` in DIR/bin, of the packages that are unpacked in DIR.
+debian_redis() {
+    local dir=$1
+    mkdir -p "$dir/bin"
     printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %s/files/usr/lib/*/) exec %s/files/usr/bin/redis-server "$@"\n' "$dir" "$dir" >"$dir/bin/redis-server"
     chmod +x "$dir/bin/redis-server"
     "$dir/bin/redis-server" --version

@@ -22,6 +22,7 @@ from smp_bridge.crypto import SignPrivateKey, SignPublicKey, key_hash
 
 SignAlgorithm = Literal["ED448", "ED25519"]
 VALIDITY = datetime.timedelta(days=999_999)  # as the reference's; identities are pinned, not expired
+BACKDATE = datetime.timedelta(days=1)  # so that peers whose clocks are behind take what was just made
 
 
 class IdentityError(ValueError):
@@ -73,7 +74,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
+        .not_valid_before(now - BACKDATE)
         .not_valid_after(now + VALIDITY)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), False)

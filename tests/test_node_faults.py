@@ -5,6 +5,7 @@ import contextlib
 import random
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from redis_servers import Replicated, Server
 from relay_nodes import Nodes, kept
 from test_kill import Tally, _all_arrived, _pushed, _send, _send_one_each, _set_up
 from test_nodes import PHONES, Queues, Store, all_delivered, one_server, running, subscribed
+from wall_clocks import WallClock
 
-from ntf_server.store.redis.names import Names
+from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE
+from ntf_server.store.redis.rows import HEAD, STAMP
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.client import Client, Request, ServerError
@@ -268,6 +271,131 @@ async def test_the_others_go_on_while_one_nodes_way_to_redis_is_slow_and_then_le
             await asyncio.sleep(LEASE)
         assert min(shares(store.whole, nodes, Names("ntf").shards)) > 0
         await work.ends_well(duplicates=2 * PHONES)
+
+
+# --- a wall clock that is off
+
+
+NAMES = Names("ntf")
+HOUR = 3600
+OFF_BY = 55 * 60  # from an hour on Apple takes no provider token, which is told: no matter of nodes
+OFF = HOUR / 2  # seconds: what is further away was told by the clock that is off
+
+Leases = dict[bytes, list[bytes]]
+
+
+def leases(store: Server, smp_server: bytes) -> Leases:
+    """Of shards and an SMP server: who has each, by which fence."""
+    return {key: store.ask("HMGET", key, "node", "fence") for key in (*NAMES.shards, smp_server)}
+
+
+async def settled_leases(store: Server, nodes: Nodes, smp_server: bytes) -> Leases:
+    """Once each node has its share, and nothing has changed hands for as long as that takes."""
+    async with asyncio.timeout(30):
+        found: Leases = {}
+        while found != (found := leases(store, smp_server)) or not all(shares(store, nodes, NAMES.shards)):
+            await asyncio.sleep(LEASE)
+    return found
+
+
+def kept_times(store: Server, smp_server: bytes) -> dict[str, list[float]]:
+    """All that is kept, in Unix seconds, by what it is of."""
+
+    def keys(pattern: str) -> list[bytes]:
+        return list(store.ask("KEYS", pattern))
+
+    def fields(keys: Sequence[bytes], *names: str) -> list[float]:
+        return [float(at) for key in keys for at in store.ask("HMGET", key, *names) if at]
+
+    def milliseconds(values: Sequence[bytes | float]) -> list[float]:
+        return [float(at) / 1000 for at in values]
+
+    out = {
+        "registrations": fields(keys("ntf:{t*}:t:*"), "ra", "aa", "v", "k", "ia", "d"),
+        "notifications": [STAMP.unpack_from(v)[2] for key in keys("ntf:{t*}:n:*") for v in store.ask("HVALS", key)],
+        "subscriptions": [HEAD.unpack_from(v)[4] for key in keys("ntf:{s*}:q") for v in store.ask("HVALS", key)],
+        "leases": milliseconds(fields([*NAMES.shards, smp_server], "until")),
+        "nodes": milliseconds(store.ask("ZRANGE", NAMES.nodes, 0, -1, "WITHSCORES")[1::2]),
+        "clock": milliseconds(fields([NAMES.clock], "last")),
+    }
+    assert all(out.values()), out
+    return out
+
+
+def told_times(apns: MockApns, phones: Sequence[Phone]) -> list[float]:
+    """By how much each push's expiration, and what it says of messages, differ from when it came."""
+    by_token = {phone.token: phone for phone in phones}
+    out = []
+    for push in apns.pushes:
+        if "message" in push.body["notificationData"]:
+            out.append(int(push.headers["apns-expiration"]) - push.received_at - 28 * 24 * HOUR)
+            out += (entry.timestamp - push.received_at for entry in by_token[push.token].entries(push))
+    return out
+
+
+@contextlib.asynccontextmanager
+async def always_subscribed(smp_server: SmpServer, queues: Queues) -> AsyncIterator[None]:
+    """Meanwhile no queue has nobody."""
+
+    async def watching() -> None:
+        while all(map(smp_server.subscribed, queues)):
+            await asyncio.sleep(0.02)
+
+    watch = asyncio.create_task(watching())
+    try:
+        yield
+        assert not watch.done(), "a session ended"
+    finally:
+        watch.cancel()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sign", [1, -1], ids=["ahead", "behind"])
+async def test_a_node_whose_clock_is_off_works_as_the_others_do(
+    *,
+    sign: int,
+    work: Work,
+    store: Store,
+    nodes: Nodes,
+    smp_server: SmpServer,
+    mock_apns: MockApns,
+    phone: Callable[[], Phone],
+    tmp_path: Path,
+) -> None:
+    """When it starts, and when somebody sets the clock while it runs, from one side to the other. It has the session
+    with the SMP server, and devices talk to it.
+    """
+    clock = WallClock(tmp_path / "clock", sign * OFF_BY)
+    session = NAMES.server(server_id(smp_server.address))
+    holder, _ = (await settled_leases(store.whole, nodes, session))[session]
+    off = next(node for node in nodes.nodes if node.directory.name.encode() == holder)
+    assert await off.stop() == 0
+    off.environment |= clock.environment
+    await off.start()
+    before = await settled_leases(store.whole, nodes, session)
+    await subscribed(smp_server, work.queues)
+    assert before[session][0] == holder
+
+    async with (
+        work.messages(),
+        always_subscribed(smp_server, work.queues),
+        await Client.connect(off.address) as client,
+        await Recipient.connect(smp_server.address) as recipient,
+    ):
+        for ahead in (sign * OFF_BY, -sign * OFF_BY):
+            clock.ahead = ahead
+            await asyncio.sleep(LEASE)
+            assert abs(await clock.seen() - time.time() - ahead) < OFF
+            new = phone()
+            await new.register(client)
+            await new.verify(client)
+            await new.subscribe(client, smp_server.address, await recipient.queue())
+            assert leases(store.whole, session) == before
+            for kind, times in kept_times(store.whole, session).items():
+                assert [at for at in times if abs(at - time.time()) > OFF] == [], kind
+    assert [by for by in told_times(mock_apns, work.phones) if abs(by) > OFF] == []
+    await work.ends_well(duplicates=0)
+    assert store.whole.ask("HGET", NAMES.clock, "offset") == b"0"
 
 
 # --- clients that do not wait for an answer

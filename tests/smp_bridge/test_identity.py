@@ -91,16 +91,21 @@ def test_leaf_of_another_identity():
         verify_chain([leaf, other], key_hash(other), NOW + DAY)
 
 
-@pytest.mark.parametrize("now", [NOW - DAY, NOW + identity.VALIDITY + DAY])
+@pytest.mark.parametrize("now", [NOW - identity.BACKDATE - DAY, NOW + identity.VALIDITY + DAY])
 def test_out_of_time(now):
     chain = long_chain(2)
     with pytest.raises(IdentityError, match="out of its time"):
         verify_chain(chain, key_hash(chain[1]), now)
 
 
+def test_what_was_just_made_is_taken_by_those_whose_clocks_are_behind():
+    chain = long_chain(2)
+    assert verify_chain(chain, key_hash(chain[1]), NOW - datetime.timedelta(hours=1)) == KEYS[0].public_key()
+
+
 def test_expired_leaf_of_a_valid_identity():
     ca = issue_ca(KEYS[1], "ca", NOW)
-    leaf = issue_leaf(KEYS[0], "leaf", ca, KEYS[1], NOW + 2 * DAY)
+    leaf = issue_leaf(KEYS[0], "leaf", ca, KEYS[1], NOW + 2 * DAY + identity.BACKDATE)
     with pytest.raises(IdentityError, match="out of its time"):
         verify_chain(der(leaf, ca), key_hash(der(ca)[0]), NOW + DAY)
 

@@ -12,7 +12,7 @@ from node import NOW, Node
 
 from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.store.records import ServiceCertificate
-from smp_bridge.identity import load_certificates
+from smp_bridge.identity import BACKDATE, load_certificates
 from smp_bridge.testing import Recipient, SmpServer
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -69,7 +69,7 @@ def test_certificates_have_nothing_in_common_but_the_day() -> None:
         assert len({c.serial_number for c in certificates}) == 3
         same = {(c.subject, c.issuer, c.not_valid_before_utc, c.not_valid_after_utc) for c in certificates}
         [(_, _, begin, end)] = same
-        assert begin == datetime.datetime.fromtimestamp(midnight, datetime.UTC)
+        assert begin == datetime.datetime.fromtimestamp(midnight, datetime.UTC) - BACKDATE
         assert end > begin
         assert len({tuple(e.oid.dotted_string for e in c.extensions) for c in certificates}) == 1
     [day] = {c.not_valid_before_utc for c in load_certificates(new_service_certificate(midnight - 1).chain)}
