@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
@@ -54,6 +54,13 @@ class Bounds:
 _BOUNDS: Final = Bounds()
 
 
+class _Resting(NamedTuple):
+    """Calls that go on together when the timer ends."""
+
+    calls: list[Pending]
+    timer: asyncio.TimerHandle
+
+
 class Database:
     """`run` calls from any asyncio task of one loop; `close` at the end. Made by `open`.
 
@@ -89,8 +96,7 @@ class Database:
         self._rooms: dict[Endpoint | None, asyncio.Semaphore] = {}
         self._asked: dict[Pending, None] = {}  # in the order of their deadlines
         self._expiry: asyncio.TimerHandle | None = None
-        self._resting: dict[float, list[Pending]] = {}  # by how long
-        self._wakes: dict[float, asyncio.TimerHandle] = {}  # when these go on
+        self._resting: dict[float, _Resting] = {}  # by how long
         self._wanted = asyncio.Event()  # a look
         self._trouble: StoreError | None = None  # of the last look
         self._looker: asyncio.Task[None] | None = None
@@ -192,7 +198,7 @@ class Database:
             await primary.close()
         for reader in list(self._readers):
             await reader.close()
-        for timer in (self._expiry, *self._wakes.values()):
+        for timer in (self._expiry, *(resting.timer for resting in self._resting.values())):
             if timer is not None:
                 timer.cancel()
         for pending in list(self._asked):
@@ -317,13 +323,12 @@ class Database:
         if not pause:
             self._route(pending)
         elif pause in self._resting:
-            self._resting[pause].append(pending)
+            self._resting[pause].calls.append(pending)
         else:
-            self._resting[pause] = [pending]
-            self._wakes[pause] = self._loop.call_later(pause, self._wake, pause)
+            self._resting[pause] = _Resting([pending], self._loop.call_later(pause, self._wake, pause))
 
     def _wake(self, pause: float) -> None:
-        for pending in self._resting.pop(pause):
+        for pending in self._resting.pop(pause).calls:
             self._route(pending)
 
     def _end(self, pending: Pending, answer: Any = None, error: StoreError | None = None) -> None:
