@@ -50,8 +50,8 @@ async def migrate(
     """Move all that matters; both are sealed by keys of their own, which `master_key` wraps.
 
     `shards`: of a Redis that is made; `shared`: how durable what is written there has to be. Run once more after
-    anything that ended it, it goes on. Raises StoreError (in use, not empty, another schema, another master key),
-    SealingError, StoreCorruptError, DifferentError.
+    anything that ended it, it goes on. Raises StoreError (in use, not empty, being filled by another process, another
+    schema, another master key), SealingError, StoreCorruptError, DifferentError.
     """
     if source == target:
         raise StoreConflictError("FROM and TO are the same store")
@@ -116,6 +116,7 @@ async def _begin(source: Portable, target: Portable) -> Mark:
             f"{target.name}: is being filled from another store than {source.name}: give that one, or another target"
         )
     await target.check_idle()
+    await target.take_over()
     source.ahead, target.ahead = mark.aheads
     return mark
 

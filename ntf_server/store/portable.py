@@ -193,7 +193,13 @@ class Portable(Protocol):
         ...
 
     async def begin(self, mark: Mark) -> None:
-        """Mark it, so that no relay starts on it. Raises StoreUnavailableError, StoreConflictError (not empty)."""
+        """Mark it, so that no relay starts on it. Raises StoreUnavailableError, StoreConflictError (not empty, or
+        another process is filling it).
+        """
+        ...
+
+    async def take_over(self) -> None:
+        """Go on in the place of the process that marked it. Raises StoreConflictError if that lives."""
         ...
 
     async def write_servers(self, servers: Sequence[MovedServer]) -> None:

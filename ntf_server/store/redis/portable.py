@@ -4,8 +4,10 @@ Run while no node lives.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self
 
 import msgspec
@@ -31,8 +33,11 @@ from ntf_server.store.redis.writing import Writing
 from ntf_server.store.sealing import MasterKey, Sealer
 
 _FILL: Final = Script.load("fill")
+_FILL_OWN: Final = Script.load("fill_own")
 _FILL_ON: Final = Script.load("fill_on")
 _FILLED: Final = Script.load("filled")
+LIVES: Final = 3.0  # seconds that who fills it counts as living after it was heard of
+_SAYS_SO: Final = 0.5  # seconds between two times that it is heard of
 
 
 class PortableRedis:
@@ -46,6 +51,8 @@ class PortableRedis:
         self._names = names
         self._master = master
         self._key = b""
+        self._filler: Final = os.urandom(8).hex()  # who fills it, if this process does
+        self._living: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, database: Database, master: MasterKey, *, shards: int | None = None, make: bool) -> Self:
@@ -90,6 +97,11 @@ class PortableRedis:
 
     async def close(self) -> None:
         """See `Portable`."""
+        if self._living is not None:
+            self._living.cancel()
+            await asyncio.wait([self._living])
+            with suppress(StoreError):
+                await self._own(0.0)
         await self._database.close()
 
     async def _read(self, *words: Word, key: bytes) -> Any:
@@ -143,20 +155,55 @@ class PortableRedis:
             raise StoreConflictError(full)
         keys = [names.store, names.nodes, names.servers, names.clock]
         new = fresh(self._master, len(names.shards))
-        match await self._database.run(Call(_FILL, keys, (MARK, msgspec.msgpack.encode(mark), *new))):
+        args = (MARK, msgspec.msgpack.encode(mark), self._filler, round(LIVES * 1000), *new)
+        match await self._database.run(Call(_FILL, keys, args)):
             case b"used":
                 raise self._used()
             case b"full":
                 raise StoreConflictError(full)
             case b"filled":
-                raise StoreUnavailableError(f"{self.name}: another `ntf-server migrate` began to fill it just now")
+                raise self._anothers()
+        self._say_so()
         self._know(await look(self._database, names, self._master))
+
+    async def take_over(self) -> None:
+        """See `Portable`. Who was killed is waited for."""
+        first = lives = await self._own(LIVES)
+        while lives:
+            if lives != first:  # it was heard of meanwhile
+                raise self._anothers()
+            await asyncio.sleep(_SAYS_SO / 4)
+            lives = await self._own(LIVES)
+        self._say_so()
+
+    async def _own(self, seconds: float) -> bytes:
+        """This process fills it for so long; or until when another one does, by that."""
+        args = (MARK, self._filler, round(seconds * 1000))
+        lives: bytes = await self._database.run(Call(_FILL_OWN, [self._names.store], args))
+        return lives
+
+    def _say_so(self) -> None:
+        if self._living is None:
+            self._living = asyncio.create_task(self._live(), name="filling")
+
+    async def _live(self) -> None:
+        while True:
+            await asyncio.sleep(_SAYS_SO)
+            with suppress(StoreError):  # whatever is to be written next raises it too
+                await self._own(LIVES)
+
+    def _anothers(self) -> StoreConflictError:
+        return StoreConflictError(
+            f"{self.name}: another `ntf-server migrate` is filling this store: let it end; if it was killed, run this"
+            " again"
+        )
 
     async def end(self, newest: int) -> None:
         """See `Portable`."""
         keys = [self._names.store, self._names.clock]
         last = (newest + self._ahead) * 1000 if newest else 0
-        await self._database.run(Call(_FILLED, keys, (await self._offset(), MARK, last)))
+        if not await self._database.run(Call(_FILLED, keys, (await self._offset(), MARK, last, self._filler))):
+            raise self._anothers()
 
     # --- what is in it
 
@@ -175,5 +222,6 @@ class PortableRedis:
     async def write(self, moved: Sequence[Moved], mark: Mark) -> None:
         """See `Portable`."""
         await self._writing.tokens(moved)
-        if not await self._database.run(Call(_FILL_ON, [self._names.store], (MARK, msgspec.msgpack.encode(mark)))):
-            raise StoreConflictError(f"{self.name}: another `ntf-server migrate` filled it meanwhile, and ended")
+        args = (MARK, msgspec.msgpack.encode(mark), self._filler)
+        if not await self._database.run(Call(_FILL_ON, [self._names.store], args)):
+            raise StoreConflictError(f"{self.name}: another `ntf-server migrate` fills it by now, or did, and ended")

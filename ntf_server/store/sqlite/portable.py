@@ -161,6 +161,9 @@ class PortableDatabase:
 
         self._write(operation)
 
+    async def take_over(self) -> None:
+        """See `Portable`: the lock is ours."""
+
     async def end(self, newest: int) -> None:
         """See `Portable`. When it is opened, what devices did last is known by their registrations."""
         self._write(lambda c: c.execute(f"DROP TABLE {MARK}"))

@@ -1,6 +1,7 @@
 """`ntf-server migrate`, with real processes and a real Redis."""
 
 import asyncio
+import contextlib
 import io
 import os
 import pty
@@ -9,7 +10,7 @@ import shlex
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,40 @@ async def test_killed_in_the_middle_it_goes_on(made: Path, server: Server, *, to
     store = await opened(made, pair[1])
     assert await store.due_count(Provider.APNS) == MANY
     await store.close()
+
+
+@contextlib.asynccontextmanager
+async def slow(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """It gets on little meanwhile, but lives."""
+
+    async def slowing() -> None:
+        while True:
+            for number, seconds in ((signal.SIGSTOP, 0.2), (signal.SIGCONT, 0.05)):
+                process.send_signal(number)
+                await asyncio.sleep(seconds)
+
+    task = asyncio.create_task(slowing())
+    try:
+        yield
+    finally:
+        task.cancel()
+        process.send_signal(signal.SIGCONT)
+
+
+async def test_of_two_at_once_the_second_is_refused(made: Path, server: Server) -> None:
+    source, target = (f"{server.url}?prefix={prefix}" for prefix in ("from", "to"))
+    await many(made, source)
+    command = [*COMMAND, "migrate", "--path", str(made), source, target]
+    first = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+    assert first.stderr is not None
+    assert b"copied: " in await asyncio.wait_for(first.stderr.readline(), 30)
+    async with slow(first):
+        second = await asyncio.to_thread(migrate, made, source, target)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "another `ntf-server migrate` is filling this store" in one_line(second.stderr)
+    out, _ = await first.communicate()
+    assert first.returncode == 0
+    assert f"{MANY} registrations" in out.decode()
 
 
 async def test_nothing_that_a_relay_uses(made: Path, server: Server, start: Start) -> None:

@@ -1,5 +1,7 @@
 """A Redis as a whole: whose it is, whether somebody uses it, and kept from nodes while it is not all there."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnava
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names
-from ntf_server.store.redis.portable import PortableRedis
+from ntf_server.store.redis.portable import LIVES, PortableRedis
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey, WrongMasterKeyError
 
@@ -68,21 +70,62 @@ async def test_while_it_is_filled_no_node_starts(nodes: Nodes) -> None:
     for attempt in (nodes.open(), opened(nodes, make=False)):
         with pytest.raises(StoreConflictError, match="being filled by `ntf-server migrate`"):
             await attempt
-    with pytest.raises(StoreUnavailableError, match="another `ntf-server migrate` began"):
-        await store.begin(replace(MARK, source="other"))
     await store.end(0)
+    await store.end(0)  # as that
+    assert await ask_all(nodes, store._names.store) == {b"id", b"schema", b"shards", b"key"}
     await nodes.open()
     await store.close()
 
 
-async def test_what_another_run_ended_is_not_gone_on_with(nodes: Nodes) -> None:
-    store, other = await opened(nodes), await opened(nodes)
-    await store.begin(MARK)
-    await other.end(0)
-    with pytest.raises(StoreConflictError, match="filled it meanwhile, and ended"):
-        await store.write([], MARK)
-    assert await store.mark() is None
-    for each in (store, other):
+async def ask_all(nodes: Nodes, key: bytes) -> set[bytes]:
+    """Names of a hash's fields."""
+    database = await nodes.database()
+    fields: list[bytes] = await database.command(b"HKEYS", key, key=key)
+    await database.close()
+    return set(fields)
+
+
+async def test_one_process_fills_it_at_a_time(nodes: Nodes) -> None:
+    """Whoever comes second is refused as soon as the first was heard of once more; when that has ended, it goes on."""
+    first, second = await opened(nodes), await opened(nodes)
+    await first.begin(MARK)
+    for attempt in (second.begin(MARK), second.take_over()):
+        with pytest.raises(StoreConflictError, match="another `ntf-server migrate` is filling this store") as caught:
+            await attempt
+        assert "\n" not in str(caught.value)
+    await first.write([], MARK)
+    await first.close()
+    async with asyncio.timeout(1):
+        await second.take_over()
+    await second.write([], MARK)
+    await second.end(0)
+    await second.close()
+
+
+async def kill(store: PortableRedis) -> None:
+    """Nobody hears of it any more."""
+    assert store._living is not None
+    store._living.cancel()
+    await asyncio.wait([store._living])
+
+
+async def test_who_was_killed_is_waited_for_and_writes_nothing_more(nodes: Nodes) -> None:
+    first, second = await opened(nodes), await opened(nodes)
+    await first.begin(MARK)
+    await kill(first)
+    began = time.monotonic()
+    await second.take_over()
+    assert time.monotonic() - began < LIVES + 1
+    with pytest.raises(StoreConflictError, match="fills it by now"):
+        await first.write([], MARK)
+    with pytest.raises(StoreConflictError, match="is filling this store"):
+        await first.end(0)
+    await second.write([], MARK)
+    await second.end(0)
+    with pytest.raises(StoreConflictError, match="or did, and ended"):
+        await first.write([], MARK)
+    assert await first.mark() is None
+    for each in (first, second):
         await each.close()
 
 
