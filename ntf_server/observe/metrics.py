@@ -119,7 +119,7 @@ class KindCounter(_Metric):
         "ntf_records_quarantined_total",
         "Records that cannot be read, and were set aside.",
         "kind",
-        ("tokens", "subscriptions"),
+        ("tokens", "subscriptions", "notifications"),
     )
     STORE_ERRORS = (
         "ntf_store_errors_total",

@@ -7,7 +7,7 @@ from ntf_server.store.contract import StoreError
 from ntf_server.store.memory import Cooling, Held, provider_of
 from ntf_server.store.records import Claim, Lane, PushKind
 from ntf_server.store.redis.node import Node
-from ntf_server.store.redis.quarantine import set_aside
+from ntf_server.store.redis.quarantine import drop_notifications, set_aside
 from ntf_server.store.redis.rows import DamagedError, entry, registration
 from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SECRET, SealingError
 from smp_bridge.ntf import DeviceToken
@@ -28,11 +28,12 @@ def count_expired(node: Node, content: Sequence[Any]) -> None:
 async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> list[Claim]:
     """Claims of tokens that memory has from now on, handed out by the call of this number.
 
-    What cannot be opened is set aside.
+    What cannot be opened is set aside; of a notification that cannot be read, that alone.
     """
     s = node.state
     claims: list[Claim] = []
     damaged: list[bytes] = []
+    cut: list[tuple[bytes, bytes]] = []
     for content in contents:
         count_expired(node, content)
         token, kind, since, more = content[:4]
@@ -45,14 +46,18 @@ async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> lis
             continue
         try:
             made = _claim(node, token, PushKind(kind), since, content)
-        except (SealingError, DamagedError):
-            damaged.append(token)
+        except (SealingError, DamagedError) as e:
+            if isinstance(e, DamagedError) and e.what == "notifications":
+                cut.append((token, e.key))
+            else:
+                damaged.append(token)
             continue
         claims.append(made)
         s.claims.put(token, Held(made, lane, bool(more), mark=mark))
-    if damaged:
+    if damaged or cut:
         try:
             await set_aside(node, damaged)
+            await drop_notifications(node, cut)
         except StoreError:
             node.strand()  # they are seen again; who asked gets those that are claimed
     return claims

@@ -10,7 +10,8 @@ from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified
 from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node, Word
-from ntf_server.store.redis.rows import Queue, Row, arrival, row
+from ntf_server.store.redis.quarantine import set_queues_aside
+from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row
 from smp_bridge.ntf import Provider
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
@@ -32,10 +33,17 @@ async def notify(
     ids = [n.notifier_id for n in notifications]
     address, *records = await node.run("owners", [node.names.server(server)], node.ahead, node.id, *ids)
     by_token: defaultdict[bytes, list[tuple[Notification, Row]]] = defaultdict(list)
+    damaged: list[Queue] = []
     for n, record in zip(notifications, records, strict=True):
-        if record is not None:
+        if record is None:
+            continue
+        try:
             found = row(record)
+        except DamagedError:
+            damaged.append(Queue(server, n.notifier_id))
+        else:
             by_token[found.token].append((n, found))
+    await set_queues_aside(node, damaged)
     by_shard = node.by_shard(by_token)
     parts, order = _parts(node, server, address, by_token, by_shard, free=bool(places))
     mark = node.next_call()

@@ -25,6 +25,19 @@ async def set_queues_aside(node: Node, queues: Sequence[Queue]) -> None:
         _tell(node, "subscriptions", await node.run("damage", [server], *(q.notifier_id for q in queues)))
 
 
+async def drop_notifications(node: Node, cut: Sequence[tuple[bytes, bytes]]) -> None:
+    """Tokens, and a queue of each whose newest notification cannot be read: what else they have is due."""
+    names, lanes = node.names, []
+    for token, _ in cut:
+        node.state.forget(token)
+    calls = [node.call("drop_notification", [names.shard(token)], node.ahead, token, queue) for token, queue in cut]
+    for lane in await node.database.run_all(calls):
+        log.error("a notification cannot be read: it is given up")
+        node.state.effects.quarantined["notifications"] += 1
+        lanes += [lane] if lane else []
+    node.owe(lanes)
+
+
 def _tell(node: Node, table: str, count: int) -> None:
     if count:
         log.error("%d records of %s cannot be read: they are set aside; register or subscribe anew", count, table)

@@ -33,9 +33,11 @@ from ntf_server.store.redis.rows import (
     NUMBERS,
     WANTED,
     Cursor,
+    DamagedError,
     Queue,
     Row,
     address,
+    owner,
     queue,
     row,
     subscription_record,
@@ -106,8 +108,13 @@ async def _find_by(node: Node, subscription_id: bytes, ref: Queue, token: bytes)
 
 async def _there(node: Node, made: Row, ref: Queue, new: NewSubscription, record: bytes) -> Added | None:
     """The queue is subscribed already: by this token, with this key, or not for us. Raises _ChangedError."""
-    kept, token, spelling = row(record), made.token, made.spelling
+    token, spelling = made.token, made.spelling
     shard = node.names.shard(token)
+    try:
+        kept = row(record)
+    except DamagedError:  # it is of no use to anybody
+        await remove(node, [ref], owner(record) or token)
+        raise _ChangedError from None
     if kept.token != token:
         if await node.exists(kept.token):
             await node.run("leave", [shard], token, ref.packed)
@@ -179,9 +186,11 @@ async def remove(node: Node, refs: Sequence[Queue], token: bytes) -> None:
         if answer is None:
             continue
         record, associated, server = answer
-        status, _, generation, number, _ = HEAD.unpack_from(record)
-        index = node.names.subscription(row(record).subscription_id)
-        await node.database.command(b"HDEL", index, row(record).subscription_id, key=index)
+        status, _, generation, number, _ = HEAD.unpack_from(record.ljust(HEAD.size, b"\0"))
+        with suppress(DamagedError):  # then what leads to it leads nowhere
+            subscription_id = row(record).subscription_id
+            index = node.names.subscription(subscription_id)
+            await node.database.command(b"HDEL", index, subscription_id, key=index)
         if status <= WANTED:
             cursor = Cursor(generation, int(number))
             removed[server].append(Removed(ref, status == _ACTIVE, bool(associated), cursor))
@@ -216,12 +225,16 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
     """The queue's record on its server says whose it is."""
     shard = node.names.shard(token)
     record, *_ = await _find(node, ref)
-    if record is None or row(record).token != token:
+    try:
+        kept = None if record is None else row(record)
+    except DamagedError:  # whose it is need not be known: who deletes the token deletes it too
+        return
+    if kept is None or kept.token != token:
         await node.run("leave", [shard], token, ref.packed)
     elif await node.exists(token):
         await node.database.command(b"SADD", node.names.queues_of(token), ref.packed, key=shard)
-        index = node.names.subscription(row(record).subscription_id)
-        await node.database.command(b"HSET", index, row(record).subscription_id, ref.packed, key=index)
+        index = node.names.subscription(kept.subscription_id)
+        await node.database.command(b"HSET", index, kept.subscription_id, ref.packed, key=index)
     else:
         await remove(node, [ref], token)
 

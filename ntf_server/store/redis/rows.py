@@ -27,7 +27,7 @@ FIND: Final = (b"s", b"w", b"p", b"aa", b"o", b"x", b"r")  # fields of what `tok
 
 
 class DamagedError(Exception):
-    """A record that cannot be read. `id` of the token, or `queue` of the subscription."""
+    """A record that cannot be read: of `tokens`, `subscriptions` or `notifications`. `key`: the token, or the queue."""
 
     def __init__(self, what: str, key: bytes) -> None:
         super().__init__(f"a record of {what} cannot be read")
@@ -175,7 +175,16 @@ def row(record: bytes) -> Row:
     except (IndexError, struct.error) as e:
         raise DamagedError("subscriptions", b"") from e
     at += _SIZE.size
+    if at + size > len(record):
+        raise DamagedError("subscriptions", b"")
     return Row(token, subscription_id, record[at : at + size], record[at + size :])
+
+
+def owner(record: bytes) -> bytes | None:
+    """The token that has this subscription, as scripts read it, whatever is behind; None: that cannot be read."""
+    begin = HEAD.size + 1
+    end = begin + record[HEAD.size] if len(record) > HEAD.size else 0
+    return record[begin:end] if begin <= end <= len(record) else None
 
 
 def address(packed: bytes) -> ServerAddress:
@@ -216,15 +225,17 @@ def arrival(received_at: int, spelling: bytes, nonce: bytes, meta: bytes) -> byt
     return b"".join((head, _SIZE.pack(len(spelling)), spelling, _SIZE.pack(len(nonce)), nonce, meta))
 
 
-def entry(packed: bytes, value: bytes, addresses: dict[bytes, ServerAddress], shift: int) -> Entry:
+def entry(packed: bytes, value: bytes | None, addresses: dict[bytes, ServerAddress], shift: int) -> Entry:
     """A notification, as a push holds it. `shift`: seconds that the store's clock is ahead. Raises DamagedError."""
     try:
         return _entry(packed, value, addresses, shift)
     except _RUBBISH as e:
-        raise DamagedError("subscriptions", packed) from e
+        raise DamagedError("notifications", packed) from e
 
 
-def _entry(packed: bytes, value: bytes, addresses: dict[bytes, ServerAddress], shift: int) -> Entry:
+def _entry(packed: bytes, value: bytes | None, addresses: dict[bytes, ServerAddress], shift: int) -> Entry:
+    if value is None:
+        raise ValueError("it is not there")
     fence, number, received_at, sent = STAMP.unpack_from(value)
     spelled, nonce, meta = contents(value)
     ref = queue(packed)
@@ -252,6 +263,8 @@ def contents(value: bytes) -> tuple[bytes, bytes, bytes]:
     spelled = value[at : (at := at + size)]
     [size] = _SIZE.unpack_from(value, at)
     at += _SIZE.size
+    if at + size > len(value):
+        raise struct.error("it is cut")
     return spelled, value[at : at + size], value[at + size :]
 
 

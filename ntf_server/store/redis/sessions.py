@@ -24,7 +24,7 @@ from ntf_server.store.redis import changes
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node, Word
 from ntf_server.store.redis.quarantine import set_queues_aside
-from ntf_server.store.redis.rows import HEAD, NUMBERS, STAMP, Queue, address, row
+from ntf_server.store.redis.rows import HEAD, NUMBERS, STAMP, DamagedError, Queue, address, owner, row
 from ntf_server.store.redis.rows import Cursor as Place
 from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, SealingError
 from smp_bridge.address import ServerAddress
@@ -147,7 +147,12 @@ async def load(node: Node, session: Session, refs: Sequence[Queue]) -> list[Want
     mine = [ref for ref in refs if ref.server == server_id(session.server)]
     records = await node.run("load", keys, *who, *(ref.notifier_id for ref in mine))
     found = [(ref, record) for ref, record in zip(mine, records, strict=True) if record is not None]
-    return await _wanted(node, session, [(ref, r) for ref, r in found if r[0] <= _ACTIVE and not r[1]])
+    return await _wanted(node, session, [(ref, r) for ref, r in found if _may_be_wanted(r)])
+
+
+def _may_be_wanted(record: bytes) -> bool:
+    """Or it is cut, which is to be told."""
+    return len(record) < HEAD.size or (record[0] <= _ACTIVE and not record[1])
 
 
 async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, bytes]]) -> list[Wanted]:
@@ -155,10 +160,10 @@ async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, byt
     wanted: list[Wanted] = []
     damaged: list[Queue] = []
     for ref, record in found:
-        kept = row(record)
         try:
+            kept = row(record)
             opened = node.state.sealer.open(kept.key, NOTIFIER_KEY + kept.subscription_id)
-        except SealingError:
+        except (DamagedError, SealingError):
             damaged.append(ref)
             continue
         status, _, association, *_ = HEAD.unpack_from(record)
@@ -177,26 +182,28 @@ async def to_audit(
     found: list[tuple[Queue, bytes, bytes]] = []
     cursor: Cursor | None = None
     for server in servers:
-        if server < begin or len(found) >= limit:
+        if server < begin or cursor is not None:
             continue
         start = place if server == begin else list(_START)
-        packed, items = await node.run("wanted", [node.names.server(server)], *start, limit - len(found))
-        found += [(Queue(server, item[1]), packed, item[2]) for item in items]
-        if len(found) >= limit:
+        asked = limit - len(found)
+        packed, items = await node.run("wanted", [node.names.server(server)], *start, asked)
+        found += [(Queue(server, item[1]), packed, item[2]) for item in items if owner(item[2])]
+        await set_queues_aside(node, [Queue(server, item[1]) for item in items if not owner(item[2])])
+        if len(items) >= asked:
             generation, _, record = items[-1]
             cursor = (server, generation, int(HEAD.unpack_from(record)[3]))
     silent_since = node.now() - silent_for
-    heard = [await _heard(node, ref, record) for ref, _, record in found]
+    heard = [await _heard(node, ref, owner(record) or b"", record) for ref, _, record in found]
     return [ToAudit(r, address(p), at < silent_since) for (r, p, _), at in zip(found, heard, strict=True)], cursor
 
 
-async def _heard(node: Node, ref: Queue, record: bytes) -> float:
-    """When something arrived for a queue, or it was subscribed."""
-    token = row(record).token
+async def _heard(node: Node, ref: Queue, token: bytes, record: bytes) -> float:
+    """When something arrived for a token's queue, or it was subscribed."""
     value = await node.database.command(
         b"HGET", node.names.notifications(token), ref.packed, key=node.names.shard(token), writes=False
     )
-    return float(STAMP.unpack_from(value)[2] if value else HEAD.unpack_from(record)[4])
+    whole = len(value or b"") >= STAMP.size
+    return float(STAMP.unpack_from(value)[2] if whole else HEAD.unpack_from(record)[4])
 
 
 # --- writing
@@ -290,7 +297,7 @@ async def mark_lost(
     latest = s.steady - _LOST_EVERY
     for token in [token for token, at in s.lost.items() if at <= latest]:
         s.lost.drop(token)
-    asked = dict.fromkeys(row(item[2]).token for item in items)
+    asked = dict.fromkeys(token for item in items if (token := owner(item[2])))
     tokens = [token for token in asked if token not in s.lost][: max(0, _MAX_LOST - len(s.lost))]
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}

@@ -7,7 +7,7 @@ local session = tonumber(ARGV[4])
 for i = 5, #ARGV, 5 do
     local id, new = ARGV[i], tonumber(ARGV[i + 1])
     local record = call('HGET', server .. ':q', id)
-    if record then
+    if record and #record >= HEAD_SIZE then -- one that is cut stays until it is set aside
         local status, damaged, generation, number, created, rest = unpack_head(record)
         if status <= WANTED then -- an END that came with the answers must not be undone
             local is = generation

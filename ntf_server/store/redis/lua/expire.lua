@@ -36,7 +36,7 @@ each(shard .. ':waiting', old, function(id)
     counts[3] = counts[3] + expire(shard, id, old, limit)
     local first = call('ZRANGE', shard .. ':u:' .. id, 0, 0)[1]
     if first then
-        local _, _, received = struct.unpack('>dI4d', call('HGET', shard .. ':n:' .. id, first))
+        local _, _, received = stamp(call('HGET', shard .. ':n:' .. id, first))
         call('ZADD', shard .. ':waiting', text(math.max(received, old + 1)), id)
     else
         call('ZREM', shard .. ':waiting', id)

@@ -23,7 +23,7 @@ local function keep_newest(shard, id, count)
         local old = call('HGET', values, queue)
         local newer = true
         if old then
-            local f, n, _, sent = struct.unpack('>dI4dB', old)
+            local f, n, _, sent = stamp(old)
             newer = fence > f or (fence == f and (number > n or (number == n and sent == 0))) -- once more
         end
         if newer then

@@ -90,14 +90,24 @@ local function sent_as(value, how)
     return value:sub(1, 20) .. string.char(how) .. value:sub(22)
 end
 
+-- Of what is kept for a queue, or nothing: fence, number, received at, how it was sent. What is cut is older than all, and over.
+local function stamp(value)
+    if not value or #value < 21 then return 0, 0, 0, 2 end
+    return struct.unpack('>dI4dB', value)
+end
+
 -- Give up what of it arrived so long ago: how many.
 local function expire(shard, id, oldest, limit)
     local unsent, values, count = shard .. ':u:' .. id, shard .. ':n:' .. id, 0
     for _, queue in ipairs(call('ZRANGE', unsent, 0, limit - 1)) do
         local value = call('HGET', values, queue)
-        local _, _, received = struct.unpack('>dI4d', value)
+        local _, _, received = stamp(value)
         if received <= oldest then
-            call('HSET', values, queue, sent_as(value, 2))
+            if received > 0 then
+                call('HSET', values, queue, sent_as(value, 2))
+            else
+                call('HDEL', values, queue)
+            end
             call('ZREM', unsent, queue)
             count = count + 1
         end
@@ -205,14 +215,18 @@ local function account(server, field_count, field_hash, count, hash)
     call('HSET', server, field_hash, xor(call('HGET', server, field_hash) or NO_IDS, hash))
 end
 
--- A record's head and what is behind it.
+-- A record's head and what is behind it. One that is cut there is damaged, and nothing else is known of it.
+local HEAD_SIZE = 22
 local function unpack_head(record)
+    if #record < HEAD_SIZE then return 0, 1, 0, 0, 0, '' end
     local status, damaged, generation, number, created = struct.unpack(HEAD, record)
     return status, damaged, generation, number, created, record:sub(23)
 end
 
+-- The token that has a queue; nothing: that cannot be read.
 local function owner(rest)
-    return rest:sub(2, 1 + rest:byte(1))
+    local size = rest:byte(1)
+    if size and #rest > size then return rest:sub(2, 1 + size) end
 end
 
 local function want(server, generation, number, id)
@@ -234,6 +248,9 @@ local function slice(server, generation, number, below, limit)
         local ids = call('ZRANGEBYSCORE', key, from, '+inf', 'LIMIT', 0, limit - #out)
         for _, id in ipairs(ids) do
             local record = call('HGET', server .. ':q', id)
+            if record and #record < HEAD_SIZE then -- one that says so is in its place
+                record = struct.pack(HEAD, 0, 1, tonumber(g), tonumber(call('ZSCORE', key, id)), 0)
+            end
             if record then
                 out[#out + 1] = {tonumber(g), id, record}
             else

@@ -9,7 +9,7 @@ for i = 2, #ARGV do
     if not at then first = call('ZRANGE', shard .. ':u:' .. id, 0, 0)[1] end
     local value = first and call('HGET', values, first)
     if value then
-        local _, _, seconds = struct.unpack('>dI4d', value)
+        local _, _, seconds = stamp(value)
         received = text(seconds)
     end
     local count = call('SCARD', queues)

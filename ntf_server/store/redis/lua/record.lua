@@ -19,7 +19,7 @@ local function went_out(shard, id, from, count)
         local queue = ARGV[i]
         local value = call('HGET', values, queue)
         if value then
-            local fence, number = struct.unpack('>dI4', value)
+            local fence, number = stamp(value)
             if fence == tonumber(ARGV[i + 1]) and number == tonumber(ARGV[i + 2]) then
                 local arrived = call('ZSCORE', unsent, queue)
                 if arrived then
