@@ -73,6 +73,7 @@ class Node:
         self._offset = 0  # ms, of the store's clock
         self._version = b"0"
         self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
+        self._heard_late = False  # that may be seconds wrong
         self._was_ahead = _NOT_AHEAD  # by how many seconds the server's clock was set, until when that matters
         self._alive: list[bytes] = []  # nodes
         self.has_left = False  # it is to stop, and is none of them any more
@@ -113,10 +114,11 @@ class Node:
         """The store's time, in seconds."""
         return self.wall() + self._offset / 1000
 
-    def _heard(self, server: float) -> float:
-        """By how many seconds the server's clock was set since it was heard last."""
+    def _heard(self, server: float, *, late: bool) -> float:
+        """By how many seconds the server's clock was set since it was heard last, and not late."""
         steady = self.clock.steady()
-        before, self._server = self._server, (server, steady)
+        before, self._server = None if self._heard_late else self._server, (server, steady)
+        self._heard_late = late
         return 0.0 if before is None else (server - before[0]) - (steady - before[1])
 
     async def _look_at_clock(self, *, begins: bool = False) -> None:
@@ -127,13 +129,15 @@ class Node:
             self.clock.settle()
 
     async def _look_at_server(self) -> None:
-        """Before its time is used: leases must not end because it was set. An answer that is late tells nothing."""
+        """Before its time is used: leases must not end because it was set. A late answer tells nothing of that;
+        its time counts where none is known, since this machine's clock may be anywhere.
+        """
         began = self.clock.steady()
         seconds, micros = await self.database.command(b"TIME", key=self.names.clock, writes=False)
-        if (
-            self.clock.steady() - began < _STEP / 2
-            and abs(step := self._heard(int(seconds) + int(micros) / 1e6)) > _STEP
-        ):
+        late = self.clock.steady() - began >= _STEP / 2
+        if late and self._server is not None:
+            return
+        if abs(step := self._heard(int(seconds) + int(micros) / 1e6, late=late)) > _STEP:
             await self._set_clock(step)
             if step > 0:
                 self._was_ahead = step, self.clock.steady() + 2 * RENEW

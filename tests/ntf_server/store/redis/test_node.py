@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import pytest
 from redis_servers import Server
 from redis_stores import SHARDS, How, Nodes, ask, before, fault, keep, patched
 
+from ntf_server.store.clock import Clock
 from ntf_server.store.contract import FencedError, StoreCorruptError, StoreUnavailableError
-from ntf_server.store.memory import Times
+from ntf_server.store.memory import State, Times
 from ntf_server.store.records import Claim, Outcome
 from ntf_server.store.redis import deliveries, sessions
 from ntf_server.store.redis.database import Bounds
 from ntf_server.store.redis.engine import RedisStore
-from ntf_server.store.redis.node import LEASE, NODES, RENEW, identity, unless_cancelled
+from ntf_server.store.redis.node import LEASE, NODES, RENEW, Node, identity, unless_cancelled
 from ntf_server.testing.store_suite.medium import (
     DAY,
     ROOM,
@@ -691,3 +693,19 @@ async def test_a_store_that_is_gone_is_not_written_at_a_stop(nodes: Nodes, serve
     server.ask("FLUSHALL")
     await store.close()
     assert server.ask("KEYS", "*") == []
+
+
+async def test_a_node_whose_clock_is_off_goes_by_the_server_from_the_first_answer_on_though_it_is_late(
+    nodes: Nodes,
+) -> None:
+    store = await nodes.open(manual=False)
+    now: Iterator[float] = itertools.count(0.0, 1.5)  # seconds, which every answer takes
+    state = State(store._state.sealer, Times(), Clock(lambda: time.time() - 3600, lambda: next(now)))
+    node = Node(store._node.database, store._node.names, state, b"off", store._node._store_id, manual=False)
+    assert node.wall() < time.time() - 3500
+    await node._look_at_server()
+    assert abs(node.wall() - time.time()) < 10
+    now = itertools.repeat(next(now) + 60.0)
+    await node._look_at_server()
+    assert not state.effects.stepped  # it only is known better
+    assert abs(node.wall() - time.time()) < 1
