@@ -329,8 +329,7 @@ class Node:
 
     async def live(self, ms: int, last: int = 0) -> list[bytes]:
         """This node does, for so long; those that live. `last`: now in ms, or 0. Raises StoreCorruptError."""
-        names = self.names
-        keys = [names.nodes, names.clock, names.store]
+        keys = [self.names.nodes, self.names.clock, self.names.store]
         alive: list[bytes] | None = await self.run("alive", keys, self.ahead, self.id, ms, last, self._store_id)
         if alive is None:
             raise self._gone()
