@@ -6,8 +6,9 @@ messages.
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,12 +28,21 @@ _SLICE: Final = 200
 class LostConfig(msgspec.Struct, frozen=True):
     """Seconds: `delay` after the reconnect, in which the server sends what it kept; `pause` between two slices.
 
-    `slice`: subscriptions that are looked at at once.
+    `taken`: in which a server that is lost by another node becomes this one's. `slice`: subscriptions that are looked
+    at at once.
     """
 
     delay: float = 5.0
     pause: float = 1.0
+    taken: float = 60.0
     slice: int = _SLICE
+
+
+class _Noticed(NamedTuple):
+    """When, and until when a session has to begin, by the loop's clock."""
+
+    at: float
+    until: float
 
 
 class LostWays:
@@ -43,11 +53,19 @@ class LostWays:
         self._spawn = spawn
         self._insist = insist
         self._config = config or LostConfig()
-        self._noticed: dict[ServerAddress, float] = {}  # by the loop's clock
+        self._noticed: dict[ServerAddress, _Noticed] = {}
+        self._cleared_at = -math.inf
 
-    def notice(self, server: ServerAddress) -> None:
-        """The way to this server was dead."""
-        self._noticed[server] = asyncio.get_running_loop().time()
+    def notice(self, server: ServerAddress, *, held: bool = True) -> None:
+        """The way to this server was dead, or what was stored of it is lost. Not `held`: it is another node's, or
+        nobody's, and is this one's to look at if a session begins soon.
+        """
+        now = asyncio.get_running_loop().time()
+        self._noticed[server] = _Noticed(now, math.inf if held else now + self._config.taken)
+        if now - self._cleared_at >= self._config.taken:
+            self._cleared_at = now
+            for other in [other for other, noticed in self._noticed.items() if noticed.until < now]:
+                del self._noticed[other]
 
     def forget(self, server: ServerAddress) -> None:
         """Nothing is wanted of it any more."""
@@ -55,19 +73,22 @@ class LostWays:
 
     def reconnected(self, session: Session) -> None:
         """A session begins."""
-        if session.server in self._noticed:
+        noticed = self._noticed.get(session.server)
+        if noticed is not None and noticed.until < asyncio.get_running_loop().time():
+            del self._noticed[session.server]
+        elif noticed is not None:
             self._spawn(self._check(session), "lost smp events")
 
     async def _check(self, session: Session) -> None:
         server, loop = session.server, asyncio.get_running_loop()
-        noticed_at = self._noticed[server]
+        noticed = self._noticed[server]
         await asyncio.sleep(self._config.delay)
         after: Cursor | None = None
         count = 0
         while True:
             try:
                 marked, after = await self._insist(
-                    lambda: self._store.mark_lost(session, after, self._config.slice, loop.time() - noticed_at)  # noqa: B023
+                    lambda: self._store.mark_lost(session, after, self._config.slice, loop.time() - noticed.at)  # noqa: B023
                 )
             except FencedError:  # it was lost again: the next session begins anew
                 return
@@ -75,6 +96,6 @@ class LostWays:
             if after is None:
                 break
             await asyncio.sleep(self._config.pause)
-        if self._noticed.get(server) == noticed_at:
+        if self._noticed.get(server) == noticed:
             del self._noticed[server]
         log.info("SMP server %s was out of reach: %d devices are to look for messages", server.hosts[0], count)

@@ -186,10 +186,11 @@ class Subscriber:
             case ChangeKind.ADDED if session is not None:
                 session.missing.update(change.refs)
                 self._agent.subscribe(server, *change.refs)
-            case ChangeKind.LOST if session is not None:
+            case ChangeKind.LOST:
                 if self._lost_ways:
-                    self._lost_ways.notice(server)
-                self._agent.release(server)
+                    self._lost_ways.notice(server, held=session is not None)
+                if session is not None:
+                    self._agent.release(server)
             case ChangeKind.AUDIT if session is not None:
                 self._audit(session, change.refs)
             case ChangeKind.REMOVED if session is not None:

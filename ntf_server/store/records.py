@@ -358,7 +358,7 @@ class ChangeKind(StrEnum):
     REMOVED = "removed"
     AUDIT = "audit"  # they should be active: is that so?
     FREE = "free"  # nobody speaks for the server any more, and this node should
-    LOST = "lost"  # what was stored of it last may be lost
+    LOST = "lost"  # what was stored of it last may be lost, whoever holds it
 
 
 class Removed(Record, frozen=True):

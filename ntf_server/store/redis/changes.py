@@ -56,6 +56,21 @@ async def follow(
         await reader.close()
 
 
+async def doubt(node: Node, changes: Changes) -> None:
+    """What was stored last of any server may be lost: of those that other nodes hold too, as they may lose them now."""
+    ours = list(node.state.fences)
+    changes.tell([Change(ChangeKind.LOST, server) for server in ours])
+    while True:
+        try:
+            known = await node.known()
+            break
+        except StoreError as e:
+            log.debug("servers cannot be read: %s", e)
+            await asyncio.sleep(_PAUSE)
+    others = [server for server in map(address, known.values()) if server not in ours]
+    changes.tell([Change(ChangeKind.LOST, server) for server in others])
+
+
 async def _take(node: Node, fields: dict[bytes, bytes], changes: Changes) -> None:
     if fields[b"k"] == NODES:
         await node.look()

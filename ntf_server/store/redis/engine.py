@@ -202,7 +202,7 @@ class RedisStore:
         """
         log.warning("Redis began anew, or another one is primary: what was written last may be lost, and is made good")
         self._node.strand()
-        self._changes.tell([Change(ChangeKind.LOST, server) for server in list(self._state.fences)])
+        self._spawn(stream.doubt(self._node, self._changes), "what may be lost")
 
     def _give_back(self, claims: Sequence[Claim]) -> None:
         """They were handed to somebody who is gone."""

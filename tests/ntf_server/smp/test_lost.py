@@ -8,6 +8,7 @@ from typing import Any
 
 import node as node_module
 import pytest
+from msgspec.structs import replace
 from node import Node
 from proxies import Proxy
 
@@ -126,6 +127,22 @@ async def test_what_the_store_may_have_lost_is_subscribed_again_and_checked(
         await way.node.all_active(ids)
         assert smp_server.nsubs() == nsubs + len(queues)
         await check_comes(way)
+
+
+@pytest.mark.parametrize(("taken", "kinds"), [(60.0, [PushKind.CHECK]), (0.0, [])])
+async def test_a_server_that_this_node_takes_soon_after_the_store_may_have_lost_something_of_it_is_checked(
+    tmp_path: Path, smp_server: SmpServer, queues: list[Queue], taken: float, kinds: list[PushKind]
+) -> None:
+    """Its node has let it go meanwhile, or this one had, which could not renew its leases."""
+    async with open_way(tmp_path, smp_server, lost=replace(SOON, taken=taken)) as way:
+        way.node.store.store._changes.tell([Change(ChangeKind.LOST, s) for s in (smp_server.address, NOBODY)])
+        await asyncio.sleep(0.1)
+        await way.node.add_active(smp_server, *queues)
+        await asyncio.sleep(0.8)
+        assert way.kinds() == kinds
+        assert way.node.subscriber._lost_ways is not None
+        way.node.subscriber._lost_ways.notice(smp_server.address, held=False)
+        assert (NOBODY in way.node.subscriber._lost_ways._noticed) is bool(taken)
 
 
 async def test_a_way_that_is_lost_again_before_the_check(

@@ -161,10 +161,12 @@ async def test_an_outage_loses_none(own_server: Server) -> None:
     await nodes.close()
 
 
-async def test_a_failover_is_told_of_what_this_node_holds(nodes: Nodes) -> None:
-    store = await nodes.open("one")
-    await acquire(store, SMP)
-    told = asyncio.ensure_future(next_of(store.changes()))
-    await asyncio.sleep(0)
-    store._node.database.on_lost()
-    assert await told == Change(ChangeKind.LOST, SMP)
+async def test_a_failover_is_told_of_all_servers_whoever_holds_them(nodes: Nodes) -> None:
+    """Their nodes may lose them before they have made it good."""
+    stores = await nodes.open("one"), await nodes.open("two")
+    await acquire(stores[0], SMP)
+    for store in stores:
+        told = asyncio.ensure_future(next_of(store.changes()))
+        await asyncio.sleep(0)
+        store._node.database.on_lost()
+        assert await told == Change(ChangeKind.LOST, SMP)
