@@ -28,6 +28,10 @@ class Excuses:
         if begin is not None:
             self.add(what, begin, now)
 
+    def over(self, what: str) -> float:
+        """When the last one ends that has an end; 0: there was none."""
+        return max((end for _, end in self._intervals[what]), default=0.0)
+
     def without(self, what: Iterable[str], begin: float, end: float) -> float:
         """Seconds between the two that none of these excuses."""
         found = []

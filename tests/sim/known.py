@@ -27,6 +27,7 @@ REDIS_FAULTS: Final = frozenset(
     [f"redis:{kind}" for kind in ("lost_request", "half_request", "lost_answer", "silent", "late")]
     + ["redis:busy", "redis:full", "redis:slow", "redis:no_scripts", "redis:clock"]
     + ["redis:restart", "redis:failover", "redis:frozen", "redis:two_primaries", "redis:lost_writes"]
+    + ["redis:replicas_stall"]
     + ["redis:lost_notification", "redis:lost_registration", "redis:lost_subscription", "redis:two_in_flight"]
     + ["redis:read_in_vain"]
     + [f"node:{what}" for what in ("stands_still", "cut_off", "killed", "leaves", "joins", "all_killed", "all_restart")]

@@ -7,6 +7,7 @@ from typing import Final
 from sim.nodes import NodeWorld
 from sim.relay import SimRelay
 
+_LOST: Final = ("record", "record", "take", "notify", "acquire", "hold", "confirm", "recover", "put_queues")
 _STEPS: Final = (-3600.0, -30.0, 30.0, 3600.0)  # seconds by which somebody sets the servers' clock
 
 
@@ -22,6 +23,8 @@ class NodeFaults:
             (self.kill, 3),
             (self.leave, 2),
             (self.redis_dies, 3),
+            (self.redis_loses, 3),
+            (self.replicas_stall, 1),
             (self.redis_stands_still, 2),
             (self.flaky, 3),
             (self.scripts_are_gone, 1),
@@ -134,6 +137,23 @@ class NodeFaults:
             self.world.weaken("", away + 8.0)
             self.world.disk.last(away + 8.0)
             self._later(self.rng.uniform(0.1, 3.0), self.world.redis.crash, self.rng.choice([0.0, 0.1, 2.0]), away)
+
+    def redis_loses(self) -> None:
+        """What a script writes from now on, which is answered; it is away for a moment only, and nothing fails."""
+        if self.world.redis.is_whole:
+            self._busy()
+            self.world.weaken("", 10.0)
+            self.world.disk.last(8.0)
+            script, then = self.rng.choice(_LOST), self.rng.choice([0.0, 0.05, 0.3])
+            self.world.redis.lose(script, then, self.rng.uniform(0.1, 1.0), self.rng.randint(0, 3))
+
+    def replicas_stall(self) -> None:
+        """Replicas get nothing for a while; then one of them takes over."""
+        self._busy()
+        seconds = self.rng.uniform(0.5, 5.0)
+        self.world.weaken("", seconds + 8.0)
+        self.world.disk.last(seconds + 8.0)
+        self.world.redis.stall(seconds, self.rng.uniform(1.0, 8.0))
 
     def redis_stands_still(self) -> None:
         """It goes on when another one has taken over."""

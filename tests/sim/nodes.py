@@ -10,7 +10,7 @@ from unittest import mock
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
 from ntf_server.store.memory import Times
-from ntf_server.store.redis import due, engine
+from ntf_server.store.redis import due, engine, sessions
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.engine import RedisStore
@@ -33,6 +33,8 @@ SHARDS: Final = 4  # few, as each costs time in each look
 POLL: Final = 1.0  # seconds between looks, for the same reason
 TAKEN_OVER: Final = LEASE + 5.0  # seconds in which what a node had is another's
 _TWO_SESSIONS: Final = LEASE + 0.5  # seconds that two nodes may have sessions with one server
+MADE_GOOD: Final = 45.0  # seconds in which a device is woken whose notification was lost
+_LOST_EVERY: Final = 60.0  # seconds between two such pushes, which are an hour apart otherwise
 _LATE: Final = 25.0  # seconds that a trouble of Redis excuses after its end
 _WEAK: Final = 3.0  # seconds without Redis after which a lease may end before a push does
 _TROUBLES: Final = ("smp:", "redis:", "node:", "relay:", "service:", "phone:", "stranger:")
@@ -172,11 +174,13 @@ class NodeWorld(World):
         self.phones = NodePhones(self)
         loop.connect_to = self.redis.network.connect
         self.lost: list[tuple[float, float]] = []  # times of which writes may be lost
+        self.phones_look = True  # now and then after writes were lost
         self.away: set[int] = set()  # nodes that the operator has stopped
         self._weak: list[tuple[str, float, float]] = []  # when whose leases may have ended; a life, or empty: all
         self._flying: dict[Device, list[tuple[str, float]]] = {}
         self._two: dict[SimServer, float] = {}
         self._fences: dict[ServerAddress, int] = {}
+        self.acquired = 0  # how often a node began to speak for a server
         self.trace.note("nodes", self.count, kind.name, "waits" if self.waits else "")
         loop.in_world(1.0, self._look)
 
@@ -260,6 +264,7 @@ class NodeWorld(World):
         if fence <= self._fences.get(server, 0) and not set_back:
             self.trace.violated("a fence went back:", server.hosts[0])
         self._fences[server] = fence
+        self.acquired += 1
 
     def expect_taken_over(self, relay: SimRelay) -> None:
         """What a node had, which from now on is of no use, is another's within a lease and a little."""
@@ -323,8 +328,13 @@ class NodeWorld(World):
     def on_stored(self, notifications: Any, result: Any) -> None:
         """See `World`."""
         super().on_stored(notifications, result)
+        now = self.loop.time()
         for n in notifications:
-            self.by_notifier[n.notifier_id].stored_at = self.loop.time()
+            queue = self.by_notifier[n.notifier_id]
+            queue.stored_at = now
+            if queue in self.owed and any(begin <= now <= end + 1 for begin, end in self.lost[-3:]):  # answered before
+                self.trace.fault("redis:lost_notification", queue)
+                del self.owed[queue]
 
     def _on_lost(self, begin: float, end: float) -> None:
         """What was written between these times may be lost, unless it had to be on a replica first."""
@@ -333,11 +343,34 @@ class NodeWorld(World):
         if self.waits:
             return
         self.lost.append((begin, end))
-        for queue in [q for q in self.owed if begin - 1 <= q.stored_at <= end + 1]:
+        lost = [q for q in self.owed if begin <= q.stored_at]
+        for queue in lost:
             self.trace.fault("redis:lost_notification", queue)
             del self.owed[queue]
-        for device in self.devices:
-            self.loop.in_world(self.own.uniform(20, 60), self.phones.look, device)
+        well = [queue for queue in lost if self._is_well(queue)]
+        self.loop.in_world(MADE_GOOD, self._check_made_good, well, self.troubles(), self.loop.time())
+        if self.phones_look:
+            for device in self.devices:
+                self.loop.in_world(self.own.uniform(20, 60), self.phones.look, device)
+
+    def _is_well(self, queue: SimQueue) -> bool:
+        """Nothing of the rest of the world keeps a push from its device."""
+        server, device = queue.server, self.owners[queue]
+        host, now = self.host_of(device.address), self.loop.time()
+        asked = queue.wanted and device.verified and self.is_live(device)
+        reachable = server.up and not server.hangs and not server.silent and queue.subscriber != "another"
+        late = self.excuses.without(["clock", host.name, str(device)], now - MADE_GOOD, now) < MADE_GOOD
+        return asked and reachable and not late and not host.trouble
+
+    def _check_made_good(self, lost: list[SimQueue], troubles: int, since: float) -> None:
+        """Whose notification was lost is pushed something else: a later message, or a check."""
+        if troubles != self.troubles() or self.stopping or self.disk.until > since + TAKEN_OVER:
+            return
+        if any(relay.ready_at > since - TAKEN_OVER for relay in self.relays.values()):
+            return  # one that joins knows nothing of it, and takes its share
+        for queue in lost:
+            if self._is_well(queue) and self.owners[queue].pushed_at < since:
+                self.trace.violated(f"what came for {queue} was lost, and {self.owners[queue]} was not woken")
 
 
 @contextmanager
@@ -348,5 +381,9 @@ def many_nodes(world: NodeWorld) -> Iterator[None]:
     def steady_clock() -> Clock:
         return Clock(clock.wall, clock.steady)
 
-    with mock.patch.object(engine, "Clock", steady_clock), mock.patch.object(due, "_LOOK", POLL):
+    with (
+        mock.patch.object(engine, "Clock", steady_clock),
+        mock.patch.object(due, "_LOOK", POLL),
+        mock.patch.object(sessions, "_LOST_EVERY", _LOST_EVERY),
+    ):
         yield

@@ -14,6 +14,7 @@ from sim.node_faults import NodeFaults
 from sim.nodes import NodeWorld, many_nodes
 from sim.promises import check_at_end, check_owed, check_periods
 from sim.services import ServiceFaults
+from sim.trials import Trials
 from sim.world import World, deterministic
 from smp_bridge.ntf import Provider
 
@@ -74,6 +75,10 @@ async def _live(world: World) -> None:
     _populate(world)
     world.begin()
     await asyncio.sleep(_SETTLED)
+    if isinstance(world, NodeWorld):
+        await Trials(world).run()
+        if world.trace.violations:
+            return
     duration = rng.uniform(900, 1800) * world.pace
     Faults(world, loop.time(), loop.time() + duration)
     ServiceFaults(world, loop.time(), loop.time() + duration)
@@ -90,7 +95,7 @@ async def _live(world: World) -> None:
         await asyncio.sleep(1)
     for device in world.devices:
         loop.in_world(rng.uniform(400, 500), world.phones.look, device)
-    await asyncio.sleep(_DRAINED * world.pace)
+    await asyncio.sleep(max(_DRAINED * world.pace, world.excuses.over("clock") - loop.time()))
     check_owed(world)
     check_periods(world)
     await _echo(world)

@@ -31,3 +31,12 @@ def test_what_was_begun_ends() -> None:
     excuses.end("a", 3)
     excuses.end("a", 8)
     assert excuses.without(["a"], 0, 10) == 8
+
+
+def test_when_it_is_over() -> None:
+    excuses = Excuses()
+    assert excuses.over("a") == 0
+    excuses.add("a", 2, 9)
+    excuses.add("a", 3, 5)
+    excuses.begin("a", 20)  # and has no end
+    assert excuses.over("a") == 9

@@ -34,7 +34,7 @@ class Data:
         self.replicas = 0
         self.history = 0  # another one with each start, and each time that it becomes primary
         self.on_effects: Callable[[list[Sequence[bytes]]], None] = lambda _: None
-        self.on_script: Callable[[str], None] = lambda _: None
+        self.ran = ""  # the text of the script that the last command ran
         self._lua = lua
         self._scripts: dict[bytes, str] = {}
         self._written: list[Sequence[bytes]] = []
@@ -43,6 +43,7 @@ class Data:
         """A reply. Raises ReplyError."""
         name = words[0].upper()
         self._written = []
+        self.ran = ""
         try:
             if name in {b"EVALSHA", b"EVAL"}:
                 return self._script(name, *words[1:])
@@ -89,6 +90,7 @@ class Data:
                 raise ReplyError("READONLY Can not run script with write flag on readonly replica.")
             if self.full and "allow-oom" not in flags:
                 raise ReplyError(_OOM)
+        self.ran = text
         keys, args = words[: int(count)], words[int(count) :]
         return self._lua.run(text, keys, args, lambda call: self._from_script(call, checked=flags is not None))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final
 
+from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
 from sim.clock import WallClock
 from sim.loop import VirtualLoop
@@ -21,6 +22,7 @@ from sim.valkey.server import Server
 from sim.valkey.wire import Commands, packed
 
 _SERVICE: Final = "relay"
+_BEFORE: Final = 1e-6  # seconds: what is written at one moment is lost, or none of it
 _KEPT: Final = 10.0  # seconds of effects that a copy may be behind
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
@@ -43,6 +45,7 @@ class Deployment:
         self.primary = self.servers[0]
         self._copy = self._data()
         self._behind: deque[tuple[float, list[Sequence[bytes]]]] = deque()
+        self._stalled_at: float | None = None  # since when nothing goes to replicas
         self.on_lost: Callable[[float, float], None] = lambda _begin, _end: None
         for server in self.servers:
             server.data.read_only = True
@@ -82,11 +85,12 @@ class Deployment:
             self.loop.in_world(0, server.wake)
 
     def _catch_up(self, until: float) -> None:
+        until = until if self._stalled_at is None else min(until, self._stalled_at)
         while self._behind and self._behind[0][0] <= until:
             self._copy.apply(self._behind.popleft()[1])
 
     def _sync(self, server: Server) -> int:
-        if server is not self.primary or len(self.servers) == 1:
+        if server is not self.primary or len(self.servers) == 1 or self._stalled_at is not None:
             return 0
         self._catch_up(self.loop.time())
         return len(self.servers) - 1
@@ -97,6 +101,7 @@ class Deployment:
         if self._behind:
             self.trace.fault("redis:lost_writes", len(self._behind))
         self._behind.clear()
+        self._stalled_at = None
         taken, self._copy = self._copy, self._data()
         self._copy.keys.copy(taken.keys)
         return taken
@@ -107,6 +112,47 @@ class Deployment:
     def is_whole(self) -> bool:
         """All servers run."""
         return all(server.listening and not server.frozen for server in self.servers)
+
+    def when_run(self, script: str, then: Callable[[Link], None], skip: int = 0) -> None:
+        """Once the script of that name was run so often, and not yet answered; for whom. One such wish at a time."""
+        text, left = Script.load(script).text, itertools.count(skip, -1)
+
+        def ran(what: str, link: Link) -> None:
+            if what == text and next(left) == 0:
+                self.when_run_no_more()
+                then(link)
+
+        for server in self.servers:
+            server.on_script = ran
+
+    def when_run_no_more(self) -> None:
+        """Nobody waits for that any more."""
+        for server in self.servers:
+            server.on_script = None
+
+    def lose(self, script: str, then: float, away: float, skip: int = 0) -> None:
+        """What this script writes next, and all after it, `then` seconds later; that was answered."""
+        begin = [0.0]
+
+        def crash() -> None:
+            self.crash(self.loop.time() - begin[0], away)
+
+        def ran(_: Link) -> None:
+            begin[0] = self.loop.time() - _BEFORE
+            self.loop.in_world(then, crash)
+
+        self.when_run(script, ran, skip)
+
+    def stall(self, seconds: float, away: float) -> None:
+        """Replicas get nothing for so long; then one of them takes over."""
+        if self.kind is Kind.SENTINEL and self.is_whole and self._stalled_at is None:
+            self._stalled_at = began = self.loop.time()
+            self.trace.fault("redis:replicas_stall")
+            self.loop.in_world(seconds, self._end_stall, began, away)
+
+    def _end_stall(self, began: float, away: float) -> None:
+        if self._stalled_at == began:
+            self.crash(self.loop.time() - began, away)
 
     def crash(self, lag: float, away: float) -> None:
         """The primary's process ends; alone it starts again after so many seconds, else another one takes over.
@@ -122,8 +168,9 @@ class Deployment:
             self.loop.in_world(away, self._restart, old, now - lag)
             return
         self.trace.fault("redis:failover")
-        self.loop.in_world(self.rng.uniform(1.5, 4.0), self._fail_over, old, now - lag)
-        self.loop.in_world(away + 4.0, self._come_back, old)
+        decided = self.rng.choice([1.5, 3.0, 7.0]) * self.rng.uniform(0.8, 1.2)
+        self.loop.in_world(decided, self._fail_over, old, now - lag)
+        self.loop.in_world(away + decided, self._come_back, old)
 
     def freeze(self, lag: float, away: float) -> None:
         """The primary stands still for so long that another one takes over; then it goes on as if nothing was."""

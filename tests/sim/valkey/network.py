@@ -153,6 +153,12 @@ class Link(asyncio.Transport):
         if not self._deaf:
             self._come(lambda: self._protocol.data_received(data) if not self._closing else None)
 
+    def lose_answers(self) -> None:
+        """What is answered from now on is lost, and soon the connection is."""
+        self._deaf = True
+        self.network.trace.fault("redis:lost_answer")
+        self.network.loop.in_world(self.network.rng.uniform(0.01, 0.5), self.reset)
+
     def reset(self) -> None:
         """It is lost."""
         if not self._broken:

@@ -33,6 +33,7 @@ class Server:
         self.frozen = False
         self.trouble = ""
         self.sync: Callable[[], int] = lambda: 0  # to have replicas in step: how many are
+        self.on_script: Callable[[str, Link], None] | None = None  # told of each that it has run, and for whom
         self._sessions: list[_Session] = []
 
     def __str__(self) -> str:
@@ -111,6 +112,8 @@ class _Session:
         while self._waiting and self._blocked is None:
             words = self._waiting.popleft()
             answer = self._server.answer(words)
+            if self._server.on_script is not None and self._server.data.ran:
+                self._server.on_script(self._server.data.ran, self._link)
             if answer is None and b"BLOCK" in words:
                 self._block(words)
             else:
