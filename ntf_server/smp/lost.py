@@ -23,6 +23,7 @@ Marked = tuple[int, Cursor | None]
 Insist = Callable[[Callable[[], Awaitable[Marked]]], Awaitable[Marked]]
 
 _SLICE: Final = 200
+_UNDER_WAY: Final = 2.0  # seconds in which a push may be recorded that went out before what is lost was stored
 
 
 class LostConfig(msgspec.Struct, frozen=True):
@@ -39,7 +40,7 @@ class LostConfig(msgspec.Struct, frozen=True):
 
 
 class _Noticed(NamedTuple):
-    """When, and until when a session has to begin, by the loop's clock."""
+    """Since when a push is as good as a check, and until when a session has to begin, by the loop's clock."""
 
     at: float
     until: float
@@ -56,12 +57,16 @@ class LostWays:
         self._noticed: dict[ServerAddress, _Noticed] = {}
         self._cleared_at = -math.inf
 
-    def notice(self, server: ServerAddress, *, held: bool = True) -> None:
-        """The way to this server was dead, or what was stored of it is lost. Not `held`: it is another node's, or
-        nobody's, and is this one's to look at if a session begins soon.
+    def notice(self, server: ServerAddress) -> None:
+        """The way to this server was dead."""
+        self._noticed[server] = _Noticed(asyncio.get_running_loop().time(), math.inf)
+
+    def doubt(self, server: ServerAddress, *, held: bool) -> None:
+        """What was stored of it last may be lost. Not `held`: it is another node's, or nobody's, and is this one's to
+        look at if a session begins soon.
         """
         now = asyncio.get_running_loop().time()
-        self._noticed[server] = _Noticed(now, math.inf if held else now + self._config.taken)
+        self._noticed[server] = _Noticed(now + _UNDER_WAY, math.inf if held else now + self._config.taken)
         if now - self._cleared_at >= self._config.taken:
             self._cleared_at = now
             for other in [other for other, noticed in self._noticed.items() if noticed.until < now]:
@@ -87,8 +92,9 @@ class LostWays:
         count = 0
         while True:
             try:
+                within = max(0.0, loop.time() - noticed.at)
                 marked, after = await self._insist(
-                    lambda: self._store.mark_lost(session, after, self._config.slice, loop.time() - noticed.at)  # noqa: B023
+                    lambda: self._store.mark_lost(session, after, self._config.slice, within)  # noqa: B023
                 )
             except FencedError:  # it was lost again: the next session begins anew
                 return

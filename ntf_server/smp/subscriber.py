@@ -188,7 +188,7 @@ class Subscriber:
                 self._agent.subscribe(server, *change.refs)
             case ChangeKind.LOST:
                 if self._lost_ways:
-                    self._lost_ways.notice(server, held=session is not None)
+                    self._lost_ways.doubt(server, held=session is not None)
                 if session is not None:
                     self._agent.release(server)
             case ChangeKind.AUDIT if session is not None:

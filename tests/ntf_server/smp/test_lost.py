@@ -141,8 +141,23 @@ async def test_a_server_that_this_node_takes_soon_after_the_store_may_have_lost_
         await asyncio.sleep(0.8)
         assert way.kinds() == kinds
         assert way.node.subscriber._lost_ways is not None
-        way.node.subscriber._lost_ways.notice(smp_server.address, held=False)
+        way.node.subscriber._lost_ways.doubt(smp_server.address, held=False)
         assert (NOBODY in way.node.subscriber._lost_ways._noticed) is bool(taken)
+
+
+async def test_a_push_that_was_under_way_when_the_store_may_have_lost_what_came_next_is_no_check(
+    tmp_path: Path, smp_server: SmpServer, queues: list[Queue]
+) -> None:
+    """It went out before that was stored, and is recorded after it was lost."""
+    async with open_way(tmp_path, smp_server, lost=replace(SOON, delay=1.5)) as way:
+        await way.node.add_active(smp_server, *queues)
+        store: Any = way.node.store.store
+        store._changes.tell([Change(ChangeKind.LOST, smp_server.address)])
+        smp_server.notify(queues[0].notifier_id)
+        async with asyncio.timeout(10):
+            while (kinds := way.kinds()) != [PushKind.CHECK]:
+                assert kinds in ([], [PushKind.MESSAGES])
+                await asyncio.sleep(0.01)
 
 
 async def test_a_way_that_is_lost_again_before_the_check(
