@@ -103,8 +103,8 @@ NODE_MUTANTS: Final = (
         "N14 what came of pushes is not made good after a loss",
         "what is lost with Redis is made good",
         f"{_REDIS}engine.py",
-        "        self._node.strand()\n        self._changes.tell(",
-        "        self._changes.tell(",
+        "        self._node.strand()\n        self._spawn(stream.doubt(",
+        "        self._spawn(stream.doubt(",
     ),
     Mutant(
         "N15 by which call something was handed out is not made good after a loss",
@@ -124,7 +124,7 @@ NODE_MUTANTS: Final = (
         "N17 after a loss devices are not told to look",
         "what is lost with Redis is made good",
         f"{_REDIS}engine.py",
-        "        self._changes.tell([Change(ChangeKind.LOST, server) for server in list(self._state.fences)])\n",
+        '        self._spawn(stream.doubt(self._node, self._changes), "what may be lost")\n',
         "",
     ),
     Mutant(

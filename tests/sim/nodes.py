@@ -347,7 +347,7 @@ class NodeWorld(World):
         for queue in lost:
             self.trace.fault("redis:lost_notification", queue)
             del self.owed[queue]
-        well = [queue for queue in lost if self._is_well(queue)]
+        well = {queue: queue.stored_at for queue in lost if self._is_well(queue)}
         self.loop.in_world(MADE_GOOD, self._check_made_good, well, self.troubles(), self.loop.time())
         if self.phones_look:
             for device in self.devices:
@@ -362,14 +362,14 @@ class NodeWorld(World):
         late = self.excuses.without(["clock", host.name, str(device)], now - MADE_GOOD, now) < MADE_GOOD
         return asked and reachable and not late and not host.trouble
 
-    def _check_made_good(self, lost: list[SimQueue], troubles: int, since: float) -> None:
+    def _check_made_good(self, lost: dict[SimQueue, float], troubles: int, since: float) -> None:
         """Whose notification was lost is pushed something else: a later message, or a check."""
         if troubles != self.troubles() or self.stopping or self.disk.until > since + TAKEN_OVER:
             return
         if any(relay.ready_at > since - TAKEN_OVER for relay in self.relays.values()):
             return  # one that joins knows nothing of it, and takes its share
-        for queue in lost:
-            if self._is_well(queue) and self.owners[queue].pushed_at < since:
+        for queue, stored_at in lost.items():
+            if self._is_well(queue) and self.owners[queue].pushed_at < stored_at:
                 self.trace.violated(f"what came for {queue} was lost, and {self.owners[queue]} was not woken")
 
 

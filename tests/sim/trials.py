@@ -17,9 +17,9 @@ _CALM: Final = 10.0  # seconds in which nothing happens
 _COUNT: Final = 3
 _ECHO: Final = 35.0  # seconds in which everybody is reached
 _CUT: Final = 12.0  # seconds that a node is cut off until others have what it had
-_GONE: Final = 80.0  # seconds that a node is away
+_BACK: Final = 20.0  # seconds until a node that comes back has its share
 _HANDING: Final = ("notify", "take", "record")  # scripts
-_ASKING: Final = ("owners", "owners", "peek", *_HANDING)
+_ASKING: Final = ("owners", "owners", "owners", "peek", "record")
 _SOON: Final = 10.0  # seconds in which it happens
 
 
@@ -32,7 +32,7 @@ class Trials:
 
     async def run(self) -> None:
         """One after the other."""
-        kinds: list[Callable[[], None]] = [self._lose, self._lose, self._no_answer, self._kill, self._leave]
+        kinds: list[Callable[[], None]] = [self._lose, self._lose_again, self._no_answer, self._kill, self._leave]
         chosen = self.rng.sample(kinds, _COUNT)
         if self.world.redis.kind is Kind.SENTINEL:
             chosen[-1] = self._stall
@@ -49,7 +49,7 @@ class Trials:
             world.trace.violated("a server got another node, though all was well")
         slowness = {host: host.slowness for host in world.hosts.values()}
         for host in slowness:
-            host.slowness = 2.0  # so that pushes are under way when it happens
+            host.slowness = 3.0  # so that pushes are under way when it happens
         world.trace.note("trial:", kind.__name__)
         kind()
         self._notify_all()
@@ -61,6 +61,10 @@ class Trials:
         self._notify_all()
         await asyncio.sleep(_ECHO)
         self._check_owed()
+        while world.away:
+            number = world.away.pop()
+            world.start_relay(number)
+            await asyncio.sleep(_BACK)
 
     def _check_owed(self) -> None:
         world, now = self.world, self.world.loop.time()
@@ -83,15 +87,20 @@ class Trials:
         self.world.redis.when_run(self.rng.choice(scripts), ran, self._skip())
 
     def _skip(self) -> int:
-        return self.rng.choice([0, 0, 1, 2, 4])
+        return self.rng.choice([0, 0, 0, 1, 2, 4])
 
     # --- what happens
 
-    def _lose(self) -> None:
+    def _lose(self, script: str = "") -> None:
         """Redis loses what it wrote last, and is back so soon that nothing fails."""
         self.world.weaken("", 10.0)
-        script, then = self.rng.choice(_HANDING), self.rng.choice([0.0, 0.05, 0.3])
+        script, then = script or self.rng.choice(_HANDING), self.rng.choice([0.0, 0.05, 0.3])
         self.world.redis.lose(script, then, self.rng.uniform(0.1, 0.5), self._skip())
+
+    def _lose_again(self) -> None:
+        """The same, of tokens that have more to be pushed, and were handed out once more."""
+        self.world.loop.in_world(1.5, self._notify_all)
+        self.world.loop.in_world(2.5, self._lose, "take")
 
     def _stall(self) -> None:
         """Replicas get nothing, and one of them takes over."""
@@ -118,10 +127,5 @@ class Trials:
             # The answer is on its way, and what the node asks for next stays on its own.
             world.loop.in_world(0, world.redis.network.cut, f"node{node.number}", world.loop.time() + _CUT)
             world.loop.in_world(_CUT / 2, node.life.die)
-            world.loop.in_world(_GONE, self._come_back, node.number)
 
         self._when_run(_ASKING, cut)
-
-    def _come_back(self, number: int) -> None:
-        self.world.away.discard(number)
-        self.world.start_relay(number)
