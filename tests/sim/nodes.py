@@ -292,7 +292,9 @@ class NodeWorld(World):
     def check_read(self, relay: SimRelay, until: float = float("inf")) -> None:
         """See `World`. What a node had read when another one took the server over is not stored, as is told."""
         for queue, (number, at) in list(relay.read.items()):
-            weak = any(whose in {"", relay.life.name} and begin - LEASE < at < end for whose, begin, end in self._weak)
+            weak = any(  # one that stood still reads what waits for it before it knows
+                whose in {"", relay.life.name} and begin - LEASE < at < end + 1.0 for whose, begin, end in self._weak
+            )
             if at <= until and queue.stored < number and weak:
                 self.trace.fault("redis:read_in_vain", queue, number)
                 del relay.read[queue]
