@@ -340,7 +340,7 @@ def test_service_chain_that_is_not_tls(peer_chain):
 
 NOW = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 EC_LEAF = ec.generate_private_key(ec.SECP256R1())
-LATER = Credentials.generate("ED25519", "service", NOW + datetime.timedelta(1))[0]
+LATER = Credentials.generate("ED25519", "service", NOW + datetime.timedelta(2))[0]
 
 
 def ec_certificate():

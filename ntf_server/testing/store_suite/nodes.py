@@ -192,7 +192,10 @@ async def who_takes_leave_has_no_share(bench: Bench) -> None:
     assert (share.take, share.give) == ([], [held])
     await first.release(held)
     await record(first, delivered(claim))
-    bench.clock.pass_(1)
+    for _ in range(3):  # it may just be looking at what it had
+        bench.clock.pass_(1)
+        if not await first.leave():
+            break
     assert await first.leave() == 0
     bench.clock.pass_(2.5)
     new = await acquire(second)
