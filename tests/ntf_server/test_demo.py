@@ -20,10 +20,9 @@ Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 
 @pytest.fixture
-def temporary(tmp_path: Path) -> Path:
-    directory = tmp_path / "tmp"
-    directory.mkdir()
-    return directory
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a short name: there are sockets in it."""
+    return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture
