@@ -263,5 +263,5 @@ async def test_nothing_is_lost_whatever_happens_to_redis(
                 await all_delivered(tally)
             for node in nodes.nodes:
                 assert await node.stop() == 0, nodes.log()
-            assert "Traceback" not in nodes.log()
+            assert "Traceback" not in nodes.log(), nodes.log()
     assert tally.duplicates <= 3 * PHONES

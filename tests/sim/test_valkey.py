@@ -18,6 +18,10 @@ from sim.valkey.lua import Lua
 from sim.valkey.wire import Commands
 
 _UNEQUAL = {b"INFO", b"CONFIG", b"KEYS", b"SRANDMEMBER", b"SSCAN"}  # by their nature
+# Scripts of `migrate`, of what nodes count together, of notifications that are cut: no world has these, and their own
+# tests try them on a real server.
+_OF_OTHERS = {"fill", "fill_on", "fill_own", "filled", "put_queues", "put_token", "read_tokens"}
+_OF_OTHERS |= {"recall", "revise", "spend", "drop_notification"}
 _QUICK = {"nodes", "claims", "clocks", "standings"}  # modules of checks that are tried each time; --all tries all
 _IN_ANY_ORDER = {"recover", "win"}  # as they go through a hash
 _SHA1 = {Script.load(script).sha1.encode(): script for script in scripts()}
@@ -174,7 +178,7 @@ async def test_the_model_answers_as_a_real_server_does_whatever_is_asked(server:
     asked: set[str] = set()
     for check in checks(shared=True):
         asked |= (await try_both(server, check)).asked
-    assert asked >= set(scripts())
+    assert set(scripts()) - asked <= _OF_OTHERS
 
 
 async def test_a_model_that_answers_otherwise_is_found(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

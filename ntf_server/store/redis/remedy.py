@@ -29,7 +29,8 @@ _PASSING: Final = {
 }
 _DENIED_IN_SCRIPT: Final = ("ACL failure in script", "The user executing the script")  # with the code ERR
 # Of keys that a script makes from the one that it is given, in a slot that moves: some have moved.
-_HALF_MOVED: Final = "Script attempted to access a non local key"
+_HALF_MOVED: Final = "attempted to access a non local key"  # behind "Script" by Redis, by Valkey 9.1 as it is
+_DOWN_IN_SCRIPT: Final = "while the cluster is down"  # both, with the code ERR
 _LONGEST: Final = 300  # characters of what a server says
 
 
@@ -74,8 +75,10 @@ def remedy(error: Exception, at: Endpoint, name: str) -> Remedy:
     code, text = _said(error)
     if code in _PASSING:
         return Again(f"{at}: {code} {text}", _PASSING[code])
-    if text.startswith(_HALF_MOVED):
+    if _HALF_MOVED in text.lower():
         return Again(f"{at}: {name}: its slot moves", look=True)
+    if _DOWN_IN_SCRIPT in text:
+        return Again(f"{at}: {name}: the cluster is down", look=True)
     if code == "NOSCRIPT":
         return InFull()
     if (final := _final(error, code, text, at, name)) is not None:

@@ -45,6 +45,20 @@ def test_what_passes(said: str, look: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ERR Script attempted to access a non local key in a cluster node script: 4ab, on @user_script:1.", "moves"),
+        ("ERR Attempted to access a non local key in a cluster node script: 4ab, on @user_script:285.", "moves"),
+        ("ERR Script attempted to execute a command while the cluster is down script: 4ab, on @user_script:1.", "down"),
+        ("ERR Can not execute a write command 'hset' while the cluster is down and readonly script: 4ab", "down"),
+    ],
+)
+def test_what_passes_in_the_middle_of_a_script(said: str, why: str) -> None:
+    told = done_about(said)
+    assert isinstance(told, Again) and told.look and told.reason.endswith(why)
+
+
+@pytest.mark.parametrize(
     "error",
     [
         ConnectionLostError("Connection closed by server."),
