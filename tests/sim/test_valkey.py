@@ -18,8 +18,8 @@ from sim.valkey.lua import Lua
 from sim.valkey.wire import Commands
 
 _UNEQUAL = {b"INFO", b"CONFIG", b"KEYS", b"SRANDMEMBER", b"SSCAN"}  # by their nature
-# Scripts of `migrate`, of what nodes count together, of notifications that are cut, of a server's own clock: no check of
-# the suite needs these, and their own tests try them on a real server.
+# Scripts of `migrate`, of what nodes count together, of notifications that are cut, of a server's own clock: no check
+# of the suite needs these, and their own tests try them on a real server.
 _OF_OTHERS = {"fill", "fill_on", "fill_own", "filled", "put_queues", "put_token", "read_tokens"}
 _OF_OTHERS |= {"recall", "revise", "spend", "drop_notification", "hasten"}
 _QUICK = {"nodes", "claims", "clocks", "standings"}  # modules of checks that are tried each time; --all tries all
