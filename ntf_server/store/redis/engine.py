@@ -88,6 +88,7 @@ class RedisStore:
         self._sweep = upkeep.Sweep()
         self._seen = Seen[bytes]()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.ledger: Final = RedisLedger(node, self._do)
         self._due = Due(node, self._spawn)
         node.made_due = self._due.ring
@@ -140,12 +141,16 @@ class RedisStore:
         return store
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._closed:  # who takes this node's shards does it
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """See `Store`."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

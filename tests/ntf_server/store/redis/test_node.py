@@ -709,3 +709,12 @@ async def test_a_node_whose_clock_is_off_goes_by_the_server_from_the_first_answe
     await node._look_at_server()
     assert not state.effects.stepped  # it only is known better
     assert abs(node.wall() - time.time()) < 1
+
+
+async def test_what_comes_back_after_the_end_is_the_next_holders(nodes: Nodes) -> None:
+    """Of a call that was cancelled, and ended as the store was closed: nothing is begun any more. (Seed 3 on Redis.)"""
+    store = await nodes.open()
+    [outcome] = await claimed(store, 1)
+    await store.close()
+    store._give_back([outcome.claim])
+    assert not store._tasks
