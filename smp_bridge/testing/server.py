@@ -289,10 +289,13 @@ class SmpServer:
 
     def keep(self, events: Sequence[tuple[bytes, smp.NMsg]]) -> None:
         """Of a session that is over: they go to the next one of their queues, before what comes."""
-        for notifier_id, event in reversed(events):
+        kept: dict[Notifier, list[smp.NMsg]] = {}
+        for notifier_id, event in events:
             if (notifier := self._queues.notifier(notifier_id)) is not None:
-                notifier.pending.insert(0, event)
-                self._on_pending(notifier)
+                kept.setdefault(notifier, []).append(event)
+        for notifier, first in kept.items():
+            notifier.pending[:0] = first
+            self._on_pending(notifier)
 
     def _notifier(self, notifier_id: bytes) -> Notifier:
         notifier = self._queues.notifier(notifier_id)

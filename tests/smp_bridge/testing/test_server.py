@@ -366,6 +366,23 @@ async def test_what_a_client_left_behind_waits_for_the_next_session(server: SmpS
     assert [meta.message_id for meta in metas] == [(await queue.receive()).message_id for _ in range(2)]
 
 
+async def test_what_a_client_left_behind_comes_in_its_order_to_who_is_there_by_then(
+    server: SmpServer, recipient: Recipient
+) -> None:
+    queue = await recipient.queue()
+    server.event_delay = 0.3
+    async with await Notifier.connect(server) as notifier:
+        await notifier.subscribe(queue)
+        await queue.send("one")
+        await queue.send("two")
+    await server.until(lambda: not server.subscribed(queue.notifier_id))
+    async with await Notifier.connect(server) as notifier:
+        await notifier.subscribe(queue)
+        messages = [event.message for event in await notifier.events()]
+    metas = [queue.open_notification(m.nonce, m.meta) for m in messages if isinstance(m, smp.NMsg)]
+    assert [meta.message_id for meta in metas] == [(await queue.receive()).message_id for _ in range(2)]
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_credentials_removed_or_replaced(server: SmpServer, recipient: Recipient, replaced: bool) -> None:
     queue = await recipient.queue(credentials="NEW")
