@@ -4,11 +4,13 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import Phone, RelayProcess
+from harness import Phone, RelayProcess, environment
 from hypothesis import settings
 from name_server import Dns
+from relay_nodes import Nodes, running
 
 from ntf_server.testing import MockApns
 from smp_bridge.testing import SmpServer
@@ -42,21 +44,20 @@ async def mock_apns() -> AsyncIterator[MockApns]:
 @pytest.fixture
 async def relay_process(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[RelayProcess]:
     """A relay process, started, with the mock APNs as its provider AT."""
-    environment = {
-        "NTF_SERVER__APNS__TEST__HOST": "localhost",
-        "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
-        "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
-        "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
-        "NTF_SERVER__LIMITS__ENABLED": "false",
-        "NTF_SERVER__TRANSPORT__BIND": "localhost",
-    }
-    relay = RelayProcess(tmp_path / "relay", environment)
+    relay = RelayProcess(tmp_path / "relay", environment(mock_apns))
     await relay.init()
     await relay.start()
     try:
         yield relay
     finally:
         await relay.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path, store: Any, mock_apns: MockApns) -> AsyncIterator[Nodes]:
+    """Two relays on the Redis that a module's own `store` has, started."""
+    async with running(tmp_path, store.url, mock_apns) as nodes:
+        yield nodes
 
 
 @pytest.fixture

@@ -20,6 +20,18 @@ from smp_bridge.client import Client
 from smp_bridge.testing.recipient import Queue
 
 
+def environment(mock_apns: MockApns) -> dict[str, str]:
+    """Settings of a relay that pushes to this mock as its provider AT, and is not held up by budgets."""
+    return {
+        "NTF_SERVER__APNS__TEST__HOST": "localhost",
+        "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
+        "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
+        "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
+        "NTF_SERVER__LIMITS__ENABLED": "false",
+        "NTF_SERVER__TRANSPORT__BIND": "localhost",
+    }
+
+
 @dataclass
 class RelayProcess:
     """`ntf-server start` in a process of its own, which can be killed and started again on the same port."""

@@ -3,14 +3,16 @@
 import contextlib
 import shutil
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
-from harness import RelayProcess
+from harness import RelayProcess, environment
 from redis_servers import Server
 
 from ntf_server.store.redis.rows import STAMP, queue
+from ntf_server.testing import MockApns
 
 _SIZE = 2
 
@@ -50,6 +52,19 @@ class Nodes:
 
     def log(self) -> str:
         return "\n".join((self.directory / f"node{n}.log").read_text() for n in range(len(self.nodes)))
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, url: str, mock_apns: MockApns, **settings: str) -> AsyncIterator[Nodes]:
+    """Two relays on this store; `settings` of its section."""
+    store = {f"NTF_SERVER__STORE__{name.upper()}": value for name, value in settings.items()}
+    nodes = Nodes(directory, environment(mock_apns) | store, url)
+    await nodes.init(2)
+    await nodes.start()
+    try:
+        yield nodes
+    finally:
+        await nodes.stop()
 
 
 def kept(*servers: Server, prefix: str = "ntf") -> dict[bytes, tuple[bytes, bool]]:

@@ -15,7 +15,7 @@ from harness import Phone
 from redis_servers import Server
 from relay_nodes import Nodes, kept
 from test_kill import Tally, _send
-from test_nodes import all_delivered, running
+from test_nodes import all_delivered
 
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.testing import MockApns
@@ -31,12 +31,6 @@ AT_ONCE = 2.0  # seconds: a lease, and whatever waits for one to end, take longe
 def store(tmp_path: Path) -> AsyncIterator[Server]:
     with Server(tmp_path / "redis") as server:
         yield server
-
-
-@pytest.fixture
-async def nodes(tmp_path: Path, store: Server, mock_apns: MockApns) -> AsyncIterator[Nodes]:
-    async with running(tmp_path, store.url, mock_apns) as nodes:
-        yield nodes
 
 
 def holders(store: Server, servers: list[SmpServer]) -> list[str]:

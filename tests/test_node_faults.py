@@ -14,9 +14,9 @@ import pytest
 from harness import Phone, RelayProcess
 from proxies import Way
 from redis_servers import Replicated, Server
-from relay_nodes import Nodes, kept
+from relay_nodes import Nodes, kept, running
 from test_kill import Tally, _all_arrived, _pushed, _send, _send_one_each, _set_up
-from test_nodes import PHONES, Queues, Store, all_delivered, one_server, running, subscribed
+from test_nodes import PHONES, Queues, Store, all_delivered, last_ones_arrive, one_server, subscribed
 from wall_clocks import WallClock
 
 from ntf_server.store.redis.names import Names, server_id
@@ -63,11 +63,7 @@ class Work:
     async def ends_well(self, duplicates: int) -> None:
         """Also what comes now reaches every device; the nodes stop as they should, and none said what is a bug."""
         await self.all_is_well()
-        for _, queue in self.queues.values():
-            await queue.send("last")
-        async with asyncio.timeout(20):
-            while sum(sent for _, sent in kept(*self.servers).values()) < len(self.queues):
-                await asyncio.sleep(0.05)
+        await last_ones_arrive(self.nodes, self.servers, self.queues)
         self.tally.add(kept(*self.servers))
         await all_delivered(self.tally)
         assert self.tally.duplicates <= duplicates, self.tally
@@ -92,12 +88,6 @@ async def at_work(
 def store(tmp_path: Path) -> Iterator[Store]:
     with one_server(tmp_path / "redis") as store:
         yield store
-
-
-@pytest.fixture
-async def nodes(tmp_path: Path, store: Store, mock_apns: MockApns) -> AsyncIterator[Nodes]:
-    async with running(tmp_path, store.url, mock_apns) as nodes:
-        yield nodes
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from harness import Phone
 from redis.crc import key_slot
 from redis_servers import Cluster, Replicated, Server
-from relay_nodes import Nodes, kept
+from relay_nodes import Nodes, kept, running
 from test_kill import Tally, _send, _set_up
 
 from ntf_server.store.redis.node import LEASE
@@ -35,31 +35,19 @@ def store(tmp_path: Path) -> AsyncIterator[Server]:
         yield server
 
 
-@pytest.fixture
-async def nodes(tmp_path: Path, store: Server, mock_apns: MockApns) -> AsyncIterator[Nodes]:
-    async with running(tmp_path, store.url, mock_apns) as nodes:
-        yield nodes
-
-
-@contextlib.asynccontextmanager
-async def running(directory: Path, url: str, mock_apns: MockApns, **settings: str) -> AsyncIterator[Nodes]:
-    """Two relays on this store."""
-    environment = {
-        "NTF_SERVER__APNS__TEST__HOST": "localhost",
-        "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
-        "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
-        "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
-        "NTF_SERVER__LIMITS__ENABLED": "false",
-        "NTF_SERVER__TRANSPORT__BIND": "localhost",
-        **{f"NTF_SERVER__STORE__{name.upper()}": value for name, value in settings.items()},
-    }
-    nodes = Nodes(directory, environment, url)
-    await nodes.init(2)
-    await nodes.start()
-    try:
-        yield nodes
-    finally:
-        await nodes.stop()
+async def last_ones_arrive(nodes: Nodes, servers: Sequence[Server], queues: Queues) -> None:
+    """One more message to each queue, until all of them were pushed."""
+    for _, queue in queues.values():
+        await queue.send("last")
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + 20
+    while True:
+        there = kept(*servers)
+        unsent = [n for n in queues if n not in there or not there[n][1]]
+        if not unsent:
+            return
+        assert loop.time() < ends_at, ({n: n in there for n in unsent}, nodes.log())
+        await asyncio.sleep(0.05)
 
 
 async def all_delivered(tally: Tally) -> None:
@@ -95,11 +83,7 @@ async def test_a_node_is_killed_and_the_others_go_on(
             await subscribed(smp_server, queues)
             await all_delivered(tally)
             await node.start()
-        for _, queue in queues.values():
-            await queue.send("last")
-        async with asyncio.timeout(20):
-            while len([n for n, (_, sent) in kept(store).items() if sent]) < len(queues):
-                await asyncio.sleep(0.05)
+        await last_ones_arrive(nodes, [store], queues)
     for node in nodes.nodes:
         assert await node.stop() == 0, nodes.log()
     tally.add(kept(store))
@@ -252,13 +236,7 @@ async def test_nothing_is_lost_whatever_happens_to_redis(
                 await asyncio.sleep(0.5)
                 sending.cancel()
                 await smp_server.until(lambda: all(map(smp_server.subscribed, queues)), 30)
-                for _, queue in queues.values():
-                    await queue.send("last")
-                loop = asyncio.get_running_loop()
-                ends_at = loop.time() + 20
-                while unsent := {n for n in queues if not kept(*store.servers).get(n, (b"", False))[1]}:
-                    assert loop.time() < ends_at, ({n: n in kept(*store.servers) for n in unsent}, nodes.log())
-                    await asyncio.sleep(0.1)
+                await last_ones_arrive(nodes, store.servers, queues)
                 tally.add(kept(*store.servers))
                 await all_delivered(tally)
             for node in nodes.nodes:

@@ -22,7 +22,7 @@ class Asker:
     def __init__(self) -> None:
         self.answers: dict[Pending, Any] = {}
         self.errors: dict[Pending, Exception] = {}
-        self.histories: list[bytes] = []
+        self.histories: list[str] = []
 
     def pending(self, *words: Word, writes: bool = False) -> Pending:
         future = asyncio.get_running_loop().create_future()
@@ -34,7 +34,7 @@ class Asker:
     def failed(self, pending: Pending, at: Endpoint, error: Exception) -> None:
         self.errors[pending] = error
 
-    def connected(self, at: Endpoint, history: bytes) -> None:
+    def connected(self, at: Endpoint, history: str) -> None:
         self.histories.append(history)
 
     async def until(self, holds: Callable[[], bool]) -> None:
