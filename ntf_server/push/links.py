@@ -392,14 +392,14 @@ class Multi:
     def expire(self, now: float) -> None:
         """Run the timer if its time has come; make it look for what it has read."""
         is_quiet = self.settle_at is not None and now >= self.settle_at
+        is_due = self.deadline is not None and now >= self.deadline
         if is_quiet:
             self.settle_at = None
             self.curl.fdset()  # for which it looks at what each transfer has
-        if self.deadline is not None and now >= self.deadline:
+        if is_due:
             self.deadline = None
-        elif not is_quiet:
-            return
-        self.curl.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        if is_quiet or is_due:
+            self.curl.socket_action(pycurl.SOCKET_TIMEOUT, 0)
 
     def finished(self) -> list[tuple[Any, int]]:
         """(easy handle, error code) of transfers that are over."""

@@ -38,6 +38,12 @@ def tls_context(files: TlsOptions) -> ssl.SSLContext:
     return context
 
 
+def info_fields(text: bytes) -> dict[str, str]:
+    """An answer to INFO: lines `name:value`, between those that begin with #."""
+    pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
+    return {name: value for name, colon, value in pairs if colon}
+
+
 class _Wire(Protocol):
     """What we use of redis-py's connections, which annotate a part of it only."""
 
@@ -82,13 +88,12 @@ class Dialer:
 
     async def _get_to_know(self, connection: "Connection", endpoint: Endpoint) -> None:
         told: bytes = await connection.command(b"INFO", b"replication", timeout=self.timeout)
-        fields = dict(line.split(b":", 1) for line in told.splitlines() if b":" in line)
-        role = fields.get(b"role")
-        if self.check_role and role is None:
+        fields = info_fields(told)
+        if self.check_role and "role" not in fields:
             raise StoreConflictError(f"{endpoint} is a Sentinel: the store's url has to be redis+sentinel://")
-        if self.check_role and role != b"master":
+        if self.check_role and fields["role"] != "master":
             raise NotPrimaryError
-        connection.history = fields.get(b"master_replid", b"")
+        connection.history = fields.get("master_replid", "")
 
     def _wire(self, endpoint: Endpoint) -> _Wire:
         options: dict[str, Any] = {
@@ -117,7 +122,7 @@ class Connection:
     """
 
     def __init__(self, wire: _Wire) -> None:
-        self.history = b""
+        self.history = ""
         self._wire = wire
 
     async def exchange(self, commands: Iterable[bytes], answers: list[Any], count: int, timeout: float) -> None:

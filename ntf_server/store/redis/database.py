@@ -89,7 +89,7 @@ class Database:
         self._topology = Topology(url, dialer)
         self._table: Table = [None] * (1 if self.spans else SLOTS)
         self._primaries: dict[Endpoint, Primary] = {}
-        self._histories: dict[Endpoint, bytes] = {}
+        self._histories: dict[Endpoint, str] = {}
         self._retired: set[Primary] = set()
         self._readers: WeakSet[StreamReader] = WeakSet()
         self._loop = asyncio.get_running_loop()
@@ -292,7 +292,7 @@ class Database:
             case StoreError() as final:
                 self._end(pending, error=final)
 
-    def connected(self, at: Endpoint, history: bytes) -> None:
+    def connected(self, at: Endpoint, history: str) -> None:
         """See `primary.Owner`."""
         before = self._histories.get(at, history)
         self._histories[at] = history

@@ -15,7 +15,7 @@ from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row
 from smp_bridge.ntf import Provider
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
-_GONE, _NOTHING, _ELSEWHERE = 0, 1, 2
+_GONE, _ELSEWHERE = 0, 2
 _REFUSED, _MORE = 0, 2
 
 

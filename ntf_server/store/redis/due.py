@@ -6,7 +6,7 @@ all the time. Now and then each node looks of itself, as nobody rings twice.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -63,8 +63,7 @@ class Due:
     async def run(self) -> None:
         """Until cancelled, or until the store is gone."""
         node = self._node
-        providers = list(Provider)
-        head = [p.encode() for p in providers]
+        head = [p.encode() for p in Provider]
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
@@ -78,15 +77,15 @@ class Due:
             except StoreCorruptError:
                 return
             else:
-                self._tell(dict(zip(providers, zip(*answers, strict=True), strict=True)) if answers else {})
+                self._tell(answers)
                 node.done()
             await asyncio.sleep(_PAUSE)
 
-    def _tell(self, waits: dict[Provider, tuple[bytes, ...]]) -> None:
+    def _tell(self, answers: Sequence[Sequence[bytes]]) -> None:
         """What was not told yet."""
         now = self._node.clock.steady()
-        for provider, of_calls in waits.items():
-            known = [int(wait) / 1000 for wait in of_calls if wait]
+        for provider, *waits in zip(Provider, *answers, strict=True):
+            known = [int(wait) / 1000 for wait in waits if wait]
             if not known:
                 self._known.pop(provider, None)
                 continue

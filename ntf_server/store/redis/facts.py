@@ -1,9 +1,10 @@
 """What a server says of itself, and what an operator has to know about it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ntf_server.store.redis.connection import info_fields
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.url import Endpoint, Kind
 
@@ -35,7 +36,7 @@ class Facts:
 
 def read_facts(at: Endpoint, info: bytes, config: Sequence[bytes] | None) -> Facts:
     """From the answers to INFO and to CONFIG GET of CONFIG; None: it may not be asked for."""
-    told = dict(_info(info))
+    told = info_fields(info)
     settings = dict(zip(_texts(config or ())[::2], _texts(config or ())[1::2], strict=True))
     append_only = settings.get("appendonly", told.get("aof_enabled"))
     valkey = told.get("valkey_version")
@@ -98,12 +99,6 @@ def _warnings(facts: Facts, durability: Durability) -> list[str]:
     if facts.append_sync is None and facts.append_only is not False:
         out.append(f"{facts} does not let us CONFIG GET: how much a crash can lose is unknown")
     return out
-
-
-def _info(text: bytes) -> Mapping[str, str]:
-    """Lines `name:value`, between those that begin with #."""
-    pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
-    return {name: value for name, colon, value in pairs if colon}
 
 
 def _texts(words: Sequence[Any]) -> list[str]:

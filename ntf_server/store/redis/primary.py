@@ -39,7 +39,7 @@ class Owner(Protocol):
         """It may or may not be done."""
         ...
 
-    def connected(self, at: Endpoint, history: bytes) -> None:
+    def connected(self, at: Endpoint, history: str) -> None:
         """See `Connection`. Nothing was asked over it yet."""
         ...
 

@@ -179,7 +179,8 @@ async def to_audit(
     """See `Store.to_audit`. A cursor is (id of the server, generation, number)."""
     servers = sorted(await node.known())
     begin, *place = after or (b"", *_START)
-    found: list[tuple[Queue, bytes, bytes]] = []
+    found: list[tuple[Queue, bytes, bytes, bytes]] = []
+    damaged: list[Queue] = []
     cursor: Cursor | None = None
     for server in servers:
         if server < begin or cursor is not None:
@@ -187,14 +188,18 @@ async def to_audit(
         start = place if server == begin else list(_START)
         asked = limit - len(found)
         packed, items = await node.run("wanted", [node.names.server(server)], *start, asked)
-        found += [(Queue(server, item[1]), packed, item[2]) for item in items if owner(item[2])]
-        await set_queues_aside(node, [Queue(server, item[1]) for item in items if not owner(item[2])])
+        for _, notifier_id, record in items:
+            if token := owner(record):
+                found.append((Queue(server, notifier_id), packed, token, record))
+            else:
+                damaged.append(Queue(server, notifier_id))
         if len(items) >= asked:
             generation, _, record = items[-1]
             cursor = (server, generation, int(HEAD.unpack_from(record)[3]))
+    await set_queues_aside(node, damaged)
     silent_since = node.now() - silent_for
-    heard = [await _heard(node, ref, owner(record) or b"", record) for ref, _, record in found]
-    return [ToAudit(r, address(p), at < silent_since) for (r, p, _), at in zip(found, heard, strict=True)], cursor
+    heard = [await _heard(node, ref, token, record) for ref, _, token, record in found]
+    return [ToAudit(r, address(p), at < silent_since) for (r, p, *_), at in zip(found, heard, strict=True)], cursor
 
 
 async def _heard(node: Node, ref: Queue, token: bytes, record: bytes) -> float:
