@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from harness import Phone, RelayProcess
+from harness import Phone, RelayProcess, environment
 from old_databases import MASTER_KEY, NEWEST_OLD, OLDEST, OldQueue, OldToken, make, version
 
 from ntf_server.config.identity_files import MASTER_KEY as MASTER_KEY_FILE
@@ -223,8 +223,8 @@ if _mounts():  # else the limit above has to do
         """A file system of 4 MiB that only the relay sees."""
         disk = tmp_path / "disk"
         disk.mkdir()
-        environment = _environment(mock_apns) | {"NTF_SERVER__STORE__URL": f"sqlite:///{disk}/relay.db"}
-        relay = RelayProcess(tmp_path / "relay", environment, log=tmp_path / "log")
+        there = environment(mock_apns) | {"NTF_SERVER__STORE__URL": f"sqlite:///{disk}/relay.db"}
+        relay = RelayProcess(tmp_path / "relay", there, log=tmp_path / "log")
         await relay.init()
         mount = f'mount -t tmpfs -o size=4m tmpfs {disk} && exec "$@"'
         relay.prefix = ("unshare", "-rm", "sh", "-c", mount, "sh")
@@ -254,17 +254,6 @@ if _mounts():  # else the limit above has to do
                         file.write(bytes(size))
                 except OSError:
                     continue
-
-
-def _environment(apns: MockApns) -> dict[str, str]:
-    return {
-        "NTF_SERVER__APNS__TEST__HOST": "localhost",
-        "NTF_SERVER__APNS__TEST__PORT": str(apns.port),
-        "NTF_SERVER__APNS__TEST__CA_FILE": str(apns.ca_file),
-        "NTF_SERVER__SUBSCRIBER__ALLOW_PRIVATE_HOSTS": "true",
-        "NTF_SERVER__LIMITS__ENABLED": "false",
-        "NTF_SERVER__TRANSPORT__BIND": "localhost",
-    }
 
 
 # --- a damaged record
