@@ -242,6 +242,10 @@ class Node(Server):
         fields = dict(line.split(b":") for line in self.ask("CLUSTER", "INFO").split())
         return fields[b"cluster_state"] == b"ok" and int(fields[b"cluster_known_nodes"]) == nodes
 
+    def tells(self, slot: int) -> bool:
+        """That somebody has it."""
+        return any(first <= slot <= last for first, last, *_ in self.ask("CLUSTER", "SLOTS"))
+
     def knows(self, replicated: int) -> bool:
         """So many ranges of slots with a replica."""
         return sum(len(piece) > 3 for piece in self.ask("CLUSTER", "SLOTS")) == replicated
@@ -315,6 +319,27 @@ class Cluster:
         while self.move_keys(slot, source, to, 100):
             pass
         self.end_move(slot, source, to)
+
+    @contextlib.contextmanager
+    def unserved(self, slot: int) -> Iterator[Callable[[], None]]:
+        """Nobody has it, until the function, or the end, gives it back."""
+        owner = self.owner(slot)
+
+        def give_back() -> None:
+            if not owner.tells(slot):
+                owner.ask("CLUSTER", "ADDSLOTS", slot)
+            for node in self.nodes:
+                wait_until(functools.partial(node.is_well, len(self.nodes)), "the cluster is well")
+
+        try:
+            # What the owner had sent before may make another one believe it again.
+            while told := [node for node in self.primaries if node.tells(slot)]:
+                for node in told:
+                    node.ask("CLUSTER", "DELSLOTS", slot)
+                time.sleep(0.3)
+            yield give_back
+        finally:
+            give_back()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
