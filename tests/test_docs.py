@@ -35,6 +35,11 @@ def sections(struct: type[msgspec.Struct], name: str = "") -> list[tuple[str, st
     return out
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert not re.findall(r"@[A-Z][A-Z_]*@|\bTODO\b|\bFIXME\b|\bTBD\b", page.read_text())
+
+
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text()
     section, documented = "", []
