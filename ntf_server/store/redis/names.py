@@ -25,6 +25,7 @@ class Names:
         self.clock: Final = b"%s:{g}:clock" % self._prefix
         self.nodes: Final = b"%s:{g}:nodes" % self._prefix  # zset: node by when it counts as gone, ms
         self.servers: Final = b"%s:{g}:servers" % self._prefix  # hash: id of an SMP server -> its address
+        self.weights: Final = b"%s:{g}:weights" % self._prefix  # hash: id of a large SMP server -> about its queues
         self.changes: Final = b"%s:{g}:changes" % self._prefix  # stream
         self.bell: Final = b"%s:{g}:bell" % self._prefix  # stream: in which shards something is due
 

@@ -18,6 +18,7 @@ from ntf_server.store.memory import State, provider_of
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
+from ntf_server.store.redis.rendezvous import Rendezvous
 from ntf_server.store.redis.script import Script, scripts
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
@@ -75,7 +76,7 @@ class Node:
         self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
         self._heard_late = False  # that may be seconds wrong
         self._was_ahead = _NOT_AHEAD  # by how many seconds the server's clock was set, until when that matters
-        self._alive: list[bytes] = []  # nodes
+        self.rendezvous: Final = Rendezvous()
         self.has_left = False  # it is to stop, and is none of them any more
         self._unsettled = False  # some shard is about to lose its node, or has none
         self._stale = False  # who lives, or what nobody has, is not as it was when that was looked at
@@ -303,7 +304,7 @@ class Node:
     @property
     def is_alone(self) -> bool:
         """No other node lives, as far as is known."""
-        return self._alive == [self.id]
+        return list(self.rendezvous.nodes) == [self.id]
 
     async def look(self) -> None:
         """Who lives, and what is to be taken, is not as it was."""
@@ -355,7 +356,7 @@ class Node:
         ahead = self.ahead
         last = round(self.now() * 1000) if self._manual or self._server else 0
         lives = 0 if self.has_left else round(_ALIVE * 1000)
-        self._alive = await self.live(lives, last)
+        self.rendezvous.nodes = await self.live(lives, last)
         mine = {n for n, shard in enumerate(shards) if self.is_mine(shard)}
         await self._give(set(self.held) - mine)
         if self._has_news:
@@ -379,10 +380,8 @@ class Node:
         await self._hasten()
 
     def is_mine(self, name: bytes) -> bool:
-        """Whether this node should hold it, of all that live. Rendezvous hashing: few move with each of them."""
-        if self.has_left:
-            return False
-        return max(self._alive, key=lambda node: hashlib.sha256(node + name).digest(), default=self.id) == self.id
+        """Whether this node should hold it, of all that live."""
+        return not self.has_left and (self.rendezvous.holder(name) or self.id) == self.id
 
     async def _give(self, numbers: set[int]) -> None:
         """To whom should have them: nothing more is handed out of them, and they go when nothing of theirs is out.

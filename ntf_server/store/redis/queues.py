@@ -239,7 +239,13 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
         await remove(node, [ref], token)
 
 
+async def counts(node: Node) -> dict[bytes, int]:
+    """How many subscriptions there are on each SMP server."""
+    servers = list(await node.known())
+    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s in servers])
+    return {server: subscriptions for server, (_, subscriptions) in zip(servers, answers, strict=True)}
+
+
 async def count(node: Node) -> int:
     """See `Store.subscription_count`."""
-    calls = [node.call("is_wanted", [node.names.server(s)]) for s in await node.known()]
-    return sum(subscriptions for _, subscriptions in await node.database.run_all(calls))
+    return sum((await counts(node)).values())

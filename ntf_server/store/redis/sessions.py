@@ -85,6 +85,7 @@ async def announce(node: Node, session: Session, *, whole: bool) -> None:
 async def share(node: Node, sessions: Sequence[Session]) -> Share:
     """See `Store.share`."""
     servers = await node.known()
+    node.rendezvous.weights = await weights(node)
     ours = {server_id(s.server) for s in sessions}
     others = [server for server in servers if server not in ours]
     calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
@@ -93,6 +94,13 @@ async def share(node: Node, sessions: Sequence[Session]) -> Share:
     unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
     give = [s for s in sessions if not node.is_mine(server_id(s.server))]
     return Share([address(servers[server]) for server in take], give, unsettled)
+
+
+async def weights(node: Node) -> dict[bytes, int]:
+    """About how many queues the large SMP servers have, by their ids."""
+    name = node.names.weights
+    found = await node.database.command(b"HGETALL", name, key=name, writes=False)
+    return dict(zip(found[::2], map(int, found[1::2]), strict=True))
 
 
 def _is_to_take(node: Node, server: bytes, how: bytes) -> bool:

@@ -6,12 +6,16 @@ from typing import Final
 from ntf_server.store.contract import FencedError
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
-from ntf_server.store.redis.queues import settle
+from ntf_server.store.redis.queues import counts, settle
+from ntf_server.store.redis.rendezvous import reweighed
+from ntf_server.store.redis.sessions import weights
 from ntf_server.store.redis.tokens import clear, drop
 
 _SLICE: Final = 200  # of each kind, in a shard, at once
 _SOON: Final = 0.02  # seconds until the next slice of what is not done
 _ROUND: Final = 60.0  # seconds between two sweeps
+_WEIGH: Final = 600.0  # the same, of SMP servers by their queues
+_WEIGHER: Final = 0  # the shard whose holder does that
 _DAY: Final = 24 * 3600
 _UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
 _KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
@@ -24,6 +28,7 @@ class Sweep:
         self.left: list[int] | None = None
         self.next_at = 0.0
         self.servers = True  # are still to be looked at
+        self.weigh_at = 0.0  # when servers are weighed next (steady seconds)
 
 
 async def run_slice(node: Node, sweep: Sweep, seen: Sequence[bytes] = ()) -> float:
@@ -41,6 +46,9 @@ async def run_slice(node: Node, sweep: Sweep, seen: Sequence[bytes] = ()) -> flo
         sweep.left.pop()
     if sweep.servers and await _servers(node):
         return _SOON
+    if _WEIGHER in node.held and s.steady >= sweep.weigh_at:
+        await _weigh(node)
+        sweep.weigh_at = s.steady + _WEIGH
     sweep.left, sweep.next_at = None, s.steady + _ROUND
     return _ROUND
 
@@ -80,3 +88,14 @@ async def _servers(node: Node) -> bool:
             if packed is not None:  # somebody needs it again
                 await node.database.command(b"HSET", node.names.servers, server, packed, key=node.names.servers)
     return False
+
+
+async def _weigh(node: Node) -> None:
+    """So that nodes have as many queues each, though a few servers have most of them."""
+    before = await weights(node)
+    after = reweighed(before, await counts(node))
+    key, gone = node.names.weights, before.keys() - after.keys()
+    if changed := [word for item in after.items() if before.get(item[0]) != item[1] for word in item]:
+        await node.database.command(b"HSET", key, *changed, key=key)
+    if gone:
+        await node.database.command(b"HDEL", key, *gone, key=key)

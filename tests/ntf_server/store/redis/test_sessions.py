@@ -10,6 +10,7 @@ from redis_stores import How, Nodes, ask, fault, keep
 from ntf_server.store.contract import FencedError
 from ntf_server.store.records import Confirmed, ServiceCertificate, Session
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE
 from ntf_server.store.redis.sessions import key
 from ntf_server.testing.store_suite.medium import (
@@ -201,6 +202,21 @@ async def test_a_server_of_a_dead_node_is_taken_when_its_lease_is_over(nodes: No
     assert (await second.share([])).take == []
     await nodes.pass_(LEASE + 2, second)
     assert set((await second.share([])).take) == set(all_)
+
+
+async def test_nodes_have_as_many_queues_each_though_servers_differ(nodes: Nodes) -> None:
+    stores = [await nodes.open("one"), await nodes.open("two")]
+    all_ = await wanted(stores[0], 24)
+    large = all_[:8]
+    weights = [word for server in large for word in (server_id(server), 1_000_000)]
+    await ask(stores[0], b"HSET", stores[0]._node.names.weights, *weights)
+    held: list[dict[ServerAddress, Session]] = [{}, {}]
+    for _ in range(5):
+        await nodes.pass_(2, *stores)
+        for store, its in zip(stores, held, strict=True):
+            await share(store, its)
+    assert held[0].keys() | held[1].keys() == set(all_)
+    assert [sum(server in its for server in large) for its in held] == [4, 4]
 
 
 async def test_who_takes_leave_has_no_share(nodes: Nodes) -> None:

@@ -10,7 +10,9 @@ from redis_stores import SHARDS, How, Nodes, ask, fault, keys, patched
 from ntf_server.observe.metrics import Counter, KindCounter
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times
+from ntf_server.store.redis import rendezvous
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.upkeep import run_slice
 from ntf_server.testing.store_suite.medium import (
     DAY,
@@ -20,6 +22,7 @@ from ntf_server.testing.store_suite.medium import (
     Bench,
     acquire,
     activate,
+    found,
     known,
     new_queue,
     new_token,
@@ -229,3 +232,18 @@ async def test_no_key_is_left_that_nobody_looks_at(nodes: Nodes) -> None:
     await tended(nodes, store)
     await tended(nodes, store)
     assert {key for key in await left(store) if not key.startswith((b"{d", b"{i"))} == set()
+
+
+async def test_large_servers_are_weighed(nodes: Nodes, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_LARGE", 2)
+    token = await activate(store)
+    ids = await subscribe(store, token, *(b"%d" % number for number in range(4)))
+    await subscribe(store, token, b"a", server=OTHER_SMP)
+    await tended(nodes, store)
+    key = store._node.names.weights
+    assert await ask(store, b"HGETALL", key) == [server_id(SMP), b"4"]
+    for subscription_id in ids[1:]:
+        await store.unsubscribe((await found(store, subscription_id)).ref)
+    nodes.clock.pass_(600)
+    await tended(nodes, store)
+    assert await ask(store, b"EXISTS", key) == 0
