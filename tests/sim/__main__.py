@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first seed of --seeds")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happened")
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="with --mutants: seeds for each")
+    parser.add_argument("--keep", action="store_true", help="with --mutants: which seed found each is tried first then")
     parser.add_argument("--only", default="", metavar="NAME", help="with --mutants: those with this in their name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     parser.add_argument(
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.mutants:
         from sim import mutate
 
-        return mutate.run(options.limit, options.jobs, options.only)
+        return mutate.run(options.limit, options.jobs, options.only, keep=options.keep)
     if options.seed is not None:
         return _one(options.seed, options.store, trace=options.trace)
     return _many(range(options.first, options.first + options.seeds), options.store, options.jobs)

@@ -1,5 +1,9 @@
-"""Runs the simulator on copies of the code with a fault in each, until it finds the fault."""
+"""Runs the simulator on copies of the code with a fault in each, until it finds the fault.
 
+The seed that found a mutant last is tried first: `found.json` has them, `--keep` writes them there.
+"""
+
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +21,7 @@ from sim.mutants import MUTANTS
 ROOT: Final = Path(__file__).resolve().parents[2]
 _PACKAGES: Final = ("smp_bridge", "ntf_server")
 _FOUND: Final = 3  # exit code of a hunt that found something
+_SEEDS: Final = Path(__file__).with_name("found.json")
 
 
 class MisfitError(Exception):
@@ -36,50 +41,55 @@ def mutated(mutant: Mutant, root: Path = ROOT) -> str:
 
 @dataclass(frozen=True)
 class Hunt:
-    """What a hunt came to. `seeds`: how many it took; 0: it was not found."""
+    """What a hunt came to. `seed`: which found it; None: none did."""
 
     mutant: Mutant
-    seeds: int
+    seed: int | None
     violation: str
 
 
-def run(limit: int, jobs: int, only: str) -> int:
+def run(limit: int, jobs: int, only: str, *, keep: bool = False) -> int:
     """0: all are found."""
     chosen = [m for m in MUTANTS if only in m.name]
+    seeds: dict[str, int] = json.loads(_SEEDS.read_text())
     for mutant in chosen:
         mutated(mutant)
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(jobs) as pool:
         hunts = []
-        for hunt in pool.map(lambda m: _hunt(m, limit, Path(directory)), chosen):
+        for hunt in pool.map(lambda m: _hunt(m, seeds.get(m.name, 0), limit, Path(directory)), chosen):
             hunts.append(hunt)
-            print(
-                f"{f'seed {hunt.seeds}' if hunt.seeds else 'NOT FOUND':>9}  {hunt.mutant.name}: {hunt.violation}",
-                flush=True,
-            )
-    found = sum(h.seeds > 0 for h in hunts)
+            how = "NOT FOUND" if hunt.seed is None else f"seed {hunt.seed}"
+            print(f"{how:>9}  {hunt.mutant.name}: {hunt.violation}", flush=True)
+    found = sum(h.seed is not None for h in hunts)
+    if keep:
+        seeds |= {h.mutant.name: h.seed for h in hunts if h.seed is not None}
+        names = [m.name for m in MUTANTS if m.name in seeds]
+        _SEEDS.write_text(json.dumps({name: seeds[name] for name in names}, indent=1) + "\n")
     print(f"{found} of {len(hunts)} mutants found")
     return 0 if found == len(hunts) else 1
 
 
-def _hunt(mutant: Mutant, limit: int, directory: Path) -> Hunt:
+def _hunt(mutant: Mutant, first: int, limit: int, directory: Path) -> Hunt:
     copy = directory / str(MUTANTS.index(mutant))
     for package in _PACKAGES:  # with their bytecode, which is good but for one file
         shutil.copytree(ROOT / package, copy / package)
     shutil.copytree(ROOT / "tests" / "sim", copy / "tests" / "sim")
     (copy / mutant.file).write_text(mutated(mutant))
-    command = [sys.executable, "-m", "sim.mutate", str(limit), mutant.store]
+    command = [sys.executable, "-m", "sim.mutate", str(first), str(limit), mutant.store]
     path = os.pathsep.join([str(copy), str(copy / "tests")])
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, cwd=copy, capture_output=True, text=True, check=False
     )
     if done.returncode not in {0, _FOUND}:
         raise RuntimeError(f"{mutant.name}: the hunt failed: {done.stderr[-2000:]}")
-    seeds, _, violation = done.stdout.strip().partition(" ")
-    return Hunt(mutant, int(seeds), violation)
+    if done.returncode == 0:
+        return Hunt(mutant, None, "")
+    seed, _, violation = done.stdout.strip().partition(" ")
+    return Hunt(mutant, int(seed), violation)
 
 
 def hunt(arguments: Sequence[str]) -> int:
-    """In the process that has the mutant's code: prints how many seeds it took, and what was violated."""
+    """In the process that has the mutant's code: prints the seed that found it, and what was violated."""
     import logging
 
     import ntf_server
@@ -87,13 +97,12 @@ def hunt(arguments: Sequence[str]) -> int:
 
     assert Path(ntf_server.__file__).is_relative_to(Path.cwd())
     logging.disable()
-    limit, store = arguments
-    for seed in range(int(limit)):
+    first, limit, store = arguments
+    for seed in dict.fromkeys((int(first), *range(int(limit)))):
         violations = scenario.run(seed, store=scenario.Store(store)).violations
         if violations:
-            print(seed + 1, violations[0])
+            print(seed, violations[0])
             return _FOUND
-    print(0)
     return 0
 
 
