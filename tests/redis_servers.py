@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import random
 import shutil
 import signal
 import socket
@@ -25,6 +26,9 @@ from ntf_server import demo_nodes
 HOST = "127.0.0.1"
 SERVICE = "relay"  # that of Sentinels
 _PATIENCE = 20.0  # seconds, for anything of these
+_BELOW = 32768  # where the ports begin that the kernel gives
+_FIRST = random.SystemRandom().randrange(12000, _BELOW - 4000)
+_PORTS = itertools.cycle(range(_FIRST, _FIRST + 4000))
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -44,9 +48,11 @@ def programs() -> list[Path]:
 
 
 def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
+    """None that a connection, or a socket of another test, may be given while a server with it is down."""
+    while True:
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def wait_until(holds: Callable[[], object], what: str) -> None:
