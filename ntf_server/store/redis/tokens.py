@@ -188,8 +188,9 @@ async def verify(node: Node, token: bytes, code: bytes) -> bool:
         _told(node, token, lane, 0.0)
     device = node.names.device(r.lookup)
     others = await node.run("win", [device], r.verify_key, token)
-    if others is None:  # another registration was verified meanwhile
-        await drop(node, token)
+    if others is None:  # another registration was verified meanwhile; or this one has another device by now
+        if await _device_of(node, token) in {r.lookup, b""}:
+            await drop(node, token)
         return False
     for other in others:
         if await _device_of(node, other) in {r.lookup, b""}:  # else it has another one by now

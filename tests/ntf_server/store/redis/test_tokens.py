@@ -212,6 +212,21 @@ async def test_a_verification_that_was_cut_off_may_be_repeated(
     assert await store.subscription_count() == 0
 
 
+async def test_a_verification_that_a_replacement_overtakes_deletes_nothing(store: RedisStore) -> None:
+    """The old code was right, and the device is another by the time in which it would win it."""
+    new = new_token(0)
+    token = await register(store, new)
+
+    async def replaced() -> None:
+        assert await store.replace(token.ref, Replacement(device(1), b"c" * 32))
+
+    with before(store, "win", replaced):
+        assert not await store.verify(token.ref, new.code)
+    assert (await known(store, token)).status is TokenStatus.REGISTERED
+    assert await everything(store) == {token.token_id}
+    assert await store.verify(token.ref, b"c" * 32)
+
+
 async def test_of_many_verifications_at_once_one_wins(nodes: Nodes) -> None:
     stores = [await nodes.open("one"), await nodes.open("two")]
     new = [new_token(0, key=b"key %d" % n) for n in range(10)]
