@@ -10,7 +10,7 @@ from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store import clock, contract, memory
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.engine import RedisStore
-from ntf_server.store.redis.names import Names
+from ntf_server.store.redis.names import BUCKETS, Names
 from ntf_server.store.redis.rows import queue, registration, row
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey
@@ -43,6 +43,7 @@ class RedisMedium:
             clock=clock.Clock(manual.wall, manual.steady),
             metrics=metrics,
             name=name,
+            buckets=BUCKETS,
         )
         self._nodes[store] = name
         close = store.close
@@ -73,7 +74,7 @@ class RedisMedium:
     async def damage_subscription(self, store: Any, subscription_id: bytes) -> None:
         database, index = store._node.database, self._names.subscription(subscription_id)
         ref = queue(await database.command(b"HGET", index, subscription_id, key=index))
-        key = self._names.server(ref.server) + b":q"
+        key = self._names.bucket(ref.server, self._names.bucket_number(ref.notifier_id)) + b":q"
         record = await database.command(b"HGET", key, ref.notifier_id, key=key)
         size = len(row(record).key)
         await database.command(b"HSET", key, ref.notifier_id, record[:-size] + bytes(size), key=key)

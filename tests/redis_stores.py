@@ -11,15 +11,21 @@ from redis_servers import Server
 from ntf_server.store import memory
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.redis.buckets import bucket_of
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.rows import Queue
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey
 from ntf_server.testing.store_suite import ManualClock
+from ntf_server.testing.store_suite.medium import SMP
+from smp_bridge.address import ServerAddress
 
 MASTER = MasterKey(b"a master key of thirty-two bytes")
 SHARDS = 16
+BUCKETS = 4
 
 
 class Nodes:
@@ -43,6 +49,7 @@ class Nodes:
         manual: bool = True,
         master: MasterKey = MASTER,
         shards: int = SHARDS,
+        buckets: int = BUCKETS,
     ) -> RedisStore:
         """`manual`: the clock is the store's too; else that is the server's."""
         store = await RedisStore.open(
@@ -52,6 +59,7 @@ class Nodes:
             clock=Clock(self.clock.wall, self.clock.steady) if manual else None,
             name=name,
             shards=shards,
+            buckets=buckets,
         )
         for task in store._tasks:
             task.cancel()
@@ -182,6 +190,11 @@ def measured(server: Server, database: Database, names: Collection[str]) -> Iter
 
     with patched(database, run=run_one, run_all=run_all):
         yield costs
+
+
+def bucket(store: RedisStore, notifier_id: bytes, server: ServerAddress = SMP) -> bytes:
+    """Key of the bucket that a queue is in."""
+    return bucket_of(store._node, Queue(server_id(server), notifier_id))
 
 
 async def keys(store: RedisStore) -> set[bytes]:

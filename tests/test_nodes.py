@@ -192,10 +192,12 @@ async def one_of_its_primaries_killed(store: Store) -> None:
 
 
 async def slots_moved(store: Store) -> None:
-    """Of some shards, each to the next primary."""
+    """Of some shards, and of buckets of the SMP server's queues, each to the next primary."""
     cluster = store.whole
-    for number in range(6):
-        slot = key_slot(b"t%d" % number)
+    buckets = [key for primary in cluster.primaries for key in primary.ask("KEYS", "ntf:{s*.*}:q")]
+    assert len(buckets) > 1
+    for key in (*(b"t%d" % number for number in range(6)), *sorted(buckets)[:6]):
+        slot = key_slot(key)
         source = cluster.owner(slot)
         to = cluster.primaries[(cluster.primaries.index(source) + 1) % len(cluster.primaries)]
         await asyncio.to_thread(cluster.move, slot, source, to)

@@ -16,7 +16,7 @@ from ntf_server.store.open import Shared
 _BAR: Final = 30  # characters
 _EVERY: Final = 0.1  # seconds between two pictures of the bar
 _LINES: Final = 10.0  # and between two lines, where nobody looks at them
-_MAX_SHARDS: Final = 4096
+_MOST: Final = {"shards": 4096, "buckets": 256}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="FROM-URL", help="as [store] url: what is moved, and stays as it is")
     parser.add_argument("target", metavar="TO-URL", help="as [store] url: new, or what this command did not end with")
     parser.add_argument("--shards", metavar="N", type=int, help="of a new Redis, for all its life (64)")
+    parser.add_argument(
+        "--buckets", metavar="N", type=int, help="of each SMP server's queues there (1; in a cluster 16)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = config.load_settings(directory)
     source = config.parse_store(arguments.source, directory, "FROM-URL")
     target = config.parse_store(arguments.target, directory, "TO-URL")
-    if arguments.shards is not None and not 1 <= arguments.shards <= _MAX_SHARDS:
-        raise UsageError(f"--shards: from 1 to {_MAX_SHARDS}")
+    for name, most in _MOST.items():
+        if (number := getattr(arguments, name)) is not None and not 1 <= number <= most:
+            raise UsageError(f"--{name}: from 1 to {most}")
     logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
     progress = Progress(sys.stderr)
     try:
@@ -45,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
                 master_key=config.load_master_key(directory, settings),
                 tell=progress,
                 shards=arguments.shards,
+                buckets=arguments.buckets,
                 shared=Shared("", settings.store.wait_replicas, settings.store.wait_aof),
             )
         )

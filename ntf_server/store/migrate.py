@@ -45,22 +45,23 @@ async def migrate(
     master_key: MasterKey,
     tell: Tell = lambda _what, _done, _total: None,
     shards: int | None = None,
+    buckets: int | None = None,
     shared: Shared = _ALONE,
 ) -> Migrated:
     """Move all that matters; both are sealed by keys of their own, which `master_key` wraps.
 
-    `shards`: of a Redis that is made; `shared`: how durable what is written there has to be. Run once more after
-    anything that ended it, it goes on. Raises StoreError (in use, not empty, being filled by another process, another
-    schema, another master key), SealingError, StoreCorruptError, DifferentError.
+    `shards`, `buckets`: of a Redis that is made; `shared`: how durable what is written there has to be. Run once more
+    after anything that ended it, it goes on. Raises StoreError (in use, not empty, being filled by another process,
+    another schema, another master key), SealingError, StoreCorruptError, DifferentError.
     """
     if source == target:
         raise StoreConflictError("FROM and TO are the same store")
-    if shards is not None and not isinstance(target, RedisUrl):
-        raise StoreConflictError("only a Redis has shards")
+    if not isinstance(target, RedisUrl) and (shards, buckets) != (None, None):
+        raise StoreConflictError("only a Redis has shards and buckets")
     first = await _open(source, master_key, shared)
     try:
         await first.check_idle()  # before anything is made
-        second = await _open(target, master_key, shared, shards=shards, make=True)
+        second = await _open(target, master_key, shared, shards=shards, buckets=buckets, make=True)
         try:
             return await _migrate(first, second, tell)
         finally:
@@ -70,7 +71,13 @@ async def migrate(
 
 
 async def _open(
-    place: Place, master_key: MasterKey, shared: Shared, *, shards: int | None = None, make: bool = False
+    place: Place,
+    master_key: MasterKey,
+    shared: Shared,
+    *,
+    shards: int | None = None,
+    buckets: int | None = None,
+    make: bool = False,
 ) -> Portable:
     if not isinstance(place, RedisUrl):
         return PortableDatabase.open(place, master_key, make=make)
@@ -80,7 +87,7 @@ async def _open(
 
     database = await Database.open(place, durability=Durability(shared.wait_replicas, shared.wait_aof))
     try:
-        return await PortableRedis.open(database, master_key, shards=shards, make=make)
+        return await PortableRedis.open(database, master_key, shards=shards, buckets=buckets, make=make)
     except BaseException:
         await database.close()
         raise

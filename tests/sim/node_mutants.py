@@ -75,8 +75,8 @@ NODE_MUTANTS: Final = (
         "N10 a fence is one more than the last, no more",
         "a fence does not go back",
         f"{_LUA}acquire.lua",
-        "text(math.max(tonumber(s[2] or 0) + 1, tonumber(t[1]) * 1000000 + tonumber(t[2])))",
-        "text(tonumber(s[2] or 0) + 1)",
+        "text(math.max(tonumber(s[2] or 0) + 1, tonumber(t[1]) * 1000000 + tonumber(t[2]), tonumber(ARGV[5])))",
+        "text(math.max(tonumber(s[2] or 0) + 1, tonumber(ARGV[5])))",
     ),
     Mutant(
         "N11 how many replicas have it is not looked at",
@@ -145,7 +145,7 @@ NODE_MUTANTS: Final = (
         "N20 who speaks for a server no more is believed",
         "an old fence is refused",
         f"{_LUA}prelude.lua",
-        "    if s[1] ~= node or s[2] ~= fence then\n",
-        "    if false then\n",
+        "    if kept > tonumber(fence) then return redis.error_reply(FENCED) end\n",
+        "",
     ),
 )

@@ -30,6 +30,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import TokenStatus
 
 SHARDS: Final = 4  # few, as each costs time in each look
+BUCKETS: Final = 3
 POLL: Final = 1.0  # seconds between looks, for the same reason
 TAKEN_OVER: Final = LEASE + 5.0  # seconds in which what a node had is another's
 _TWO_SESSIONS: Final = LEASE + 0.5  # seconds that two nodes may have sessions with one server
@@ -122,6 +123,7 @@ class RedisEngine:
                 on_corrupt=on_corrupt,
                 random=world.rng.randbytes,
                 shards=SHARDS,
+                buckets=BUCKETS,
                 name=f"node{self.number}" if world.named else "",
             )
         except BaseException:

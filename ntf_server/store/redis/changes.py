@@ -116,7 +116,7 @@ def change(fields: dict[bytes, bytes]) -> Change:
     """An entry of the stream."""
     kind, server = ChangeKind(fields[b"k"].decode()), address(fields[b"s"])
     if kind is ChangeKind.REMOVED:
-        rows = msgspec.msgpack.decode(fields[b"r"], type=list[tuple[bytes, bool, bool, int, int]])
-        return Change(kind, server, removed=tuple(Removed(queue(q), a, s, Cursor(g, n)) for q, a, s, g, n in rows))
+        rows = msgspec.msgpack.decode(fields[b"r"], type=list[tuple[bytes, bool, bool, int, int, int]])
+        return Change(kind, server, removed=tuple(Removed(queue(q), a, s, Cursor(*at)) for q, a, s, *at in rows))
     refs = msgspec.msgpack.decode(fields[b"r"], type=list[bytes])
     return Change(kind, server, tuple(queue(q) for q in refs))

@@ -7,6 +7,7 @@ from typing import Any, Final
 from ntf_server.store.contract import Places, StoreError
 from ntf_server.store.memory import Held, provider_of
 from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified, Outcome, Session
+from ntf_server.store.redis.buckets import owners
 from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node, Word
@@ -31,7 +32,7 @@ async def notify(
     s.ripen()
     server = server_id(session.server)
     ids = [n.notifier_id for n in notifications]
-    address, *records = await node.run("owners", [node.names.server(server)], node.ahead, node.id, *ids)
+    address, records = await owners(node, session, ids)
     by_token: defaultdict[bytes, list[tuple[Notification, Row]]] = defaultdict(list)
     damaged: list[Queue] = []
     for n, record in zip(notifications, records, strict=True):

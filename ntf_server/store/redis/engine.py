@@ -65,7 +65,7 @@ from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
 from ntf_server.store.redis.rows import DamagedError, Queue
-from ntf_server.store.redis.schema import identify
+from ntf_server.store.redis.schema import identify, usual_buckets
 from ntf_server.store.sealing import MasterKey, Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -105,18 +105,21 @@ class RedisStore:
         clock: Clock | None = None,
         random: Callable[[int], bytes] = os.urandom,
         shards: int = SHARDS,
+        buckets: int | None = None,
         name: str = "",
     ) -> Self:
-        """A node on this Redis, which it closes at the end. `clock` is a test's, `shards` those of a new store.
+        """A node on this Redis, which it closes at the end. `clock` is a test's, `shards` and `buckets` those of a new
+        store.
 
         `name`: the node's, which no other node has: what it held before a crash is its own again at once. Without one
         that is so after a lease. `on_corrupt` is called in the loop, once, when another store is there, or none.
 
         Raises StoreError, SealingError (another master key).
         """
-        names = Names(database.prefix, shards)
-        found = await identify(database, names, master_key, shards)
-        names = Names(database.prefix, found.shards)
+        buckets = buckets or usual_buckets(database)
+        names = Names(database.prefix, shards, buckets)
+        found = await identify(database, names, master_key, shards, buckets)
+        names = Names(database.prefix, found.shards, found.buckets)
         state = State(Sealer(found.key), times or Times(), clock or Clock(), random)
         node = Node(database, names, state, name.encode() or identity(random), found.store_id, manual=clock is not None)
         store = cls(node, metrics or Metrics())
@@ -131,7 +134,7 @@ class RedisStore:
         after = {key: await stream.newest(database, key) for key in (names.changes, names.bell)}
         await node.open()
         try:  # once more, now that others see that this node lives
-            await identify(database, names, master_key, found.shards)
+            await identify(database, names, master_key, found.shards, found.buckets)
         except BaseException:
             with contextlib.suppress(StoreError, StoreCorruptError):
                 await node.close()

@@ -1,8 +1,9 @@
 """Names of keys: what is in one slot of a cluster has one hash tag.
 
 `P` is the prefix of the store's URL. Tokens are in shards, by a hash of their ids, with all that a push of them needs;
-each SMP server is in a slot of its own; what finds a token by its device, or a subscription by its id, and turns of
-codes are spread over 256 slots each; budgets of all are in one, and so is the rest, which is little.
+each SMP server is in a slot of its own, and its queues are in buckets, which have slots of their own too; what finds a
+token by its device, or a subscription by its id, and turns of codes are spread over 256 slots each; budgets of all are
+in one, and so is the rest, which is little.
 """
 
 import hashlib
@@ -12,16 +13,18 @@ from typing import Final
 from smp_bridge.address import ServerAddress
 
 SHARDS: Final = 64
+BUCKETS: Final = 16  # in a cluster
 
 
 class Names:
-    """Of one store. `shards` never changes in its life."""
+    """Of one store. `shards`, and `buckets` of a server's queues, never change in its life."""
 
-    def __init__(self, prefix: str, shards: int = SHARDS) -> None:
+    def __init__(self, prefix: str, shards: int = SHARDS, buckets: int = BUCKETS) -> None:
         self._prefix = prefix.encode()
+        self.buckets: Final = buckets
         self.shards: Final = [b"%s:{t%d}" % (self._prefix, n) for n in range(shards)]
         self.number_of: Final = {shard: n for n, shard in enumerate(self.shards)}
-        self.store: Final = b"%s:{g}:store" % self._prefix  # hash: id, schema, shards, the wrapped key
+        self.store: Final = b"%s:{g}:store" % self._prefix  # hash: id, schema, shards, buckets, the wrapped key
         self.clock: Final = b"%s:{g}:clock" % self._prefix
         self.nodes: Final = b"%s:{g}:nodes" % self._prefix  # zset: node by when it counts as gone, ms
         self.servers: Final = b"%s:{g}:servers" % self._prefix  # hash: id of an SMP server -> its address
@@ -74,8 +77,16 @@ class Names:
         return b"%s:{b%02x}:%s" % (self._prefix, mask[0], mask)
 
     def server(self, server_id: bytes) -> bytes:
-        """Hash of an SMP server; what is its is named after it."""
+        """Hash of an SMP server; what is its, without its queues, is named after it."""
         return b"%s:{s%s}" % (self._prefix, server_id.hex().encode())
+
+    def bucket_number(self, notifier_id: bytes) -> int:
+        """The bucket of a queue, of those of its server."""
+        return zlib.crc32(notifier_id) % self.buckets
+
+    def bucket(self, server_id: bytes, number: int) -> bytes:
+        """Hash of a bucket of an SMP server's queues; all that is in it is named after it."""
+        return b"%s:{s%s.%02x}" % (self._prefix, server_id.hex().encode(), number)
 
 
 def server_id(server: ServerAddress) -> bytes:

@@ -27,7 +27,7 @@ from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.reading import Reading
-from ntf_server.store.redis.schema import MARK, Identity, fresh, look
+from ntf_server.store.redis.schema import MARK, Identity, fresh, look, usual_buckets
 from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.writing import Writing
 from ntf_server.store.sealing import MasterKey, Sealer
@@ -55,12 +55,20 @@ class PortableRedis:
         self._living: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, database: Database, master: MasterKey, *, shards: int | None = None, make: bool) -> Self:
-        """`make`: it need not be there yet, and has so many shards then.
+    async def open(
+        cls,
+        database: Database,
+        master: MasterKey,
+        *,
+        shards: int | None = None,
+        buckets: int | None = None,
+        make: bool,
+    ) -> Self:
+        """`make`: it need not be there yet, and has so many shards and buckets then.
 
         Raises StoreError, SealingError (another master key).
         """
-        names = Names(database.prefix, shards or SHARDS)
+        names = Names(database.prefix, shards or SHARDS, buckets or usual_buckets(database))
         found = await look(database, names, master)
         if found is None and not make:
             raise StoreError(f"{database.url}: there is no store under the prefix {database.prefix}")
@@ -68,6 +76,8 @@ class PortableRedis:
             raise being_filled(str(database.url))
         if found is not None and shards not in {None, found.shards}:
             raise StoreConflictError(f"{database.url}: the store has {found.shards} shards, which never changes")
+        if found is not None and buckets not in {None, found.buckets}:
+            raise StoreConflictError(f"{database.url}: the store has {found.buckets} buckets, which never changes")
         self = cls(database, names, master)
         began = time.time()
         skew = await self._time() - (began + time.time()) / 2
@@ -77,7 +87,7 @@ class PortableRedis:
 
     def _know(self, found: Identity | None) -> None:
         if found is not None:
-            self._names, self._key = Names(self._database.prefix, found.shards), found.key
+            self._names, self._key = Names(self._database.prefix, found.shards, found.buckets), found.key
             self.identity = Sealer(found.key).lookup("identity", b"").hex()[:16]
         self._join()
 
@@ -154,7 +164,7 @@ class PortableRedis:
         if not await self.is_empty():
             raise StoreConflictError(full)
         keys = [names.store, names.nodes, names.servers, names.clock]
-        new = fresh(self._master, len(names.shards))
+        new = fresh(self._master, len(names.shards), names.buckets)
         args = (MARK, msgspec.msgpack.encode(mark), self._filler, round(LIVES * 1000), *new)
         match await self._database.run(Call(_FILL, keys, args)):
             case b"used":

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from ntf_server.store.redis.buckets import by_bucket, counted
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.rows import Queue
 
@@ -21,8 +22,8 @@ async def set_aside(node: Node, tokens: Sequence[bytes]) -> None:
 async def set_queues_aside(node: Node, queues: Sequence[Queue]) -> None:
     """These subscriptions, all of one SMP server."""
     if queues:
-        server = node.names.server(queues[0].server)
-        _tell(node, "subscriptions", await node.run("damage", [server], *(q.notifier_id for q in queues)))
+        ids = by_bucket(node, queues[0].server, (q.notifier_id for q in queues))
+        _tell(node, "subscriptions", sum(await node.run_on("damage", [], counted(ids))))
 
 
 async def drop_notifications(node: Node, cut: Sequence[tuple[bytes, bytes]]) -> None:

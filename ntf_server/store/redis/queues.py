@@ -1,14 +1,14 @@
 """Subscriptions of tokens in the Redis store.
 
-A queue is a token's (in the token's shard), is claimed on its SMP server (in a slot of that), and is found by its
-subscription id (in a third), in this order: what a token has without a claim counts for nothing, what is claimed by a
-token that is gone is anybody's.
+A queue is a token's (in the token's shard), has its bucket listed by its SMP server (in the server's slot), is claimed
+in that (which has a slot of its own), and is found by its subscription id (in a fourth), in this order: what a token
+has without a claim counts for nothing, what is claimed by a token that is gone is anybody's.
 """
 
 import asyncio
 import hmac
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from ntf_server.store.records import (
     Subscription,
     Token,
 )
+from ntf_server.store.redis.buckets import are_wanted, bucket_of
 from ntf_server.store.redis.changes import tell
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
@@ -48,7 +49,7 @@ from smp_bridge.ntf import SubscriptionStatus
 from smp_bridge.service import ids_hash
 
 _TRIES: Final = 20  # of a queue that others change at the same time
-_CUT_OFF: Final = 60.0  # seconds after which a command that began is over, whatever became of it
+CUT_OFF: Final = 60.0  # seconds after which a command that began is over, whatever became of it
 _SETTLED: Final = 100  # queues at once
 _GONE, _MAY, _TOO_MANY = 0, 1, 2
 _THERE, _MADE = 0, 1
@@ -56,9 +57,14 @@ _ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
 
 
 async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limits) -> Added | LimitReached | None:
-    """See `Store.subscribe`."""
+    """See `Store.subscribe`.
+
+    How many a server has its buckets are asked, before the queue is claimed: so many may be too many as there are
+    commands under way for it together.
+    """
     ref = Queue(server_id(new.server), new.notifier_id)
-    server, shard = node.names.server(ref.server), node.names.shard(token)
+    number, shard = node.names.bucket_number(new.notifier_id), node.names.shard(token)
+    server, bucket = node.names.server(ref.server), node.names.bucket(ref.server, number)
     for _ in range(_TRIES):
         may = await node.run("join", [shard], node.ahead, token, ref.packed, limits.per_token)
         if may == _GONE:
@@ -71,8 +77,10 @@ async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limi
         made = Row(token, new.subscription_id, encoded, sealed)
         await node.know(new.server)
         records = (made.packed, made._replace(spelling=b"").packed)
-        args = (node.ahead, new.notifier_id, *records, encoded, plain, limits.per_server)
-        what, *there = await node.run("subscribe", [server], *args)
+        enlisted = await node.run("enlist", [server], node.ahead, number, plain)
+        may = not limits.per_server or await _count_on(node, ref.server) < limits.per_server
+        args = (node.ahead, new.notifier_id, *records, encoded, "1" if may else "", *enlisted)
+        what, *there = await node.run("subscribe", [bucket], *args)
         if what == _MADE:
             return await _made(node, token, ref, new)
         if what != _THERE:
@@ -83,6 +91,11 @@ async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limi
         with suppress(_ChangedError):
             return await _there(node, spelled, ref, new, record)
     raise StoreUnavailableError("a queue is changed by others all the time")
+
+
+async def _count_on(node: Node, server: bytes) -> int:
+    [(_, subscriptions)] = (await are_wanted(node, [server])).values()
+    return subscriptions
 
 
 class _ChangedError(Exception):
@@ -129,9 +142,8 @@ async def _there(node: Node, made: Row, ref: Queue, new: NewSubscription, record
         sealer = node.state.sealer
         key = sealer.seal(new.notifier_key, NOTIFIER_KEY + kept.subscription_id) if anew else kept.key
         changed = kept._replace(spelling=spelling, key=key)
-        server = node.names.server(ref.server)
         args = (ref.notifier_id, record, changed.packed, "1" if anew else "")
-        if not await node.run("resubscribe", [server], *args):
+        if not await node.run("resubscribe", [bucket_of(node, ref)], *args):
             raise _ChangedError
     if not await _find_by(node, kept.subscription_id, ref, token):
         return None
@@ -156,7 +168,11 @@ async def find(node: Node, subscription_id: bytes) -> tuple[Token, Subscription]
     if packed is None:
         return None
     ref = queue(packed)
-    record, error, generation, server, elsewhere = await _find(node, ref)
+    calls = [
+        node.call("find", [bucket_of(node, ref)], ref.notifier_id),
+        node.call("whole", [node.names.server(ref.server)], node.ahead, node.id),
+    ]
+    (record, error, server), (generation, elsewhere) = await node.database.run_all(calls)
     if record is None:
         return None
     kept = row(record)
@@ -165,20 +181,28 @@ async def find(node: Node, subscription_id: bytes) -> tuple[Token, Subscription]
     token = token_record(kept.token, await node.fields(kept.token, FIND))
     if token is None:
         return None
-    return token, subscription_record(ref, record, error, int(generation), server, elsewhere=bool(elsewhere))
+    number = node.names.bucket_number(ref.notifier_id)
+    return token, subscription_record(ref, record, error, generation, server, bucket=number, elsewhere=bool(elsewhere))
 
 
 async def _find(node: Node, ref: Queue) -> Any:
-    return await node.run("find", [node.names.server(ref.server)], node.ahead, node.id, ref.notifier_id)
+    """Record, error, the server's address."""
+    return await node.run("find", [bucket_of(node, ref)], ref.notifier_id)
 
 
 async def remove(node: Node, refs: Sequence[Queue], token: bytes) -> None:
     """Delete subscriptions of a token with their notifications."""
+    services = await _services(node, {ref.server for ref in refs})
     calls = [
         node.call(
-            "unsubscribe", [node.names.server(r.server)], node.ahead, r.notifier_id, ids_hash([r.notifier_id]), token
+            "unsubscribe",
+            [bucket_of(node, ref)],
+            ref.notifier_id,
+            ids_hash([ref.notifier_id]),
+            token,
+            *services[ref.server],
         )
-        for r in refs
+        for ref in refs
     ]
     answers = await node.database.run_all(calls)
     removed: defaultdict[bytes, list[Removed]] = defaultdict(list)
@@ -192,11 +216,19 @@ async def remove(node: Node, refs: Sequence[Queue], token: bytes) -> None:
             index = node.names.subscription(subscription_id)
             await node.database.command(b"HDEL", index, subscription_id, key=index)
         if status <= WANTED:
-            cursor = Cursor(generation, int(number))
+            cursor = Cursor(node.names.bucket_number(ref.notifier_id), generation, int(number))
             removed[server].append(Removed(ref, status == _ACTIVE, bool(associated), cursor))
     await node.run("leave", [node.names.shard(token)], token, *(r.packed for r in refs))
     for server, items in removed.items():
         await tell(node.database, node.names, Change(ChangeKind.REMOVED, address(server), removed=tuple(items)))
+
+
+async def _services(node: Node, servers: Collection[bytes]) -> dict[bytes, list[bytes]]:
+    """Of servers: generation of what our service has there, since which one it is this service."""
+    keys = [node.names.server(server) for server in servers]
+    asked = (node.database.command(b"HMGET", key, b"generation", b"since", key=key, writes=False) for key in keys)
+    found = zip(servers, await asyncio.gather(*asked), strict=True)
+    return {server: [value or b"0" for value in values] for server, values in found}
 
 
 async def unsubscribe(node: Node, ref: Queue) -> None:
@@ -211,7 +243,7 @@ async def unsubscribe(node: Node, ref: Queue) -> None:
 async def settle(node: Node, shard: bytes) -> bool:
     """Have what commands that were cut off did in some slots be so in all; whether there may be more of these."""
     doubts = node.names.doubts(shard)
-    latest = round((node.now() - _CUT_OFF) * 1000)
+    latest = round((node.now() - CUT_OFF) * 1000)
     found = await node.database.command(
         b"ZRANGEBYSCORE", doubts, b"-inf", latest, b"LIMIT", 0, _SETTLED, key=shard, writes=False
     )
@@ -222,9 +254,9 @@ async def settle(node: Node, shard: bytes) -> bool:
 
 
 async def _settle(node: Node, token: bytes, ref: Queue) -> None:
-    """The queue's record on its server says whose it is."""
+    """The queue's record on its server says whose it is; what leads to it is there, whatever a failover has lost."""
     shard = node.names.shard(token)
-    record, *_ = await _find(node, ref)
+    record, _, server = await _find(node, ref)
     try:
         kept = None if record is None else row(record)
     except DamagedError:  # whose it is need not be known: who deletes the token deletes it too
@@ -235,15 +267,17 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
         await node.database.command(b"SADD", node.names.queues_of(token), ref.packed, key=shard)
         index = node.names.subscription(kept.subscription_id)
         await node.database.command(b"HSET", index, kept.subscription_id, ref.packed, key=index)
+        args = (node.ahead, node.names.bucket_number(ref.notifier_id), server)
+        await node.run("enlist", [node.names.server(ref.server)], *args)
+        await node.database.command(b"HSETNX", node.names.servers, ref.server, server, key=node.names.servers)
     else:
         await remove(node, [ref], token)
 
 
 async def counts(node: Node) -> dict[bytes, int]:
     """How many subscriptions there are on each SMP server."""
-    servers = list(await node.known())
-    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s in servers])
-    return {server: subscriptions for server, (_, subscriptions) in zip(servers, answers, strict=True)}
+    found = await are_wanted(node, await node.known())
+    return {server: subscriptions for server, (_, subscriptions) in found.items()}
 
 
 async def count(node: Node) -> int:

@@ -51,6 +51,7 @@ from ntf_server.store.sealing import (
     SealingError,
 )
 from smp_bridge.ntf import InvalidReason, Provider, TokenStatus
+from smp_bridge.service import xor
 
 Fields = Mapping[bytes, bytes]
 
@@ -60,6 +61,7 @@ _TOKENS: Final = 25  # that one script reads, with
 _ENOUGH: Final = 100  # queues each at most: it is not to hold the server for long
 _RECORDS: Final = 500  # that one command reads
 _NO_IDS: Final = bytes(16)
+_COUNTS: Final = (b"assoc_g", b"assoc_n", b"assoc_x", b"rel_g", b"rel_n", b"rel_x")
 _RUBBISH: Final = (DamagedError, SealingError, ValueError, TypeError, LookupError, OverflowError, struct.error)
 
 
@@ -82,16 +84,25 @@ class Reading:
         for some in batches(sorted(known), _SERVERS):
             keys = [self._names.server(server) for server in some]
             found = await asyncio.gather(*(self._read(b"HGETALL", key, key=key) for key in keys))
+            counts = await asyncio.gather(*map(self._counts, some))
             moved, left_out = [], Tally[str]()
-            for server, fields in zip(some, found, strict=True):
+            for server, fields, in_buckets in zip(some, found, counts, strict=True):
                 try:
                     if b"address" in fields:  # else nothing is known of it but its name
-                        moved.append(self._server(server, _fields(fields), left_out))
+                        moved.append(self._server(server, _fields(fields), in_buckets, left_out))
                 except _RUBBISH:
                     left_out["servers"] += 1
             yield Servers(moved, left_out)
 
-    def _server(self, server: bytes, f: Fields, left_out: Tally[str]) -> MovedServer:
+    async def _counts(self, server: bytes) -> Sequence[Sequence[bytes | None]]:
+        """What each bucket of a server counts of our service there."""
+        key = self._names.server(server)
+        buckets = [self._names.bucket(server, int(n)) for n in await self._read(b"ZRANGE", key + b":b", 0, -1, key=key)]
+        return list(await asyncio.gather(*(self._read(b"HMGET", bucket, *_COUNTS, key=bucket) for bucket in buckets)))
+
+    def _server(
+        self, server: bytes, f: Fields, in_buckets: Iterable[Sequence[bytes | None]], left_out: Tally[str]
+    ) -> MovedServer:
         chain, key = f.get(b"chain", b""), b""
         if chain:
             try:
@@ -100,13 +111,20 @@ class Reading:
                 chain = b""
                 left_out["certificates"] += 1
         address(f[b"address"])
+        count, ids = int(f.get(b"assoc_n", 0)), f.get(b"assoc_x", _NO_IDS)
+        released, released_ids = int(f.get(b"rel_n", 0)), f.get(b"rel_x", _NO_IDS)
+        for generation, n, x, since, rel_n, rel_x in in_buckets:  # what they count of others is void
+            if generation == f.get(b"generation"):
+                count, ids = count + int(n or 0), xor(ids, x or _NO_IDS)
+            if since == f.get(b"since"):
+                released, released_ids = released + int(rel_n or 0), xor(released_ids, rel_x or _NO_IDS)
         moved = MovedServer(
             f[b"address"],
             f.get(b"service") or None,
-            int(f.get(b"assoc_n", 0)),
-            f.get(b"assoc_x", _NO_IDS),
-            int(f.get(b"rel_n", 0)),
-            f.get(b"rel_x", _NO_IDS),
+            count + released,
+            xor(ids, released_ids),
+            released,
+            released_ids,
             f.get(b"prefixes", b"").decode(),
             self._moment(f, b"proven"),
             self._moment(f, b"tried"),
@@ -173,12 +191,10 @@ class Reading:
 
     async def _records(self, queues: Iterable[bytes]) -> dict[bytes, tuple[bytes, bytes]]:
         """Of queues, as their servers have them: record and error."""
-        by_server: defaultdict[bytes, list[Queue]] = defaultdict(list)
+        by_bucket: defaultdict[bytes, list[Queue]] = defaultdict(list)
         for ref in map(queue, queues):
-            by_server[ref.server].append(ref)
-        parts = [
-            (self._names.server(server), some) for server, refs in by_server.items() for some in batches(refs, _RECORDS)
-        ]
+            by_bucket[self._names.bucket(ref.server, self._names.bucket_number(ref.notifier_id))].append(ref)
+        parts = [(key, some) for key, refs in by_bucket.items() for some in batches(refs, _RECORDS)]
 
         async def of(key: bytes, refs: Sequence[Queue]) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
             ids = [ref.notifier_id for ref in refs]

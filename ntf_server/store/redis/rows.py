@@ -55,6 +55,7 @@ def queue(packed: bytes) -> Queue:
 class Cursor(NamedTuple):
     """Place of a subscription in the order of a server's pages."""
 
+    bucket: int
     generation: int
     number: int
 
@@ -193,7 +194,7 @@ def address(packed: bytes) -> ServerAddress:
 
 
 def subscription_record(
-    ref: Queue, record: bytes, error: bytes, generation: int, server: bytes, *, elsewhere: bool = False
+    ref: Queue, record: bytes, error: bytes, generation: int, server: bytes, *, bucket: int, elsewhere: bool = False
 ) -> Subscription:
     """Raises DamagedError."""
     try:
@@ -209,7 +210,7 @@ def subscription_record(
             STATUSES[status],
             error.decode(),
             wanted and association > 0 and association == generation,
-            Cursor(association, int(number)),
+            Cursor(bucket, association, int(number)),
             elsewhere,
         )
     except _RUBBISH as e:

@@ -1,4 +1,5 @@
-"""What a Redis must have to be this store: its id, the schema's number, the number of shards, the wrapped key.
+"""What a Redis must have to be this store: its id, the schema's number, the numbers of shards and
+buckets, the wrapped key.
 
 The number is that of the form of what is kept: docs/explanation/rolling-upgrades.md says what may change without a new
 one.
@@ -12,13 +13,13 @@ from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.portable import being_filled
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
-from ntf_server.store.redis.names import SHARDS, Names
+from ntf_server.store.redis.names import BUCKETS, SHARDS, Names
 from ntf_server.store.redis.script import Script
 from ntf_server.store.sealing import KEY_SIZE, MasterKey
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MARK: Final = b"filling"  # the field that a store has while another one is moved into it
-_FIELDS: Final = (b"id", b"schema", b"shards", b"key", MARK)
+_FIELDS: Final = (b"id", b"schema", b"shards", b"buckets", b"key", MARK)
 _MAKE: Final = Script.load("make")
 
 
@@ -27,22 +28,30 @@ class Identity(NamedTuple):
 
     store_id: bytes
     shards: int
+    buckets: int
     key: bytes
     mark: bytes | None = None
 
 
-def fresh(master: MasterKey, shards: int) -> tuple[bytes | str | int, ...]:
+def usual_buckets(database: Database) -> int:
+    """Of a new store: on one primary there is nothing to spread."""
+    return 1 if database.spans else BUCKETS
+
+
+def fresh(master: MasterKey, shards: int, buckets: int) -> tuple[bytes | str | int, ...]:
     """Fields and values of a new one."""
     key = master.wrap(os.urandom(KEY_SIZE))
-    return b"id", os.urandom(8).hex(), b"schema", SCHEMA, b"shards", shards, b"key", key
+    return b"id", os.urandom(8).hex(), b"schema", SCHEMA, b"shards", shards, b"buckets", buckets, b"key", key
 
 
-async def identify(database: Database, names: Names, master: MasterKey, shards: int = SHARDS) -> Identity:
+async def identify(
+    database: Database, names: Names, master: MasterKey, shards: int = SHARDS, buckets: int = BUCKETS
+) -> Identity:
     """The store that is there, for a node; made if nothing is.
 
     Raises StoreConflictError (another schema, being filled), SealingError (another master key).
     """
-    await database.run(Call(_MAKE, [names.store], fresh(master, shards)))
+    await database.run(Call(_MAKE, [names.store], fresh(master, shards, buckets)))
     found = await look(database, names, master)
     if found is None:
         raise StoreConflictError(f"{database.url}: was emptied just now")
@@ -54,7 +63,7 @@ async def identify(database: Database, names: Names, master: MasterKey, shards: 
 async def look(database: Database, names: Names, master: MasterKey) -> Identity | None:
     """The store that is there. Raises as `identify`, but for one that is being filled."""
     kept: Sequence[Any] = await database.command(b"HMGET", names.store, *_FIELDS, key=names.store, writes=False)
-    store_id, schema, shards, wrapped, mark = kept
+    store_id, schema, shards, buckets, wrapped, mark = kept
     if not any(kept):
         return None
     if schema is None or not schema.isdigit():
@@ -71,4 +80,4 @@ async def look(database: Database, names: Names, master: MasterKey) -> Identity 
             f"{database.url}: the store is of an older ntf-server (schema {int(schema)}, this one has {SCHEMA});"
             " install the ntf-relay that made it, and upgrade as its CHANGELOG says"
         )
-    return Identity(store_id, int(shards), master.unwrap(wrapped), mark)
+    return Identity(store_id, int(shards), int(buckets), master.unwrap(wrapped), mark)

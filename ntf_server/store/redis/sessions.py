@@ -5,8 +5,9 @@ Each is held by one node, under a lease with a fence.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import (
     Change,
     ChangeKind,
@@ -20,23 +21,21 @@ from ntf_server.store.records import (
     ToAudit,
     Wanted,
 )
-from ntf_server.store.redis import changes
+from ntf_server.store.redis import buckets, changes
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node, Word
 from ntf_server.store.redis.quarantine import set_queues_aside
 from ntf_server.store.redis.rows import HEAD, NUMBERS, STAMP, DamagedError, Queue, address, owner, row
-from ntf_server.store.redis.rows import Cursor as Place
 from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, SealingError
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
-from smp_bridge.service import ids_hash
+from smp_bridge.service import ids_hash, xor
 
-_ALL: Final = "+inf"  # generations below it are all
 _LEASE_MS: Final = round(LEASE * 1000)
 _LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what servers sent in vain
 _MAX_LOST: Final = 100_000  # such checks in that time, of all tokens
 _ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
-_START: Final = Place(0, -1)
+_TRIES: Final = 20
 _UNSETTLED: Final = (b"old", b"free")  # servers that have no node, or are about to have none
 
 
@@ -51,12 +50,12 @@ def key(node: Node, server: ServerAddress) -> bytes:
 async def acquire(node: Node, server: ServerAddress) -> Session | None:
     """See `Store.acquire`."""
     await node.know(server)
-    fence = await node.run("acquire", [key(node, server)], node.ahead, node.id, _LEASE_MS, server.plain.encode())
+    fence = await buckets.acquire(node, server_id(server), _LEASE_MS, server.plain.encode())
     if fence is None:
         return None
     node.state.generations.drop(server)
-    node.state.fences.put(server, int(fence))
-    return Session(server, int(fence))
+    node.state.fences.put(server, fence)
+    return Session(server, fence)
 
 
 async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
@@ -68,18 +67,18 @@ async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
 
 async def release(node: Node, session: Session) -> None:
     """See `Store.release`."""
-    is_free = await node.run("release", [key(node, session.server)], node.ahead, node.id, session.fence)
+    done = await node.run("release", [key(node, session.server)], node.ahead, node.id, session.fence)
     if node.state.fences.get(session.server) == session.fence:
         node.state.fences.drop(session.server)
         node.state.generations.drop(session.server)
-    if is_free:
+    if done and await is_wanted(node, session.server):
         await changes.tell(node.database, node.names, Change(ChangeKind.FREE, session.server))
 
 
 async def announce(node: Node, session: Session, *, whole: bool) -> None:
     """See `Store.announce`."""
-    keys, who = speaking(node, session)
-    await node.run("announce", keys, *who, "1" if whole else "")
+    keys, args = speaking(node, session)
+    await node.run("announce", keys, *args, "1" if whole else "")
 
 
 async def share(node: Node, sessions: Sequence[Session]) -> Share:
@@ -90,6 +89,8 @@ async def share(node: Node, sessions: Sequence[Session]) -> Share:
     others = [server for server in servers if server not in ours]
     calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
     found = dict(zip(others, await node.database.run_all(calls), strict=True))
+    wanted = await buckets.are_wanted(node, (server for server, how in found.items() if how))
+    found = {server: found[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
     take = {server for server, how in found.items() if _is_to_take(node, server, how)}
     unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
     give = [s for s in sessions if not node.is_mine(server_id(s.server))]
@@ -108,7 +109,7 @@ def _is_to_take(node: Node, server: bytes, how: bytes) -> bool:
 
 
 def speaking(node: Node, session: Session) -> tuple[list[bytes], tuple[Word, ...]]:
-    """Key, and the arguments by which scripts know that the session counts."""
+    """A server's key, and the arguments by which scripts know there that the session counts."""
     return [key(node, session.server)], (node.ahead, node.id, session.fence)
 
 
@@ -118,42 +119,33 @@ def speaking(node: Node, session: Session) -> tuple[list[bytes], tuple[Word, ...
 async def wanted_servers(node: Node) -> list[ServerAddress]:
     """See `Store.servers`."""
     known = await node.known()
-    answers = await node.database.run_all([node.call("is_wanted", [node.names.server(s)]) for s in known])
-    return [address(packed) for packed, (wanted, _) in zip(known.values(), answers, strict=True) if wanted]
+    found = await buckets.are_wanted(node, known)
+    return [address(known[server]) for server, (wanted, _) in found.items() if wanted]
 
 
 async def is_wanted(node: Node, server: ServerAddress) -> bool:
     """See `Store.is_wanted`."""
-    wanted, _ = await node.run("is_wanted", [key(node, server)])
-    return bool(wanted)
+    [(wanted, _)] = (await buckets.are_wanted(node, [server_id(server)])).values()
+    return wanted
 
 
 async def page(node: Node, session: Session, after: Cursor | None, limit: int, *, associated: bool) -> Page:
     """See `Store.page`."""
-    keys, who = speaking(node, session)
     generation = node.state.generations.get(session.server, 0)
-    start = after or (Place(generation, -1) if associated else _START)
-    below: Any = _ALL if not generation else generation + 1 if associated else generation
-    if associated and not generation:
-        below = 0
-    items = await node.run("page", keys, *who, *start, below, limit)
-    refs = [(Queue(server_id(session.server), i[1]), i[2]) for i in items]
-    wanted = await _wanted(node, session, refs)
-    return Page(wanted, _behind(items, limit))
-
-
-def _behind(items: Sequence[Any], limit: int) -> Place | None:
-    if len(items) < limit:
-        return None
-    generation, _, record = items[-1]
-    return Place(generation, int(HEAD.unpack_from(record)[3]))
+    server, who = server_id(session.server), buckets.who(node, session)
+    if associated:
+        first, below = (generation, -1), generation + 1 if generation else 0
+        items = await buckets.walk(node, server, who, after, limit, first=first, below=below)
+    else:
+        items = await buckets.walk(node, server, who, after, limit, below=generation or buckets.ALL)
+    wanted = await _wanted(node, session, ((Queue(server, i.notifier_id), i.record) for i in items))
+    return Page(wanted, buckets.behind(items, limit))
 
 
 async def load(node: Node, session: Session, refs: Sequence[Queue]) -> list[Wanted]:
     """See `Store.load`."""
-    keys, who = speaking(node, session)
     mine = [ref for ref in refs if ref.server == server_id(session.server)]
-    records = await node.run("load", keys, *who, *(ref.notifier_id for ref in mine))
+    records = await buckets.load(node, session, [ref.notifier_id for ref in mine])
     found = [(ref, record) for ref, record in zip(mine, records, strict=True) if record is not None]
     return await _wanted(node, session, [(ref, r) for ref, r in found if _may_be_wanted(r)])
 
@@ -184,27 +176,25 @@ async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, byt
 async def to_audit(
     node: Node, after: Cursor | None, limit: int, silent_for: float
 ) -> tuple[list[ToAudit], Cursor | None]:
-    """See `Store.to_audit`. A cursor is (id of the server, generation, number)."""
-    servers = sorted(await node.known())
-    begin, *place = after or (b"", *_START)
+    """See `Store.to_audit`. A cursor is (id of the server, place in it)."""
+    known = await node.known()
+    begin, place = after or (b"", None)
     found: list[tuple[Queue, bytes, bytes, bytes]] = []
-    damaged: list[Queue] = []
     cursor: Cursor | None = None
-    for server in servers:
-        if server < begin or cursor is not None:
-            continue
-        start = place if server == begin else list(_START)
+    for server in sorted(server for server in known if server >= begin):
         asked = limit - len(found)
-        packed, items = await node.run("wanted", [node.names.server(server)], *start, asked)
-        for _, notifier_id, record in items:
-            if token := owner(record):
-                found.append((Queue(server, notifier_id), packed, token, record))
+        items = await buckets.walk(node, server, buckets.ANYBODY, place if server == begin else None, asked)
+        damaged: list[Queue] = []
+        for item in items:
+            ref = Queue(server, item.notifier_id)
+            if token := owner(item.record):
+                found.append((ref, known[server], token, item.record))
             else:
-                damaged.append(Queue(server, notifier_id))
-        if len(items) >= asked:
-            generation, _, record = items[-1]
-            cursor = (server, generation, int(HEAD.unpack_from(record)[3]))
-    await set_queues_aside(node, damaged)
+                damaged.append(ref)
+        await set_queues_aside(node, damaged)
+        if (behind := buckets.behind(items, asked)) is not None:
+            cursor = (server, behind)
+            break
     silent_since = node.now() - silent_for
     heard = [await _heard(node, ref, token, record) for ref, _, token, record in found]
     return [ToAudit(r, address(p), at < silent_since) for (r, p, *_), at in zip(found, heard, strict=True)], cursor
@@ -224,60 +214,108 @@ async def _heard(node: Node, ref: Queue, token: bytes, record: bytes) -> float:
 
 async def confirm(node: Node, session: Session, answers: Sequence[Confirmed]) -> None:
     """See `Store.confirm`."""
-    keys, who = speaking(node, session)
-    words: list[Any] = []
+    parts: dict[bytes, list[Word]] = {}
     for a in answers:
         ref: Any = a.ref
         has = "" if a.associated is None else "1" if a.associated else "0"
+        words = parts.setdefault(buckets.bucket_of(node, ref), [0])
+        words[0] = int(words[0]) + 1
         words += (ref.notifier_id, NUMBERS[a.status], a.error, has, ids_hash([ref.notifier_id]))
-    await node.run("confirm", keys, *who, node.state.generations.get(session.server, 0), *words)
+    head = (*buckets.who(node, session), node.state.generations.get(session.server, 0))
+    await node.run_on("confirm", head, parts)
 
 
 async def end(node: Node, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
     """See `Store.end`."""
-    keys, who = speaking(node, session)
-    words = [word for i in notifier_ids for word in (i, ids_hash([i]))]
-    return int(await node.run("finish", keys, *who, NUMBERS[status], *words))
+    ids = buckets.by_bucket(node, server_id(session.server), notifier_ids)
+    parts: dict[bytes, Sequence[Word]] = {
+        key: [len(some), *(word for i in some for word in (i, ids_hash([i])))] for key, some in ids.items()
+    }
+    answers = await node.run_on("finish", (*buckets.who(node, session), NUMBERS[status]), parts)
+    found = [here for answer in answers for here in answer]
+    unknown = [i for i, here in zip((i for some in ids.values() for i in some), found, strict=True) if not here]
+    if unknown and session.server in node.state.generations:  # the server counts them no more either
+        await _put_released(node, session, lambda state: _without(state, unknown))
+    return sum(found)
+
+
+def _without(state: ServiceState, unknown: Sequence[bytes]) -> tuple[int, bytes]:
+    gone = unknown[: state.released]
+    return state.released - len(gone), xor(state.released_hash, ids_hash(gone))
 
 
 # --- services
 
 
-def _state(values: Sequence[Any], *, changed: bool = False) -> ServiceState:
-    count, ids, released, released_ids = values
-    return ServiceState(max(0, count - released), released, changed, ids, released_ids)
+class _Apart(NamedTuple):
+    """What of a service no bucket counts: how many it has, their hash, how many were released, and theirs."""
+
+    associated: int
+    ids: bytes
+    released: int
+    released_ids: bytes
+
+
+async def _state(
+    node: Node, session: Session, values: Sequence[Any], *, changed: bool = False
+) -> tuple[ServiceState, _Apart]:
+    """`values`: what scripts give of a service."""
+    generation, since, *some, listed = values
+    apart = _Apart(*some)
+    count, ids, released, released_ids = apart
+    head = (*buckets.who(node, session), generation, since)
+    parts = buckets.empty_parts(node, server_id(session.server), buckets.numbers(listed))
+    for n, x, rel_n, rel_x in await node.run_on("counts", head, parts):
+        count, ids, released, released_ids = count + n, xor(ids, x), released + rel_n, xor(released_ids, rel_x)
+    return ServiceState(max(0, count), released, changed, xor(ids, released_ids), released_ids), apart
 
 
 async def begin(node: Node, session: Session, service_id: bytes | None) -> ServiceState:
     """See `Store.begin`."""
-    keys, who = speaking(node, session)
-    generation, changed, values = await node.run("begin", keys, *who, service_id or b"")
-    if generation:
-        node.state.generations.put(session.server, generation)
+    keys, args = speaking(node, session)
+    changed, values = await node.run("begin", keys, *args, service_id or b"")
+    if service_id:
+        node.state.generations.put(session.server, values[0])
     else:
         node.state.generations.drop(session.server)
-    return _state(values, changed=bool(changed))
+    state, _ = await _state(node, session, values, changed=bool(changed))
+    return state
 
 
 async def service_state(node: Node, session: Session) -> ServiceState:
     """See `Store.service_state`."""
-    keys, who = speaking(node, session)
-    return _state(await node.run("service_state", keys, *who))
+    keys, args = speaking(node, session)
+    state, _ = await _state(node, session, await node.run("service_state", keys, *args))
+    return state
 
 
 async def reassociate(node: Node, session: Session) -> ServiceState:
     """See `Store.reassociate`."""
-    keys, who = speaking(node, session)
-    generation, values = await node.run("reassociate", keys, *who)
+    keys, args = speaking(node, session)
+    values = await node.run("reassociate", keys, *args)
     if session.server in node.state.generations:
-        node.state.generations.put(session.server, generation)
-    return _state(values)
+        node.state.generations.put(session.server, values[0])
+    state, _ = await _state(node, session, values)
+    return state
 
 
 async def set_released(node: Node, session: Session, count: int, ids_hash: bytes | None) -> None:
     """See `Store.set_released`."""
-    keys, who = speaking(node, session)
-    await node.run("set_released", keys, *who, count, ids_hash or b"")
+    none = bytes(16)
+    await _put_released(node, session, lambda state: (count, ids_hash or (state.released_hash if count else none)))
+
+
+async def _put_released(node: Node, session: Session, put: Callable[[ServiceState], tuple[int, bytes]]) -> None:
+    """Have so many be released. What is deleted meanwhile comes on top, as its bucket counts it."""
+    keys, args = speaking(node, session)
+    for _ in range(_TRIES):
+        state, apart = await _state(node, session, await node.run("service_state", keys, *args))
+        count, ids = put(state)
+        more, more_ids = count - state.released, xor(ids, state.released_hash)
+        new = (apart.released + more, xor(apart.released_ids, more_ids))
+        if await node.run("set_released", keys, *args, apart.released, apart.released_ids, *new):
+            return
+    raise StoreUnavailableError("what a service had is counted by others all the time")
 
 
 async def certificate(node: Node, server: ServerAddress, make: Callable[[], ServiceCertificate]) -> ServiceCertificate:
@@ -305,12 +343,11 @@ async def mark_lost(
 ) -> tuple[int, Cursor | None]:
     """See `Store.mark_lost`."""
     s = node.state
-    keys, who = speaking(node, session)
-    items = await node.run("page", keys, *who, *(after or _START), _ALL, limit)
+    items = await buckets.walk(node, server_id(session.server), buckets.who(node, session), after, limit)
     latest = s.steady - _LOST_EVERY
     for token in [token for token, at in s.lost.items() if at <= latest]:
         s.lost.drop(token)
-    asked = dict.fromkeys(token for item in items if (token := owner(item[2])))
+    asked = dict.fromkeys(token for item in items if (token := owner(item.record)))
     tokens = [token for token in asked if token not in s.lost][: max(0, _MAX_LOST - len(s.lost))]
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
@@ -320,4 +357,4 @@ async def mark_lost(
         marked += len(found)
         node.made_due(found)
         node.owe(lanes)
-    return marked, _behind(items, limit)
+    return marked, buckets.behind(items, limit)

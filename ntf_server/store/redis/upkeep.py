@@ -1,12 +1,15 @@
 """Upkeep of the Redis store, in slices: each shard's by its holder."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.store.contract import FencedError
+from ntf_server.store.portable import batches
+from ntf_server.store.redis.buckets import empty_parts
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
-from ntf_server.store.redis.queues import counts, settle
+from ntf_server.store.redis.queues import CUT_OFF, counts, settle
 from ntf_server.store.redis.rendezvous import reweighed
 from ntf_server.store.redis.sessions import weights
 from ntf_server.store.redis.tokens import clear, drop
@@ -19,6 +22,8 @@ _WEIGHER: Final = 0  # the shard whose holder does that
 _DAY: Final = 24 * 3600
 _UNVERIFIED: Final = _DAY  # seconds that a registration is kept that never was ACTIVE
 _KEEP_SERVER: Final = 7 * _DAY  # seconds that a proven server is kept without subscriptions
+_SERVERS: Final = 100  # at once
+_GONE: Final = 2
 
 
 class Sweep:
@@ -27,7 +32,6 @@ class Sweep:
     def __init__(self) -> None:
         self.left: list[int] | None = None
         self.next_at = 0.0
-        self.servers = True  # are still to be looked at
         self.weigh_at = 0.0  # when servers are weighed next (steady seconds)
 
 
@@ -39,13 +43,12 @@ async def run_slice(node: Node, sweep: Sweep, seen: Sequence[bytes] = ()) -> flo
     if sweep.left is None:
         if s.steady < sweep.next_at:
             return max(_SOON, sweep.next_at - s.steady)
-        sweep.left, sweep.servers = list(node.held), True
+        sweep.left = list(node.held)
     while sweep.left:
         if sweep.left[-1] in node.held and await _shard(node, sweep.left[-1]):
             return _SOON
         sweep.left.pop()
-    if sweep.servers and await _servers(node):
-        return _SOON
+    await _servers(node)
     if _WEIGHER in node.held and s.steady >= sweep.weigh_at:
         await _weigh(node)
         sweep.weigh_at = s.steady + _WEIGH
@@ -74,20 +77,43 @@ async def _shard(node: Node, number: int) -> bool:
     return bool(more) or doubts or len(found) >= _SLICE
 
 
-async def _servers(node: Node) -> bool:
-    """Forget servers that nobody needs any more."""
-    ours = {server_id(server) for server in node.state.fences}
-    servers = [server for server in await node.known() if server not in ours]
-    keys = [node.names.server(server) for server in servers]
-    calls = [node.call("forget_server", [key], node.ahead, _KEEP_SERVER) for key in keys]
-    for server, key, gone in zip(servers, keys, await node.database.run_all(calls), strict=True):
-        if gone:
-            await node.database.command(b"HDEL", node.names.servers, server, key=node.names.servers)
-            node.state.effects.servers_forgotten += 1
-            packed = await node.database.command(b"HGET", key, b"address", key=key, writes=False)
-            if packed is not None:  # somebody needs it again
-                await node.database.command(b"HSET", node.names.servers, server, packed, key=node.names.servers)
-    return False
+async def _servers(node: Node) -> None:
+    """Of servers that should be this node's: buckets without queues go, and those that nobody needs any more."""
+    mine = sorted(server for server in await node.known() if node.is_mine(server))
+    held = {server_id(server) for server in node.state.fences}
+    for some in batches(mine, _SERVERS):
+        await asyncio.gather(*(_server(node, server, is_held=server in held) for server in some))
+
+
+async def _server(node: Node, server: bytes, *, is_held: bool) -> None:
+    key = node.names.server(server)
+    generation, since, over, unused, *listed = await node.run("needs", [key], node.ahead, _KEEP_SERVER)
+    times = dict(zip(listed[::2], listed[1::2], strict=True))
+    latest = round((node.now() - CUT_OFF) * 1000)  # what came later may not be claimed yet
+    settled = [bucket for bucket, at in times.items() if int(at) <= latest]
+    found = await _clear(node, server, settled, generation, since, b"")
+    is_used = len(settled) < len(times) or 0 in found.values()
+    if is_used is bool(unused):
+        await node.run("use", [key], node.ahead, "1" if is_used else "")
+    forget = over and not is_used and not is_held
+    if forget:
+        found |= await _clear(node, server, [n for n, left in found.items() if left], generation, since, b"1")
+    gone = [word for n, left in found.items() if left == _GONE for word in (n, times[n])]
+    if gone:
+        await node.run("delist", [key], *gone)
+    if not forget or not await node.run("forget_server", [key], node.ahead, _KEEP_SERVER, latest):
+        return
+    await node.database.command(b"HDEL", node.names.servers, server, key=node.names.servers)
+    node.state.effects.servers_forgotten += 1
+    packed = await node.database.command(b"HGET", key, b"address", key=key, writes=False)
+    if packed is not None:  # somebody needs it again
+        await node.database.command(b"HSET", node.names.servers, server, packed, key=node.names.servers)
+
+
+async def _clear(node: Node, server: bytes, buckets: Sequence[bytes], *head: bytes) -> dict[bytes, int]:
+    """What is left of buckets once those without queues are gone. `head`: as `clear.lua` takes it."""
+    answers = await node.run_on("clear", head, empty_parts(node, server, map(int, buckets)))
+    return dict(zip(buckets, (left for answer in answers for left in answer), strict=True))
 
 
 async def _weigh(node: Node) -> None:

@@ -5,7 +5,7 @@ Nobody reads them yet, so its steps need no order; each may be done twice.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ntf_server.store.portable import Moved, MovedQueue, MovedServer, MovedToken, batches, origin_of
@@ -37,9 +37,11 @@ from ntf_server.store.sealing import (
     Sealer,
 )
 from smp_bridge.ntf import DeviceToken, Provider, SubscriptionStatus
+from smp_bridge.service import xor
 
 _PUT_TOKEN: Final = Script.load("put_token")
 _PUT_QUEUES: Final = Script.load("put_queues")
+_PUT_BUCKETS: Final = Script.load("put_buckets")
 _SERVERS: Final = 500  # at once
 _QUEUES: Final = 100  # that one script writes
 _GENERATION: Final = 1  # of all associations that hold, until their server's changes
@@ -62,8 +64,9 @@ class Writing:
     async def _write_server(self, s: MovedServer) -> None:
         server = address(s.address)
         name, known = self._names.server(server_id(server)), self._names.servers
-        words: list[Word] = [b"address", s.address, b"generation", _GENERATION]
-        words += [b"assoc_n", s.counted, b"assoc_x", s.counted_hash, b"rel_n", s.released, b"rel_x", s.released_hash]
+        words: list[Word] = [b"address", s.address, b"generation", _GENERATION, b"since", _GENERATION]
+        words += [b"assoc_n", s.counted - s.released, b"assoc_x", xor(s.counted_hash, s.released_hash)]
+        words += [b"rel_n", s.released, b"rel_x", s.released_hash]
         words += [b"tried", self._time(s.tried_since), b"unused", self._time(s.unused_since)]
         if s.service_id is not None:
             words += [b"service", s.service_id]
@@ -79,7 +82,9 @@ class Writing:
     async def tokens(self, moved: Sequence[Moved]) -> None:
         """See `Portable.write`."""
         calls: list[Call] = []
-        by_server: defaultdict[bytes, list[Word]] = defaultdict(list)
+        names = self._names
+        by_bucket: defaultdict[tuple[bytes, bytes], list[Word]] = defaultdict(list)
+        by_server: dict[bytes, dict[int, int]] = {}  # the highest number in each of its buckets
         indexes: defaultdict[bytes, list[Word]] = defaultdict(list)
         for one in moved:
             token_id = one.token.token_id
@@ -87,19 +92,40 @@ class Writing:
             indexes[index] += (one.token.verify_key, token_id)
             words: list[Word] = []
             for q in one.queues:
-                ref = Queue(server_id(address(q.server)), q.notifier_id)
-                by_server[self._names.server(ref.server)] += (q.notifier_id, self._record(token_id, q), q.error)
+                ref, bucket = Queue(server_id(address(q.server)), q.notifier_id), names.bucket_number(q.notifier_id)
+                by_bucket[names.bucket(ref.server, bucket), q.server] += (
+                    q.notifier_id,
+                    self._record(token_id, q),
+                    q.error,
+                )
+                numbers = by_server.setdefault(names.server(ref.server), {})
+                numbers[bucket] = max(numbers.get(bucket, 0), q.place)
                 indexes[self._names.subscription(q.subscription_id)] += (q.subscription_id, ref.packed)
                 words += (ref.packed, self._value(q))
             calls += self._token_calls(one.token, words)
-        for key, words in by_server.items():
-            calls += [Call(_PUT_QUEUES, [key], some) for some in batches(words, 3 * _QUEUES)]
+        calls += self._queue_calls(by_bucket)
+        for key, numbers in by_server.items():
+            calls.append(Call(_PUT_BUCKETS, [key], (max(numbers.values()), *numbers)))
         commands = [
             self._database.command(b"HSET", key, *some, key=key)
             for key, words in indexes.items()
             for some in batches(words, 2 * _QUEUES)
         ]
         await asyncio.gather(self._database.run_all(calls), *commands)
+
+    def _queue_calls(self, by_bucket: Mapping[tuple[bytes, bytes], Sequence[Word]]) -> Iterator[Call]:
+        """One call for each bucket, or, where one primary has all slots, one for about _QUEUES queues."""
+        keys, args, count = list[bytes](), list[Word](), 0
+        for (key, server), words in by_bucket.items():
+            for some in batches(words, 3 * _QUEUES):
+                keys.append(key)
+                args += (server, len(some) // 3, *some)
+                count += len(some) // 3
+                if count >= _QUEUES or not self._database.spans:
+                    yield Call(_PUT_QUEUES, keys, args)
+                    keys, args, count = [], [], 0
+        if keys:
+            yield Call(_PUT_QUEUES, keys, args)
 
     def _token_calls(self, t: MovedToken, queues: Sequence[Word]) -> Iterator[Call]:
         shard, device = self._names.shard(t.token_id), DeviceToken(Provider(t.provider), t.device_token)

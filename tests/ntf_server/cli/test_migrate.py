@@ -61,7 +61,7 @@ async def test_there_and_back(made: Path, server: Server, start: Start) -> None:
     known = await mixed(store)
     before = await seen(store, known)
     await store.close()
-    there = await asyncio.to_thread(migrate, made, DATABASE, server.url, "--shards", 5)
+    there = await asyncio.to_thread(migrate, made, DATABASE, server.url, "--shards", 5, "--buckets", 3)
     assert there.returncode == 0, there.stderr
     counts = "2 servers, 6 registrations, 20 subscriptions, 13 notifications"
     assert there.stdout.startswith(f"Moved, read back and found the same: {counts}.\nPut TO-URL into {made}")
@@ -203,8 +203,9 @@ async def test_nothing_that_a_relay_uses(made: Path, server: Server, start: Star
         ((DATABASE, "sqlite:///absent/new.db"), "absent: no such folder; create it"),
         ((DATABASE, DATABASE), "FROM and TO are the same store"),
         (("sqlite:///absent.db", "sqlite:///new.db"), "absent.db: there is no database"),
-        ((DATABASE, "sqlite:///new.db", "--shards", "4"), "only a Redis has shards"),
+        ((DATABASE, "sqlite:///new.db", "--shards", "4"), "only a Redis has shards and buckets"),
         ((DATABASE, "redis://localhost", "--shards", "0"), "--shards: from 1 to"),
+        ((DATABASE, "redis://localhost", "--buckets", "257"), "--buckets: from 1 to"),
     ],
 )
 async def test_bad_arguments(made: Path, pair: tuple[str, ...], says: str) -> None:
@@ -255,7 +256,7 @@ async def test_a_node_of_another_schema_does_not_start(made: Path, server: Serve
         done = await asyncio.to_thread(run, "start", "--path", made, **url)
         assert (done.returncode, done.stdout) == (2, "")
         line = next(line for line in done.stderr.splitlines() if line.startswith("ntf-server: "))
-        assert f"{says} (schema {schema}, this one has 1)" in line
+        assert f"{says} (schema {schema}, this one has 2)" in line
         assert "Traceback" not in done.stderr and "s3cret" not in done.stderr
 
 

@@ -98,7 +98,7 @@ async def test_from_a_redis_with_other_shards(server: Server, cluster: Cluster, 
     known = await mixed(store)
     before = await seen(store, known)
     await store.close()
-    await move(first, second, shards=3)
+    await move(first, second, shards=3, buckets=5)
     await move(second, file)
     doing = []
     for place in (first, second, file):
@@ -109,6 +109,8 @@ async def test_from_a_redis_with_other_shards(server: Server, cluster: Cluster, 
     assert doing[0] == doing[1] == doing[2]
     with pytest.raises(StoreConflictError, match="has 3 shards, which never changes"):
         await move(file, second, shards=4)
+    with pytest.raises(StoreConflictError, match="has 5 buckets, which never changes"):
+        await move(file, second, buckets=4)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -254,8 +256,8 @@ async def test_what_cannot_be_moved(server: Server, file: Path, tmp_path: Path) 
         await move(file, file)
     with pytest.raises(StoreConflictError, match="FROM and TO are the same store"):
         await move(redis, parse_redis_url(f"{server.url.replace('127.0.0.1', 'localhost')}?prefix={redis.prefix}"))
-    with pytest.raises(StoreConflictError, match="only a Redis has shards"):
-        await move(redis, tmp_path / "new.db", shards=4)
+    with pytest.raises(StoreConflictError, match="only a Redis has shards and buckets"):
+        await move(redis, tmp_path / "new.db", buckets=4)
     with pytest.raises(StoreError, match="the master key is not the one"):
         await migrate(file, redis, master_key=OTHER)
     with pytest.raises(WrongMasterKeyError):

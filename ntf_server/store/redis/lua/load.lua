@@ -1,8 +1,10 @@
--- Records of queues. KEYS: server. ARGV: offset ms, node, fence, ids.
-local refused = speaks(KEYS[1], ARGV[2], ARGV[3])
-if refused then return refused end
-local out = {}
-for i = 4, #ARGV do
-    out[#out + 1] = call('HGET', KEYS[1] .. ':q', ARGV[i])
+-- Records of queues. KEYS: buckets. ARGV: node, fence, then of each bucket how many; ids.
+local a, out = 3, {}
+for _, bucket in ipairs(KEYS) do
+    local refused = speaks_in(bucket, ARGV[1], ARGV[2])
+    if refused then return refused end
+    local last = a + tonumber(ARGV[a])
+    read(bucket, a + 1, last, out)
+    a = last + 1
 end
 return out

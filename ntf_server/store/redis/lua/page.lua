@@ -1,5 +1,11 @@
--- Queues that should be active, in order. KEYS: server. ARGV: offset ms, node, fence, generation and number behind which
--- they are, the generation that they are below, how many. Gives generation, id, record of each.
-local refused = speaks(KEYS[1], ARGV[2], ARGV[3])
-if refused then return refused end
-return slice(KEYS[1], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]))
+-- Queues that should be active, in order. KEYS: buckets. ARGV: node, fence or '' for whoever asks, the generation that
+-- they are below, how many, then of each bucket generation and number behind which they are.
+-- Gives of each bucket a list of generation, id, record.
+local out, left = {}, tonumber(ARGV[4])
+for n, bucket in ipairs(KEYS) do
+    local refused = ARGV[2] ~= '' and speaks_in(bucket, ARGV[1], ARGV[2])
+    if refused then return refused end
+    out[n] = left > 0 and slice(bucket, tonumber(ARGV[3 + 2 * n]), tonumber(ARGV[4 + 2 * n]), ARGV[3], left) or {}
+    left = left - #out[n]
+end
+return out

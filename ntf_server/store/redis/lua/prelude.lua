@@ -185,18 +185,29 @@ local function holds(shard, fence)
     end
 end
 
--- A server is `P:{sNN}`, a hash: node, until (ms), fence, address, ...; its queues :q (hash, id -> record), those that
--- should be active :w:G (zset by number, G: in which generation of our service's associations, 0: none).
+-- A server is `P:{sID}`, a hash: node, until (ms), fence, address, ..., generation of our service's associations, since
+-- which generation the service is this one, the number of its newest queue, and what its buckets do not count (assoc_n,
+-- assoc_x, rel_n, rel_x); :b is a zset of its buckets that may have queues, by when the last was to come into one (ms).
+-- A bucket of its queues is `P:{sID.NN}`, a hash: fence and node of who speaks for the server, its address, the number of
+-- its newest queue, and counts (see `account`); queues :q (hash, id -> record), errors :e, those that should be active :w:G (zset by number, G: in
+-- which generation of associations, 0: none), and these generations, :g. Without such a hash nothing is in it.
 -- A record: status, damaged, generation, number, created at, and what only the engine reads.
 local HEAD = '>BBI4dd'
 local WANTED = 2 -- NEW, PENDING, ACTIVE: the highest of these
+local FENCED = 'FENCED another session speaks for this server by now'
 
 -- Also when the lease is over: as long as nobody else took the server it was nobody else's.
 local function speaks(server, node, fence)
     local s = call('HMGET', server, 'node', 'fence')
-    if s[1] ~= node or s[2] ~= fence then
-        return redis.error_reply('FENCED another session speaks for this server by now')
-    end
+    if s[1] ~= node or s[2] ~= fence then return redis.error_reply(FENCED) end
+end
+
+-- The same in a bucket of it, for a while after as well: until a newer session came there, by whoever that is.
+local function speaks_in(bucket, node, fence)
+    local kept = tonumber(call('HGET', bucket, 'fence') or nil)
+    if not kept or kept == tonumber(fence) then return end
+    if kept > tonumber(fence) then return redis.error_reply(FENCED) end
+    call('HSET', bucket, 'fence', fence, 'node', node)
 end
 
 local function xor(a, b)
@@ -210,9 +221,21 @@ end
 
 local NO_IDS = string.rep('\0', 16)
 
-local function account(server, field_count, field_hash, count, hash)
-    call('HINCRBY', server, field_count, count)
-    call('HSET', server, field_hash, xor(call('HGET', server, field_hash) or NO_IDS, hash))
+-- What a bucket counts, and the XOR of the MD5s of it: 'assoc', what a service has there, of a generation of associations;
+-- 'rel', what was deleted while the service had it, of a service. What was counted of an older one is void.
+local function account(bucket, what, of, count, hash)
+    local c = call('HMGET', bucket, what .. '_g', what .. '_n', what .. '_x')
+    local kept = tonumber(c[1] or 0)
+    if kept > of then return end
+    if kept < of then c = {of, 0, NO_IDS} end
+    call('HSET', bucket, what .. '_g', of, what .. '_n', tonumber(c[2]) + count, what .. '_x', xor(c[3], hash))
+end
+
+-- Generation, since which one the service is this one, what of it is not counted in buckets; the server's buckets.
+local function service_state(server)
+    local s = call('HMGET', server, 'generation', 'since', 'assoc_n', 'assoc_x', 'rel_n', 'rel_x')
+    return {tonumber(s[1] or 0), tonumber(s[2] or 0), tonumber(s[3] or 0), s[4] or NO_IDS, tonumber(s[5] or 0),
+        s[6] or NO_IDS, call('ZRANGE', server .. ':b', 0, -1)}
 end
 
 -- A record's head and what is behind it. One that is cut there is damaged, and nothing else is known of it.
@@ -229,25 +252,34 @@ local function owner(rest)
     if size and #rest > size then return rest:sub(2, 1 + size) end
 end
 
-local function want(server, generation, number, id)
-    call('ZADD', server .. ':w:' .. generation, text(number), id)
-    call('ZADD', server .. ':g', generation, generation)
+local function want(bucket, generation, number, id)
+    call('ZADD', bucket .. ':w:' .. generation, text(number), id)
+    call('ZADD', bucket .. ':g', generation, generation)
 end
 
-local function unwant(server, generation, id)
-    call('ZREM', server .. ':w:' .. generation, id)
+local function unwant(bucket, generation, id)
+    call('ZREM', bucket .. ':w:' .. generation, id)
+end
+
+-- Put behind the others: records of queues, false for each that is not there. `first`, `last`: where in ARGV their ids are.
+local function read(bucket, first, last, out)
+    for from = first, last, 1000 do
+        local some = call('HMGET', bucket .. ':q', unpack(ARGV, from, math.min(from + 999, last)))
+        for _, record in ipairs(some) do out[#out + 1] = record end
+    end
+    return out
 end
 
 -- Queues that should be active behind (generation, number), of generations below one, in this order: generation,
 -- number, id and record of each.
-local function slice(server, generation, number, below, limit)
+local function slice(bucket, generation, number, below, limit)
     local out = {}
-    for _, g in ipairs(call('ZRANGEBYSCORE', server .. ':g', generation, '(' .. below)) do
-        local key = server .. ':w:' .. g
+    for _, g in ipairs(call('ZRANGEBYSCORE', bucket .. ':g', generation, '(' .. below)) do
+        local key = bucket .. ':w:' .. g
         local from = tonumber(g) == generation and '(' .. text(number) or '-inf'
         local ids = call('ZRANGEBYSCORE', key, from, '+inf', 'LIMIT', 0, limit - #out)
         for _, id in ipairs(ids) do
-            local record = call('HGET', server .. ':q', id)
+            local record = call('HGET', bucket .. ':q', id)
             if record and #record < HEAD_SIZE then -- one that says so is in its place
                 record = struct.pack(HEAD, 0, 1, tonumber(g), tonumber(call('ZSCORE', key, id)), 0)
             end
@@ -257,21 +289,8 @@ local function slice(server, generation, number, below, limit)
                 call('ZREM', key, id)
             end
         end
-        if #ids == 0 and call('EXISTS', key) == 0 then call('ZREM', server .. ':g', g) end
+        if #ids == 0 and call('EXISTS', key) == 0 then call('ZREM', bucket .. ':g', g) end
         if #out >= limit then break end
     end
     return out
-end
-
-local function is_wanted(server)
-    for _, g in ipairs(call('ZRANGE', server .. ':g', 0, -1)) do
-        if call('EXISTS', server .. ':w:' .. g) == 1 then return true end
-    end
-    return false
-end
-
--- What our service has there: how many, their hash, how many of these were released, and theirs.
-local function service_state(server)
-    local s = call('HMGET', server, 'assoc_n', 'assoc_x', 'rel_n', 'rel_x')
-    return {tonumber(s[1] or 0), s[2] or NO_IDS, tonumber(s[3] or 0), s[4] or NO_IDS}
 end

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
 -- Delete a subscription. What a service had of it the SMP server goes on counting.
--- KEYS: server. ARGV: offset ms, notifier id, MD5 of that, the token that must have it, if that can be read.
+-- KEYS: bucket. ARGV: notifier id, MD5 of that, the token that must have it, if that can be read, generation of the
+-- server's associations, since which one its service is this one.
 -- Gives its record, whether a service had it, and the server's address; nothing if it is not there.
-local server, id = KEYS[1], ARGV[2]
-local record = call('HGET', server .. ':q', id)
+local bucket, id = KEYS[1], ARGV[1]
+local record = call('HGET', bucket .. ':q', id)
 if not record then return false end
 local status, _, generation, _, _, rest = unpack_head(record)
-if (owner(rest) or ARGV[4]) ~= ARGV[4] then return false end
-local s = call('HMGET', server, 'generation', 'address')
-local associated = status <= WANTED and generation > 0 and generation == tonumber(s[1] or 0)
-unwant(server, generation, id)
-call('HDEL', server .. ':e', id)
-call('HDEL', server .. ':q', id)
-if call('EXISTS', server .. ':q') == 0 then
-    call('HSET', server, 'unused', text(math.floor(now_ms(ARGV[1]) / 1000)))
+if (owner(rest) or ARGV[3]) ~= ARGV[3] then return false end
+local associated = status <= WANTED and generation > 0 and generation == tonumber(ARGV[4])
+unwant(bucket, generation, id)
+call('HDEL', bucket .. ':e', id)
+call('HDEL', bucket .. ':q', id)
+if associated then
+    account(bucket, 'assoc', generation, -1, ARGV[2])
+    account(bucket, 'rel', tonumber(ARGV[5]), 1, ARGV[2])
 end
-if associated then account(server, 'rel_n', 'rel_x', 1, ARGV[3]) end
-return {record, associated and 1 or 0, s[2]}
+return {record, associated and 1 or 0, call('HGET', bucket, 'address')}

@@ -50,7 +50,7 @@ async def next_of(stream: AsyncIterator[Change]) -> Change:
         Change(
             ChangeKind.REMOVED,
             SMP,
-            removed=(Removed(A, True, False, Cursor(3, 7)), Removed(B, False, True, Cursor(0, 2**40))),
+            removed=(Removed(A, True, False, Cursor(3, 1, 7)), Removed(B, False, True, Cursor(0, 0, 2**40))),
         ),
     ],
     ids=lambda told: told.kind.value,

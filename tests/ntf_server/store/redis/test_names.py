@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 from redis_stores import Nodes, keys
 
-from ntf_server.store.redis.names import SHARDS, Names, server_id
+from ntf_server.store.redis.names import BUCKETS, SHARDS, Names, server_id
 from ntf_server.testing.store_suite.medium import OTHER_SMP, SMP, activate, subscribe
 from smp_bridge.address import ServerAddress
 
@@ -29,9 +29,15 @@ def test_all_of_a_token_is_in_the_slot_of_its_shard(prefix: str, token: bytes, s
 
 
 @given(prefixes, st.binary(min_size=8, max_size=8), st.binary(max_size=300))
-def test_all_of_a_server_is_in_one_slot(prefix: str, server: bytes, field: bytes) -> None:
-    name = Names(prefix).server(server)
-    assert key_slot(name + b":q") == key_slot(name + b":w:12") == key_slot(name)
+def test_each_of_a_servers_buckets_is_in_one_slot(prefix: str, server: bytes, notifier_id: bytes) -> None:
+    names = Names(prefix)
+    name, number = names.server(server), names.bucket_number(notifier_id)
+    assert key_slot(name + b":b") == key_slot(name)
+    bucket = names.bucket(server, number)
+    assert key_slot(bucket + b":q") == key_slot(bucket + b":w:12") == key_slot(bucket)
+    buckets = {names.bucket(server, n) for n in range(BUCKETS)}
+    assert bucket in buckets and name not in buckets
+    assert len({key_slot(key) for key in (name, *buckets)}) > BUCKETS / 2
 
 
 @given(prefixes)
@@ -50,7 +56,8 @@ def test_stores_with_other_prefixes_share_nothing(two: list[str], token: bytes, 
         found.append({
             *n.shards, n.store, n.clock, n.nodes, n.servers, n.changes, n.token(token), n.queues_of(token),
             n.notifications(token), n.gone(n.shard(token)), n.doubts(n.shard(token)), n.device(lookup),
-            n.subscription(token), n.server(lookup[:8]), n.spent("registrations"), n.memo(lookup[:16]),
+            n.subscription(token), n.server(lookup[:8]), n.bucket(lookup[:8], 1), n.spent("registrations"),
+            n.memo(lookup[:16]),
         })  # fmt: skip
     assert not found[0] & found[1]
 

@@ -681,7 +681,7 @@ async def test_who_is_refused_looks_at_once_whether_the_store_is_there(nodes: No
     assert session is not None
     server.ask("FLUSHALL")
     with pytest.raises(FencedError):
-        await store.confirm(session, [])
+        await store.service_state(session)
     with pytest.raises(StoreCorruptError):
         await store.acquire(SMP)
     assert server.ask("KEYS", "*") == []

@@ -72,7 +72,7 @@ async def test_while_it_is_filled_no_node_starts(nodes: Nodes) -> None:
             await attempt
     await store.end(0)
     await store.end(0)  # as that
-    assert await ask_all(nodes, store._names.store) == {b"id", b"schema", b"shards", b"key"}
+    assert await ask_all(nodes, store._names.store) == {b"id", b"schema", b"shards", b"buckets", b"key"}
     await nodes.open()
     await store.close()
 

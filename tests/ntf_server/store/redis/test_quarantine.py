@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from redis_stores import How, Nodes, ask, fault
+from redis_stores import BUCKETS, How, Nodes, ask, bucket, fault
 
 from ntf_server.observe.metrics import KindCounter
 from ntf_server.store.contract import DamagedRecordError
@@ -81,7 +81,7 @@ async def test_subscriptions(store: RedisStore) -> None:
     await set_queues_aside(store._node, queues)
     assert counted(store, "subscriptions") == 2
     assert [wanted.notifier_id for wanted in await pages(store, session)] == [b"b"]
-    record = await ask(store, b"HGET", store._node.names.server(server_id(SMP)) + b":q", b"a")
+    record = await ask(store, b"HGET", bucket(store, b"a") + b":q", b"a")
     assert HEAD.unpack_from(record)[:2] == (0, 1)
 
 
@@ -91,11 +91,11 @@ async def test_subscriptions(store: RedisStore) -> None:
 async def names_of_cut(store: RedisStore, token: Token) -> list[bytes]:
     """Queues of a token, of whose records each is a byte longer than the one before: from nothing to all but one."""
     await subscribe(store, token, b"whole")
-    records = store._node.names.server(server_id(SMP)) + b":q"
-    size = len(await ask(store, b"HGET", records, b"whole"))
+    size = len(await ask(store, b"HGET", bucket(store, b"whole") + b":q", b"whole"))
     names = [b"%05d" % n for n in range(size)]
     await subscribe(store, token, *names)
     for n, name in enumerate(names):
+        records = bucket(store, name) + b":q"
         record = await ask(store, b"HGET", records, name)
         await ask(store, b"HSET", records, name, record[:n])
     return names
@@ -168,8 +168,8 @@ async def test_a_token_with_cut_subscriptions_is_deleted_with_them(store: RedisS
     await names_of_cut(store, bad)
     await subscribe(store, good, b"good")
     await store.delete_token(bad.ref)
-    records = store._node.names.server(server_id(SMP)) + b":q"
-    assert await ask(store, b"HKEYS", records) == [b"good"]
+    left = [await ask(store, b"HKEYS", store._node.names.bucket(server_id(SMP), n) + b":q") for n in range(BUCKETS)]
+    assert [name for names in left for name in names] == [b"good"]
     session = await acquire(store)
     assert [wanted.notifier_id for wanted in await pages(store, session)] == [b"good"]
 

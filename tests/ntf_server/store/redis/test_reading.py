@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from moving import read
 from redis_servers import Server
-from redis_stores import MASTER, Nodes, ask, measured
+from redis_stores import MASTER, Nodes, ask, bucket, measured
 from store_world import SMP, acquire, activate, new_subscription, new_token, notify, register, subscribe, take
 
 from ntf_server.store.records import Added, Registered, ServiceCertificate
@@ -154,7 +154,7 @@ async def test_a_queue_that_cannot_be_read_is_left_out(nodes: Nodes, what: str) 
     store = await nodes.open(manual=False)
     [(token, _), _] = await two(store)
     names, ref = store._node.names, queue_on(SMP, b"queue00")
-    key = names.server(ref.server)
+    key = bucket(store, ref.notifier_id, SMP)
     record = await ask(store, b"HGET", key + b":q", ref.notifier_id)
     head = HEAD.unpack_from(record)
     if what == "key":
@@ -169,7 +169,7 @@ async def test_a_queue_that_cannot_be_read_is_left_out(nodes: Nodes, what: str) 
         await ask(store, b"HSET", names.notifications(token.token_id), ref.packed, b"rubbish")
     await ask(store, b"HSET", key + b":q", ref.notifier_id, record)
     if what == "server":
-        await ask(store, b"HSET", key, b"address", b"\xff")
+        await ask(store, b"HSET", names.server(ref.server), b"address", b"\xff")
     servers, moved, left_out = await found(nodes, store)
     if what == "server":
         assert (len(servers), left_out) == (0, {"servers": 1, "subscriptions": 4})

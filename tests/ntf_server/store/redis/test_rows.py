@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from redis_stores import SHARDS, Nodes, ask
+from redis_stores import SHARDS, Nodes, ask, bucket
 
 from ntf_server.store.records import NewToken, Replacement, Subscription
 from ntf_server.store.redis.engine import RedisStore
@@ -148,7 +148,7 @@ def test_rubbish_is_damaged(rubbish: bytes) -> None:
         with suppress(DamagedError):
             row(record)
         with suppress(DamagedError):
-            subscription_record(Queue(server_id(SMP), b"q"), record, rubbish, 3, rubbish)
+            subscription_record(Queue(server_id(SMP), b"q"), record, rubbish, 3, rubbish, bucket=0)
     for kept in (rubbish, STORED[: len(rubbish)], STORED[:30] + rubbish):
         with suppress(DamagedError):
             entry(Queue(server_id(SMP), b"q").packed, kept, {}, 0)
@@ -172,17 +172,17 @@ def test_what_was_set_aside_is_damaged() -> None:
     assert (caught.value.what, caught.value.key) == ("tokens", b"id")
     ref = Queue(server_id(SMP), b"q")
     with pytest.raises(DamagedError) as caught:
-        subscription_record(ref, RECORD[:1] + b"\1" + RECORD[2:], b"", 3, SMP.encode())
+        subscription_record(ref, RECORD[:1] + b"\1" + RECORD[2:], b"", 3, SMP.encode(), bucket=0)
     assert (caught.value.what, caught.value.key) == ("subscriptions", ref.packed)
 
 
 @pytest.mark.parametrize(("status", "generation", "associated"), [(2, 3, True), (2, 4, False), (5, 3, False)])
 def test_a_subscription_is_the_services_in_its_generation_only(status: int, generation: int, associated: bool) -> None:
     record = bytes([status]) + RECORD[1:]
-    s = subscription_record(Queue(server_id(SMP), b"q"), record, b"why", generation, SMP.encode())
+    s = subscription_record(Queue(server_id(SMP), b"q"), record, b"why", generation, SMP.encode(), bucket=3)
     assert isinstance(s, Subscription)
     assert (s.subscription_id, s.server, s.notifier_id, s.error) == (b"s" * 24, SMP, b"q", "why")
-    assert (s.status, s.associated, s.cursor) == (STATUSES[status], associated, Cursor(3, 7))
+    assert (s.status, s.associated, s.cursor) == (STATUSES[status], associated, Cursor(3, 3, 7))
 
 
 # --- what scripts pack
@@ -191,10 +191,9 @@ def test_a_subscription_is_the_services_in_its_generation_only(status: int, gene
 async def test_a_record_as_scripts_make_it(nodes: Nodes, store: RedisStore) -> None:
     token = await activate(store)
     ids = await subscribe(store, token, *(b"%d" % n for n in range(3)))
-    names = Names(nodes.prefix, SHARDS)
     for number, subscription_id in enumerate(ids, 1):
         s = await found(store, subscription_id)
-        record = await ask(store, b"HGET", names.server(server_id(SMP)) + b":q", s.notifier_id)
+        record = await ask(store, b"HGET", bucket(store, s.notifier_id) + b":q", s.notifier_id)
         head = HEAD.unpack_from(record)
         assert head == (NUMBERS[SubscriptionStatus.NEW], 0, 0, number, int(nodes.clock.wall()))
         kept = row(record)

@@ -86,8 +86,8 @@ def test_a_script_is_told_by_its_name() -> None:
 def test_each_key_is_one_of_its_keys_or_is_named_after_one(path: Path) -> None:
     """So it is in the slot of that: in a cluster no script reaches into another one."""
     text = re.sub(r"--.*", "", path.read_text())
-    roots = {"shard", "server"}  # parameters of functions, and what a loop over KEYS gives
-    assert not re.search(r"^ *(local )?(shard|server)\b[^\n=]*=(?!=)(?!.*KEYS)", text, re.MULTILINE)
+    roots = {"shard", "server", "bucket"}  # parameters of functions, and what a loop over KEYS gives
+    assert not re.search(r"^ *(local )?(shard|server|bucket)\b[^\n=]*=(?!=)(?!.*KEYS)", text, re.MULTILINE)
     derived = set(roots)
     key = r"(?:KEYS\[\d\]|(?:%s)\b)(?: \.\. [^,)]+(?:\([^)]*\))?)?"
     for _ in range(3):
@@ -99,7 +99,7 @@ def test_each_key_is_one_of_its_keys_or_is_named_after_one(path: Path) -> None:
     filled = dict(re.findall(r"(\w+)\[\w+\] = ([^\n]+)", text))
     lists = [f"unpack({name})" for name, value in filled.items() if re.match(key % "|".join(derived), value)]
     keys = re.findall(r"call\('(?!TIME)[A-Z]+', ([^\n]+)", text)
-    assert keys or path.stem in {"service_state", "is_wanted", "page", "find", "wanted"}
+    assert keys or path.stem in {"service_state", "page", "load"}
     for words in keys:
         assert words.startswith(tuple(lists)) or re.match(key % "|".join(derived), words), f"{path.name}: {words}"
 
@@ -122,7 +122,7 @@ def test_none_says_what_only_some_servers_understand() -> None:
 
 
 BIG = {  # that take or give many things at once
-    "owners", "notify", "peek", "take", "record", "page", "confirm", "finish", "wanted", "lost", "expire", "forgotten",
+    "owners", "notify", "peek", "take", "record", "page", "confirm", "finish", "lost", "expire", "forgotten",
 }  # fmt: skip
 
 

@@ -195,7 +195,7 @@ KNOWN = re.compile(
     rb"\{g\}:(store|clock|nodes|servers|changes)"
     rb"|\{t\d+\}(:(all|unproven|active|period|codes|checks|waiting|taken|gone|doubts|arrived)"
     rb"|:(due|lanes):(AP|WP).*|:[tnuhq]:.{24})?"
-    rb"|\{d[0-9a-f]{2}\}:.{32}|\{i[0-9a-f]{2}\}|\{s[0-9a-f]{16}\}(:q|:e|:g|:w:\d+)?",
+    rb"|\{d[0-9a-f]{2}\}:.{32}|\{i[0-9a-f]{2}\}|\{s[0-9a-f]{16}\}(:b)?|\{s[0-9a-f]{16}\.[0-9a-f]{2}\}(:q|:e|:g|:w:\d+)?",
     re.DOTALL,
 )
 

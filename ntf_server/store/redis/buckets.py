@@ -1,0 +1,188 @@
+"""Buckets of an SMP server's queues: each has a slot of its own, so a server with many is no one primary's.
+
+The server lists those that may have queues, before a queue comes into one. A session shows its fence in each: it is
+known there from its beginning on, and an older one is refused.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.records import Session
+from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.rows import HEAD, Cursor, Queue
+
+_TRIES: Final = 20  # of a session to have the highest fence
+_FIRST: Final = (0, -1)
+ALL: Final = "+inf"  # generations below it are all
+ANYBODY: Final[Sequence[Word]] = ("", "")  # instead of `who`
+
+
+class Item(NamedTuple):
+    """A queue that should be active, in the order of cursors."""
+
+    bucket: int
+    generation: int
+    notifier_id: bytes
+    record: bytes
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where it is."""
+        return Cursor(self.bucket, self.generation, int(HEAD.unpack_from(self.record)[3]))
+
+
+def bucket_of(node: Node, ref: Queue) -> bytes:
+    """Key of the bucket that a queue is in."""
+    return node.names.bucket(ref.server, node.names.bucket_number(ref.notifier_id))
+
+
+def by_bucket(node: Node, server: bytes, notifier_ids: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    """Those of each, by its key."""
+    out: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for notifier_id in notifier_ids:
+        out[bucket_of(node, Queue(server, notifier_id))].append(notifier_id)
+    return out
+
+
+def counted(ids: Mapping[bytes, Sequence[Word]]) -> dict[bytes, Sequence[Word]]:
+    """As scripts take them: how many, then these."""
+    return {key: [len(some), *some] for key, some in ids.items()}
+
+
+def who(node: Node, session: Session) -> list[Word]:
+    """Arguments by which scripts know in a bucket that the session counts."""
+    return [node.id, session.fence]
+
+
+# --- which there are
+
+
+async def listed(node: Node, server: bytes) -> list[int]:
+    """Buckets of a server that may have queues."""
+    key = node.names.server(server)
+    return numbers(await node.database.command(b"ZRANGE", key + b":b", 0, -1, key=key, writes=False))
+
+
+def numbers(listed: Iterable[bytes]) -> list[int]:
+    """Buckets, as scripts give them."""
+    return sorted(map(int, listed))
+
+
+def empty_parts(node: Node, server: bytes, buckets: Iterable[int]) -> dict[bytes, Sequence[Word]]:
+    """For a script that takes nothing of each but its key."""
+    return {node.names.bucket(server, n): () for n in buckets}
+
+
+async def are_wanted(node: Node, servers: Iterable[bytes]) -> dict[bytes, tuple[bool, int]]:
+    """Whether anything of each server should be active; how many subscriptions it has."""
+    asked = list(servers)
+    lists = await asyncio.gather(*(listed(node, server) for server in asked))
+    parts = [
+        (server, [node.names.bucket(server, n) for n in some])
+        for server, buckets in zip(asked, lists, strict=True)
+        for some in at_once(node, buckets)
+    ]
+    answers = await node.database.run_all([node.call("is_wanted", keys) for _, keys in parts])
+    found = dict.fromkeys(asked, (False, 0))
+    for (server, _), (wanted, count) in zip(parts, answers, strict=True):
+        before, so_far = found[server]
+        found[server] = before or bool(wanted), so_far + count
+    return found
+
+
+def at_once(node: Node, buckets: Sequence[int]) -> list[Sequence[int]]:
+    """Those that one call takes."""
+    if node.database.spans:
+        return [buckets] if buckets else []
+    return [[n] for n in buckets]
+
+
+# --- sessions
+
+
+async def overtake(node: Node, server: bytes, fence: int, buckets: Iterable[int]) -> int:
+    """Have no older session believed in them; the highest fence that is known there."""
+    answers = await node.run_on("overtake", [node.id, fence], empty_parts(node, server, buckets))
+    return max(map(int, answers), default=0)
+
+
+async def acquire(node: Node, server: bytes, lease_ms: int, address: bytes) -> int | None:
+    """A fence above all that the server and its buckets know; None: another node speaks for it.
+
+    A bucket may know a later one: another session began meanwhile, or the server's primary failed over and lost it.
+    """
+    least = 0
+    for _ in range(_TRIES):
+        args = (node.ahead, node.id, lease_ms, address, least)
+        found = await node.run("acquire", [node.names.server(server)], *args)
+        if found is None:
+            return None
+        fence, *some = found
+        highest = await overtake(node, server, int(fence), numbers(some))
+        if highest <= int(fence):
+            return int(fence)
+        least = highest + 1
+    raise StoreUnavailableError("others begin sessions with a server all the time")
+
+
+# --- queues
+
+
+async def owners(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> tuple[bytes, list[bytes | None]]:
+    """The server's address, and the queues' records, for who speaks for it or did last. Raises FencedError."""
+    ids = by_bucket(node, server_id(session.server), notifier_ids)
+    answers = await node.run_on("owners", who(node, session), counted(ids))
+    address, records = b"", dict[bytes, bytes | None]()
+    for some, (kept, *found) in zip(ids.values(), (part for answer in answers for part in answer), strict=True):
+        address = address or kept or b""
+        records.update(zip(some, found, strict=True))
+    return address, [records[i] for i in notifier_ids]
+
+
+async def load(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> list[bytes | None]:
+    """The queues' records. Raises FencedError."""
+    ids = by_bucket(node, server_id(session.server), notifier_ids)
+    answers = await node.run_on("load", who(node, session), counted(ids))
+    asked = [i for some in ids.values() for i in some]
+    found = dict(zip(asked, (record for answer in answers for record in answer), strict=True))
+    return [found[i] for i in notifier_ids]
+
+
+async def walk(
+    node: Node,
+    server: bytes,
+    head: Sequence[Word],
+    after: Cursor | None,
+    limit: int,
+    *,
+    first: tuple[int, int] = _FIRST,
+    below: Word = ALL,
+) -> list[Item]:
+    """Queues that should be active, of generations below one. `head`: `who` or ANYBODY; `first`: where each begins.
+
+    One primary goes on from bucket to bucket itself. In a cluster those that probably are enough are asked at once.
+    """
+    left = [n for n in await listed(node, server) if after is None or n >= after.bucket]
+    found: list[Item] = []
+    size = len(left) if node.database.spans else 1
+    while left and len(found) < limit:
+        some, left = left[:size], left[size:]
+        parts: dict[bytes, Sequence[Word]] = {
+            node.names.bucket(server, n): after[1:] if after and n == after.bucket else first for n in some
+        }
+        answers = await node.run_on("page", [*head, below, limit - len(found)], parts)
+        lists: list[Any] = [items for answer in answers for items in answer]
+        for n, items in zip(some, lists, strict=True):
+            found += (Item(n, *item) for item in items)
+        whole = after is None or some[-1] > after.bucket  # so this says how many the others may have
+        size = 1 + (limit - len(found)) // (len(lists[-1]) + 1) if whole else 1
+    return found[:limit]
+
+
+def behind(items: Sequence[Item], limit: int) -> Cursor | None:
+    """Where the next page begins; None: that was the last."""
+    return items[-1].cursor if len(items) >= limit else None
