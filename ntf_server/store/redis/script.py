@@ -1,13 +1,17 @@
 """Lua scripts that Redis runs: files whose heads name what they take."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
 FOLDER: Final = Path(__file__).with_name("lua")
-PRELUDE: Final = "prelude"  # functions that several scripts share; it goes in front of each of them
+PRELUDE: Final = "prelude"  # functions that several scripts share; those that a script needs go in front of it
 _SHEBANG: Final = "#!"
+_WORD: Final = re.compile(r"[A-Za-z_]\w*")
+_NO_CODE: Final = re.compile(r"--.*|'[^'\n]*'")
+_DEFINED: Final = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
 _NO_OTHERS: Final = "It uses no other keys."
 
 
@@ -40,10 +44,10 @@ class Script:
 
     @classmethod
     def load(cls, name: str, folder: Path = FOLDER) -> Self:
-        """`NAME.lua` of the folder, behind `prelude.lua` if there is one. Raises OSError."""
+        """`NAME.lua` of the folder, behind what it needs of `prelude.lua` if there is one. Raises OSError."""
+        text = (folder / f"{name}.lua").read_text()
         prelude = folder / f"{PRELUDE}.lua"
-        shared = prelude.read_text().rstrip("\n") + "\n" if prelude.exists() else ""
-        return cls(name, (folder / f"{name}.lua").read_text(), prelude=shared)
+        return cls(name, text, prelude=_needed(prelude.read_text(), text) if prelude.exists() else "")
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -52,6 +56,26 @@ def _split(text: str) -> tuple[str, str]:
         return "", text
     first, _, rest = text.partition("\n")
     return f"{first}\n", rest
+
+
+def _needed(prelude: str, text: str) -> str:
+    """The paragraphs of the prelude that define what the script uses, or what one of these uses.
+
+    What Redis's Lua has in memory makes each script dearer that allocates there: of all scripts with all of the prelude
+    that was a fifth of a push.
+    """
+    chosen: list[str] = []
+    words = _words(text)
+    for paragraph in reversed(prelude.strip("\n").split("\n\n")):
+        if words.intersection(name for names in _DEFINED.findall(paragraph) for name in _WORD.findall(names)):
+            words |= _words(paragraph)
+            chosen.append(paragraph + "\n")
+    return "".join(reversed(chosen))
+
+
+def _words(lua: str) -> set[str]:
+    """Names that it uses: those in comments and strings are none."""
+    return set(_WORD.findall(_NO_CODE.sub("", lua)))
 
 
 def _flags(first: str) -> Sequence[str]:

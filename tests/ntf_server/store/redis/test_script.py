@@ -65,6 +65,20 @@ def test_the_prelude_goes_in_front_of_each_and_behind_the_flags(tmp_path: Path) 
     assert not flagged.writes
 
 
+def test_it_has_no_more_of_the_prelude_than_it_needs(tmp_path: Path) -> None:
+    paragraphs = (
+        "-- what all need\nlocal call = redis.call",
+        "-- why\nlocal A, B = 1, 2\nlocal function two() return A end",
+        "local function three()\n    return two()\nend",
+        "local function four() return call('three') end -- not two()",
+    )
+    (tmp_path / "prelude.lua").write_text("\n\n".join(paragraphs) + "\n")
+    for text, needed in {"three": (1, 2), "four": (0, 3), "B": (1,), "'two' -- call": ()}.items():
+        (tmp_path / "one.lua").write_text(f"return {text}\n")
+        front = "".join(f"{paragraphs[n]}\n" for n in needed)
+        assert Script.load("one", tmp_path).text == f"{front}return {text}\n"
+
+
 @pytest.mark.parametrize("first", ["#!lua\n", "#!lua flags=allow-oom\n", "-- no-writes\n", ""])
 def test_one_writes_unless_it_says_that_it_does_not(first: str) -> None:
     assert Script("x", f"{first}return 1").writes
