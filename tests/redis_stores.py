@@ -10,13 +10,14 @@ from redis_servers import Server
 
 from ntf_server.store import memory
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import StoreConflictError, StoreUnavailableError
 from ntf_server.store.redis.buckets import bucket_of
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.rows import Queue
+from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey
 from ntf_server.testing.store_suite import ManualClock
@@ -164,6 +165,44 @@ def before(store: RedisStore, name: str, act: Callable[[], Awaitable[None]]) -> 
     with patched(database, run=run_one, run_all=run_all):
         yield
     assert not acts, f"{name} was not asked for"
+
+
+_ALL = "local call = redis.call\n"
+_SOME = """local left = %d
+local function call(...)
+    if left == 0 then error('some keys have moved') end
+    left = left - 1
+    return redis.call(...)
+end
+"""
+
+
+@contextmanager
+def cut(store: RedisStore, name: str, commands: int) -> Iterator[list[str]]:
+    """From now on this script ends behind so many commands, as in a slot that moves, and is done again.
+
+    Gives its name each time that it ended so.
+    """
+    database = store._node.database
+    run = database.run
+    happened: list[str] = []
+
+    async def run_one(call: Call) -> Any:
+        if call.script.name == name:
+            assert call.script.text.count(_ALL) == 1
+            some = Script(name, call.script.text.replace(_ALL, _SOME % commands))
+            try:
+                await run(call._replace(script=some))
+            except StoreConflictError as e:
+                assert "some keys have moved" in str(e)
+                happened.append(name)
+        return await run(call)
+
+    async def run_all(calls: Sequence[Call]) -> list[Any]:
+        return [await run_one(call) for call in calls]
+
+    with patched(database, run=run_one, run_all=run_all):
+        yield happened
 
 
 def commands(server: Server) -> int:

@@ -11,7 +11,7 @@ import redis
 from harness import RelayProcess, environment
 from redis_servers import Server
 
-from ntf_server.store.redis.rows import STAMP, queue
+from ntf_server.store.redis.rows import STAMP, queue, split
 from ntf_server.testing import MockApns
 
 _SIZE = 2
@@ -74,8 +74,9 @@ def kept(*servers: Server, prefix: str = "ntf") -> dict[bytes, tuple[bytes, bool
         with contextlib.suppress(redis.RedisError), redis.Redis.from_url(server.url) as client:
             if client.info("replication")["role"] != "master":
                 continue
-            for key in client.scan_iter(f"{prefix}:{{t*}}:n:*", count=1000):
-                for name, value in client.hgetall(key).items():
+            for key in client.scan_iter(f"{prefix}:{{t*}}:t:*", count=1000):
+                _, notifications = split(client.hgetall(key))
+                for name, value in notifications.items():
                     out[queue(name).notifier_id] = _nonce(value), bool(STAMP.unpack_from(value)[3])
     return out
 

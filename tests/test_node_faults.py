@@ -21,7 +21,7 @@ from wall_clocks import WallClock
 
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE
-from ntf_server.store.redis.rows import HEAD, STAMP
+from ntf_server.store.redis.rows import HEAD, STAMP, pushed, split
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
 from smp_bridge.client import Client, Request, ServerError
@@ -300,9 +300,15 @@ def kept_times(store: Server, smp_server: bytes) -> dict[str, list[float]]:
     def milliseconds(values: Sequence[bytes | float]) -> list[float]:
         return [float(at) / 1000 for at in values]
 
+    def whole(key: bytes) -> dict[bytes, bytes]:
+        words = store.ask("HGETALL", key)
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    tokens = [whole(key) for key in keys("ntf:{t*}:t:*")]
     out = {
-        "registrations": fields(keys("ntf:{t*}:t:*"), "ra", "aa", "v", "k", "ia", "d"),
-        "notifications": [STAMP.unpack_from(v)[2] for key in keys("ntf:{t*}:n:*") for v in store.ask("HVALS", key)],
+        "registrations": fields(keys("ntf:{t*}:t:*"), "ra", "aa", "v", "k", "d"),
+        "notifications": [STAMP.unpack_from(v)[2] for token in tokens for v in split(token)[1].values()],
+        "last pushes": [pushed(token[b"i"]).at for token in tokens if b"i" in token],
         "subscriptions": [HEAD.unpack_from(v)[4] for key in keys("ntf:{s*}:q") for v in store.ask("HVALS", key)],
         "leases": milliseconds(fields([*NAMES.shards, smp_server], "until")),
         "nodes": milliseconds(store.ask("ZRANGE", NAMES.nodes, 0, -1, "WITHSCORES")[1::2]),

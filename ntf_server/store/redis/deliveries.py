@@ -12,7 +12,7 @@ from ntf_server.store.redis.content import claim, count_expired, lane_of_content
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node, Word
 from ntf_server.store.redis.quarantine import set_queues_aside
-from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row
+from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row, stamp
 from smp_bridge.ntf import Provider
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
@@ -48,7 +48,7 @@ async def notify(
     by_shard = node.by_shard(by_token)
     parts, order = _parts(node, server, address, by_token, by_shard, free=bool(places))
     mark = node.next_call()
-    head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark)
+    head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark, "1" if s.is_crowded else "")
     answers = await node.run_on("notify", head, parts, by_shard)
     results = dict(zip(order, (result for answer in answers for result in answer), strict=True))
     node.made_due([token for token, result in results.items() if result == _ELSEWHERE])
@@ -77,8 +77,8 @@ def _parts(
             order.append(token)
             words += (token, "1" if free else "", len(by_token[token]))
             for n, found in by_token[token]:
-                stored = arrival(n.received_at + node.shift, found.spelling or address, n.nonce, n.meta)
-                words += (Queue(server, n.notifier_id).packed, n.seq >> 32, n.seq & 0xFFFF_FFFF, stored)
+                arrived = arrival(n.received_at + node.shift, found.spelling or address, n.nonce, n.meta)
+                words += (Queue(server, n.notifier_id).packed, stamp(n.seq) + arrived)
         parts[shard] = words
     return parts, order
 
@@ -102,7 +102,7 @@ async def _hand_out(
             chosen.append(result)
             continue
         lane = lane_of_content(result)
-        if result[8] > 1 and s.is_crowded and token not in s.cooling:  # what comes next may be for it too
+        if result[8] > 1 and token not in s.cooling:  # what comes next may be for it too
             count_expired(node, result)
             rest(node, token, lane)
             continue
@@ -224,5 +224,5 @@ def _words(token: bytes, held: Held, o: Outcome) -> list[Word]:
     words += (max(0, round(o.after * 1000)), o.dead.value if o.dead else "", int(c.kind), len(sent))
     for e in sent:
         ref: Any = e.subscription
-        words += (ref.packed, e.seq >> 32, e.seq & 0xFFFF_FFFF)
+        words += (ref.packed, stamp(e.seq))
     return words

@@ -41,16 +41,12 @@ class Names:
         return self.shards[self.number(token)]
 
     def token(self, token: bytes) -> bytes:
-        """Hash of a registration."""
+        """Hash of a registration, with its queues' newest notifications."""
         return b"%s:t:%s" % (self.shard(token), token)
 
     def queues_of(self, token: bytes) -> bytes:
         """Set of a token's queues."""
         return b"%s:q:%s" % (self.shard(token), token)
-
-    def notifications(self, token: bytes) -> bytes:
-        """Hash of a token's queues and their newest notifications."""
-        return b"%s:n:%s" % (self.shard(token), token)
 
     def gone(self, shard: bytes) -> bytes:
         """Set of tokens that were deleted, but not yet all that was theirs."""

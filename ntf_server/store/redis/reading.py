@@ -25,6 +25,7 @@ from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names
 from ntf_server.store.redis.rows import (
     HEAD,
+    NO_PUSH,
     STAMP,
     STATUSES,
     WANTED,
@@ -33,9 +34,11 @@ from ntf_server.store.redis.rows import (
     Registration,
     address,
     contents,
+    pushed,
     queue,
     registration,
     row,
+    split,
 )
 from ntf_server.store.redis.script import Script
 from ntf_server.store.sealing import (
@@ -152,7 +155,7 @@ class Reading:
         calls = [Call(_READ_TOKENS, [shards[n]], (_ENOUGH, *some)) for n, some in parts]
         answers = [item for answer in await self._database.run_all(calls) for item in answer]
         places = [(n, token_id) for n, some in parts for token_id in some]
-        fits = fitting([count for _, _, _, count, _, _ in answers])
+        fits = fitting([count for _, _, count, _, _ in answers])
         if fits < len(places):
             number, last = places[fits - 1]
         cursor = number.to_bytes(2) + last if number < len(shards) else None
@@ -182,12 +185,13 @@ class Reading:
         return moved, left_out
 
     async def _whole(self, token_id: bytes, answer: Any) -> tuple[tuple[Fields, bytes, bytes], list[bytes], Fields]:
-        fields, at, unsent, count, queues, notifications = answer
+        at, unsent, count, queues, kept = answer
         if count > _ENOUGH:
             shard = self._names.shard(token_id)
             queues = await self._read(b"SMEMBERS", self._names.queues_of(token_id), key=shard)
-            notifications = await self._read(b"HGETALL", self._names.notifications(token_id), key=shard)
-        return (_fields(fields), at, unsent), queues, _fields(notifications)
+            kept = await self._read(b"HGETALL", self._names.token(token_id), key=shard)
+        fields, notifications = split(_fields(kept))
+        return (fields, at, unsent), queues, notifications
 
     async def _records(self, queues: Iterable[bytes]) -> dict[bytes, tuple[bytes, bytes]]:
         """Of queues, as their servers have them: record and error."""
@@ -242,7 +246,7 @@ class Reading:
         )
         known = int(at) - self._ahead * 1000 if at else None
         first = int(unsent) - self._ahead if unsent else None
-        private = r.server_private
+        private, push = r.server_private, pushed(f[b"i"]) if b"i" in f else NO_PUSH
         moved = MovedToken(
             token_id=token_id,
             provider=Provider(r.provider).value,
@@ -267,10 +271,10 @@ class Reading:
             check_due=check_due,
             due_ms=due_at(known, status, first, verification_due, check_due),
             attempts=int(f.get(b"n", 0)),
-            push_id=f.get(b"i", b""),
-            pushed_at=self._moment(f, b"ia"),
-            ended=f.get(b"e", b"").decode(),
-            ended_reason=f.get(b"er", b"").decode(),
+            push_id=push.push_id,
+            pushed_at=push.at - self._ahead if push.at else 0,
+            ended=push.outcome,
+            ended_reason=push.reason,
             delivered_at=self._moment(f, b"d"),
         )
         return moved, r

@@ -1,11 +1,12 @@
 """Records as the Redis store keeps them: sealed on the way in, opened on the way out."""
 
 import struct
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ntf_server.store.records import Entry, NewToken, Replacement, Subscription, Token
+from ntf_server.store.records import Entry, LastPush, NewToken, Replacement, Subscription, Token
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.sealing import CLIENT_DH, DEVICE_TOKEN, SECRET, SERVER_DH, Sealer
 from smp_bridge.address import ServerAddress
@@ -19,6 +20,7 @@ HEAD: Final = struct.Struct(">BBIdd")  # of a subscription: status, damaged, gen
 STAMP: Final = struct.Struct(">dId?")  # of a notification: fence, number, received at, sent
 ARRIVAL: Final = struct.Struct(">dB")
 _ORDER: Final = struct.Struct(">dI")
+_PUSH: Final = struct.Struct(">dB")  # of a last push: when, size of its id
 _SENT: Final = 8  # where in an arrival that stands
 _SIZE: Final = struct.Struct(">H")
 _ID: Final = 8  # bytes of a server's id
@@ -45,6 +47,12 @@ class Queue(NamedTuple):
     def packed(self) -> bytes:
         """As a token's shard names it."""
         return self.server + self.notifier_id
+
+
+def split(kept: Mapping[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """Of what is kept of a token: its own fields, and its queues' newest notifications."""
+    names = {name for name in kept if len(name) < _ID}
+    return {n: kept[n] for n in kept if n in names}, {n: kept[n] for n in kept if n not in names}
 
 
 def queue(packed: bytes) -> Queue:
@@ -148,6 +156,29 @@ def token_record(token_id: bytes, values: list[Any]) -> Token | None:
     )
 
 
+# --- the last push of a token
+
+NO_PUSH: Final = LastPush(b"", 0, "", "")
+
+
+def packed_push(push: LastPush) -> bytes:
+    """As scripts keep it."""
+    ended, head = push.outcome.encode(), _PUSH.pack(push.at, len(push.push_id))
+    return b"".join((head, push.push_id, bytes([len(ended)]), ended, push.reason.encode()))
+
+
+def pushed(packed: bytes) -> LastPush:
+    """The other way. Raises DamagedError."""
+    try:
+        at, size = _PUSH.unpack_from(packed)
+        end = _PUSH.size + size
+        first = end + 1
+        last = first + packed[end]
+        return LastPush(packed[_PUSH.size : end], int(at), packed[first:last].decode(), packed[last:].decode())
+    except _RUBBISH as e:
+        raise DamagedError("tokens", b"") from e
+
+
 # --- subscriptions
 
 
@@ -218,6 +249,11 @@ def subscription_record(
 
 
 # --- notifications
+
+
+def stamp(seq: int) -> bytes:
+    """What a notification begins with: its session's fence, its number there."""
+    return _ORDER.pack(seq >> 32, seq & 0xFFFF_FFFF)
 
 
 def arrival(received_at: int, spelling: bytes, nonce: bytes, meta: bytes) -> bytes:

@@ -202,9 +202,7 @@ async def to_audit(
 
 async def _heard(node: Node, ref: Queue, token: bytes, record: bytes) -> float:
     """When something arrived for a token's queue, or it was subscribed."""
-    value = await node.database.command(
-        b"HGET", node.names.notifications(token), ref.packed, key=node.names.shard(token), writes=False
-    )
+    [value] = await node.fields(token, [ref.packed])
     whole = len(value or b"") >= STAMP.size
     return float(STAMP.unpack_from(value)[2] if whole else HEAD.unpack_from(record)[4])
 

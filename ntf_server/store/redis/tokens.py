@@ -26,6 +26,7 @@ from ntf_server.store.redis.rows import (
     DamagedError,
     lane_of,
     new_registration,
+    pushed,
     queue,
     registration,
     replaced,
@@ -302,7 +303,8 @@ async def invalidate(
 
 async def last_push(node: Node, token: bytes) -> LastPush | None:
     """See `Store.last_push`."""
-    push_id, at, ended, reason = await node.fields(token, (b"i", b"ia", b"e", b"er"))
-    if ended is None:
+    [packed] = await node.fields(token, (b"i",))
+    if packed is None:
         return None
-    return LastPush(push_id, int(at) - node.shift, ended.decode(), (reason or b"").decode())
+    push = pushed(packed)
+    return structs.replace(push, at=push.at - node.shift)

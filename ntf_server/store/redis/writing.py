@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ntf_server.store.portable import Moved, MovedQueue, MovedServer, MovedToken, batches, origin_of
+from ntf_server.store.records import LastPush
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.rows import (
     HEAD,
+    NO_PUSH,
     NUMBERS,
     Queue,
     Registration,
@@ -22,6 +24,7 @@ from ntf_server.store.redis.rows import (
     arrival,
     lane_of,
     pack_registration,
+    packed_push,
     stored,
 )
 from ntf_server.store.redis.script import Script
@@ -168,13 +171,12 @@ class Writing:
             b"v": self._time(t.verification_due),
             b"k": self._time(t.check_due),
             b"o": int(t.proven),
-            b"i": t.push_id,
-            b"ia": self._time(t.pushed_at),
-            b"e": t.ended,
-            b"er": t.ended_reason,
             b"d": self._time(t.delivered_at),
         }
         fields |= {name: value for name, value in some.items() if value}
+        push = LastPush(t.push_id, self._time(t.pushed_at), t.ended, t.ended_reason)
+        if push != NO_PUSH:
+            fields[b"i"] = packed_push(push)
         return [word for pair in fields.items() for word in pair]
 
     def _record(self, token_id: bytes, q: MovedQueue) -> bytes:

@@ -32,13 +32,17 @@ each(shard .. ':checks', old, function(id, key)
     counts[2] = counts[2] + call('HDEL', key, 'k')
     index(shard, id)
 end)
-each(shard .. ':waiting', old, function(id)
-    counts[3] = counts[3] + expire(shard, id, old, limit)
-    local first = call('ZRANGE', shard .. ':u:' .. id, 0, 0)[1]
-    if first then
-        local _, _, received = stamp(call('HGET', shard .. ':n:' .. id, first))
-        call('ZADD', shard .. ':waiting', text(math.max(received, old + 1)), id)
+each(shard .. ':waiting', old, function(id, key)
+    local count, q = expire(shard, id, old, limit)
+    counts[3] = counts[3] + count
+    if q.u[1] then
+        local _, _, received = stamp(call('HGET', key, q.u[1]))
+        q.since = math.max(received, old + 1)
+        call('HSET', key, 'q', pack_q(q))
+        call('ZADD', shard .. ':waiting', text(q.since), id)
     else
+        q.since = 0
+        if call('EXISTS', key) == 1 then call('HSET', key, 'q', pack_q(q)) end
         call('ZREM', shard .. ':waiting', id)
     end
 end)

@@ -8,10 +8,10 @@ for _, shard in ipairs(KEYS) do
     for i = a + 1, a + count do
         local id = ARGV[i]
         local key = shard .. ':t:' .. id
-        local t = call('HMGET', key, 's', 'x', 'k', 'd', 'l', 'v')
+        local t = call('HMGET', key, 's', 'x', 'k', 'd', 'l', 'v', 'q')
         local pushed = tonumber(t[4] or nil)
         local woken = pushed and pushed >= since and pushed <= seconds
-        if t[1] == 'ACTIVE' and not t[2] and not t[3] and not woken and call('ZCARD', shard .. ':u:' .. id) == 0 then
+        if t[1] == 'ACTIVE' and not t[2] and not t[3] and not woken and not has_unsent(t[7]) then
             call('HSET', key, 'k', text(seconds))
             index(shard, id)
             out[#out + 1] = id

@@ -6,12 +6,16 @@ for _, shard in ipairs(KEYS) do
     local count = tonumber(ARGV[a])
     for i = a + 1, a + count do
         local id = ARGV[i]
-        if call('HDEL', shard .. ':taken', id) == 1 then
-            local lane, at = call('HGET', shard .. ':t:' .. id, 'l'), pending(shard, id, now)
-            if lane and at then
-                due(shard, id, lane, at)
-                out[#out + 1] = lane
+        local t = call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'q', 'l')
+        local q = unpack_q(t[5])
+        if q.m ~= 0 then
+            t[5] = #q.u > 0
+            local at = pending(shard, id, now, t)
+            if at then
+                due(shard, id, t[6], at)
+                out[#out + 1] = t[6]
             end
+            let_go(shard, id)
         end
     end
     a = a + count + 1

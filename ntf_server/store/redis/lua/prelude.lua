@@ -1,13 +1,14 @@
 -- What scripts share. A shard of tokens is the key of its lease, `P:{tNN}`; all that is in it is named after that:
---   :t:ID    hash, a token        :n:ID  hash, queue -> newest notification   :u:ID  zset, queues with an unsent one
---   :h:ID    zset, queues whose newest went out last                          :q:ID  set, its queues
+--   :t:ID    hash, a token, and queue -> newest notification      :q:ID  set, its queues
+--   :u:ID    zset, queues with an unsent one, all of them, of a token that has more than q takes
 --   :due:L   zset, tokens of a lane by when they are due (ms)   :lanes:P  zset, lanes of a provider by their first
 --   :taken   hash, tokens that the holder's memory has, and by which of its calls           
 --   :doubts  zset, tokens and queues that a command began with, by when (ms)   :gone  set, tokens that are not yet cleared
 --   :all :unproven :active :period :codes :checks :waiting  zsets of tokens, by their times
 -- Fields of a token: s status, w why, g registration, ra registered at, v code due, c code, k check due, p period,
--- pa period began, aa active at, o proven, l lane, r record (sealed), x damaged, n tries that failed, i push id,
--- ia pushed at, e ended, er its reason, d delivered at. Seconds, but for what is called ms.
+-- pa period began, aa active at, o proven, l lane, r record (sealed), x damaged, n tries that failed, i last push: when,
+-- its id and how it ended (`pushed`), d delivered at. Seconds, but for what is called ms. And q (`unpack_q`),
+-- what would be some keys and fields: these cost more than what is in them.
 -- A script may end in the middle: while a slot moves to another server what is there already cannot be had here. It is
 -- done again then. So what makes something known is written last, and what is there already is no reason to stop.
 local call = redis.call
@@ -37,8 +38,9 @@ end
 -- Due at this time, or before if it was; no time: nothing is.
 local function due(shard, id, lane, at)
     if not at then return end
-    call('ZADD', shard .. ':due:' .. lane, 'LT', text(at), id)
-    head(shard, lane)
+    at = text(at)
+    call('ZADD', shard .. ':due:' .. lane, 'LT', at, id)
+    call('ZADD', shard .. ':lanes:' .. lane:sub(1, 2), 'LT', at, lane)
 end
 
 local function undue(shard, id, lane)
@@ -57,12 +59,33 @@ local function waits(shard, id, lane, code, now)
     return false
 end
 
--- When anything of it is due, in ms; nothing if nothing is. `t`: its fields s, v, k, x, if they are known.
+-- Whether a token's field q says that it has an unsent notification.
+local function has_unsent(value)
+    return value and (value:byte(21) or 0) > 0
+end
+
+-- When anything of it is due, in ms; nothing if nothing is. `t`: its fields s, v, k, x, and
+-- whether it has an unsent notification, if that is known.
 local function pending(shard, id, now, t)
-    t = t or call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x')
+    if not t then
+        t = call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'q')
+        t[5] = has_unsent(t[5])
+    end
     if not t[1] or t[4] then return nil end
-    if t[1] == 'ACTIVE' and (t[3] or call('ZCARD', shard .. ':u:' .. id) > 0) then return now end
+    if t[1] == 'ACTIVE' and (t[3] or t[5]) then return now end
     return t[2] and math.max(now, tonumber(t[2]) * 1000) or nil
+end
+
+-- Which call handed it out, before :taken says so. Nothing is made of a token that is not there.
+local function set_mark(shard, id, mark)
+    local q = call('HGET', shard .. ':t:' .. id, 'q')
+    if q and #q > 8 then call('HSET', shard .. ':t:' .. id, 'q', struct.pack('>d', mark) .. q:sub(9)) end
+end
+
+-- Memory has it no more. What its field q says, :taken says too, at every moment.
+local function let_go(shard, id)
+    set_mark(shard, id, 0)
+    call('HDEL', shard .. ':taken', id)
 end
 
 local function keep(key, id, score)
@@ -85,6 +108,88 @@ local function index(shard, id)
     keep(shard .. ':active', id, t[7] and t[9])
 end
 
+-- Of a token's field q: m which call handed it out, as :taken says, 0 none; since, no later than that did any unsent
+-- notification arrive, 0 none is known; behind, how many queues are in :u:ID; u queues with an unsent notification, that
+-- which came first first, but if :u:ID has all of them only the first; h those whose newest went out last.
+local Q_HEAD = '>ddI4B'
+local FIRST = 16 -- as many are in u; a push needs to know of 7
+
+local function unpack_q(value)
+    local q = {m = 0, since = 0, behind = 0, u = {}, h = {}}
+    if not value or #value < 21 then return q end
+    local count, at
+    q.m, q.since, q.behind, count, at = struct.unpack(Q_HEAD, value)
+    local of, high, low = q.u, value:byte(at, at + 1)
+    for i = 1, FIRST + 6 do
+        if not low then break end
+        if i > count then of = q.h end
+        local last = at + 1 + high * 256 + low
+        of[#of + 1] = value:sub(at + 2, last)
+        at = last + 1
+        high, low = value:byte(at, at + 1)
+    end
+    return q
+end
+
+local function pack_q(q)
+    local out = {struct.pack(Q_HEAD, q.m, q.since, q.behind, #q.u)}
+    for _, of in ipairs({q.u, q.h}) do
+        for _, queue in ipairs(of) do
+            out[#out + 1] = string.char(math.floor(#queue / 256), #queue % 256)
+            out[#out + 1] = queue
+        end
+    end
+    return table.concat(out)
+end
+
+local function drop_from(queues, queue)
+    for i, found in ipairs(queues) do
+        if found == queue then
+            table.remove(queues, i)
+            return true
+        end
+    end
+    return false
+end
+
+local function look_behind(shard, id, q)
+    q.u = call('ZRANGE', shard .. ':u:' .. id, 0, FIRST - 1)
+    q.behind = call('ZCARD', shard .. ':u:' .. id)
+end
+
+-- A queue's newest is unsent, and came last. Where more have such than u takes, its value is there before its name is.
+local function came(shard, id, q, queue, value)
+    if #q.h > 0 then drop_from(q.h, queue) end
+    local is_first = #q.u > 0 and drop_from(q.u, queue)
+    if q.behind == 0 and #q.u < FIRST then
+        q.u[#q.u + 1] = queue
+        return
+    end
+    local unsent = shard .. ':u:' .. id
+    call('HSET', shard .. ':t:' .. id, queue, value)
+    if q.behind == 0 then
+        call('DEL', unsent)
+        for i, first in ipairs(q.u) do call('ZADD', unsent, i, first) end
+    end
+    local last = call('ZRANGE', unsent, -1, -1, 'WITHSCORES')
+    call('ZADD', unsent, text(tonumber(last[2] or 0) + 1), queue)
+    if is_first then
+        look_behind(shard, id, q)
+    else
+        q.behind = call('ZCARD', unsent)
+    end
+end
+
+-- These queues have no unsent one any more.
+local function went(shard, id, q, queues)
+    if q.behind > 0 then
+        call('ZREM', shard .. ':u:' .. id, unpack(queues))
+        look_behind(shard, id, q)
+    else
+        for _, queue in ipairs(queues) do drop_from(q.u, queue) end
+    end
+end
+
 -- A notification: fence, number, received at, sent (0 no, 1 yes, 2 its time is over), and what only the engine reads.
 local function sent_as(value, how)
     return value:sub(1, 20) .. string.char(how) .. value:sub(22)
@@ -96,34 +201,63 @@ local function stamp(value)
     return struct.unpack('>dI4dB', value)
 end
 
--- Give up what of it arrived so long ago: how many.
+-- Give up what of it arrived so long ago: how many, and what its field q says then.
 local function expire(shard, id, oldest, limit)
-    local unsent, values, count = shard .. ':u:' .. id, shard .. ':n:' .. id, 0
-    for _, queue in ipairs(call('ZRANGE', unsent, 0, limit - 1)) do
-        local value = call('HGET', values, queue)
+    local key, over = shard .. ':t:' .. id, {}
+    local q = unpack_q(call('HGET', key, 'q'))
+    for _, queue in ipairs(q.behind > 0 and call('ZRANGE', shard .. ':u:' .. id, 0, limit - 1) or q.u) do
+        local value = call('HGET', key, queue)
         local _, _, received = stamp(value)
         if received <= oldest then
             if received > 0 then
-                call('HSET', values, queue, sent_as(value, 2))
+                call('HSET', key, queue, sent_as(value, 2))
             else
-                call('HDEL', values, queue)
+                call('HDEL', key, queue)
             end
-            call('ZREM', unsent, queue)
-            count = count + 1
+            over[#over + 1] = queue
         end
     end
-    return count
+    if #over > 0 then
+        went(shard, id, q, over)
+        call('HSET', key, 'q', pack_q(q))
+    end
+    return #over, q
 end
 
--- The fields that `content` looks at.
-local function fields(shard, id)
-    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'c', 'n', 'i', 'd')
+-- What `content` looks at: fields, `q`, `values` of these queues, and `changes` that go out with one command.
+local function fields(shard, id, queues)
+    local t = call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'n', 'd', 'q', unpack(queues))
+    t.q, t.values, t.changes = unpack_q(t[11]), {}, {}
+    for i, queue in ipairs(queues) do t.values[queue] = t[11 + i] end
+    return t
 end
 
--- What is to be pushed to a token that memory has, for whoever claims it (`t`: its fields): kind (0 code, 1 messages, 2 check), since,
--- more behind it, expired codes, checks and notifications, the token's fields, then queue and value of each
--- notification. Kind -1: nothing, and memory has it no more.
-local function content(shard, id, now, code_ttl, message_ttl, t)
+local function set(changes, name, value)
+    local n = #changes
+    changes[n + 1], changes[n + 2] = name, value
+end
+
+local function save(shard, id, t)
+    if #t.changes == 0 then return end
+    call('HSET', shard .. ':t:' .. id, unpack(t.changes))
+    t.changes = {}
+end
+
+-- The last push: when, its id, how it ended and why.
+local function pushed(at, id, ended, reason)
+    return struct.pack('>dB', at, #id) .. id .. string.char(#ended) .. ended .. reason
+end
+
+local function push_id(value)
+    local size = value and value:byte(9)
+    return size and value:sub(10, 9 + size) or ''
+end
+
+-- What is to be pushed to a token that memory has, for whoever claims it (`t`: `fields`): kind (0 code, 1 messages, 2 check), since,
+-- more behind it, expired codes, checks and notifications, the token's fields, how many queues it has if there is a
+-- `crowd`, then queue and value of each notification. Kind -1: nothing, and memory is to have it no more; then the
+-- second result is when anything is due, in ms.
+local function content(shard, id, now, code_ttl, message_ttl, t, crowd)
     local key, seconds = shard .. ':t:' .. id, math.floor(now / 1000)
     local late_codes, late_checks, late = 0, 0, 0
     local code, check = tonumber(t[2] or nil), tonumber(t[3] or nil)
@@ -144,36 +278,37 @@ local function content(shard, id, now, code_ttl, message_ttl, t)
         if code and not waits then
             kind, since, more = 0, code, active
         elseif active then
-            local oldest = tonumber(call('ZSCORE', shard .. ':waiting', id) or nil)
-            if not oldest or oldest <= seconds - message_ttl then
-                late = expire(shard, id, seconds - message_ttl, 2000)
+            if #t.q.u > 0 and t.q.since <= seconds - message_ttl then
+                set(t.changes, 'q', pack_q(t.q))
+                save(shard, id, t)
+                late, t.q = expire(shard, id, seconds - message_ttl, 2000)
             end
-            local unsent = call('ZRANGE', shard .. ':u:' .. id, 0, 6)
+            local unsent, sent = t.q.u, t.q.h
             if #unsent > 0 then
                 kind, more = 1, #unsent > 6 or check or waits
                 for i = 1, math.min(#unsent, 6) do entries[i] = unsent[i] end
-                if #entries < 6 then
-                    for _, queue in ipairs(call('ZRANGE', shard .. ':h:' .. id, -(6 - #entries), -1)) do
-                        entries[#entries + 1] = queue
-                    end
-                end
+                for i = math.max(1, #sent - 5 + #entries), #sent do entries[#entries + 1] = sent[i] end
             elseif check then
                 kind, since, more = 2, check, waits
             end
         end
     end
-    if kind == -1 then
-        call('HDEL', shard .. ':taken', id)
-        if t[1] and waits then due(shard, id, t[5], code * 1000) end
-    end
     local out = {id, kind, since, more and 1 or 0, late_codes, late_checks, late}
-    if kind == -1 then return out end
-    out[8] = {t[5], t[6], t[7], t[8], kind == 0 and t[9] or '', t[10] or '0', t[10] and t[10] ~= '0' and t[11] or '',
-        t[12] and 1 or 0}
-    out[9] = call('SCARD', shard .. ':q:' .. id)
+    if kind == -1 then return out, t[1] and waits and code * 1000 end
+    out[8] = {t[5], t[6], t[7], t[8], kind == 0 and call('HGET', key, 'c') or '', t[9] or '0',
+        t[9] and t[9] ~= '0' and push_id(call('HGET', key, 'i')) or '', t[10] and 1 or 0}
+    out[9] = crowd and call('SCARD', shard .. ':q:' .. id) or 0
+    local unknown = {}
+    for _, queue in ipairs(entries) do
+        if not t.values[queue] then unknown[#unknown + 1] = queue end
+    end
+    if #unknown > 0 then
+        local found = call('HMGET', key, unpack(unknown))
+        for i, queue in ipairs(unknown) do t.values[queue] = found[i] end
+    end
     for i, queue in ipairs(entries) do
         out[8 + 2 * i] = queue
-        out[9 + 2 * i] = call('HGET', shard .. ':n:' .. id, queue)
+        out[9 + 2 * i] = t.values[queue]
     end
     return out
 end

@@ -14,17 +14,18 @@ for i = 1, #taken, 2 do
     local mark = known[id]
     if tonumber(taken[i + 1]) <= settled and mark ~= '' and mark ~= taken[i + 1] then
         if mark then
+            set_mark(shard, id, tonumber(mark))
             call('HSET', shard .. ':taken', id, mark)
         elseif done == limit then
             out[1] = out[1] + 1
         else
             done = done + 1
-            call('HDEL', shard .. ':taken', id)
             local lane, at = call('HGET', shard .. ':t:' .. id, 'l'), pending(shard, id, now)
             if lane and at then
                 due(shard, id, lane, at)
                 out[#out + 1] = lane
             end
+            let_go(shard, id)
         end
     end
 end

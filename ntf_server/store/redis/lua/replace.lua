@@ -6,7 +6,7 @@ local key = shard .. ':t:' .. id
 local t = call('HMGET', key, 'r', 'l')
 if t[1] == ARGV[4] then return 1 end -- it is done
 if t[1] ~= ARGV[8] then return 0 end
-if ARGV[7] == '1' then call('HDEL', shard .. ':taken', id) end
+if ARGV[7] == '1' then let_go(shard, id) end
 local now = now_ms(ARGV[1])
 local seconds = math.floor(now / 1000)
 undue(shard, id, t[2])

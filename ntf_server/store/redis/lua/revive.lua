@@ -5,7 +5,7 @@ local shard, id = KEYS[1], ARGV[2]
 local key = shard .. ':t:' .. id
 local t = call('HMGET', key, 's', 'v', 'l')
 if not t[1] then return false end
-if ARGV[4] == '1' then call('HDEL', shard .. ':taken', id) end
+if ARGV[4] == '1' then let_go(shard, id) end
 local now = now_ms(ARGV[1])
 local seconds = math.floor(now / 1000)
 local out = call('HEXISTS', shard .. ':taken', id) == 1

@@ -5,5 +5,5 @@ local key = shard .. ':t:' .. id
 local lane = call('HGET', key, 'l')
 if not lane then return 0 end
 undue(shard, id, lane)
-call('HDEL', shard .. ':taken', id)
+let_go(shard, id)
 return call('HSETNX', key, 'x', text(math.floor(now_ms(ARGV[1]) / 1000)))

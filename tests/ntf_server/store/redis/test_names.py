@@ -22,7 +22,7 @@ def test_all_of_a_token_is_in_the_slot_of_its_shard(prefix: str, token: bytes, s
     names = Names(prefix, shards)
     shard = names.shard(token)
     assert shard == names.shards[names.number(token)]
-    found = (names.token(token), names.queues_of(token), names.notifications(token), names.gone(shard))
+    found = (names.token(token), names.queues_of(token), names.gone(shard))
     for key in (*found, names.doubts(shard)):
         assert key_slot(key) == key_slot(shard)
         assert key.startswith(shard + b":")  # so scripts make it
@@ -55,7 +55,7 @@ def test_stores_with_other_prefixes_share_nothing(two: list[str], token: bytes, 
         n = Names(prefix)
         found.append({
             *n.shards, n.store, n.clock, n.nodes, n.servers, n.changes, n.token(token), n.queues_of(token),
-            n.notifications(token), n.gone(n.shard(token)), n.doubts(n.shard(token)), n.device(lookup),
+            n.gone(n.shard(token)), n.doubts(n.shard(token)), n.device(lookup),
             n.subscription(token), n.server(lookup[:8]), n.bucket(lookup[:8], 1), n.spent("registrations"),
             n.memo(lookup[:16]),
         })  # fmt: skip

@@ -188,7 +188,7 @@ async def test_what_was_cut_off_with_a_cut_record_does_not_keep_upkeep_from_the_
 
 async def cut_notifications(store: RedisStore, token: Token, names: list[bytes], step: int) -> None:
     """Of what is kept for each queue so many bytes more than of the one before."""
-    values = store._node.names.notifications(token.token_id)
+    values = store._node.names.token(token.token_id)
     for n, name in enumerate(names):
         queue = Queue(server_id(SMP), name).packed
         value = await ask(store, b"HGET", values, queue)

@@ -11,7 +11,7 @@ from ntf_server.store.records import Added, LimitReached, Limits, NewSubscriptio
 from ntf_server.store.redis import queues as module
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
-from ntf_server.store.redis.rows import Queue, queue, row
+from ntf_server.store.redis.rows import Queue, queue, row, split
 from ntf_server.testing.store_suite.medium import (
     OTHER_SMP,
     SMP,
@@ -236,8 +236,10 @@ async def test_a_deletion_that_was_cut_off(nodes: Nodes, store: RedisStore, step
     assert await store.find_subscription(subscription_id) is None
     await tended(nodes, store)
     await agree(store, 0)
-    for key in (store._node.names.notifications(token.token_id), store._node.names.queues_of(token.token_id)):
-        assert await ask(store, b"EXISTS", key) == 0
+    assert await ask(store, b"EXISTS", store._node.names.queues_of(token.token_id)) == 0
+    words = await ask(store, b"HGETALL", store._node.names.token(token.token_id))
+    fields, notifications = split(dict(zip(words[::2], words[1::2], strict=True)))
+    assert fields and not notifications
 
 
 async def test_a_queue_that_is_subscribed_while_it_is_deleted(nodes: Nodes, store: RedisStore) -> None:

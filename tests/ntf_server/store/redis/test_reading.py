@@ -166,7 +166,7 @@ async def test_a_queue_that_cannot_be_read_is_left_out(nodes: Nodes, what: str) 
     elif what == "head":
         record = record[:10]
     elif what == "notification":
-        await ask(store, b"HSET", names.notifications(token.token_id), ref.packed, b"rubbish")
+        await ask(store, b"HSET", names.token(token.token_id), ref.packed, b"rubbish")
     await ask(store, b"HSET", key + b":q", ref.notifier_id, record)
     if what == "server":
         await ask(store, b"HSET", names.server(ref.server), b"address", b"\xff")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis_stores import SHARDS, Nodes, ask, bucket
 
-from ntf_server.store.records import NewToken, Replacement, Subscription
+from ntf_server.store.records import LastPush, NewToken, Replacement, Subscription
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.rows import (
@@ -32,17 +32,31 @@ from ntf_server.store.redis.rows import (
     lane_of,
     new_registration,
     pack_registration,
+    packed_push,
+    pushed,
     queue,
     queue_on,
     registration,
     replaced,
     row,
+    split,
     stored,
     subscription_record,
     token_record,
 )
 from ntf_server.store.sealing import CLIENT_DH, DEVICE_TOKEN, SECRET, SERVER_DH, Sealer
-from ntf_server.testing.store_suite.medium import SMP, acquire, activate, found, new_token, notify, subscribe
+from ntf_server.testing.store_suite.medium import (
+    SMP,
+    acquire,
+    activate,
+    again,
+    found,
+    new_token,
+    notify,
+    register,
+    subscribe,
+    take_one,
+)
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
@@ -201,13 +215,36 @@ async def test_a_record_as_scripts_make_it(nodes: Nodes, store: RedisStore) -> N
         assert record == HEAD.pack(*head) + kept.packed
 
 
+@given(st.builds(LastPush, st.binary(max_size=255), st.integers(0, 2**40), st.text(max_size=20), st.text(max_size=200)))
+def test_a_last_push_comes_back(push: LastPush) -> None:
+    assert pushed(packed_push(push)) == push
+
+
+@pytest.mark.parametrize("size", range(18))
+def test_a_last_push_that_is_cut(size: int) -> None:
+    with pytest.raises(DamagedError):
+        pushed(packed_push(LastPush(b"12345678", 1, "delivered", ""))[:size])
+
+
+async def test_a_last_push_as_scripts_make_it(store: RedisStore) -> None:
+    token = await register(store, new_token())
+    claim = await take_one(store)
+    assert await store.record([again(claim, reason="why ✓")]) == 0
+    kept = await ask(store, b"HGET", store._node.names.token(token.token_id), b"i")
+    assert kept == packed_push(LastPush(claim.push_id, int(store._node.wall()), "again", "why ✓"))
+    assert await store.last_push(token.ref) == pushed(kept)
+
+
 async def test_a_notification_as_scripts_make_it(nodes: Nodes, store: RedisStore) -> None:
     token = await activate(store)
     await subscribe(store, token, b"a")
     session = await acquire(store)
     await notify(store, session, b"a", meta=b"what it says")
     names = Names(nodes.prefix, SHARDS)
-    [packed, value] = await ask(store, b"HGETALL", names.notifications(token.token_id))
+    words = await ask(store, b"HGETALL", names.token(token.token_id))
+    fields, notifications = split(dict(zip(words[::2], words[1::2], strict=True)))
+    assert {b"s", b"r"} <= fields.keys()
+    [(packed, value)] = notifications.items()
     fence, number, received_at, sent = STAMP.unpack_from(value)
     assert (fence, number, received_at, sent) == (session.fence, 1, int(nodes.clock.wall()), False)
     e = entry(packed, value, {}, 0)

@@ -1,5 +1,6 @@
 """What is written to a Redis that nobody uses yet."""
 
+import struct
 from typing import Any
 
 from moving import MARK, NOW, browser
@@ -10,6 +11,7 @@ from store_world import CODE, SMP, acquire, anywhere, notify
 from ntf_server.store.portable import Moved, MovedNotification, MovedQueue, MovedServer, MovedToken
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.portable import PortableRedis
+from ntf_server.store.redis.rows import queue_on
 from ntf_server.store.redis.writing import Writing
 from ntf_server.store.sealing import Sealer
 from smp_bridge.ntf import Provider
@@ -109,7 +111,10 @@ async def test_a_token_with_many_queues_has_them_all(nodes: Nodes, server: Serve
     assert await store.subscription_count() == 350
     names = store._node.names
     assert await ask(store, b"SCARD", names.queues_of(b"t" * 24)) == 350
-    assert await ask(store, b"ZCARD", names.shard(b"t" * 24) + b":h:" + b"t" * 24) == 6
+    last = [b"\0\x10" + queue_on(SMP, b"queue%03d" % n).packed for n in range(334, 350, 3)]
+    kept = await ask(store, b"HGET", names.token(b"t" * 24), b"q")
+    first = [b"\0\x10" + queue_on(SMP, b"queue%03d" % n).packed for n in range(0, 48, 3)]
+    assert kept == struct.pack(">ddIB", 0, NOW, 117, 16) + b"".join(first + last)
     session = await acquire(store)
     assert len((await store.page(session, None, 1000)).wanted) == 350
 
