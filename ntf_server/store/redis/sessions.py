@@ -91,7 +91,7 @@ async def share(node: Node, sessions: Sequence[Session]) -> Share:
     found = dict(zip(others, await node.database.run_all(calls), strict=True))
     wanted = await buckets.are_wanted(node, (server for server, how in found.items() if how))
     found = {server: found[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
-    take = {server for server, how in found.items() if _is_to_take(node, server, how)}
+    take = dict.fromkeys(server for server, how in found.items() if _is_to_take(node, server, how))  # in this order
     unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
     give = [s for s in sessions if not node.is_mine(server_id(s.server))]
     return Share([address(servers[server]) for server in take], give, unsettled)
