@@ -13,6 +13,9 @@ _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _NO_CODE: Final = re.compile(r"--.*|'[^'\n]*'")
 _DEFINED: Final = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
 _NO_OTHERS: Final = "It uses no other keys."
+# In front of a script that makes keys: while its slot moves to another server, what is not here ends it, and this is
+# never here. So it ends before it has written anything, and is done when all of the slot is there.
+_WHOLE: Final = "redis.call('EXISTS', KEYS[1] .. ':')\n"
 
 
 def scripts(folder: Path = FOLDER) -> list[str]:
@@ -47,7 +50,8 @@ class Script:
         """`NAME.lua` of the folder, behind what it needs of `prelude.lua` if there is one. Raises OSError."""
         text = (folder / f"{name}.lua").read_text()
         prelude = folder / f"{PRELUDE}.lua"
-        return cls(name, text, prelude=_needed(prelude.read_text(), text) if prelude.exists() else "")
+        shared = _needed(prelude.read_text(), text) if prelude.exists() else ""
+        return cls(name, text, prelude=shared if _NO_OTHERS in text else _WHOLE + shared)
 
 
 def _split(text: str) -> tuple[str, str]:

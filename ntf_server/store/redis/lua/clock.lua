@@ -2,6 +2,7 @@
 -- The store's clock: what is added to the server's time so that it never jumps. KEYS: it. ARGV: ms that the asking node
 -- adds beside it (see `now_ms`), version that the node knows, ms by which it saw the server's clock set, '1' if the node just started.
 -- Gives offset in ms, version, and for a node that just started by how many seconds it is later than when a node ran last.
+-- It uses no other keys.
 local c = call('HMGET', KEYS[1], 'offset', 'version', 'last')
 local offset, version = tonumber(c[1] or 0), tonumber(c[2] or 0)
 if ARGV[3] ~= '0' and ARGV[2] == text(version) then

@@ -2,6 +2,7 @@
 -- Take or keep shards under leases. KEYS: shards. ARGV: offset ms, node, ms that a lease lasts, then of each shard the
 -- fence under which the node has it, '' to take it if nobody has it, or '-' to take it only if nobody had it for a lease.
 -- Gives for each shard its fence, '' if another node has it, or '-' if nobody has it or who has it renews it no more.
+-- It uses no other keys.
 local now, out = now_ms(ARGV[1]), {}
 local until_ms = text(now + tonumber(ARGV[3]))
 for i, shard in ipairs(KEYS) do

@@ -9,8 +9,8 @@
 -- pa period began, aa active at, o proven, l lane, r record (sealed), x damaged, n tries that failed, i last push: when,
 -- its id and how it ended (`pushed`), d delivered at. Seconds, but for what is called ms. And q (`unpack_q`),
 -- what would be some keys and fields: these cost more than what is in them.
--- A script may end in the middle: while a slot moves to another server what is there already cannot be had here. It is
--- done again then. So what makes something known is written last, and what is there already is no reason to stop.
+-- While a slot moves to another server what is not here ends a script: it is done again when all is there. What makes
+-- keys does not begin before that (`script.py`); what does not is where its keys are, all of them.
 local call = redis.call
 local ALIVE = {REGISTERED = true, CONFIRMED = true, ACTIVE = true}
 

@@ -47,20 +47,22 @@ def test_each_file_names_its_keys_and_arguments() -> None:
 
 
 def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "one.lua").write_text("return 1\n")
+    text = "-- It uses no other keys.\nreturn 1\n"
+    (tmp_path / "one.lua").write_text(text)
     script = Script.load("one", tmp_path)
-    assert (script.name, script.text) == ("one", "return 1\n")
-    assert script.sha1 == hashlib.sha1(b"return 1\n").hexdigest()
+    assert (script.name, script.text) == ("one", text)
+    assert script.sha1 == hashlib.sha1(text.encode()).hexdigest()
     assert script.flags == () and script.writes
 
 
 def test_the_prelude_goes_in_front_of_each_and_behind_the_flags(tmp_path: Path) -> None:
     (tmp_path / "prelude.lua").write_text("local one = 1")
-    (tmp_path / "plain.lua").write_text("return one\n")
-    (tmp_path / "flagged.lua").write_text("#!lua flags=no-writes,allow-oom\n-- KEYS: none\nreturn one\n")
-    assert Script.load("plain", tmp_path).text == "local one = 1\nreturn one\n"
+    (tmp_path / "plain.lua").write_text("-- It uses no other keys.\nreturn one\n")
+    (tmp_path / "flagged.lua").write_text("#!lua flags=no-writes,allow-oom\n-- KEYS: one\nreturn one\n")
+    assert Script.load("plain", tmp_path).text == "local one = 1\n-- It uses no other keys.\nreturn one\n"
     flagged = Script.load("flagged", tmp_path)
-    assert flagged.text == "#!lua flags=no-writes,allow-oom\nlocal one = 1\n-- KEYS: none\nreturn one\n"
+    begin = "#!lua flags=no-writes,allow-oom\nredis.call('EXISTS', KEYS[1] .. ':')\n"  # see `test_topology`
+    assert flagged.text == f"{begin}local one = 1\n-- KEYS: one\nreturn one\n"
     assert flagged.flags == ("no-writes", "allow-oom")
     assert not flagged.writes
 

@@ -260,6 +260,39 @@ async def test_a_script_waits_for_keys_that_it_makes_from_its_own(
         assert await waiting == 12
 
 
+async def test_a_script_that_makes_keys_does_all_or_nothing_where_they_move(
+    database: Database, cluster: Cluster, moving: tuple[bytes, int, Node], tmp_path: Path
+) -> None:
+    """What it takes from one of them would be lost if it ended where another one cannot be had: a token was, due no
+    more and not handed out, until its next message.
+    """
+    key, slot, to = moving
+    (tmp_path / "both.lua").write_text("redis.call('INCR', KEYS[1]) return redis.call('INCR', KEYS[1] .. 'b')")
+    await database.run(Call(PUT, [key], [0]))
+    async with moved(cluster, slot, to) as finish:
+        waiting = asyncio.create_task(database.run(Call(Script.load("both", tmp_path), [key])))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        assert cluster.owner(slot).ask("GET", key) == b"0"
+        await finish()
+        assert await waiting == 1
+        assert await database.run(Call(GET, [key])) == b"1"
+
+
+async def test_leases_are_kept_while_their_slot_moves(
+    database: Database, cluster: Cluster, moving: tuple[bytes, int, Node]
+) -> None:
+    """For as long as that takes: their scripts use no keys but their own."""
+    key, slot, to = moving
+    hold = Script.load("hold")
+    [fence] = await database.run(Call(hold, [key], [0, "one", 6000, ""]))
+    async with moved(cluster, slot, to):
+        for _ in range(2):
+            assert await database.run(Call(hold, [key], [0, "one", 6000, fence])) == [fence]
+            assert await database.run(Call(hold, [key], [0, "two", 6000, ""])) == [b""]
+            cluster.move_keys(slot, cluster.owner(slot), to, 100)
+
+
 async def test_a_slot_that_nobody_has(cluster: Cluster) -> None:
     key = next(cluster.keys_of(cluster.primaries[0]))
     with cluster.unserved(key_slot(key)) as give_back:
