@@ -58,6 +58,7 @@ class Device:
     deleted: bool = False
     damaged: bool = False
     period: int = 0
+    replaced_at: float = 0.0  # when its last TRPL was answered
     pushed_at: float = 0.0  # when it was last pushed to
     queues: dict[bytes, SimQueue] = field(default_factory=dict)
     on_code: Callable[[bytes], None] = lambda _: None

@@ -29,7 +29,7 @@ REDIS_FAULTS: Final = frozenset(
     + ["redis:restart", "redis:failover", "redis:frozen", "redis:two_primaries", "redis:lost_writes"]
     + ["redis:replicas_stall"]
     + ["redis:lost_notification", "redis:lost_registration", "redis:lost_subscription", "redis:two_in_flight"]
-    + ["redis:read_in_vain"]
+    + ["redis:read_in_vain", "redis:cluster_down", "redis:slot_moves", "redis:slot_of_nobody", "node:cut_off_from_one"]
     + [f"node:{what}" for what in ("stands_still", "cut_off", "killed", "leaves", "joins", "all_killed", "all_restart")]
 )
 _SQLITE_ALONE: Final = ("disk:", "stranger:", "apns:wrong_topic")

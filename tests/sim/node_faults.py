@@ -6,8 +6,10 @@ from typing import Final
 
 from sim.nodes import NodeWorld
 from sim.relay import SimRelay
+from sim.valkey.slots import slot_of
 
 _LOST: Final = ("record", "record", "take", "notify", "acquire", "hold", "confirm", "recover", "put_queues")
+_STAYS: Final = 0.2  # chance that a primary is started again before another one is elected
 _STEPS: Final = (-3600.0, -30.0, 30.0, 3600.0)  # seconds by which somebody sets the servers' clock
 
 
@@ -32,6 +34,8 @@ class NodeFaults:
             (self.restart_all, 1),
             (self.set_clock, 1),
         ]
+        if world.redis.cluster is not None:
+            kinds += [(self.slots_move, 5), (self.slot_of_nobody, 2), (self.cut_off_from_one, 3)]
         weighted = [fault for fault, weight in kinds for _ in range(weight)]
         for _ in range(self.rng.randint(5, 12)):
             self._later(self.rng.uniform(begin, end - 120) - world.loop.time(), self.rng.choice(weighted))
@@ -136,7 +140,9 @@ class NodeFaults:
                 self.world.trace.fault("smp:drop")
             self.world.weaken("", away + 8.0)
             self.world.disk.last(away + 8.0)
-            self._later(self.rng.uniform(0.1, 3.0), self.world.redis.crash, self.rng.choice([0.0, 0.1, 2.0]), away)
+            group, stays = self.world.redis.a_group(), self.rng.random() < _STAYS
+            lag, then = self.rng.choice([0.0, 0.1, 2.0]), self.rng.uniform(0.1, 3.0)
+            self._later(then, lambda: group.crash(lag, away, stays=stays))
 
     def redis_loses(self) -> None:
         """What a script writes from now on, which is answered; it is away for a moment only, and nothing fails."""
@@ -153,7 +159,7 @@ class NodeFaults:
         seconds = self.rng.uniform(0.5, 5.0)
         self.world.weaken("", seconds + 8.0)
         self.world.disk.last(seconds + 8.0)
-        self.world.redis.stall(seconds, self.rng.uniform(1.0, 8.0))
+        self.world.redis.a_group().stall(seconds, self.rng.uniform(1.0, 8.0))
 
     def redis_stands_still(self) -> None:
         """It goes on when another one has taken over."""
@@ -162,7 +168,8 @@ class NodeFaults:
             away = self.rng.choice([1.0, 4.0, 15.0])
             self.world.weaken("", away + 8.0)
             self.world.disk.last(away + 8.0)
-            self._later(self.rng.uniform(0.1, 1.0), self.world.redis.freeze, self.rng.choice([0.0, 0.5]), away)
+            group, lag = self.world.redis.a_group(), self.rng.choice([0.0, 0.5])
+            self._later(self.rng.uniform(0.1, 1.0), group.freeze, lag, away)
 
     def flaky(self) -> None:
         """Requests and answers are lost, late, or cut off in the middle."""
@@ -177,8 +184,46 @@ class NodeFaults:
     def scripts_are_gone(self) -> None:
         """SCRIPT FLUSH."""
         self.world.trace.fault("redis:no_scripts")
-        self.world.redis.primary.data.flush_scripts()
+        self.world.redis.a_group().primary.data.flush_scripts()
         self._busy()
+
+    # --- a cluster
+
+    def slots_move(self) -> None:
+        """An operator gives some to another primary, one after another, some of them slowly."""
+        names = self.world.names()
+        slots = [slot_of(name) for name in self.rng.sample(names, self.rng.randint(1, min(4, len(names))))]
+        self._move_next(slots)
+
+    def _move_next(self, slots: list[int]) -> None:
+        redis = self.world.redis
+        if not slots or redis.cluster is None:
+            return
+        seconds = self.rng.choice([0.1, 1.0, 3.0, 12.0]) * self.rng.uniform(0.8, 1.2)
+        if redis.cluster.move(slots[0], redis.a_group(), seconds, lambda: self._move_next(slots[1:])):
+            self._busy()
+            self.world.weaken("", seconds)
+            self.world.disk.last(seconds)
+
+    def slot_of_nobody(self) -> None:
+        """An operator's mistake, which is mended soon."""
+        redis, seconds = self.world.redis, self.rng.choice([2.0, 4.0, 15.0])
+        if redis.cluster is not None and redis.is_whole:
+            self._busy()
+            self.world.weaken("", seconds + 2.0)
+            self.world.disk.last(seconds + 2.0)
+            redis.cluster.unserve(slot_of(self.rng.choice(self.world.names())), seconds)
+
+    def cut_off_from_one(self) -> None:
+        """Nothing goes between one node and one primary; the others it reaches."""
+        relay, seconds = self._node(), self.rng.choice([1.0, 5.0, 12.0, 40.0]) * self.rng.uniform(0.8, 1.2)
+        if relay is None:
+            return
+        self._busy()
+        primary = self.world.redis.a_group().primary
+        self.world.trace.fault("node:cut_off_from_one", relay.life.name, primary, f"{seconds:.0f}s")
+        self.world.weaken(relay.life.name, seconds)
+        self.world.redis.network.cut(f"node{relay.number}", self.world.loop.time() + seconds, primary.name)
 
     def set_clock(self) -> None:
         """Somebody sets the servers' clock, and later right."""

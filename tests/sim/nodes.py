@@ -14,6 +14,7 @@ from ntf_server.store.redis import due, engine, sessions
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE
 from ntf_server.store.redis.url import Kind
 from sim.clock import WallClock
@@ -25,12 +26,15 @@ from sim.relay import SimRelay
 from sim.smp import SimQueue, SimServer
 from sim.store import MASTER_KEY, WatchedStore
 from sim.valkey.deployment import Deployment
+from sim.valkey.group import Group
+from sim.valkey.slots import slot_of
 from sim.world import World
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import TokenStatus
 
 SHARDS: Final = 4  # few, as each costs time in each look
 BUCKETS: Final = 3
+NAMES: Final = Names("ntf", SHARDS, BUCKETS)
 POLL: Final = 1.0  # seconds between looks, for the same reason
 TAKEN_OVER: Final = LEASE + 5.0  # seconds in which what a node had is another's
 _TWO_SESSIONS: Final = LEASE + 0.5  # seconds that two nodes may have sessions with one server
@@ -62,7 +66,7 @@ class RedisTrouble:
         self.last(seconds)
         self._weaken("", seconds)  # no lease is renewed meanwhile
         self.trace.fault(f"redis:{trouble}")
-        primary = self.redis.primary
+        primary = self.redis.a_group().primary
         if trouble == "slow":
             self.redis.network.slowness = self.rng.uniform(0.05, 0.6)
         elif trouble == "full":
@@ -96,6 +100,11 @@ class WatchedNode(WatchedStore):
         super().gave(name, args, result)
         if name == "acquire" and result is not None:
             self._world.on_acquired(result.server, result.fence)
+
+    def failed(self, name: str) -> None:
+        """See `WatchedStore`."""
+        super().failed(name)
+        self._world.failures += 1
 
     def took(self, name: str, began: float) -> None:
         """See `WatchedStore`."""
@@ -167,11 +176,11 @@ class NodeWorld(World):
         self.own = own = Random(seed * 16 + 3)
         self.count = own.randint(2, 5)
         self.named = own.random() < 0.5
-        kind = own.choice([Kind.ALONE, Kind.SENTINEL])
-        self.waits = kind is Kind.SENTINEL and own.random() < 0.5
+        kind = own.choice([Kind.ALONE, Kind.SENTINEL, Kind.CLUSTER])
+        self.waits = kind is not Kind.ALONE and own.random() < 0.5
         self.server_clock = WallClock(loop)
         self.redis = Deployment(kind, loop, own, self.trace, self.server_clock)
-        self.redis.on_lost = self._on_lost
+        self.redis.on_lost(self._on_lost)
         self.disk: Any = RedisTrouble(self.redis, self.weaken)
         self.phones = NodePhones(self)
         loop.connect_to = self.redis.network.connect
@@ -182,6 +191,7 @@ class NodeWorld(World):
         self._flying: dict[Device, list[tuple[str, float]]] = {}
         self._two: dict[SimServer, float] = {}
         self._fences: dict[ServerAddress, int] = {}
+        self.failures = 0  # of what was asked of the store
         self.acquired = 0  # how often a node began to speak for a server
         self.trace.note("nodes", self.count, kind.name, "waits" if self.waits else "")
         loop.in_world(1.0, self._look)
@@ -340,22 +350,44 @@ class NodeWorld(World):
                 self.trace.fault("redis:lost_notification", queue)
                 del self.owed[queue]
 
-    def _on_lost(self, begin: float, end: float) -> None:
-        """What was written between these times may be lost, unless it had to be on a replica first."""
+    def _on_lost(self, group: Group, begin: float, end: float) -> None:
+        """What was written between these times, by this group, may be lost, unless it had to be on a replica first."""
         self.weaken("", end - begin + 2 * _WEAK)
         self.disk.last(5.0)
         if self.waits:
             return
         self.lost.append((begin, end))
-        lost = [q for q in self.owed if begin <= q.stored_at]
+        lost = [q for q in self.owed if begin <= q.stored_at and self._is_in(q, group)]
         for queue in lost:
             self.trace.fault("redis:lost_notification", queue)
             del self.owed[queue]
         well = {queue: queue.stored_at for queue in lost if self._is_well(queue)}
         self.loop.in_world(MADE_GOOD, self._check_made_good, well, self.troubles(), self.loop.time())
+        for device in self.devices:
+            if begin <= device.replaced_at:  # no app can know: the next device token mends it
+                self.trace.fault("redis:lost_registration", device)
+                self.excuses.add(str(device), self.loop.time(), self.loop.time() + 70)
+                self.phones.forgive(device)
+                self.loop.in_world(self.own.uniform(20, 60), self.phones.replace, device)
         if self.phones_look:
             for device in self.devices:
                 self.loop.in_world(self.own.uniform(20, 60), self.phones.look, device)
+
+    def names(self) -> list[bytes]:
+        """Keys that stand for all that is in their slots: those that are in use."""
+        tokens = [NAMES.shard(device.token_id) for device in self.devices]
+        servers = [NAMES.server(server_id(server.address)) for server in self.servers]
+        return list(dict.fromkeys([NAMES.store, *tokens, *servers, *self.indexes()[:2]]))
+
+    def indexes(self) -> list[bytes]:
+        """Keys by which subscriptions are found."""
+        return [NAMES.subscription(q.subscription_id) for q in self.by_notifier.values() if q.subscription_id]
+
+    def _is_in(self, queue: SimQueue, group: Group) -> bool:
+        """Whether what was stored of a queue is in this group: its token's notifications, or whose the queue is."""
+        token, server = self.owners[queue].token_id, server_id(queue.server.address)
+        keys = NAMES.shard(token), NAMES.server(server)
+        return any(self.redis.has(group, slot_of(key)) for key in keys)
 
     def _is_well(self, queue: SimQueue) -> bool:
         """Nothing of the rest of the world keeps a push from its device."""

@@ -166,7 +166,7 @@ class Phones:
             return await relay.store.replace(device.ref, new)
 
         def then(_: Any) -> None:
-            old.replaced = True
+            old.replaced, device.replaced_at = True, self.world.loop.time()
 
         self.command(f"TRPL {device}", make, then)
         self.world.loop.in_world(_NOT_VERIFIED, self._look_for_code, device)

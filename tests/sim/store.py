@@ -237,14 +237,14 @@ class WatchedStore:
         return watched
 
     def _watched(self, name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        loop, disk = self._disk.loop, self._disk
+        loop = self._disk.loop
 
         async def watched(*args: Any, **options: Any) -> Any:
             began, life = loop.time(), current_life()
             try:
                 result = await method(*args, **options)
             except StoreUnavailableError:
-                disk.trace.note("store:", name, "fails")
+                self.failed(name)
                 raise
             finally:
                 if life is not None and life.alive:  # else it is buried
@@ -258,6 +258,10 @@ class WatchedStore:
         """An operation was done."""
         if name == "notify":
             self._on_stored(args[1], result)
+
+    def failed(self, name: str) -> None:
+        """An operation was not, as far as is known."""
+        self._disk.trace.note("store:", name, "fails")
 
     def took(self, name: str, began: float) -> None:
         """An operation has ended."""

@@ -67,7 +67,11 @@ def test_all_mutants_are_found() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "store"),
-    [(3, Store.SQLITE), (11, Store.SQLITE), pytest.param(7, Store.REDIS, marks=pytest.mark.long)],
+    [
+        (3, Store.SQLITE),
+        (11, Store.SQLITE),
+        *(pytest.param(seed, Store.REDIS, marks=pytest.mark.long) for seed in (1, 7)),
+    ],
 )
 def test_a_seed_gives_the_same_trace_each_time(seed: int, store: Store) -> None:
     traces = (simulate("--store", store, "--seed", str(seed), "--trace", hash_seed=h).stdout for h in ("0", "1"))

@@ -9,7 +9,7 @@ from sim.valkey.lua import Lua
 
 _OOM: Final = "OOM command not allowed when used memory > 'maxmemory'."
 _INFO: Final = (
-    b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\ncluster_enabled:0\r\n"
+    b"redis_version:7.2.4\r\nvalkey_version:9.1.2\r\ncluster_enabled:%d\r\n"
     b"connected_slaves:%d\r\nrole:%s\r\nmaster_replid:%d\r\n"
 )
 _CONFIG: Final = {
@@ -32,9 +32,12 @@ class Data:
         self.full = False
         self.read_only = False
         self.replicas = 0
+        self.in_cluster = False
         self.history = 0  # another one with each start, and each time that it becomes primary
         self.on_effects: Callable[[list[Sequence[bytes]]], None] = lambda _: None
-        self.ran = ""  # the text of the script that the last command ran
+        self.guard: Callable[[Sequence[bytes]], None] = lambda _: None  # what a script may not ask for, it refuses
+        self.ran = ""  # the text of the script that the last command ran, and its first key
+        self.ran_on = b""
         self._lua = lua
         self._scripts: dict[bytes, str] = {}
         self._written: list[Sequence[bytes]] = []
@@ -55,6 +58,11 @@ class Data:
             if self._written:
                 self.on_effects(self._written)
 
+    @property
+    def wrote(self) -> bool:
+        """Whether the last command may have changed something."""
+        return bool(self._written)
+
     def flush_scripts(self) -> None:
         """It knows none any more."""
         self._scripts.clear()
@@ -64,6 +72,12 @@ class Data:
         for words in effects:
             self.keys.do(words)
         self._written = []
+
+    def put(self, key: bytes, payload: bytes) -> None:
+        """What DUMP gave, of another one, though no memory may be left. Raises ReplyError."""
+        self._written = []
+        self.keys.do([b"RESTORE", key, b"0", payload])
+        self.on_effects(self._written)
 
     def _on_write(self, words: Sequence[bytes]) -> None:
         self._written.append(words)
@@ -90,11 +104,12 @@ class Data:
                 raise ReplyError("READONLY Can not run script with write flag on readonly replica.")
             if self.full and "allow-oom" not in flags:
                 raise ReplyError(_OOM)
-        self.ran = text
         keys, args = words[: int(count)], words[int(count) :]
+        self.ran, self.ran_on = text, keys[0]
         return self._lua.run(text, keys, args, lambda call: self._from_script(call, checked=flags is not None))
 
     def _from_script(self, words: Sequence[bytes], *, checked: bool) -> Any:
+        self.guard(words)
         # What was let in as a whole is not asked again, and what has begun to write goes on.
         if not checked and not self._written:
             self._admit(words[0].upper())
@@ -103,7 +118,7 @@ class Data:
     # --- what is not about keys
 
     def _info(self, _: Sequence[bytes]) -> bytes:
-        return _INFO % (self.replicas, b"slave" if self.read_only else b"master", self.history)
+        return _INFO % (self.in_cluster, self.replicas, b"slave" if self.read_only else b"master", self.history)
 
     def _config(self, words: Sequence[bytes]) -> list[bytes]:
         return [word for name in words[1:] for word in (name, _CONFIG[name])]

@@ -4,6 +4,7 @@
 """
 
 import copy
+import pickle
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ class Keyspace:
             self.on_write((b"XADD", words[1], answer, *_fields(words)) if name == b"XADD" else tuple(words))
         return answer
 
-    def dump(self) -> dict[bytes, Any]:
+    def all(self) -> dict[bytes, Any]:
         """All, in a form that compares."""
         return {key: _comparable(value) for key, value in sorted(self.values.items())}
 
@@ -172,6 +173,17 @@ class Keyspace:
     def exists(self, *keys: bytes) -> int:
         """EXISTS."""
         return sum(key in self.values for key in keys)
+
+    def dump(self, key: bytes) -> bytes | None:
+        """DUMP."""
+        return pickle.dumps(self.values[key]) if key in self.values else None
+
+    def restore(self, key: bytes, _ttl: bytes, payload: bytes) -> Status:
+        """RESTORE."""
+        if key in self.values:
+            raise ReplyError("BUSYKEY Target key name already exists.")
+        self.values[key] = pickle.loads(payload)
+        return OK
 
     def incrby(self, key: bytes, by: bytes) -> int:
         """INCRBY."""
@@ -428,7 +440,7 @@ def _fields(words: Sequence[bytes]) -> Iterator[bytes]:
 COMMANDS: Final[dict[bytes, Callable[..., Any]]] = {
     name.upper().encode(): method
     for name, method in vars(Keyspace).items()
-    if not name.startswith("_") and name not in {"do", "dump", "copy", "delete"}
+    if not name.startswith("_") and name not in {"do", "all", "copy", "delete"}
 } | {b"DEL": Keyspace.delete}
 FREEING: Final = frozenset([b"DEL", b"HDEL", b"SREM", b"ZREM", b"ZREMRANGEBYSCORE", b"ZREMRANGEBYRANK"])
-WRITES: Final = FREEING | {b"HSET", b"HSETNX", b"HINCRBY", b"INCRBY", b"SADD", b"ZADD", b"XADD"}
+WRITES: Final = FREEING | {b"HSET", b"HSETNX", b"HINCRBY", b"INCRBY", b"SADD", b"ZADD", b"XADD", b"RESTORE"}

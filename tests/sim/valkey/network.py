@@ -39,7 +39,7 @@ class Listener(Protocol):
 
 class Network:
     """`hosts` by name and port. `flaky`: the chance that something happens to what a node sends; `slowness`: seconds
-    that all takes more. A node is cut off from all of them by `cut`.
+    that all takes more. A node is cut off from all of them, or from one, by `cut`.
     """
 
     def __init__(self, loop: VirtualLoop, rng: Random, trace: Trace) -> None:
@@ -50,31 +50,33 @@ class Network:
         self.flaky = 0.0
         self.slowness = 0.0
         self.links: list[Link] = []
-        self._cut: dict[str, float] = {}
+        self._cut: dict[tuple[str, str], float] = {}
 
-    def cut(self, node: str, until: float) -> None:
-        """Nothing goes between a node (a life's name up to a dot) and any host until then; it is sent again."""
-        self._cut[node] = until
+    def cut(self, node: str, until: float, host: str = "") -> None:
+        """Nothing goes between a node (a life's name up to a dot) and a host, or any, until then; it is sent again."""
+        self._cut[node, host] = until
 
     async def connect(self, make: Callable[[], Any], host: str, port: int) -> tuple[asyncio.Transport, Any]:
         """See `loop.create_connection`. Raises OSError."""
         life = current_life()
         assert life is not None
-        while (wait := self.delay(life)) > 1.0:
+        while (wait := self.delay(life, host)) > 1.0:
             await asyncio.sleep(wait)
         await asyncio.sleep(2 * wait)
         listener = self.hosts.get((host, port))
         if listener is None or not listener.listening:
             raise ConnectionRefusedError("connection refused")
         protocol = make()
-        link = Link(self, life, protocol, listener)
+        link = Link(self, life, host, protocol, listener)
         protocol.connection_made(link)
         return link, protocol
 
-    def delay(self, life: Life) -> float:
+    def delay(self, life: Life, host: str) -> float:
         """Seconds from a life to a host, or back."""
         way = self.rng.uniform(*_LATENCY) + self.slowness
-        return max(way, self._cut.get(life.name.partition(".")[0], 0.0) - self.loop.time() + way)
+        node = life.name.partition(".")[0]
+        until = max(self._cut.get((node, to), 0.0) for to in ("", host))
+        return max(way, until - self.loop.time() + way)
 
     def drop(self, of: Callable[["Link"], bool]) -> None:
         """Such connections are lost, as when a process ends: both sides hear of it."""
@@ -85,10 +87,11 @@ class Network:
 class Link(asyncio.Transport):
     """The node's end of a connection."""
 
-    def __init__(self, network: Network, life: Life, protocol: Any, listener: Listener) -> None:
+    def __init__(self, network: Network, life: Life, host: str, protocol: Any, listener: Listener) -> None:
         super().__init__()
         self.network = network
         self.life = life
+        self.host = host
         self.listener = listener
         self._protocol = protocol
         self._session = listener.accept(self)
@@ -138,7 +141,7 @@ class Link(asyncio.Transport):
 
     def _in_order(self, callback: Callable[[], None], extra: float = 0.0) -> None:
         loop = self.network.loop
-        self._out_at = max(self._out_at + 1e-5, loop.time() + self.network.delay(self.life) + extra)
+        self._out_at = max(self._out_at + 1e-5, loop.time() + self.network.delay(self.life, self.host) + extra)
         loop.in_world(self._out_at - loop.time(), callback)
 
     def _lost(self, error: Exception | None) -> None:
@@ -173,7 +176,7 @@ class Link(asyncio.Transport):
 
     def _come(self, callback: Callable[[], None]) -> None:
         loop = self.network.loop
-        self._in_at = max(self._in_at + 1e-5, loop.time() + self.network.delay(self.life))
+        self._in_at = max(self._in_at + 1e-5, loop.time() + self.network.delay(self.life, self.host))
         loop.in_world(self._in_at - loop.time(), self._arrive, callback)
 
     def _arrive(self, callback: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ _TROUBLES: Final = {
     "noreplicas": "NOREPLICAS Not enough good replicas to write.",
 }
 _UNBLOCKED: Final = "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+_HALF: Final = ("ASK ", "TRYAGAIN ")  # who waits for a slot that is half elsewhere goes on
 _ALWAYS: Final = frozenset([b"INFO", b"PING"])  # are answered while it loads
 
 
@@ -70,8 +71,8 @@ class Server:
         for session in list(self._sessions):
             session.unblock(ReplyError(_UNBLOCKED))
 
-    def answer(self, words: Sequence[bytes]) -> Any:
-        """A reply; a ReplyError is one too."""
+    def answer(self, words: Sequence[bytes], *, asking: bool = False) -> Any:
+        """A reply; a ReplyError is one too. `asking`: behind ASKING."""
         if self.trouble and words[0].upper() not in _ALWAYS:
             return ReplyError(_TROUBLES[self.trouble])
         if words[0].upper() == b"WAIT":
@@ -91,6 +92,7 @@ class _Session:
         self._commands = Commands()
         self._waiting: deque[list[bytes]] = deque()
         self._blocked: list[bytes] | None = None
+        self._asking = False
         self._closed = False
 
     def receive(self, data: bytes) -> None:
@@ -111,7 +113,8 @@ class _Session:
         out = bytearray()
         while self._waiting and self._blocked is None:
             words = self._waiting.popleft()
-            answer = self._server.answer(words)
+            answer = self._server.answer(words, asking=self._asking)
+            self._asking = words == [b"ASKING"]
             if self._server.on_script is not None and self._server.data.ran:
                 self._server.on_script(self._server.data.ran, self._link)
             if answer is None and b"BLOCK" in words:
@@ -132,7 +135,10 @@ class _Session:
 
     def look(self) -> None:
         """At what it waits for."""
-        if self._blocked is not None and (answer := self._server.answer(self._blocked)) is not None:
+        if self._blocked is None:
+            return
+        answer = self._server.answer(self._blocked)
+        if answer is not None and not (isinstance(answer, ReplyError) and str(answer).startswith(_HALF)):
             self.unblock(answer)
 
     def unblock(self, answer: Any) -> None:
