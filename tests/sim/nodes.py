@@ -385,8 +385,9 @@ class NodeWorld(World):
 
     def _is_in(self, queue: SimQueue, group: Group) -> bool:
         """Whether what was stored of a queue is in this group: its token's notifications, or whose the queue is."""
-        token, server = self.owners[queue].token_id, server_id(queue.server.address)
-        keys = NAMES.shard(token), NAMES.server(server)
+        server = server_id(queue.server.address)
+        bucket = NAMES.bucket(server, NAMES.bucket_number(queue.notifier_id))
+        keys = NAMES.shard(self.owners[queue].token_id), NAMES.server(server), bucket
         return any(self.redis.has(group, slot_of(key)) for key in keys)
 
     def _is_well(self, queue: SimQueue) -> bool:
