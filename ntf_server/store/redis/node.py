@@ -59,6 +59,7 @@ class Node:
         self.leaving: set[int] = set()  # of these, which should be another node's
         self.addresses: dict[bytes, Any] = {}
         self.ending: dict[bytes, int] = {}  # tokens whose push is being recorded, and which call had handed it out
+        self.taking: set[bytes] = set()  # tokens that a take has asked for, and has no answer yet
         self.calls = 0  # that hand something out; their numbers mark what each has handed out
         self._handing: dict[object, int] = {}  # operations under way that do so: how many calls there were before
         self._stranded: int | None = None  # of what calls up to this one have handed out, memory may not have all

@@ -86,7 +86,8 @@ def _choose(rows: Sequence[_Row], limits: Mapping[bytes, int], total: int) -> tu
 
 async def _claim(node: Node, rows: Sequence[_Row]) -> list[Claim]:
     s = node.state
-    rows = [row for row in rows if row[3] or row[1] in s.ready]  # what another take has had meanwhile is its
+    # What another take has had meanwhile, or asks for, is its.
+    rows = [row for row in rows if row[1] not in node.taking and (row[3] or row[1] in s.ready)]
     if not rows:
         return []
     is_due = {token: due for _, token, _, due in rows}
@@ -101,11 +102,14 @@ async def _claim(node: Node, rows: Sequence[_Row]) -> list[Claim]:
             s.ready.drop(token)  # or another take would have it too
     mark = node.next_call()
     head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark)
+    node.taking |= is_due.keys()
     try:
         answers = await node.run_on("take", head, parts, by_shard)
     except BaseException:
         node.strand()  # they may be claimed by nobody
         raise
+    finally:
+        node.taking -= is_due.keys()
     order = {token: i for i, (_, token, _, _) in enumerate(rows)}
     contents = sorted((c for answer in answers for c in answer), key=lambda c: order[c[0]])
     return await claim(node, contents, mark)

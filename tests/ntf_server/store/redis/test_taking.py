@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from redis_servers import Cluster
@@ -10,6 +11,7 @@ from redis_stores import How, Nodes, ask, fault, keep, patched
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Claim
 from ntf_server.store.redis import taking as module
+from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.testing.store_suite.medium import (
     ROOM,
@@ -87,6 +89,26 @@ async def test_a_take_that_fails_in_its_middle_gives_what_it_has(store: RedisSto
     assert found.next_in == 0
     claims = found.claims + await take(store, WEB)
     assert Counter(claim.token for claim in claims) == Counter(tokens)
+
+
+async def test_takes_at_once_do_not_ask_for_the_same(store: RedisStore) -> None:
+    """A third of what was asked for in a burst was another take's already."""
+    tokens = await due(store, 30)
+    asked: Counter[bytes] = Counter()
+    run = store._node.database.run
+
+    async def note(call: Call) -> object:
+        if call.script.name == "take":
+            asked.update(word for word in call.args if isinstance(word, bytes) and word in tokens)
+        return await run(call)
+
+    async def note_all(calls: Sequence[Call]) -> list[object]:
+        return [await note(call) for call in calls]
+
+    with patched(store._node.database, run=note, run_all=note_all):
+        several = await asyncio.gather(*(take(store) for _ in range(3)))
+    assert Counter(claim.token for claims in several for claim in claims) == Counter(tokens) == asked
+    assert not store._node.taking
 
 
 async def test_who_rested_is_claimed_once(nodes: Nodes, store: RedisStore) -> None:
