@@ -180,7 +180,7 @@ NODE_MUTANTS: Final = (
         "N25 what came of a push counts whoever has the shard",
         "an old fence is refused",
         f"{_LUA}record.lua",
-        "    local mine, count = call('HGET', shard, 'fence') == ARGV[a], tonumber(ARGV[a + 1])\n",
-        "    local mine, count = true, tonumber(ARGV[a + 1])\n",
+        "    local mine, count, released = call('HGET', shard, 'fence') == ARGV[a], tonumber(ARGV[a + 1]), {}\n",
+        "    local mine, count, released = true, tonumber(ARGV[a + 1]), {}\n",
     ),
 )

@@ -76,9 +76,9 @@ def test_it_has_no_more_of_the_prelude_than_it_needs(tmp_path: Path) -> None:
     )
     (tmp_path / "prelude.lua").write_text("\n\n".join(paragraphs) + "\n")
     for text, needed in {"three": (1, 2), "four": (0, 3), "B": (1,), "'two' -- call": ()}.items():
-        (tmp_path / "one.lua").write_text(f"return {text}\n")
-        front = "".join(f"{paragraphs[n]}\n" for n in needed)
-        assert Script.load("one", tmp_path).text == f"{front}return {text}\n"
+        text = f"-- It uses no other keys.\nreturn {text}\n"
+        (tmp_path / "one.lua").write_text(text)
+        assert Script.load("one", tmp_path).text == "".join(f"{paragraphs[n]}\n" for n in needed) + text
 
 
 @pytest.mark.parametrize("first", ["#!lua\n", "#!lua flags=allow-oom\n", "-- no-writes\n", ""])
