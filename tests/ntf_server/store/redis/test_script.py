@@ -75,8 +75,8 @@ def test_it_has_no_more_of_the_prelude_than_it_needs(tmp_path: Path) -> None:
         "local function four() return call('three') end -- not two()",
     )
     (tmp_path / "prelude.lua").write_text("\n\n".join(paragraphs) + "\n")
-    for text, needed in {"three": (1, 2), "four": (0, 3), "B": (1,), "'two' -- call": ()}.items():
-        text = f"-- It uses no other keys.\nreturn {text}\n"
+    for name, needed in {"three": (1, 2), "four": (0, 3), "B": (1,), "'two' -- call": ()}.items():
+        text = f"-- It uses no other keys.\nreturn {name}\n"
         (tmp_path / "one.lua").write_text(text)
         assert Script.load("one", tmp_path).text == "".join(f"{paragraphs[n]}\n" for n in needed) + text
 
