@@ -14,9 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -234,8 +234,9 @@ class Sentinel(Server):
 class Node(Server):
     """Of a cluster."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, {"cluster-enabled": "yes", "cluster-node-timeout": "1500"})
+    def __init__(self, folder: Path, options: Mapping[str, str] | None = None) -> None:
+        own = {"cluster-enabled": "yes", "cluster-node-timeout": "1500"}
+        super().__init__(folder, own | dict(options or {}))
         self.bus = free_port()
         self.options["cluster-port"] = str(self.bus)
 
@@ -258,10 +259,20 @@ class Node(Server):
 
 
 class Cluster:
-    """Primaries with a replica each, formed by commands."""
+    """Primaries with a replica each, formed by commands. `PARTIAL`: options of one that serves what it has, though some
+    primary is away.
+    """
 
-    def __init__(self, folder: Path, primaries: int = 3, replicas: int = 1) -> None:
-        self.nodes = [Node(folder / f"node{i}") for i in range(primaries * (1 + replicas))]
+    PARTIAL: Final[Mapping[str, str]] = {
+        "cluster-require-full-coverage": "no",
+        "appendonly": "yes",
+        "appendfsync": "always",
+    }
+
+    def __init__(
+        self, folder: Path, primaries: int = 3, replicas: int = 1, options: Mapping[str, str] | None = None
+    ) -> None:
+        self.nodes = [Node(folder / f"node{i}", options) for i in range(primaries * (1 + replicas))]
         self.primaries = self.nodes[:primaries]
         step = REDIS_CLUSTER_HASH_SLOTS // primaries
         self._firsts = [i * step for i in range(primaries)]
@@ -273,6 +284,10 @@ class Cluster:
     def owner(self, slot: int) -> Node:
         """Who has a slot, from the beginning."""
         return self.primaries[max(i for i, first in enumerate(self._firsts) if first <= slot)]
+
+    def owner_of(self, key: bytes) -> Node:
+        """The same, of the slot of a key."""
+        return self.owner(key_slot(key))
 
     def keys_of(self, primary: Node) -> Iterator[bytes]:
         """Keys of slots that a primary has, from the beginning; each has its number as its tag."""

@@ -1,5 +1,6 @@
 """Nodes of the store on one Redis, for the engine's own tests, and what may happen to what they ask for."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from redis_servers import Server
 
 from ntf_server.store import memory
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import StoreConflictError, StoreUnavailableError
+from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
 from ntf_server.store.redis.buckets import bucket_of
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Bounds, Database
@@ -91,6 +92,31 @@ async def keep(store: RedisStore) -> None:
     store._node.done()
 
 
+def each_by(run_one: Callable[[Call], Awaitable[Any]]) -> dict[str, Any]:
+    """A database's ways to run calls, by one that runs one."""
+
+    async def run_each(calls: Sequence[Call]) -> list[Any]:
+        answers: list[Any] = []
+        for call in calls:
+            try:
+                answers.append(await run_one(call))
+            except StoreError as e:
+                answers.append(e)
+        return answers
+
+    async def run_all(calls: Sequence[Call]) -> list[Any]:
+        return [await run_one(call) for call in calls]
+
+    return {"run": run_one, "run_all": run_all, "run_each": run_each, "run_prompt": run_each}
+
+
+async def regained(store: RedisStore) -> None:
+    """All shards can be had again."""
+    async with asyncio.timeout(20):
+        while store._node.silent:
+            await asyncio.sleep(0.01)
+
+
 class How(Enum):
     """What happens to what is asked for."""
 
@@ -135,15 +161,12 @@ def fault(store: RedisStore, how: How, *names: str) -> Iterator[list[str]]:
     async def run_one(call: Call) -> Any:
         return await ask(call.script.name, lambda: run(call))
 
-    async def run_all(calls: Sequence[Call]) -> list[Any]:
-        return [await run_one(call) for call in calls]
-
     async def command_one(*words: Word, key: bytes, writes: bool = True) -> Any:
         [word] = words[:1]
         assert isinstance(word, bytes)
         return await ask(word.decode(), lambda: command(*words, key=key, writes=writes))
 
-    with patched(database, run=run_one, run_all=run_all, command=command_one):
+    with patched(database, **each_by(run_one), command=command_one):
         yield happened
 
 
@@ -159,10 +182,7 @@ def before(store: RedisStore, name: str, act: Callable[[], Awaitable[None]]) -> 
             await acts.pop()()
         return await run(call)
 
-    async def run_all(calls: Sequence[Call]) -> list[Any]:
-        return [await run_one(call) for call in calls]
-
-    with patched(database, run=run_one, run_all=run_all):
+    with patched(database, **each_by(run_one)):
         yield
     assert not acts, f"{name} was not asked for"
 
@@ -224,10 +244,7 @@ def measured(server: Server, database: Database, names: Collection[str]) -> Iter
         costs.setdefault(call.script.name, []).append(commands(server) - before_)
         return answer
 
-    async def run_all(calls: Sequence[Call]) -> list[Any]:
-        return [await run_one(call) for call in calls]
-
-    with patched(database, run=run_one, run_all=run_all):
+    with patched(database, **each_by(run_one)):
         yield costs
 
 

@@ -6,7 +6,7 @@ be repeated.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ntf_server.store.ledger import Ledger
 from ntf_server.store.records import (
@@ -53,6 +53,17 @@ class StoreUnavailableError(StoreError):
     """Not now: another process holds a lock, the server cannot be reached. The caller tries again, later."""
 
     kind = "unavailable"
+
+
+class PartlyUnavailableError(StoreUnavailableError):
+    """What has a part of the store does not answer. Of what was given `left` is not done, or not known to be: the
+    caller tries that again, later. All else is done, with `result`.
+    """
+
+    def __init__(self, text: str, result: Any, left: Sequence[Any]) -> None:
+        super().__init__(text)
+        self.result = result
+        self.left = left
 
 
 class StoreFullError(StoreUnavailableError):
@@ -217,8 +228,8 @@ class Deliveries(Protocol):
         """Each becomes its queue's newest, unless a later one is there; its token is due, or handed out where there is
         room.
 
-        Those of an earlier session of this node are taken too: nobody else has them. Raises FencedError if another node
-        holds the server.
+        Those that cannot be stored now are told, where others could be. Those of an earlier session of this node are
+        taken too: nobody else has them. Raises FencedError if another node holds the server.
         """
         ...
 
@@ -230,7 +241,10 @@ class Deliveries(Protocol):
         ...
 
     async def record(self, outcomes: Sequence[Outcome]) -> int:
-        """End claims. How many were not claimed any more: of these nothing is recorded."""
+        """End claims. How many were not claimed any more: of these nothing is recorded.
+
+        Raises PartlyUnavailableError, too.
+        """
         ...
 
     async def due_count(self, provider: Provider) -> int:
@@ -280,7 +294,9 @@ class Sessions(Protocol):
         ...
 
     async def renew(self, sessions: Sequence[Session]) -> list[Session]:
-        """Keep them; gives those that are lost."""
+        """Keep them; gives those that are lost. Raises PartlyUnavailableError, with these as its result, and as what is
+        left those which may last until their leases end and no longer.
+        """
         ...
 
     async def release(self, session: Session) -> None:

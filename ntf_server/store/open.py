@@ -97,7 +97,7 @@ async def _connect(url: RedisUrl, shared: Shared) -> "Database":
 
     durability = Durability(shared.wait_replicas, shared.wait_aof)
     database = await Database.open(url, durability=durability)
-    for warning in warnings(await database.facts(), durability):
+    for warning in warnings(database.told, durability):
         log.warning("%s", warning)
     return database
 

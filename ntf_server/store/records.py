@@ -272,10 +272,14 @@ class Taken(Record, frozen=True, eq=False, gc=False):
 
 
 class Notified(Record, frozen=True, eq=False, gc=False):
-    """What NMSGs came to: claims that were handed out at once, and how many NMSGs were for no subscription."""
+    """What NMSGs came to: claims that were handed out at once, and how many NMSGs were for no subscription.
+
+    `unstored`: what has their tokens does not answer now; they are to be given again, later.
+    """
 
     claims: list[Claim]
     unknown: int
+    unstored: list[Notification] = []
 
 
 # --- sessions

@@ -33,8 +33,8 @@ NODE_MUTANTS: Final = (
         "N4 who cannot renew keeps its sessions",
         "the old holder's session is closed within a lease",
         "ntf_server/smp/shares.py",
-        "        if self.held and now - self._renewed_at >=",
-        "        if not self.held and now - self._renewed_at >=",
+        "self._late.get(s, self._renewed_at) <= latest]",
+        "self._late.get(s, self._renewed_at) < 0]",
     ),
     Mutant(
         "N5 who lost a server keeps its session",
@@ -95,9 +95,9 @@ NODE_MUTANTS: Final = (
     Mutant(
         "N13 what is handed out and may not have arrived stays so",
         "everything that was stored reaches its device",
-        f"{_REDIS}node.py",
-        "        self._stranded = self.calls\n\n",
-        "        self._stranded = None\n\n",
+        f"{_REDIS}handing.py",
+        "        self._stranded.update(dict.fromkeys(shards, self.calls))\n",
+        "",
     ),
     Mutant(
         "N14 what came of pushes is not made good after a loss",

@@ -4,7 +4,6 @@ The server lists those that may have queues, before a queue comes into one. A se
 known there from its beginning on, and an older one is refused.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -12,13 +11,16 @@ from typing import Any, Final, NamedTuple
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Session
 from ntf_server.store.redis.names import server_id
-from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.asking import Word
+from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.rows import HEAD, Cursor, Queue
 
 _TRIES: Final = 20  # of a session to have the highest fence
 _FIRST: Final = (0, -1)
 ALL: Final = "+inf"  # generations below it are all
 ANYBODY: Final[Sequence[Word]] = ("", "")  # instead of `who`
+
+Records = dict[bytes, bytes | None]  # of queues, by notifier id; None: there is no such queue
 
 
 class Item(NamedTuple):
@@ -78,20 +80,20 @@ def empty_parts(node: Node, server: bytes, buckets: Iterable[int]) -> dict[bytes
 
 
 async def are_wanted(node: Node, servers: Iterable[bytes]) -> dict[bytes, tuple[bool, int]]:
-    """Whether anything of each server should be active; how many subscriptions it has."""
-    asked = list(servers)
-    lists = await asyncio.gather(*(listed(node, server) for server in asked))
-    parts = [
-        (server, [node.names.bucket(server, n) for n in some])
-        for server, buckets in zip(asked, lists, strict=True)
-        for some in at_once(node, buckets)
-    ]
-    answers = await node.database.run_all([node.call("is_wanted", keys) for _, keys in parts])
-    found = dict.fromkeys(asked, (False, 0))
-    for (server, _), (wanted, count) in zip(parts, answers, strict=True):
+    """Whether anything of each server should be active, how many subscriptions it has; of those that can be had now."""
+    lists = await node.run_those({server: node.call("listed", [node.names.server(server)]) for server in servers})
+    parts = {
+        (server, some[0]): [node.names.bucket(server, n) for n in some]
+        for server, its in lists.items()
+        for some in at_once(node, numbers(its))
+    }
+    answers = await node.run_those({part: node.call("is_wanted", keys) for part, keys in parts.items()})
+    found = dict.fromkeys(lists, (False, 0))
+    for (server, _), (wanted, count) in answers.items():
         before, so_far = found[server]
         found[server] = before or bool(wanted), so_far + count
-    return found
+    away = {server for server, first in parts.keys() - answers.keys() if not found[server][0]}
+    return {server: found[server] for server in found if server not in away}
 
 
 def at_once(node: Node, buckets: Sequence[int]) -> list[Sequence[int]]:
@@ -132,15 +134,23 @@ async def acquire(node: Node, server: bytes, lease_ms: int, address: bytes) -> i
 # --- queues
 
 
-async def owners(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> tuple[bytes, list[bytes | None]]:
-    """The server's address, and the queues' records, for who speaks for it or did last. Raises FencedError."""
+async def owners(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> tuple[bytes, Records]:
+    """The server's address, and the queues' records, for who speaks for it or did last: of those queues that can be had
+    now. Raises FencedError.
+    """
     ids = by_bucket(node, server_id(session.server), notifier_ids)
-    answers = await node.run_on("owners", who(node, session), counted(ids))
-    address, records = b"", dict[bytes, bytes | None]()
-    for some, (kept, *found) in zip(ids.values(), (part for answer in answers for part in answer), strict=True):
+    head = who(node, session)
+    if node.database.spans:
+        answers = await node.run_on("owners", head, counted(ids))
+        lists = dict(zip(ids, (part for answer in answers for part in answer), strict=True))
+    else:
+        calls = {key: node.call("owners", [key], *head, *part) for key, part in counted(ids).items()}
+        lists = {key: part for key, [part] in (await node.run_those(calls)).items()}
+    address, records = b"", Records()
+    for key, (kept, *found) in lists.items():
         address = address or kept or b""
-        records.update(zip(some, found, strict=True))
-    return address, [records[i] for i in notifier_ids]
+        records.update(zip(ids[key], found, strict=True))
+    return address, records
 
 
 async def load(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> list[bytes | None]:

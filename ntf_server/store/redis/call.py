@@ -1,11 +1,12 @@
 """What Redis is asked for, packed for the wire."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import hiredis
 
+from ntf_server.store.contract import StoreError
 from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.url import Endpoint
 
@@ -100,3 +101,41 @@ class Pending:
 def script_words(call: Call) -> tuple[Word, ...]:
     """What follows EVALSHA's sum and EVAL's text."""
     return len(call.keys), *call.keys, *call.args
+
+
+async def answers(asking: Iterable[Awaitable[Pending]], asked: list[Pending | StoreError] | None = None) -> list[Any]:
+    """In their order, StoreErrors among them. `asked` grows by what is on its way."""
+    asked = [] if asked is None else asked
+    answers: list[Any] = []
+    try:
+        for one in asking:
+            try:
+                asked.append(await one)
+            except StoreError as e:
+                asked.append(e)
+        for pending in asked:  # most have their answers when the first one has it
+            try:
+                answers.append(pending if isinstance(pending, StoreError) else await pending.future)
+            except StoreError as e:
+                answers.append(e)
+    except BaseException:
+        for pending in asked:
+            if isinstance(pending, Pending):
+                _forget(pending)
+        raise
+    return answers
+
+
+def without_errors(answers: list[Any]) -> list[Any]:
+    """Raises the first one."""
+    for answer in answers:
+        if isinstance(answer, StoreError):
+            raise answer
+    return answers
+
+
+def _forget(pending: Pending) -> None:
+    """Nobody waits for its answer any more."""
+    future = pending.future
+    if not future.cancel() and not future.cancelled():
+        future.exception()  # which nobody will have seen

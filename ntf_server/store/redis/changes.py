@@ -10,9 +10,9 @@ import msgspec
 from ntf_server.store.changes import Changes
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.records import Change, ChangeKind, Removed
-from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.database import PROMPT, Database
 from ntf_server.store.redis.names import Names, server_id
-from ntf_server.store.redis.node import NODES, Node, publish
+from ntf_server.store.redis.node import NODES, Node, published
 from ntf_server.store.redis.rows import Cursor, address, queue
 from smp_bridge.address import ServerAddress
 
@@ -89,14 +89,18 @@ async def _is_ours(node: Node, server: ServerAddress) -> bool:
     if server in node.state.fences:
         return True
     key = node.names.server(server_id(server))
-    holder, until = await node.database.command(b"HMGET", key, b"node", b"until", key=key, writes=False)
+    try:
+        async with asyncio.timeout(PROMPT):  # changes of others wait behind it
+            holder, until = await node.database.command(b"HMGET", key, b"node", b"until", key=key, writes=False)
+    except TimeoutError:
+        return True  # perhaps: who tries to speak for it finds out
     return not holder or holder == node.id or float(until) <= node.now() * 1000
 
 
 async def tell(database: Database, names: Names, change: Change) -> None:
     """All nodes."""
     fields = (b"k", change.kind.value, b"s", change.server.plain.encode(), b"r", _pack(change))
-    await publish(database, names, *fields)
+    await database.run(published(names, *fields))
 
 
 def _pack(change: Change) -> bytes:

@@ -8,14 +8,14 @@ asking, and its cluster client loses commands while a slot moves.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
-from ntf_server.store.redis.call import Call, Pending, Word, script_words
+from ntf_server.store.redis.call import Call, Pending, Word, answers, script_words, without_errors
 from ntf_server.store.redis.connection import Connection, Dialer, tls_context
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.facts import CONFIG, Facts, read_facts, refusals
@@ -29,6 +29,8 @@ from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
 log = logging.getLogger(__name__)
 
 CLOSE: Final = 1.0  # seconds that servers in trouble may hold up a stop
+PROMPT: Final = 0.5  # seconds without a word, after which a primary of a cluster counts as away
+_GLANCE: Final = 0.1  # seconds between two looks whether one is
 _PAUSES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # seconds before it is tried again; then the last one, for ever
 _LOOK_PAUSE: Final = 0.05  # seconds between two looks at least
 _LOOK_EVERY: Final = 0.5  # seconds: Sentinels may have chosen another one, while the old one answers us still
@@ -85,6 +87,7 @@ class Database:
         self._durability = durability
         self._on_error = on_error
         self.on_lost: Callable[[], None] = lambda: None  # what was written and answered last may not be there any more
+        self.told: list[Facts] = []  # by the primaries, when it was opened
         self._dialer = dialer
         self._topology = Topology(url, dialer)
         self._table: Table = [None] * (1 if self.spans else SLOTS)
@@ -115,13 +118,14 @@ class Database:
         """Find out who is primary, ask each what it is, and refuse what cannot serve the relay (`facts.refusals`).
 
         `on_error` hears, in the loop, of every call that failed. Raises StoreConflictError (it is refused, with one
-        line), StoreUnavailableError (not all primaries answered within `bounds.limit` seconds), StoreError (a right, a
+        line), StoreUnavailableError (no primary answered within `bounds.limit` seconds), StoreError (a right, a
         password).
         """
         database = cls(url, bounds=bounds, durability=durability, on_error=on_error)
         try:
             await database._begin()
-            refused = refusals(await database.facts(), url.kind, durability)
+            database.told = await database.facts()
+            refused = refusals(database.told, url.kind, durability)
             if refused:
                 raise StoreConflictError("; ".join(refused))
         except BaseException:
@@ -145,12 +149,39 @@ class Database:
         """Each as `run` does it, all at once; answers in the order of `calls`. When all have ended raises the first
         error; the others may have been done nevertheless.
         """
-        return _without_errors(await self.run_each(calls))
+        return without_errors(await self.run_each(calls))
 
     async def run_each(self, calls: Sequence[Call]) -> list[Any]:
         """As `run_all`, but errors (StoreError) stand in the places of answers."""
         deadline = self._deadline()
-        return await _answers(self._ask_for(call, deadline) for call in calls)
+        return await answers(self._ask_for(call, deadline) for call in calls)
+
+    async def run_prompt(self, calls: Sequence[Call]) -> list[Any]:
+        """As `run_each`, but who has other slots is not held up by a primary of a cluster that is away: after PROMPT
+        seconds in which it said nothing it is given up, with StoreUnavailableError. Its calls may be done nevertheless.
+        """
+        if self.spans:
+            return await self.run_each(calls)
+        deadline, began = self._deadline(), self._loop.time()
+        asked: list[Pending | StoreError] = []
+
+        def look() -> None:
+            timers.append(self._loop.call_later(_GLANCE, look))
+            for pending in asked:
+                if isinstance(pending, Pending) and self._is_away(pending, began):
+                    self._give_up(pending, PROMPT)
+
+        timers = [self._loop.call_later(PROMPT, look)]
+        try:
+            return await answers((self._ask_for(call, deadline) for call in calls), asked)
+        finally:
+            timers[-1].cancel()
+
+    def _is_away(self, pending: Pending, since: float) -> bool:
+        """Who has its slot has not answered it, nor anything else since then."""
+        at = pending.target or self._table[pending.slot]
+        primary = None if at is None else self._primaries.get(at)
+        return pending.tries > pending.unknown or primary is None or primary.is_silent(since, PROMPT)
 
     async def command(self, *words: Word, key: bytes, writes: bool = True) -> Any:
         """A plain command, `words` with its arguments, at the primary of `key`; as `run`. One that is not idempotent
@@ -159,12 +190,18 @@ class Database:
         pending = await self._ask(words, None, writes, self._deadline(), slot=self._topology.slot(key))
         return await pending.future
 
-    async def command_everywhere(self, *words: Word, writes: bool = False) -> dict[Endpoint, Any]:
-        """A plain command at each primary that has slots, and their answers; as `run_all`."""
-        places = list(dict.fromkeys(endpoint for endpoint in self._table if endpoint is not None))
+    async def command_everywhere(
+        self, *words: Word, at: Iterable[Endpoint] | None = None, writes: bool = False
+    ) -> dict[Endpoint, Any]:
+        """A plain command at these primaries, or at each that has slots, and the answers of those that are there; as
+        `run_all` if none is.
+        """
+        places = [*(at or dict.fromkeys(endpoint for endpoint in self._table if endpoint is not None))]
         deadline = self._deadline()
-        answers = await _answers(self._ask(words, None, writes, deadline, target=at) for at in places)
-        return dict(zip(places, _without_errors(answers), strict=True))
+        told = await answers(self._ask(words, None, writes, deadline, target=at) for at in places)
+        found = {at: word for at, word in zip(places, told, strict=True) if not isinstance(word, StoreUnavailableError)}
+        without_errors([*found.values()] or told)
+        return found
 
     def stream_reader(self) -> StreamReader:
         """Reads streams, of one slot in a cluster, over a connection of its own; closed with this, if not before."""
@@ -174,10 +211,10 @@ class Database:
         return reader
 
     async def facts(self) -> list[Facts]:
-        """What each primary says of itself now. Raises StoreError."""
+        """What each primary that is there says of itself now. Raises StoreError."""
         told = await self.command_everywhere(b"INFO")
         try:
-            settings = await self.command_everywhere(b"CONFIG", b"GET", *CONFIG)
+            settings = await self.command_everywhere(b"CONFIG", b"GET", *CONFIG, at=told)
         except StoreUnavailableError:
             raise
         except StoreError:  # denied, as hosters do
@@ -357,9 +394,12 @@ class Database:
                 break
             late.append(pending)
         for pending in late:
-            reasons = [pending.reason, str(self._trouble or "")]
-            reason = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-            self._end(pending, error=unavailable(reason or f"{self.url} does not answer", self._bounds.limit))
+            self._give_up(pending, self._bounds.limit)
+
+    def _give_up(self, pending: Pending, limit: float) -> None:
+        reasons = [pending.reason, str(self._trouble or "")]
+        reason = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+        self._end(pending, error=unavailable(reason or f"{self.url} does not answer", limit))
 
     def _told(self, error: StoreError) -> StoreError:
         """Here, and once a minute: everybody who uses a store fails with it."""
@@ -381,6 +421,12 @@ class Database:
     def primary_of(self, key: bytes) -> Endpoint | None:
         """Who has it, as far as is known; None: nobody."""
         return self._table[self._topology.slot(key)]
+
+    def is_mute(self, key: bytes) -> bool:
+        """Whether who has it has said nothing for PROMPT seconds: nobody asked, or it is away."""
+        at = self.primary_of(key)
+        primary = None if at is None else self._primaries.get(at)
+        return primary is None or primary.is_silent(self._loop.time() - PROMPT, PROMPT)
 
     def look(self) -> None:
         """Have it found out soon who is primary."""
@@ -449,41 +495,3 @@ async def _get_room(room: asyncio.Semaphore, deadline: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _answers(asking: Iterable[Awaitable[Pending]]) -> list[Any]:
-    """In their order, StoreErrors among them."""
-    asked: list[Pending | StoreError] = []
-    answers: list[Any] = []
-    try:
-        for one in asking:
-            try:
-                asked.append(await one)
-            except StoreError as e:
-                asked.append(e)
-        for pending in asked:  # most have their answers when the first one has it
-            try:
-                answers.append(pending if isinstance(pending, StoreError) else await pending.future)
-            except StoreError as e:
-                answers.append(e)
-    except BaseException:
-        for pending in asked:
-            if isinstance(pending, Pending):
-                _forget(pending)
-        raise
-    return answers
-
-
-def _without_errors(answers: list[Any]) -> list[Any]:
-    """Raises the first one."""
-    for answer in answers:
-        if isinstance(answer, StoreError):
-            raise answer
-    return answers
-
-
-def _forget(pending: Pending) -> None:
-    """Nobody waits for its answer any more."""
-    future = pending.future
-    if not future.cancel() and not future.cancelled():
-        future.exception()  # which nobody will have seen

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ntf_server.store.contract import Places, StoreError
+from ntf_server.store.contract import PartlyUnavailableError, Places, StoreError
 from ntf_server.store.memory import Held, provider_of
 from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified, Outcome, Session
+from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.buckets import owners
 from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
 from ntf_server.store.redis.names import server_id
-from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_queues_aside
 from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row, stamp
 from smp_bridge.ntf import Provider
@@ -35,27 +36,34 @@ async def notify(
     address, records = await owners(node, session, ids)
     by_token: defaultdict[bytes, list[tuple[Notification, Row]]] = defaultdict(list)
     damaged: list[Queue] = []
-    for n, record in zip(notifications, records, strict=True):
+    unknown, unstored = 0, [n for n in notifications if n.notifier_id not in records]
+    for n in notifications:
+        record = records.get(n.notifier_id)
         if record is None:
+            unknown += n.notifier_id in records
             continue
         try:
             found = row(record)
         except DamagedError:
             damaged.append(Queue(server, n.notifier_id))
+            unknown += 1
         else:
             by_token[found.token].append((n, found))
     await set_queues_aside(node, damaged)
     by_shard = node.by_shard(by_token)
-    parts, order = _parts(node, server, address, by_token, by_shard, free=bool(places))
-    mark = node.next_call()
-    head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark, "1" if s.is_crowded else "")
-    answers = await node.run_on("notify", head, parts, by_shard)
-    results = dict(zip(order, (result for answer in answers for result in answer), strict=True))
-    node.made_due([token for token, result in results.items() if result == _ELSEWHERE])
-    known = sum(len(by_token[token]) for token, result in results.items() if result != _GONE)
-    claims = await _hand_out(node, results, places, mark)
+    with node.handed.under_way():
+        parts = _parts(node, server, address, by_token, by_shard, free=bool(places))
+        mark = node.handed.next_call()
+        head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark, "1" if s.is_crowded else "")
+        some = await node.run_some("notify", head, parts, by_shard)
+        order = (token for shard in some.shards for token in by_shard[shard])
+        results = dict(zip(order, (result for answer in some.answers for result in answer), strict=True))
+        node.made_due([token for token, result in results.items() if result == _ELSEWHERE])
+        claims = await _hand_out(node, results, places, mark)
+    unknown += sum(len(by_token[token]) for token, result in results.items() if result == _GONE)
     s.crowd()
-    return Notified(claims, len(notifications) - known)
+    unstored += [n for token, of_token in by_token.items() if token not in results for n, _ in of_token]
+    return Notified(claims, unknown, unstored)
 
 
 def _parts(
@@ -66,21 +74,19 @@ def _parts(
     by_shard: Mapping[bytes, Sequence[bytes]],
     *,
     free: bool,
-) -> tuple[dict[bytes, list[Word]], list[bytes]]:
-    """Arguments of `notify.lua` for each shard; tokens in the order of its answers."""
+) -> dict[bytes, list[Word]]:
+    """Arguments of `notify.lua` for each shard."""
     parts: dict[bytes, list[Word]] = {}
-    order: list[bytes] = []
     giving = node.giving
     for shard, tokens in by_shard.items():
         words: list[Word] = [giving.get(shard, b""), len(tokens)]
         for token in tokens:
-            order.append(token)
             words += (token, "1" if free else "", len(by_token[token]))
             for n, found in by_token[token]:
                 arrived = arrival(n.received_at + node.shift, found.spelling or address, n.nonce, n.meta)
                 words += (Queue(server, n.notifier_id).packed, stamp(n.seq) + arrived)
         parts[shard] = words
-    return parts, order
+    return parts
 
 
 async def _hand_out(
@@ -172,32 +178,37 @@ async def record(node: Node, outcomes: Sequence[Outcome]) -> int:
     for token in held:
         s.claims.drop(token)
     node.ending.update((token, kept.mark) for token, (kept, _) in held.items())
+    recorded: Mapping[bytes, tuple[Held, Outcome]] = {}
     try:
-        return refused + await _record(node, held)
-    except BaseException:
-        for token, (kept, _) in held.items():
-            s.claims.put(token, kept)  # whoever asked tries again
-        raise
+        recorded, count = await _record(node, held)
     finally:
-        for token in held:
+        for token, (kept, _) in held.items():
+            if token not in recorded:
+                s.claims.put(token, kept)  # whoever asked tries again
             del node.ending[token]
+    if left := [outcome for token, (_, outcome) in held.items() if token not in recorded]:
+        raise PartlyUnavailableError("shards of tokens cannot be had now", refused + count, left)
+    return refused + count
 
 
-async def _record(node: Node, held: Mapping[bytes, tuple[Held, Outcome]]) -> int:
+async def _record(
+    node: Node, held: Mapping[bytes, tuple[Held, Outcome]]
+) -> tuple[Mapping[bytes, tuple[Held, Outcome]], int]:
+    """Those that could be recorded, and how many of them were refused."""
     s = node.state
     parts: dict[bytes, list[Word]] = {}
-    order: list[bytes] = []
     by_shard = node.by_shard(held)
     for shard, tokens in by_shard.items():
         words: list[Word] = [node.fence(shard) or b"none", len(tokens)]
         for token in tokens:
             words += _words(token, *held[token])
-        order += tokens
         parts[shard] = words
     head = (node.ahead, s.times.verification_ttl, s.times.message_ttl)
     refused = 0
     results: list[Any] = []
-    for *answer, lanes in await node.run_on("record", head, parts, by_shard):
+    some = await node.run_some("record", head, parts, by_shard)
+    order = [token for shard in some.shards for token in by_shard[shard]]
+    for *answer, lanes in some.answers:
         results += answer
         for lane, ms in lanes:
             provider, wait = provider_of(lane), max(0.0, int(ms) / 1000)
@@ -213,7 +224,7 @@ async def _record(node: Node, held: Mapping[bytes, tuple[Held, Outcome]]) -> int
         s.effects.count_expired(codes, checks, notifications)
         if outcome.ended in {Ended.DELIVERED, Ended.EXPIRED} and token not in s.claims:
             s.pushed(token, kept.lane, again=how == _MORE or token in s.cooling)
-    return refused
+    return {token: held[token] for token in order}, refused
 
 
 def _words(token: bytes, held: Held, o: Outcome) -> list[Word]:

@@ -71,7 +71,7 @@ class Due:
             node.has_due.clear()
             try:
                 await node.begin()
-                answers = await node.run_on("heads", [node.ahead, *head], {shard: [] for shard in node.fences})
+                answers = await node.ask_some("heads", [node.ahead, *head], {shard: [] for shard in node.fences})
             except StoreError as e:
                 log.debug("what is due cannot be read: %s", e)
             except StoreCorruptError:

@@ -59,7 +59,7 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.redis import changes as stream
 from ntf_server.store.redis import deliveries, queues, sessions, standings, taking, tokens, upkeep
-from ntf_server.store.redis.database import Database
+from ntf_server.store.redis.database import CLOSE, Database
 from ntf_server.store.redis.due import Due
 from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
@@ -160,10 +160,17 @@ class RedisStore:
             await asyncio.wait(list(self._tasks))
         if self._node.corrupt is None:
             with contextlib.suppress(StoreError, StoreCorruptError):
-                for server, fence in list(self._state.fences.items()):
-                    await sessions.release(self._node, Session(server, fence))
+                await self._release_all()
                 await self._node.close()
         await self._node.database.close()
+
+    async def _release_all(self) -> None:
+        """In a cluster the others do not wait for one that cannot be had."""
+        held = [Session(server, fence) for server, fence in self._state.fences.items()]
+        releasing = asyncio.gather(*(sessions.release(self._node, session) for session in held), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE):
+                await releasing
 
     # --- the ways to the node
 
@@ -181,8 +188,6 @@ class RedisStore:
                 self._count_error(e)
                 if isinstance(e, FencedError):
                     node.doubt()
-                if isinstance(e, StoreUnavailableError):
-                    node.strand()  # what was asked for may have been done, and memory has nothing of it
                 raise
             finally:
                 node.done()
@@ -190,7 +195,7 @@ class RedisStore:
         return await (unless_cancelled(done(), lost) if lost else done())
 
     async def _handing(self, work: Awaitable[T]) -> T:
-        with self._node.handing():
+        with self._node.handed.under_way():
             return await work
 
     def _count_error(self, error: StoreError | StoreCorruptError) -> None:
@@ -314,7 +319,7 @@ class RedisStore:
     ) -> Notified:
         """See `Store`."""
         return await self._do(
-            lambda: self._handing(deliveries.notify(self._node, session, notifications, places)),
+            lambda: deliveries.notify(self._node, session, notifications, places),
             lambda notified: self._give_back(notified.claims),
         )
 

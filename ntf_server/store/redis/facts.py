@@ -10,7 +10,14 @@ from ntf_server.store.redis.url import Endpoint, Kind
 
 OLDEST: Final = (7, 0)  # of Redis
 OLDEST_WITH_WAITAOF: Final = (7, 2)
-CONFIG: Final = ("appendfsync", "appendonly", "maxmemory", "maxmemory-policy", "min-replicas-to-write")
+CONFIG: Final = (
+    "appendfsync",
+    "appendonly",
+    "cluster-require-full-coverage",
+    "maxmemory",
+    "maxmemory-policy",
+    "min-replicas-to-write",
+)
 _KEEPS: Final = "noeviction"
 
 
@@ -29,6 +36,7 @@ class Facts:
     eviction: str | None
     min_replicas: int | None  # to write
     replicas: int | None  # connected
+    all_or_none: bool | None = None  # of a cluster: it serves nothing while a slot has no primary
 
     def __str__(self) -> str:
         return f"{self.at}: {self.server} {self.version}"
@@ -52,6 +60,7 @@ def read_facts(at: Endpoint, info: bytes, config: Sequence[bytes] | None) -> Fac
         eviction=settings.get("maxmemory-policy", told.get("maxmemory_policy")),
         min_replicas=_number(settings.get("min-replicas-to-write")),
         replicas=_number(told.get("connected_slaves")),
+        all_or_none=None if (full := settings.get("cluster-require-full-coverage")) is None else full == "yes",
     )
 
 
@@ -93,6 +102,11 @@ def _warnings(facts: Facts, durability: Durability) -> list[str]:
         out.append(
             f"{facts} has replicas and min-replicas-to-write 0: what it takes while it is cut off from them is lost in"
             " a failover"
+        )
+    if facts.in_cluster and facts.all_or_none:
+        out.append(
+            f"{facts} has cluster-require-full-coverage yes: while one primary is away, and no replica in its place, no"
+            " other one serves what it has"
         )
     if facts.max_memory == 0:
         out.append(f"{facts} has no maxmemory: when memory runs out the system ends it, instead of it taking no more")

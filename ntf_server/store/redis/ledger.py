@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.ledger import Change, Charge, Delays, Paces
-from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.asking import Word
+from ntf_server.store.redis.node import Node
 
 T = TypeVar("T")
 

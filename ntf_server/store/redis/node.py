@@ -7,43 +7,50 @@ says, so that the store's time goes on evenly when somebody sets the server's cl
 
 import asyncio
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import FencedError, StoreCorruptError
+from ntf_server.store.contract import (
+    FencedError,
+    StoreConflictError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ntf_server.store.memory import State, provider_of
+from ntf_server.store.redis.asking import Ask, Asking, Parts, Word
 from ntf_server.store.redis.call import Call
-from ntf_server.store.redis.database import Database
-from ntf_server.store.redis.names import Names, server_id
+from ntf_server.store.redis.database import PROMPT, Database
+from ntf_server.store.redis.names import Names
+from ntf_server.store.redis.remedy import unavailable
 from ntf_server.store.redis.rendezvous import Rendezvous
-from ntf_server.store.redis.script import Script, scripts
-from smp_bridge.address import ServerAddress
+from ntf_server.store.redis.script import Script
+from ntf_server.store.redis.server_clock import ServerClock
 from smp_bridge.ntf import Provider
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-Word = bytes | str | int
 
 LEASE: Final = 6.0  # seconds
+_LEASE_MS: Final = round(LEASE * 1000)
 RENEW: Final = 2.0  # seconds between two renewals
 _SOON: Final = 0.5  # the same, while a shard is about to lose its node, or has lost it and nobody has taken it yet
 _AT_LAST: Final = 0.05  # the same, of a node that leaves and still has shards
 _ALIVE: Final = 5.0  # seconds that a node counts as living after it was heard of
-_STEP: Final = 2.0  # seconds that two clocks may go apart between two renewals
 _DEAF: Final = 24 * 3600  # seconds without any node, when one starts, that count for no registration's silence
 _HEARD: Final = 200  # registrations at once
 _RECOVERED: Final = 500  # tokens at once
 _PUBLISH: Final = Script.load("publish")
-_AT_ONCE: Final = 100  # tokens in a call, or few more: none is to hold the server for long
-_NOT_AHEAD: Final = 0.0, 0.0
 _ALL: Final = 1 << 53  # more calls than a node makes
 _KEPT: Final = 100_000  # changes; who is further behind looks at all that it holds
 NODES: Final = b"nodes"  # kind of a change: who lives, or what nobody has
 
 
-class Node:
+class Node(Asking):
     """`state`: claims and what else is in memory alone. `manual`: its clock is a test's; else the server's is the only
     one. `store_id`: of the store that it was opened on.
     """
@@ -51,8 +58,8 @@ class Node:
     def __init__(
         self, database: Database, names: Names, state: State, identity: bytes, store_id: bytes, *, manual: bool
     ) -> None:
-        self.database: Final = database
-        self.names: Final = names
+        super().__init__(database, names)
+        self.on_silent = self._fell_silent
         self.state: Final = state
         self.id: Final = identity
         self.held: dict[int, bytes] = {}  # shards and their fences
@@ -60,23 +67,14 @@ class Node:
         self.addresses: dict[bytes, Any] = {}
         self.ending: dict[bytes, int] = {}  # tokens whose push is being recorded, and which call had handed it out
         self.taking: set[bytes] = set()  # tokens that a take has asked for, and has no answer yet
-        self.calls = 0  # that hand something out; their numbers mark what each has handed out
-        self._handing: dict[object, int] = {}  # operations under way that do so: how many calls there were before
-        self._stranded: int | None = None  # of what calls up to this one have handed out, memory may not have all
+        self.time: Final = ServerClock(database, names, state, manual=manual, matters=2 * RENEW)
         self._unrecovered: set[int] = set()  # shards that are held, and what their last holder had is not yet due
-        self._scripts = {name: Script.load(name) for name in scripts()}
-        self._manual = manual
         self.on_effects: Callable[[], None] = lambda: None
         self.made_due: Callable[[Iterable[bytes]], None] = lambda _: None  # of these tokens something is due now
         self.has_due = asyncio.Event()  # something may be, in shards of this node, that memory does not know of
         self.on_corrupt: Callable[[StoreCorruptError], None] = lambda _: None
         self.corrupt: StoreCorruptError | None = None  # the store is gone: nothing is asked for any more
         self._store_id = store_id
-        self._offset = 0  # ms, of the store's clock
-        self._version = b"0"
-        self._server: tuple[float, float] | None = None  # the server's clock and ours, when it was heard last
-        self._heard_late = False  # that may be seconds wrong
-        self._was_ahead = _NOT_AHEAD  # by how many seconds the server's clock was set, until when that matters
         self.rendezvous: Final = Rendezvous()
         self.has_left = False  # it is to stop, and is none of them any more
         self._unsettled = False  # some shard is about to lose its node, or has none
@@ -84,150 +82,37 @@ class Node:
         self._has_news = False  # for other nodes: they may take something
         self._kept_at = float("-inf")  # steady seconds
         self._keeping: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None  # who lives
+        self._is_deaf = False  # that is not known: what says so does not answer
+        self._unheard: dict[int, int] = {}  # shards that do not know yet for how many seconds no node ran
+        self._regaining: set[asyncio.Task[None]] = set()
 
     # --- time
 
     @property
     def clock(self) -> Clock:
-        """Its steady half counts everywhere; its wall half only where it is a test's."""
+        """See `ServerClock.own`."""
         return self.state.clock
 
     @property
     def ahead(self) -> Word:
-        """What scripts add to the server's time, in ms; or a test's time (see `now_ms` of the prelude)."""
-        return f"={self._manual_ms() + self._offset}" if self._manual else self._offset
-
-    def _manual_ms(self) -> int:
-        return round(self.clock.wall() * 1000)
+        """See `ServerClock`."""
+        return self.time.ahead
 
     @property
     def shift(self) -> int:
-        """Seconds that the store's clock is ahead of what people see."""
-        return round(self._offset / 1000)
+        """See `ServerClock`."""
+        return self.time.shift
 
     def wall(self) -> float:
-        """Unix seconds, as people see them."""
-        if self._manual or self._server is None:
-            return self.clock.wall()
-        server, steady = self._server
-        return server + self.clock.steady() - steady
+        """See `ServerClock`."""
+        return self.time.wall()
 
     def now(self) -> float:
-        """The store's time, in seconds."""
-        return self.wall() + self._offset / 1000
-
-    def _heard(self, server: float, *, late: bool) -> float:
-        """By how many seconds the server's clock was set since it was heard last, and not late."""
-        steady = self.clock.steady()
-        before, self._server = None if self._heard_late else self._server, (server, steady)
-        self._heard_late = late
-        return 0.0 if before is None else (server - before[0]) - (steady - before[1])
-
-    async def _look_at_clock(self, *, begins: bool = False) -> None:
-        step = self.clock.read().step if self._manual else 0.0
-        if step or begins:
-            await self._set_clock(step, begins=begins)
-        if self._manual:
-            self.clock.settle()
-
-    async def _look_at_server(self) -> None:
-        """Before its time is used: leases must not end because it was set. A late answer tells nothing of that;
-        its time counts where none is known, since this machine's clock may be anywhere.
-        """
-        began = self.clock.steady()
-        seconds, micros = await self.database.command(b"TIME", key=self.names.clock, writes=False)
-        late = self.clock.steady() - began >= _STEP / 2
-        if late and self._server is not None:
-            return
-        if abs(step := self._heard(int(seconds) + int(micros) / 1e6, late=late)) > _STEP:
-            await self._set_clock(step)
-            if step > 0:
-                self._was_ahead = step, self.clock.steady() + 2 * RENEW
-
-    async def _set_clock(self, step: float, *, begins: bool = False) -> None:
-        begin = f"={self._manual_ms()}" if self._manual else 0
-        args = (begin, self._version, round(step * 1000), "1" if begins else "")
-        offset, self._version, gap = await self.run("clock", [self.names.clock], *args)
-        self._offset = int(offset)
-        if gap > _DEAF:
-            await self._hear(gap)
-        if step:
-            self.state.effects.stepped = step
-
-    async def _hear(self, seconds: int) -> None:
-        for shard in self.names.shards:
-            last = await self.run("hear", [shard], seconds, b"", _HEARD)
-            while last:
-                last = await self.run("hear", [shard], seconds, last, _HEARD)
-
-    # --- scripts
-
-    async def run(self, name: str, keys: Sequence[bytes], *args: Word) -> Any:
-        """What a script gives (`lua/NAME.lua`)."""
-        return await self.database.run(self.call(name, keys, *args))
-
-    def call(self, name: str, keys: Sequence[bytes], *args: Word) -> Call:
-        """To be run with others."""
-        return Call(self._scripts[name], keys, args)
-
-    async def run_on(
-        self,
-        name: str,
-        head: Sequence[Word],
-        parts: Mapping[bytes, Sequence[Word]],
-        tokens: Mapping[bytes, Sequence[Any]] | None = None,
-    ) -> list[Any]:
-        """A script that takes several shards at once, each with its part of the arguments behind `head`.
-
-        One call for each shard, or, where one primary has all slots, one for about _AT_ONCE of the `tokens` that the
-        parts are of: an answer of each call, in the order of the parts.
-        """
-        if not parts:
-            return []
-        calls, shards, words, count = [], list[bytes](), list[Word](), 0
-        for shard, part in parts.items():
-            shards.append(shard)
-            words += part
-            count += len(tokens[shard]) if tokens else 0
-            if count >= _AT_ONCE or not self.database.spans:
-                calls.append(self.call(name, shards, *head, *words))
-                shards, words, count = [], [], 0
-        if shards:
-            calls.append(self.call(name, shards, *head, *words))
-        return await self.database.run_all(calls) if len(calls) > 1 else [await self.database.run(calls[0])]
-
-    # --- what several operations read or write
-
-    async def fields(self, token: bytes, names: Sequence[bytes]) -> list[Any]:
-        """Of a registration; None for each that it has not."""
-        key, shard = self.names.token(token), self.names.shard(token)
-        found: list[Any] = await self.database.command(b"HMGET", key, *names, key=shard, writes=False)
-        return found
-
-    async def exists(self, token: bytes) -> bool:
-        """Whether there is such a registration."""
-        key, shard = self.names.token(token), self.names.shard(token)
-        return bool(await self.database.command(b"EXISTS", key, key=shard, writes=False))
-
-    async def known(self) -> dict[bytes, bytes]:
-        """Ids of all SMP servers, and their addresses."""
-        name = self.names.servers
-        found = await self.database.command(b"HGETALL", name, key=name, writes=False)
-        return dict(zip(found[::2], found[1::2], strict=True))
-
-    async def know(self, server: ServerAddress) -> None:
-        """It is one of them."""
-        name = self.names.servers
-        await self.database.command(b"HSETNX", name, server_id(server), server.plain.encode(), key=name)
+        """See `ServerClock`."""
+        return self.time.now()
 
     # --- shards
-
-    def by_shard(self, tokens: Iterable[bytes]) -> dict[bytes, list[bytes]]:
-        """Those of each shard."""
-        out: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        for token in tokens:
-            out[self.names.shard(token)].append(token)
-        return dict(out)
 
     def fence(self, shard: bytes) -> bytes:
         """Under which this node has a shard; empty if it has not."""
@@ -235,7 +120,7 @@ class Node:
 
     @property
     def fences(self) -> dict[bytes, bytes]:
-        """Shards that are held, and their fences."""
+        """Shards that are held and can be had now, and their fences."""
         return self._fences(())
 
     @property
@@ -249,35 +134,12 @@ class Node:
         return self._fences(self._unrecovered)
 
     def _fences(self, barred: Container[int]) -> dict[bytes, bytes]:
-        return {self.names.shards[n]: fence for n, fence in self.held.items() if n not in barred}
-
-    def next_call(self) -> int:
-        """A number for a call that hands something out, as it may be done twice."""
-        self.calls += 1
-        return self.calls
-
-    @contextmanager
-    def handing(self) -> Iterator[None]:
-        """While something is handed out: what the store has handed out, and memory has not yet, is not lost."""
-        operation = object()
-        self._handing[operation] = self.calls
-        try:
-            yield
-        finally:
-            del self._handing[operation]
+        held = self.held.items()
+        return {self.names.shards[n]: fence for n, fence in held if n not in barred and n not in self.silent}
 
     def strand(self) -> None:
-        """The store may have handed out what memory has not: it is due again when those under way have ended."""
-        self._stranded = self.calls
-
-    @property
-    def _settled(self) -> int:
-        """Memory has, or lost, all that was handed out by calls up to this one."""
-        return min(self._handing.values(), default=self.calls)
-
-    @property
-    def _is_stranded(self) -> bool:
-        return self._stranded is not None and self._stranded <= self._settled
+        """The store may have handed out of any shard what memory has not."""
+        self.handed.strand(self.held)
 
     # --- leases
 
@@ -286,14 +148,14 @@ class Node:
         if self.corrupt is not None:
             raise self.corrupt
         s = self.state
-        await self._look_at_clock()
+        await self.time.look()
         s.steady = self.clock.steady()
         now = self.now()
         s.now, s.now_ms = int(now), int(now * 1000)
-        if self._stale or s.steady - self._kept_at >= self._pause or self._is_stranded:
+        stranded = self.handed.stranded & self.held.keys()
+        if self._stale or s.steady - self._kept_at >= self._pause or stranded - self.silent:
             if self._keeping is None or self._keeping.done():
-                self._keeping = asyncio.create_task(self._keep(), name="leases")
-                self._keeping.add_done_callback(_heard_of)
+                self._keeping = _task(self._keep(), "leases")
             await asyncio.shield(self._keeping)
 
     @property
@@ -314,15 +176,19 @@ class Node:
             await self.begin()
 
     async def leave(self) -> int:
-        """See `Store.leave`: how many shards are held."""
+        """See `Store.leave`: how many shards are held, and can be given."""
         if not self.has_left:
             self.has_left = self._has_news = True
             await self.look()
-        return len(self.held)
+        return len(self.fences)
 
     async def open(self) -> None:
         """The first time."""
-        await self._look_at_clock(begins=True)
+        gap = await self.time.begin()
+        if gap > _DEAF:
+            self._unheard = dict.fromkeys(range(len(self.names.shards)), gap)
+            for number in list(self._unheard):
+                await self._hear(number, self.ask_some)
         await self.begin()
 
     def doubt(self) -> None:
@@ -352,33 +218,62 @@ class Node:
         shards = self.names.shards
         steady = self.clock.steady()
         self._stale = False
-        if not self._manual:
-            await self._look_at_server()
-        ahead = self.ahead
-        last = round(self.now() * 1000) if self._manual or self._server else 0
-        lives = 0 if self.has_left else round(_ALIVE * 1000)
-        self.rendezvous.nodes = await self.live(lives, last)
+        await self._see_who_lives()
         mine = {n for n, shard in enumerate(shards) if self.is_mine(shard)}
         await self._give(set(self.held) - mine)
-        if self._has_news:
-            await publish(self.database, self.names, b"k", NODES)
-            self._has_news = False
+        if self._has_news and not self._is_deaf:
+            await self._tell_news()
         asked = [n for n in range(len(shards)) if n in self.held or not self.has_left]
-        parts = {shards[n]: [self.held.get(n, b"" if n in mine else b"-")] for n in asked}
-        answers = await self.run_on("hold", [ahead, self.id, round(LEASE * 1000)], parts)
-        fences = dict(zip(asked, (fence for answer in answers for fence in answer), strict=True))
+        parts: Parts = {shards[n]: [self.held.get(n, b"" if n in mine else b"-")] for n in asked}
+        some = await self.run_some("hold", [self.ahead, self.id, _LEASE_MS], parts)
+        fences = dict(zip(some.shards, (fence for answer in some.answers for fence in answer), strict=True))
         self._unsettled = b"-" in fences.values()
-        before, self.held = self.held, {n: fence for n, fence in fences.items() if fence not in (b"", b"-")}
-        lost = {n for n, fence in before.items() if self.held.get(n) != fence}
+        self._took({self.names.number_of[shard]: fence for shard, fence in fences.items()})
+        self._kept_at = steady
+        await self._recover([n for n in self.held if n not in self.silent], self.ask_some)
+        await self._hasten()
+
+    async def _see_who_lives(self) -> None:
+        """In a cluster others have leases that go on by what is known, if what says that does not answer."""
+        if self.database.spans or not self.rendezvous.nodes:
+            await self._ask_who_lives()
+            return
+        if self._asking is None or self._asking.done():
+            self._asking = _task(self._ask_who_lives(), "who lives")
+        if not self._is_deaf:
+            await asyncio.wait([self._asking], timeout=PROMPT)
+            try:
+                if not self._asking.done():
+                    raise unavailable("it does not say which nodes live", PROMPT)
+                self._asking.result()
+            except StoreUnavailableError as e:
+                self._is_deaf = True
+                self._fell_silent({self.names.clock: e})
+
+    async def _ask_who_lives(self) -> None:
+        await self.time.look_at_server()
+        self.rendezvous.nodes = await self.live(0 if self.has_left else round(_ALIVE * 1000), self.time.last)
+        self._is_deaf = False
+
+    async def _tell_news(self) -> None:
+        [told] = await self.database.run_prompt([published(self.names, b"k", NODES)])
+        if not isinstance(told, StoreError):
+            self._has_news = False
+        elif self.database.spans:
+            raise told
+
+    def _took(self, fences: Mapping[int, bytes]) -> None:
+        """What became of the leases of these shards."""
+        before = self.held
+        held = {n: fence for n, fence in fences.items() if fence not in (b"", b"-")}
+        self.held = {n: fence for n, fence in before.items() if n not in fences} | held
+        lost = {n for n in fences if n in before and held.get(n) != before[n]}
         if lost:
             self._forget(lost)
-        new = {n for n in self.held if n not in before or n in lost}
+        new = {n for n in held if n not in before or n in lost}
         self._unrecovered = {n for n in self._unrecovered | new if n in self.held}
         if new:
             self.has_due.set()
-        self._kept_at = steady
-        await self._recover()
-        await self._hasten()
 
     def is_mine(self, name: bytes) -> bool:
         """Whether this node should hold it, of all that live."""
@@ -393,11 +288,11 @@ class Node:
         self.leaving = numbers
         busy = {number(token) for token in (*self.state.claims, *self.ending)} if numbers else set()
         idle = numbers - busy
-        if idle and not self._handing:
-            parts = {self.names.shards[n]: [self.held.pop(n)] for n in idle}
+        if idle and self.handed.is_idle:
+            parts: Parts = {self.names.shards[n]: [self.held.pop(n)] for n in idle}
             self._forget(idle)
             self._has_news = True
-            await self.run_on("give", [self.ahead], parts)
+            await self.run_some("give", [self.ahead], parts)
 
     def _forget(self, lost: set[int]) -> None:
         """What was claimed there is another's now."""
@@ -407,53 +302,122 @@ class Node:
                 s.forget(token)
         s.journal.forget()
 
-    async def _recover(self) -> None:
-        """What the last holder had in memory, or we should have and have not, is due."""
-        s, stranded = self.state, self._stranded if self._is_stranded else None
-        if not self._unrecovered and stranded is None:
+    async def _recover(self, numbers: Iterable[int], ask: Ask) -> None:
+        """Of these shards what the last holder had in memory, or we should have and have not, is due."""
+        s, stranded = self.state, self.handed.stranded
+        numbers = [n for n in numbers if n in stranded or n in self._unrecovered]
+        if not numbers:
             return
         known: defaultdict[int, list[Word]] = defaultdict(list)
         marks = dict.fromkeys((*s.ready, *s.eager), b"") | self.ending | {t: held.mark for t, held in s.claims.items()}
         for token, mark in marks.items():
             known[self.names.number(token)] += (token, mark)
-        settled = self._settled
-        for n in list(self._unrecovered if stranded is None else self.held):
-            await self._recover_shard(n, _ALL if n in self._unrecovered else settled, known[n])
-            self._unrecovered.discard(n)
-        if stranded is not None and self._stranded == stranded:
-            self._stranded = None
+        settled = self.handed.settled
+        for n in numbers:
+            if await self._recover_shard(n, _ALL if n in self._unrecovered else settled, known[n], ask):
+                self._unrecovered.discard(n)
+                self.handed.recovered(n, settled)
         for provider in {provider_of(lane) for lane in s.backlog}:
             s.effects.due(provider, 0.0)
 
-    async def _hasten(self) -> None:
-        """What was made due before somebody saw that the clock was set forward would wait for as long as that."""
-        step, until = self._was_ahead
-        if not step:
-            return
-        head: list[Word] = [self.ahead, round(step * 1000), round(3 * RENEW * 1000), *(p.encode() for p in Provider)]
-        for lanes in await self.run_on("hasten", head, {shard: [] for shard in self.fences}):
-            self.owe(lanes)
-        if self.clock.steady() >= until:  # by then all nodes have seen it
-            self._was_ahead = _NOT_AHEAD
-
-    async def _recover_shard(self, number: int, settled: int, known: Sequence[Word]) -> None:
+    async def _recover_shard(self, number: int, settled: int, known: Sequence[Word], ask: Ask) -> bool:
+        """Whether it can be had."""
         left = 1
         while left and number in self.held:
-            args = (self.ahead, self.held[number], _RECOVERED, settled, *known)
+            part = (self.held[number], _RECOVERED, settled, *known)
             try:
-                left, *lanes = await self.run("recover", [self.names.shards[number]], *args)
+                answers = await ask("recover", [self.ahead], {self.names.shards[number]: part})
             except FencedError:
-                return
+                break
+            if not answers:
+                return False
+            [[left, *lanes]] = answers
             self.owe(lanes)
+        return True
+
+    async def _hasten(self) -> None:
+        """What was made due before somebody saw that the clock was set forward would wait for as long as that."""
+        if not (step := self.time.was_ahead):
+            return
+        head: list[Word] = [self.ahead, round(step * 1000), round(3 * RENEW * 1000), *(p.encode() for p in Provider)]
+        for lanes in await self.ask_some("hasten", head, {shard: [] for shard in self.fences}):
+            self.owe(lanes)
+        self.time.settle()
+
+    async def _hear(self, number: int, ask: Ask) -> None:
+        """A shard's registrations were not silent while no node ran."""
+        gap, last = self._unheard[number], b""
+        while True:
+            answers = await ask("hear", [gap], {self.names.shards[number]: [last, _HEARD]})
+            if not answers:
+                return
+            [last] = answers
+            if not last:
+                break
+        del self._unheard[number]
 
     async def close(self) -> None:
         """Give all back. Raises StoreError, StoreCorruptError."""
-        await self.live(0)
-        await self._set_clock(0.0)
-        if self.held:
-            await self.run_on("give", [self.ahead], {shard: [fence] for shard, fence in self.fences.items()})
-        await publish(self.database, self.names, b"k", NODES)
+        for task in (*self._regaining, self._asking):
+            if task is not None:
+                task.cancel()
+        try:
+            async with asyncio.timeout(None if self.database.spans else PROMPT):
+                await self.live(0)
+                await self.time.set(0.0)
+        except (StoreUnavailableError, TimeoutError):
+            if self.database.spans:
+                raise
+        await self.ask_some("give", [self.ahead], {shard: [fence] for shard, fence in self.fences.items()})
         self.held.clear()
+        await self._tell_news()
+
+    # --- shards that cannot be had now
+
+    def _fell_silent(self, keys: Mapping[bytes, StoreError]) -> None:
+        """Nothing is asked of these shards, nor of others that their primary has, but whether they are there again: so
+        they cost nobody time, and nothing is handed out of them.
+
+        What is held stays so, with what was claimed there: if nobody else could take it meanwhile, it goes on.
+        """
+        database, shards = self.database, self.names.shards
+        mute = {database.primary_of(key) for key in keys if database.is_mute(key)}
+        for number, shard in enumerate(shards):
+            if number not in self.silent and (shard in keys or database.primary_of(shard) in mute):
+                if not self.silent:
+                    log.warning("shards of tokens wait for a server that is away: %s", next(iter(keys.values())))
+                self.silent.add(number)
+                task = _task(self._regain(number), "silent shard")
+                self._regaining.add(task)
+                task.add_done_callback(self._regaining.discard)
+
+    async def _regain(self, number: int) -> None:
+        while number in self.silent and self.corrupt is None:
+            try:
+                await self._ask_for(number)
+            except StoreUnavailableError:
+                await asyncio.sleep(_AT_LAST)
+            except (StoreConflictError, StoreCorruptError):  # closed, or gone
+                return
+            except StoreError:
+                await asyncio.sleep(RENEW)
+
+    async def _ask_for(self, number: int) -> None:
+        """It is taken or renewed, and what was owed there is due, before anybody uses it."""
+        shard = self.names.shards[number]
+        if number in self.held or not self.has_left:
+            given = self.held.get(number, b"" if self.is_mine(shard) else b"-")
+            [[fence]] = await self.run_on("hold", [self.ahead, self.id, _LEASE_MS], {shard: [given]})
+            self._took({number: fence})
+        if number in self._unheard:
+            await self._hear(number, self.run_on)
+        elif number not in self.held:
+            await self.database.command(b"EXISTS", shard, key=shard, writes=False)
+        await self._recover([number], self.run_on)
+        self.silent.discard(number)
+        self.has_due.set()
+        if not self.silent:
+            log.warning("all shards of tokens can be had again")
 
     # --- what is due
 
@@ -469,13 +433,19 @@ class Node:
         self.on_effects()
 
 
-async def publish(database: Database, names: Names, *fields: Word) -> None:
-    """All nodes, through the stream of changes."""
-    await database.run(Call(_PUBLISH, [names.changes], (_KEPT, *fields)))
+def published(names: Names, *fields: Word) -> Call:
+    """To all nodes, through the stream of changes."""
+    return Call(_PUBLISH, [names.changes], (_KEPT, *fields))
+
+
+def _task(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    """How it failed is known, whoever waited for it may be gone by then."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(_heard_of)
+    return task
 
 
 def _heard_of(task: asyncio.Task[None]) -> None:
-    """How it failed, whoever waited for it may be gone by then."""
     if not task.cancelled():
         task.exception()
 

@@ -56,6 +56,8 @@ class Primary:
     ) -> None:
         self.endpoint: Final = endpoint
         self.pipelines = 0  # sent until now
+        self.heard_at = float("-inf")  # when it answered a pipeline last, by the loop's time
+        self.busy_until = float("-inf")  # it may be, with what was sent: the answers to a pipeline come together
         self._dial = dial
         self._owner = owner
         self._most = pipelines
@@ -68,6 +70,11 @@ class Primary:
         self._called = False  # a worker is on its way to what waits
         self._connected = 0
         self._retired = False
+        self._now = asyncio.get_running_loop().time
+
+    def is_silent(self, since: float, seconds: float) -> bool:
+        """Whether it answered nothing since then, though it can have done what it was sent so many seconds ago."""
+        return self.heard_at < since and self.busy_until < self._now() - seconds
 
     def put(self, pending: Pending) -> None:
         """It goes out with what else is asked for in this turn of the loop, or later."""
@@ -156,7 +163,7 @@ class Primary:
         commands, places = self._packed(batch)
         barrier = self._barrier if any(pending.writes for pending in batch) else []
         count = len(commands) + len(barrier)
-        patience = self._patience + _EACH * len(batch) + (self._durability.timeout if barrier else 0.0)
+        longest = _EACH * len(batch) + (self._durability.timeout if barrier else 0.0)
         answers: list[Any] = []
         error: Exception | None = None
         try:
@@ -166,7 +173,9 @@ class Primary:
             if connection is None:
                 connection = await self._connect()
             self.pipelines += 1
-            await connection.exchange([*commands, *barrier], answers, count, patience)
+            self.busy_until = max(self.busy_until, self._now() + longest)
+            await connection.exchange([*commands, *barrier], answers, count, self._patience + longest)
+            self.heard_at = self._now()
         except TROUBLE as e:
             error = e
         except Exception as e:

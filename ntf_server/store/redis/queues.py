@@ -281,5 +281,6 @@ async def counts(node: Node) -> dict[bytes, int]:
 
 
 async def count(node: Node) -> int:
-    """See `Store.subscription_count`."""
-    return sum((await counts(node)).values())
+    """See `Store.subscription_count`: of the servers that can be had now."""
+    calls = {server: node.call("is_wanted", [node.names.server(server)]) for server in await node.known()}
+    return sum(subscriptions for _, subscriptions in (await node.run_those(calls)).values())

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import PartlyUnavailableError, StoreUnavailableError
 from ntf_server.store.records import (
     Change,
     ChangeKind,
@@ -22,8 +22,9 @@ from ntf_server.store.records import (
     Wanted,
 )
 from ntf_server.store.redis import buckets, changes
+from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.names import server_id
-from ntf_server.store.redis.node import LEASE, Node, Word
+from ntf_server.store.redis.node import LEASE, Node
 from ntf_server.store.redis.quarantine import set_queues_aside
 from ntf_server.store.redis.rows import HEAD, NUMBERS, STAMP, DamagedError, Queue, address, owner, row
 from ntf_server.store.sealing import NOTIFIER_KEY, SERVICE_KEY, SealingError
@@ -60,9 +61,12 @@ async def acquire(node: Node, server: ServerAddress) -> Session | None:
 
 async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
     """See `Store.renew`."""
-    calls = [node.call("renew", [key(node, s.server)], node.ahead, node.id, _LEASE_MS, s.fence) for s in sessions]
-    kept = await node.database.run_all(calls)
-    return [session for session, is_kept in zip(sessions, kept, strict=True) if not is_kept]
+    calls = {s: node.call("renew", [key(node, s.server)], node.ahead, node.id, _LEASE_MS, s.fence) for s in sessions}
+    kept = await node.run_those(calls)
+    lost = [session for session in sessions if not kept.get(session, True)]
+    if left := [session for session in sessions if session not in kept]:
+        raise PartlyUnavailableError("SMP servers cannot be had now", lost, left)
+    return lost
 
 
 async def release(node: Node, session: Session) -> None:
@@ -71,7 +75,9 @@ async def release(node: Node, session: Session) -> None:
     if node.state.fences.get(session.server) == session.fence:
         node.state.fences.drop(session.server)
         node.state.generations.drop(session.server)
-    if done and await is_wanted(node, session.server):
+    server = server_id(session.server)
+    wanted, _ = (await buckets.are_wanted(node, [server])).get(server, (True, 0)) if done else (False, 0)
+    if wanted:
         await changes.tell(node.database, node.names, Change(ChangeKind.FREE, session.server))
 
 
@@ -87,10 +93,10 @@ async def share(node: Node, sessions: Sequence[Session]) -> Share:
     node.rendezvous.weights = await weights(node)
     ours = {server_id(s.server) for s in sessions}
     others = [server for server in servers if server not in ours]
-    calls = [node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others]
-    found = dict(zip(others, await node.database.run_all(calls), strict=True))
-    wanted = await buckets.are_wanted(node, (server for server, how in found.items() if how))
-    found = {server: found[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
+    calls = {server: node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others}
+    held = await node.run_those(calls)
+    wanted = await buckets.are_wanted(node, (server for server, how in held.items() if how))
+    found = {server: held[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
     take = dict.fromkeys(server for server, how in found.items() if _is_to_take(node, server, how))  # in this order
     unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
     give = [s for s in sessions if not node.is_mine(server_id(s.server))]
@@ -125,7 +131,10 @@ async def wanted_servers(node: Node) -> list[ServerAddress]:
 
 async def is_wanted(node: Node, server: ServerAddress) -> bool:
     """See `Store.is_wanted`."""
-    [(wanted, _)] = (await buckets.are_wanted(node, [server_id(server)])).values()
+    found = await buckets.are_wanted(node, [server_id(server)])
+    if not found:
+        raise StoreUnavailableError("an SMP server's queues cannot be had now")
+    [(wanted, _)] = found.values()
     return wanted
 
 
@@ -176,14 +185,21 @@ async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, byt
 async def to_audit(
     node: Node, after: Cursor | None, limit: int, silent_for: float
 ) -> tuple[list[ToAudit], Cursor | None]:
-    """See `Store.to_audit`. A cursor is (id of the server, place in it)."""
+    """See `Store.to_audit`. A cursor is (id of the server, place in it). What cannot be had now has to wait for the next
+    round.
+    """
     known = await node.known()
     begin, place = after or (b"", None)
     found: list[tuple[Queue, bytes, bytes, bytes]] = []
     cursor: Cursor | None = None
     for server in sorted(server for server in known if server >= begin):
         asked = limit - len(found)
-        items = await buckets.walk(node, server, buckets.ANYBODY, place if server == begin else None, asked)
+        try:
+            items = await buckets.walk(node, server, buckets.ANYBODY, place if server == begin else None, asked)
+        except StoreUnavailableError:
+            if node.database.spans:
+                raise
+            continue
         damaged: list[Queue] = []
         for item in items:
             ref = Queue(server, item.notifier_id)
@@ -196,6 +212,7 @@ async def to_audit(
             cursor = (server, behind)
             break
     silent_since = node.now() - silent_for
+    found = [item for item in found if not node.is_silent(item[2])]
     heard = [await _heard(node, ref, token, record) for ref, _, token, record in found]
     return [ToAudit(r, address(p), at < silent_since) for (r, p, *_), at in zip(found, heard, strict=True)], cursor
 
@@ -350,9 +367,12 @@ async def mark_lost(
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
     marked = 0
-    for *found, lanes in await node.run_on("lost", [node.ahead, math.ceil(within)], parts, by_shard):
+    some = await node.run_some("lost", [node.ahead, math.ceil(within)], parts, by_shard)
+    for *found, lanes in some.answers:
         s.lost.put_all(dict.fromkeys(found, s.steady))
         marked += len(found)
         node.made_due(found)
         node.owe(lanes)
+    if len(some.shards) < len(parts):  # to be asked again; those that were marked are not, by then
+        raise StoreUnavailableError("shards of tokens cannot be had now")
     return marked, buckets.behind(items, limit)

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ntf_server.store.contract import Places, StoreError
-from ntf_server.store.memory import Round, State, provider_of
+from ntf_server.store.memory import Round, provider_of
 from ntf_server.store.records import Claim, Taken
+from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.content import claim
 from ntf_server.store.redis.deliveries import park
-from ntf_server.store.redis.node import Node, Word
+from ntf_server.store.redis.node import Node
 from smp_bridge.ntf import Provider
 
 _LANES: Final = 256  # of a shard, that are looked at at once
@@ -36,8 +37,9 @@ async def take(node: Node, provider: Provider, places: Places) -> Taken:
     return Taken(claims, next_in)
 
 
-def _ready(s: State, lanes: Mapping[bytes, int]) -> list[_Row]:
-    return [(r.since, token, r.lane, False) for token, r in s.ready.items() if r.lane in lanes]
+def _ready(node: Node, lanes: Mapping[bytes, int]) -> list[_Row]:
+    ready = node.state.ready.items()
+    return [(r.since, token, r.lane, False) for token, r in ready if r.lane in lanes and not node.is_silent(token)]
 
 
 async def _oldest(node: Node, limits: Mapping[bytes, int], total: int) -> tuple[list[Claim], float, float]:
@@ -45,12 +47,12 @@ async def _oldest(node: Node, limits: Mapping[bytes, int], total: int) -> tuple[
     now, in ms.
     """
     s = node.state
-    rows = _ready(s, limits)
+    rows = _ready(node, limits)
     if total <= 0 or not (node.held or rows):
         return [], (_NEVER if not rows else s.now_ms), s.now_ms
     words: list[Word] = [word for lane, limit in limits.items() for word in (lane, max(0, limit) + 1)]
     next_at, now, order = _NEVER, float(s.now_ms), list(limits)
-    answers = await node.run_on("peek", [node.ahead, *words], {shard: [] for shard in node.giving})
+    answers = await node.ask_some("peek", [node.ahead, *words], {shard: [] for shard in node.giving})
     for first, *answer in answers:
         now = float(first)
         for i in range(0, len(answer), 2):
@@ -88,6 +90,7 @@ async def _claim(node: Node, rows: Sequence[_Row]) -> list[Claim]:
     s = node.state
     # What another take has had meanwhile, or asks for, is its.
     rows = [row for row in rows if row[1] not in node.taking and (row[3] or row[1] in s.ready)]
+    rows = [row for row in rows if not node.is_silent(row[1])]
     if not rows:
         return []
     is_due = {token: due for _, token, _, due in rows}
@@ -100,11 +103,11 @@ async def _claim(node: Node, rows: Sequence[_Row]) -> list[Claim]:
     for _, token, _, due_ in rows:
         if not due_:
             s.ready.drop(token)  # or another take would have it too
-    mark = node.next_call()
+    mark = node.handed.next_call()
     head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark)
     node.taking |= is_due.keys()
     try:
-        answers = await node.run_on("take", head, parts, by_shard)
+        answers = (await node.run_some("take", head, parts, by_shard)).answers
     except BaseException:
         node.strand()  # they may be claimed by nobody
         raise
@@ -121,7 +124,7 @@ async def _in_turn(node: Node, places: Places) -> tuple[list[Claim], float, floa
     lanes, next_at, now = await _lanes(node)
     waiting: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for token, ready in s.ready.items():
-        if provider_of(ready.lane) is Provider.WEB_PUSH:
+        if provider_of(ready.lane) is Provider.WEB_PUSH and not node.is_silent(token):
             waiting[ready.lane].append(token)
     start = s.rounds.setdefault(Provider.WEB_PUSH, Round(b"", b""))
     order = sorted({*lanes, *waiting}, key=lambda lane: (lane <= start.cursor, lane))
@@ -172,7 +175,7 @@ async def _lanes(node: Node) -> tuple[dict[bytes, float], float, float]:
     for look in range(_LOOKS):
         full = False
         head = [node.ahead, Provider.WEB_PUSH.encode(), look * _LANES, _LANES]
-        for first, *answer in await node.run_on("lanes", head, {shard: [] for shard in node.giving}):
+        for first, *answer in await node.ask_some("lanes", head, {shard: [] for shard in node.giving}):
             now = float(first)
             for i in range(0, len(answer), 2):
                 pairs, behind = answer[i : i + 2]
@@ -187,10 +190,10 @@ async def _lanes(node: Node) -> tuple[dict[bytes, float], float, float]:
 
 
 async def count(node: Node, provider: Provider) -> int:
-    """See `Store.due_count`: of shards that this node holds."""
+    """See `Store.due_count`: of shards that this node holds and can have now."""
     s = node.state
     lane = provider.encode()
-    counts = await node.run_on("count", [lane], {shard: [] for shard in node.fences})
+    counts = await node.ask_some("count", [lane], {shard: [] for shard in node.fences})
     ready = sum(r.lane[:2] == lane for r in s.ready.values())
     eager = sum(of[:2] == lane for of in s.eager.values())
     return int(sum(counts)) + ready + eager

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
-from ntf_server.store.contract import FencedError
+from ntf_server.store.contract import FencedError, StoreUnavailableError
 from ntf_server.store.portable import batches
 from ntf_server.store.redis.buckets import empty_parts
 from ntf_server.store.redis.names import server_id
@@ -38,37 +39,50 @@ class Sweep:
 async def run_slice(node: Node, sweep: Sweep, seen: Sequence[bytes] = ()) -> float:
     """Seconds until the next one is due. `seen`: tokens that sent a command."""
     s = node.state
-    for shard, tokens in node.by_shard(seen).items():
-        await node.run("seen", [shard], node.ahead, *tokens)
+    calls = {key: node.call("seen", [key], node.ahead, *tokens) for key, tokens in node.by_shard(seen).items()}
+    await node.run_those(calls)
     if sweep.left is None:
         if s.steady < sweep.next_at:
             return max(_SOON, sweep.next_at - s.steady)
         sweep.left = list(node.held)
     while sweep.left:
-        if sweep.left[-1] in node.held and await _shard(node, sweep.left[-1]):
+        if await _shard(node, sweep.left[-1]):
             return _SOON
         sweep.left.pop()
     await _servers(node)
     if _WEIGHER in node.held and s.steady >= sweep.weigh_at:
-        await _weigh(node)
-        sweep.weigh_at = s.steady + _WEIGH
+        with suppress(StoreUnavailableError):
+            await _weigh(node)
+            sweep.weigh_at = s.steady + _WEIGH
     sweep.left, sweep.next_at = None, s.steady + _ROUND
     return _ROUND
 
 
 async def _shard(node: Node, number: int) -> bool:
-    """Whether there may be more."""
-    s, shard, fence = node.state, node.names.shards[number], node.held[number]
+    """Whether there may be more that can be done now."""
+    shard = node.names.shards[number]
+    fence = node.fences.get(shard)
+    if fence is None:
+        return False
     try:
-        args = (node.ahead, fence, _UNVERIFIED, s.times.silent_ttl, _SLICE)
-        found = await node.run("forgotten", [shard], *args)
-        for token, why in found:
-            if await drop(node, token):
-                s.effects.forgotten[why.decode()] += 1
-        args = (node.ahead, fence, s.times.verification_ttl, s.times.message_ttl, _SLICE)
-        codes, checks, notifications, more = await node.run("expire", [shard], *args)
+        return await _slice(node, shard, fence)
     except FencedError:
         return False
+    except StoreUnavailableError:
+        if node.database.spans:
+            raise
+        return False  # its own server, or that of a queue which it is about: others do not wait for it
+
+
+async def _slice(node: Node, shard: bytes, fence: bytes) -> bool:
+    s = node.state
+    args = (node.ahead, fence, _UNVERIFIED, s.times.silent_ttl, _SLICE)
+    found = await node.run("forgotten", [shard], *args)
+    for token, why in found:
+        if await drop(node, token):
+            s.effects.forgotten[why.decode()] += 1
+    args = (node.ahead, fence, s.times.verification_ttl, s.times.message_ttl, _SLICE)
+    codes, checks, notifications, more = await node.run("expire", [shard], *args)
     s.effects.count_expired(codes, checks, notifications)
     gone = node.names.gone(shard)
     for token in await node.database.command(b"SRANDMEMBER", gone, 10, key=shard, writes=False):

@@ -14,6 +14,7 @@ _INFO: Final = (
 )
 _CONFIG: Final = {
     b"appendfsync": b"everysec",
+    b"cluster-require-full-coverage": b"yes",
     b"appendonly": b"yes",
     b"maxmemory": b"1000000000",
     b"maxmemory-policy": b"noeviction",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from redis_servers import Cluster, Server
-from redis_stores import How, Nodes, ask, fault, keep, patched
+from redis_stores import How, Nodes, ask, each_by, fault, keep, patched, regained
 
 from ntf_server.store.contract import StoreFullError, StoreUnavailableError
 from ntf_server.store.memory import CROWD, Times
@@ -252,7 +252,7 @@ async def test_a_late_outcome_of_an_old_claim_changes_nothing_of_a_newer_one(nod
         calls.append(call)
         return await run(call)  # type: ignore[arg-type]
 
-    with patched(store._node.database, run=note):
+    with patched(store._node.database, **each_by(note)):
         await record(store, delivered(first))
     [call] = [call for call in calls if call.script.name == "record"]  # type: ignore[attr-defined]
     await notify(store, session, queue, meta=b"2")
@@ -327,11 +327,13 @@ async def test_in_a_cluster(cluster: Cluster, how: How) -> None:
     queues = await phones(store, 30)
     session = await acquire(store)
     claims: list[Claim] = []
-    try:
-        with fault(store, how, "notify"):
-            claims += (await notify(store, session, *queues, places=EVERYWHERE)).claims
-    except StoreUnavailableError:
-        claims += (await notify(store, session, *queues, places=EVERYWHERE)).claims
+    with fault(store, how, "notify"):
+        notified = await notify(store, session, *queues, places=EVERYWHERE)
+    claims += notified.claims
+    left = {n.notifier_id for n in notified.unstored}
+    assert left == (set(queues) if how is How.LOST else set())
+    await regained(store)
+    claims += (await notify(store, session, *left, places=EVERYWHERE)).claims
     claims += await take(store)
     assert said(claims) == queues
     pushed = await deliver_all(nodes, store, *claims)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from redis_servers import Server
+from redis_servers import Cluster, Server
 
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.facts import CONFIG, Facts, read_facts, refusals, warnings
@@ -64,6 +64,11 @@ def test_what_it_does_not_say_is_unknown() -> None:
     ]
 
 
+def test_a_real_one_of_a_cluster(cluster: Cluster) -> None:
+    facts = read_facts(AT, cluster.nodes[0].ask("INFO"), cluster.nodes[0].ask("CONFIG", "GET", *CONFIG))
+    assert facts.in_cluster and facts.all_or_none is True
+
+
 def test_a_real_one(server: Server) -> None:
     facts = read_facts(AT, server.ask("INFO"), server.ask("CONFIG", "GET", *CONFIG))
     assert facts.redis_version >= (7, 0)
@@ -101,11 +106,12 @@ def test_what_is_refused(change: dict[str, object], durability: Durability, kind
         ({"append_sync": None, "append_only": None}, "how much a crash can lose is unknown"),
         ({"min_replicas": 0}, "min-replicas-to-write 0"),
         ({"max_memory": 0}, "has no maxmemory"),
+        ({"in_cluster": True, "all_or_none": True}, "has cluster-require-full-coverage yes"),
     ],
 )
 def test_what_is_warned_of(change: dict[str, object], what: str) -> None:
     facts = replace(GOOD, **change)  # type: ignore[arg-type]
-    assert refusals([facts], Kind.ALONE, Durability()) == []
+    assert refusals([facts], Kind.CLUSTER if facts.in_cluster else Kind.ALONE, Durability()) == []
     [line] = warnings([facts], Durability())
     assert what in line and line.startswith("r:6379: redis 7.2.4 ")
 
@@ -113,5 +119,6 @@ def test_what_is_warned_of(change: dict[str, object], what: str) -> None:
 def test_nothing_is_to_be_said_of_a_good_one() -> None:
     assert refusals([GOOD], Kind.ALONE, Durability(disks=1)) == []
     assert warnings([GOOD, replace(GOOD, replicas=0, min_replicas=0)], Durability()) == []
+    assert warnings([replace(GOOD, in_cluster=True, all_or_none=False)], Durability()) == []
     assert warnings([replace(GOOD, append_sync="everysec")], Durability(disks=1)) == []
     assert refusals([replace(GOOD, eviction=None)], Kind.ALONE, Durability()) == []

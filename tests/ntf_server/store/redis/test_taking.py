@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from redis_servers import Cluster
-from redis_stores import How, Nodes, ask, fault, keep, patched
+from redis_stores import How, Nodes, ask, each_by, fault, patched, regained
 
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Claim
@@ -83,7 +83,7 @@ async def test_a_take_that_fails_in_its_middle_gives_what_it_has(store: RedisSto
                 raise StoreUnavailableError("away")
         return await run(call)  # type: ignore[arg-type]
 
-    with patched(database, run=fail_later):
+    with patched(database, **each_by(fail_later)):
         found = await store.take(WEB, Room(total=1000, each=1))
     assert calls == 2 and 0 < len(found.claims) < 80
     assert found.next_in == 0
@@ -205,11 +205,9 @@ async def test_in_a_cluster(cluster: Cluster, how: How) -> None:
     store = await nodes.open(shards=16)
     tokens = await due(store, 60)
     found: list[Claim] = []
-    try:
-        with fault(store, how, "take"):
-            found += await take(store)
-    except StoreUnavailableError:
-        await keep(store)
+    with fault(store, how, "take"):
+        found += await take(store)
+    await regained(store)
     found += await take(store)
     assert Counter(claim.token for claim in found) == Counter(tokens)
     await nodes.close()

@@ -15,7 +15,7 @@ from redis_world import COUNT, GET, PUT, PUT_BOTH, count, opened, sent
 from ntf_server.store.contract import StoreConflictError, StoreUnavailableError
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.connection import Dialer
-from ntf_server.store.redis.database import Bounds, Database
+from ntf_server.store.redis.database import PROMPT, Bounds, Database
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.topology import SLOTS, Topology, slot_table
@@ -154,6 +154,46 @@ async def test_who_waits_for_one_primary_takes_no_room_from_the_others(cluster: 
         finally:
             cluster.primaries[2].thaw()
         assert max(await asyncio.gather(*waiting)) == 20
+
+
+async def test_who_has_other_slots_is_not_held_up_by_a_primary_that_is_away(cluster: Cluster) -> None:
+    """Its calls fail after a moment; it is waited for where nothing else is asked for."""
+    keys = [next(cluster.keys_of(node)) for node in cluster.primaries]
+    async with opened(cluster.url) as database:
+        assert await database.run_prompt([count(key, 0) for key in keys]) == [1, 1, 1]
+        cluster.primaries[2].freeze()
+        try:
+            async with asyncio.timeout(2 * PROMPT):
+                *others, error = await database.run_prompt([count(key, 1) for key in keys])
+            assert others == [2, 2] and isinstance(error, StoreUnavailableError)
+            assert database.is_mute(keys[2])
+            waiting = asyncio.create_task(database.run(count(keys[2], 2)))
+        finally:
+            cluster.primaries[2].thaw()
+        assert await waiting == 3
+        assert not database.is_mute(keys[2])
+        assert await database.run_prompt([count(key, 2) for key in keys]) == [3, 3, 3]
+
+
+async def test_a_primary_that_answers_slowly_is_not_away(cluster: Cluster) -> None:
+    """What waits behind much else is not given up, as long as something is answered."""
+    key = next(cluster.keys_of(cluster.primaries[0]))
+    slow = Script("slow", "local until_ = os.clock() + 0.0045 repeat until os.clock() > until_ return 1")
+    async with opened(cluster.url, bounds=Bounds(limit=30.0, answer=10.0, pipelines=1)) as database:
+        calls = [Call(slow, [key], [n]) for n in range(200)]
+        began = asyncio.get_running_loop().time()
+        assert await database.run_prompt(calls) == [1] * 200
+        assert asyncio.get_running_loop().time() - began > PROMPT
+
+
+async def test_a_primary_whose_replicas_or_disk_are_slow_is_not_away(cluster: Cluster) -> None:
+    """A write waits for these for as long as it may."""
+    key = next(cluster.keys_of(cluster.primaries[0]))
+    began = asyncio.get_running_loop().time()
+    async with opened(cluster.url, durability=Durability(replicas=1, timeout=2 * PROMPT)) as database:
+        [error] = await database.run_prompt([count(key, 0)])
+    assert isinstance(error, StoreUnavailableError) and "0 of 1 replicas have it" in str(error)
+    assert asyncio.get_running_loop().time() - began >= 2 * PROMPT
 
 
 async def test_one_node_is_enough_to_begin_with(cluster: Cluster) -> None:
