@@ -18,7 +18,7 @@ from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounte
 from ntf_server.push.health import Notice
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Ours, PushProvider, Verdict
-from ntf_server.store.contract import Deliveries, StoreError, StoreUnavailableError
+from ntf_server.store.contract import Deliveries, PartlyUnavailableError, StoreError, StoreUnavailableError
 from ntf_server.store.records import Claim, Ended, Entry, Outcome
 from smp_bridge.ntf import Provider
 
@@ -166,6 +166,8 @@ class Dispatcher:
             for name, provider in providers.items()
         }
         self._pending: list[Outcome] = []
+        self._late: list[Outcome] = []  # which what has their tokens did not take
+        self._again: list[Outcome] = []  # of these, which it is time to try again
         self._work = asyncio.Event()
         self._recorded = asyncio.Event()
         self._recording = False
@@ -230,7 +232,7 @@ class Dispatcher:
     @property
     def under_way(self) -> int:
         """Pushes that are in flight, or not recorded yet."""
-        return self._in_flight() + len(self._pending)
+        return self._in_flight() + len(self._pending) + len(self._late) + len(self._again)
 
     def _in_flight(self) -> int:
         return sum(lane.schedule.in_flight for lane in self._lanes.values())
@@ -336,9 +338,10 @@ class Dispatcher:
             self._work.clear()
             outcomes, self._pending = self._pending, []
             self._count_delivered(outcomes)
+            again, self._again = self._again, []
             self._recording = True
             try:
-                await self._record(outcomes)
+                await self._record([*again, *outcomes])
             finally:
                 self._recording = False
                 self._recorded.set()
@@ -347,6 +350,11 @@ class Dispatcher:
         while outcomes:
             try:
                 await self._store.record(outcomes)
+                return
+            except PartlyUnavailableError as e:  # the others are not to wait for these
+                if not self._late:
+                    self._loop.call_later(self._config.store_backoff, self._try_late_again)
+                self._late += e.left
                 return
             except StoreUnavailableError as e:
                 log.debug("cannot record what was pushed: %s", e)
@@ -358,6 +366,11 @@ class Dispatcher:
                 else:
                     log.error("what came of a push cannot be recorded: %s", e)
                 return
+
+    def _try_late_again(self) -> None:
+        self._again += self._late
+        self._late = []
+        self._work.set()
 
 
 def _tell(notice: Notice) -> None:

@@ -2,10 +2,12 @@
 
 SMP acknowledges no NMSG: what a socket has read must reach the store, and outlives the session that it came in. Whoever
 reads waits while much of its own session waits here, so that TCP slows that server down; all sessions together have a
-bound too, but each may put a block in.
+bound too, but each may put a block in. What cannot be stored because what has its tokens is away lets the rest pass:
+of each queue the last one of these is kept apart, as it is all that the store would keep, and tried again.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
@@ -13,7 +15,7 @@ from typing import Any, Final, TypeVar
 from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.store.contract import FencedError, Store, StoreCorruptError, StoreError, StoreUnavailableError
-from ntf_server.store.records import Notification, Session
+from ntf_server.store.records import Notification, Notified, Session
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.client import Event
@@ -27,18 +29,22 @@ OnEnded = Callable[[Session, int], None]
 
 _PER_SESSION: Final = 512  # events that may wait before no more of that session is read
 _IN_ALL: Final = 8192
+_LATE_PER_SESSION: Final = 4096  # queues with what could not be stored, likewise
+_LATE_IN_ALL: Final = 32_768
 _STORE_BACKOFF: Final = 1.0
 _ENDS: Final = ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus.DELETED))
 
 
 class _Waiting:
-    """Events of one session; `count`: also those that the store is just asked to take."""
+    """Events of one session; `count`: also those that the store is just asked to take. `late`: by queue, apart."""
 
-    __slots__ = ("count", "ended", "notifications", "writing")
+    __slots__ = ("count", "ended", "late", "notifications", "repeating", "writing")
 
     def __init__(self) -> None:
         self.count = 0
         self.writing = False
+        self.late: dict[bytes, Notification] = {}
+        self.repeating = False
         self.notifications: list[Notification] = []
         self.ended: list[Event] = []
 
@@ -63,18 +69,19 @@ class Inbox:
         self._metrics = metrics or Metrics()
         self._sessions: dict[Session, _Waiting] = {}
         self._count = 0
+        self._late = 0
         self._changed = asyncio.Event()
         self.is_over = False  # the store takes nothing any more, which ends the relay
 
     @property
     def waiting(self) -> int:
         """Events that are not in the store yet."""
-        return self._count
+        return self._count + self._late
 
     async def take(self, session: Session, events: Sequence[Event]) -> None:
         """Events of a block; returns when more of this session may be read."""
         waiting = self._sessions.get(session)
-        while waiting is not None and (waiting.count >= _PER_SESSION or self._count >= _IN_ALL):
+        while waiting is not None and self._is_full(waiting):
             self._changed.clear()
             await self._changed.wait()
             waiting = self._sessions.get(session)
@@ -95,16 +102,21 @@ class Inbox:
             waiting.writing = True
             self._spawn(self._write(session, waiting), "smp events")
 
+    def _is_full(self, waiting: _Waiting) -> bool:
+        if waiting.late and (len(waiting.late) >= _LATE_PER_SESSION or self._late >= _LATE_IN_ALL):
+            return True
+        return waiting.count >= _PER_SESSION or self._count >= _IN_ALL
+
     async def close(self, grace: float) -> int:
         """Wait until all is in the store, `grace` seconds at most: how many events are not."""
         try:
             async with asyncio.timeout(grace):
-                while self._count:
+                while self.waiting:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            log.error("%d events of SMP servers could not be stored before the stop", self._count)
-        return self._count
+            log.error("%d events of SMP servers could not be stored before the stop", self.waiting)
+        return self.waiting
 
     async def empty(self, server: ServerAddress) -> None:
         """Wait until all that a server sent is in the store."""
@@ -118,7 +130,7 @@ class Inbox:
             while waiting.count:
                 count, notifications, ended = waiting.take_out()
                 try:
-                    await self._store_events(session, notifications, ended)
+                    await self._store_events(session, waiting, notifications, ended)
                 except StoreError as e:  # no other try mends it, and what came behind must not wait for that
                     log.error("%d events of SMP servers cannot be stored: %s", count, e)
                 finally:
@@ -127,28 +139,77 @@ class Inbox:
                     self._changed.set()
         finally:
             waiting.writing = False
-            if self._sessions.get(session) is waiting and not waiting.count:
-                del self._sessions[session]
-                self._changed.set()
+            self._forget_if_empty(session, waiting)
+
+    def _forget_if_empty(self, session: Session, waiting: _Waiting) -> None:
+        if self._sessions.get(session) is waiting and not waiting.count and not waiting.late:
+            del self._sessions[session]
+            self._changed.set()
+
+    async def _repeat(self, session: Session, waiting: _Waiting) -> None:
+        """Store what could not be stored, a part of it each time, as others may be away than before."""
+        try:
+            while waiting.late:
+                await asyncio.sleep(_STORE_BACKOFF)
+                unstored: Sequence[Notification] = ()
+                while waiting.late and not unstored:
+                    some = list(itertools.islice(waiting.late.values(), _PER_SESSION))
+                    unstored = await self._store_late(session, some)
+                    for n in some:
+                        if waiting.late.get(n.notifier_id) is n:  # else a later one came meanwhile
+                            del waiting.late[n.notifier_id]
+                            self._late -= 1
+                    self._keep_late(session, waiting, unstored)
+                    self._changed.set()
+        finally:
+            waiting.repeating = False
+            self._forget_if_empty(session, waiting)
+
+    async def _store_late(self, session: Session, notifications: Sequence[Notification]) -> Sequence[Notification]:
+        try:
+            return await self._store_notifications(session, notifications)
+        except StoreError as e:
+            log.error("%d events of SMP servers cannot be stored: %s", len(notifications), e)
+            return ()
+
+    def _keep_late(self, session: Session, waiting: _Waiting, unstored: Sequence[Notification]) -> None:
+        for n in unstored:
+            before = waiting.late.pop(n.notifier_id, n)
+            if before is n:
+                self._late += 1
+            else:  # one of them is all that is to be stored
+                self._metrics.count_server(ServerCounter.RECEIVED, session.server, 1)
+            waiting.late[n.notifier_id] = max(before, n, key=lambda n: n.seq)
+        if waiting.late and not waiting.repeating:
+            waiting.repeating = True
+            self._spawn(self._repeat(session, waiting), "late smp events")
+
+    async def _store_notifications(
+        self, session: Session, notifications: Sequence[Notification]
+    ) -> Sequence[Notification]:
+        """Those that cannot be stored now."""
+        try:
+            notified = await self.insist(lambda: self._notify(session, notifications))
+        except FencedError:
+            log.error("%d notifications came in a session that another node has taken over", len(notifications))
+            return ()
+        count = len(notifications) - len(notified.unstored)
+        self._metrics.count_server(ServerCounter.RECEIVED, session.server, count)
+        if notified.unknown:
+            self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, session.server, notified.unknown)
+        return notified.unstored
 
     async def _store_events(
-        self, session: Session, notifications: Sequence[Notification], ended: Sequence[Event]
+        self, session: Session, waiting: _Waiting, notifications: Sequence[Notification], ended: Sequence[Event]
     ) -> None:
         if notifications:
-            try:
-                unknown = await self.insist(lambda: self._notify(session, notifications))
-            except FencedError:
-                log.error("%d notifications came in a session that another node has taken over", len(notifications))
-                return
-            self._metrics.count_server(ServerCounter.RECEIVED, session.server, len(notifications))
-            if unknown:
-                self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, session.server, unknown)
+            self._keep_late(session, waiting, await self._store_notifications(session, notifications))
         for kind, status in _ENDS:
             ids = [e.entity_id for e in ended if isinstance(e.message, kind)]
             if ids:
                 await self._end(session, ids, status)
 
-    async def _notify(self, session: Session, notifications: Sequence[Notification]) -> int:
+    async def _notify(self, session: Session, notifications: Sequence[Notification]) -> Notified:
         offer = self._dispatcher.offer(len(notifications))
         try:
             notified = await self._store.notify(session, notifications, offer)
@@ -156,7 +217,7 @@ class Inbox:
             self._dispatcher.accept(offer, [])
             raise
         self._dispatcher.accept(offer, notified.claims)
-        return notified.unknown
+        return notified
 
     async def _end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> None:
         try:

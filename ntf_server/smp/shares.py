@@ -1,17 +1,17 @@
 """Which SMP servers this node speaks for, where several nodes share a store.
 
 Each server is one node's, under a lease. A node that cannot renew its leases lets go of all its servers before they
-end, since another node may speak for them then.
+end, since another node may speak for them then; so it does with one whose lease alone cannot be renewed.
 """
 
 import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from ntf_server.store.contract import Store, StoreError
+from ntf_server.store.contract import PartlyUnavailableError, Store, StoreError
 from ntf_server.store.records import Session
 from smp_bridge.address import ServerAddress
 
@@ -44,6 +44,7 @@ class Shares:
         self.is_over = False  # this node is to stop, and takes no server any more
         self._leaving: set[ServerAddress] = set()
         self._renewed_at = 0.0
+        self._late: dict[Session, float] = {}  # that could not be renewed then: when they were last
 
     @property
     def is_shared(self) -> bool:
@@ -82,13 +83,14 @@ class Shares:
         while True:
             next_at = max(next_at + (self._store.lease * _UNSETTLED if unsettled else pause), loop.time())
             await asyncio.sleep(next_at - loop.time())
-            held = list(self.held.values())
             began = loop.time()
             try:
                 async with asyncio.timeout_at(self._patience(began)):
-                    lost = await self._store.renew(held)
+                    lost, late = await self._renew(list(self.held.values()))
                 self._forget(lost)
+                self._late = {session: self._late.get(session, self._renewed_at) for session in late}
                 self._renewed_at = began
+                self._let_go_in_time(loop.time())
                 async with asyncio.timeout(pause):  # the next renewal comes first
                     share = await self._store.share(list(self.held.values()))
             except (StoreError, TimeoutError) as e:
@@ -104,13 +106,20 @@ class Shares:
             for server in share.take:
                 self._start(server)
 
+    async def _renew(self, held: Sequence[Session]) -> tuple[Sequence[Session], Sequence[Session]]:
+        """Those that are lost, and those of which it is not known since what has them does not answer."""
+        try:
+            return await self._store.renew(held), ()
+        except PartlyUnavailableError as e:
+            return e.result, e.left
+
     def _patience(self, now: float) -> float:
         """Till when a renewal may take: not past the moment at which leases are let go, but a little in any case, for
         a node that slept.
         """
         return max(self._renewed_at + self._store.lease * (1 - _LEFT), now + self._store.lease * _LEFT)
 
-    def _forget(self, lost: list[Session]) -> None:
+    def _forget(self, lost: Sequence[Session]) -> None:
         for session in lost:
             if self.held.get(session.server) == session:
                 log.warning("SMP server %s was taken over by another node", session.server.hosts[0])
@@ -119,8 +128,10 @@ class Shares:
 
     def _let_go_in_time(self, now: float) -> None:
         """The next try may come too late."""
-        if self.held and now - self._renewed_at >= self._store.lease * (1 - _OF_LEASE - _LEFT):
-            log.warning("leases of %d SMP servers cannot be renewed: they are let go", len(self.held))
-            for server in list(self.held):
-                del self.held[server]
-                self._release(server)
+        latest = now - self._store.lease * (1 - _OF_LEASE - _LEFT)
+        over = [s.server for s in self.held.values() if self._late.get(s, self._renewed_at) <= latest]
+        if over:
+            log.warning("leases of %d SMP servers cannot be renewed: they are let go", len(over))
+        for server in over:
+            del self.held[server]
+            self._release(server)

@@ -18,7 +18,7 @@ from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, Scope, Verdict
-from ntf_server.store.contract import Store, StoreConflictError, StoreFullError
+from ntf_server.store.contract import PartlyUnavailableError, Store, StoreConflictError, StoreFullError
 from ntf_server.store.memory import Times
 from ntf_server.store.open import open_store
 from ntf_server.store.records import (
@@ -27,6 +27,7 @@ from ntf_server.store.records import (
     NewSubscription,
     NewToken,
     Notification,
+    Outcome,
     PushKind,
     Replacement,
     Token,
@@ -509,6 +510,41 @@ async def test_an_outcome_that_cannot_be_recorded_holds_no_other_up(
             while [await world.status(t) for t in tokens].count(TokenStatus.CONFIRMED) != 2:
                 await asyncio.sleep(0.002)
     assert "cannot be recorded" in caplog.text
+
+
+async def test_outcomes_that_a_part_of_the_store_does_not_take_hold_no_other_up(world: World) -> None:
+    """They are tried again, and a stop waits for them."""
+    async with world.running() as dispatcher:
+        record, left = world.store.store.record, set[bytes]()
+
+        async def record_some(outcomes: Sequence[Outcome]) -> int:
+            there = [o for o in outcomes if o.claim.device.token not in left]
+            result = await record(there)
+            if len(there) < len(outcomes):
+                raise PartlyUnavailableError("away", result, [o for o in outcomes if o not in there])
+            return result
+
+        world.store.record = record_some
+        tokens = [await world.token(active=False) for _ in range(3)]
+        claims = await world.apns.has(3)
+        left.add(claims[0].device.token)
+        for claim in claims:
+            world.apns.finish(claim)
+        async with asyncio.timeout(10):
+            while [await world.status(t) for t in tokens].count(TokenStatus.CONFIRMED) != 2:
+                await asyncio.sleep(0.002)
+        token = await world.token(active=False)  # what comes then is no later for it
+        world.apns.finish(await world.apns.next())
+        async with asyncio.timeout(10):
+            while await world.status(token) is not TokenStatus.CONFIRMED:
+                await asyncio.sleep(0.002)
+        closing = asyncio.create_task(dispatcher.close(10))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        left.clear()
+        await asyncio.wait_for(closing, 5)
+        assert await world.status(tokens[0]) is TokenStatus.CONFIRMED
+        assert world.metrics.value(KindCounter.PUSHES_DELIVERED, Provider.APNS) == 4
 
 
 async def test_a_restart_takes_up_what_was_not_delivered(world: World) -> None:

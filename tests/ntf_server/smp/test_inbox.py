@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ntf_server.smp import inbox as module
 from ntf_server.smp.inbox import Inbox
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError
 from ntf_server.store.open import open_store
-from ntf_server.store.records import NewSubscription, NewToken, Session, Token
+from ntf_server.store.records import NewSubscription, NewToken, Notification, Notified, Session, Token
 from ntf_server.store.sealing import MasterKey
 from smp_bridge import smp
 from smp_bridge.address import ServerAddress
@@ -295,6 +295,92 @@ async def test_a_store_that_is_corrupt_is_asked_no_more_and_nobody_hears_of_it_h
     writer.cancel()
     await asyncio.wait([writer])
     assert [r for r in logged if r.name == module.__name__] == []
+
+
+# --- a store of which a part does not answer
+
+
+class Partly:
+    """Notifications of `away` queues cannot be stored: in the place of the store's `notify`."""
+
+    def __init__(self, world: World, *away: bytes) -> None:
+        self.away = set(away)
+        self.calls: list[list[Notification]] = []
+        self._notify = world.store.store.notify
+        world.store.notify = self.notify  # type: ignore[attr-defined]
+
+    async def notify(self, session: Session, notifications: Sequence[Notification], places: Any) -> Notified:
+        self.calls.append(list(notifications))
+        there = [n for n in notifications if n.notifier_id not in self.away]
+        notified = await self._notify(session, there, places)
+        return Notified(notified.claims, notified.unknown, [n for n in notifications if n not in there])
+
+
+async def test_what_can_be_stored_is_and_the_rest_is_tried_again(world: World) -> None:
+    """Of each queue the last one alone; all of them were received."""
+    queues, session = [await world.queue() for _ in range(3)], await world.session()
+    store = Partly(world, *queues[:2])
+    for meta in (b"1", b"2", b"3"):
+        await world.inbox.take(session, [nmsg(queue, meta) for queue in queues])
+        await world.newest({queues[2]: meta})
+    assert world.inbox.waiting == 2
+    store.away.discard(queues[0])
+    await world.newest({queues[0]: b"3", queues[2]: b"3"})
+    assert world.inbox.waiting == 1
+    store.away.clear()
+    await world.empty()
+    await world.newest(dict.fromkeys(queues, b"3"))
+    assert world.metrics.value(ServerCounter.RECEIVED, session.server.hosts[0]) == 9
+    assert len(store.calls[-1]) == 1
+    await asyncio.sleep(0)
+    assert all(task.done() for task in world.tasks)
+
+
+async def test_what_comes_while_it_is_tried_again_counts(world: World) -> None:
+    """An older one, which is stored late, replaces no newer one."""
+    queue, session = await world.queue(), await world.session()
+    store = Partly(world, queue)
+    await world.inbox.take(session, [nmsg(queue, b"1")])
+    async with asyncio.timeout(10):
+        while len(store.calls) < 2:
+            await asyncio.sleep(0)
+    await world.inbox.take(session, [nmsg(queue, b"2")])
+    store.away.clear()
+    await world.empty()
+    await world.newest({queue: b"2"})
+
+
+async def test_as_much_as_there_is_room_for_waits_and_then_the_session_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LATE_PER_SESSION", 3)
+    queues = [await world.queue(server) for server in (*[SERVERS[0]] * 4, SERVERS[1])]
+    slow, other = [await world.session(server) for server in SERVERS[:2]]
+    store = Partly(world, *queues[:3])
+    await world.inbox.take(slow, [nmsg(queue) for queue in queues[:3]])
+    async with asyncio.timeout(10):
+        while len(store.calls) < 2:
+            await asyncio.sleep(0)
+    held = asyncio.create_task(world.inbox.take(slow, [nmsg(queues[3])]))
+    assert await is_held_up(held)
+    await asyncio.wait_for(world.inbox.take(other, [nmsg(queues[4])]), 1)
+    await world.newest({queues[4]: b"meta"})
+    store.away.clear()
+    await asyncio.wait_for(held, 10)
+    await world.empty()
+    await world.newest(dict.fromkeys(queues, b"meta"))
+
+
+async def test_a_server_is_not_let_go_with_what_could_not_be_stored(world: World, logged: list[Any]) -> None:
+    queue, session = await world.queue(), await world.session()
+    store = Partly(world, queue)
+    await world.inbox.take(session, [nmsg(queue)])
+    emptied = asyncio.create_task(world.inbox.empty(session.server))
+    assert await is_held_up(emptied)
+    assert await asyncio.wait_for(world.inbox.close(0.1), 1) == 1
+    assert "1 events of SMP servers could not be stored before the stop" in [r.getMessage() for r in logged]
+    store.away.clear()
+    await asyncio.wait_for(emptied, 10)
 
 
 # --- the stop

@@ -9,7 +9,7 @@ from typing import Any
 import virtual_time
 
 from ntf_server.smp.shares import Shares
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import PartlyUnavailableError, StoreUnavailableError
 from ntf_server.store.records import Session, Share
 from smp_bridge.address import ServerAddress
 
@@ -23,6 +23,7 @@ class Leases:
     def __init__(self, lease: float = LEASE) -> None:
         self.lease = lease
         self.lost: list[Session] = []
+        self.silent: set[ServerAddress] = set()  # what has these does not answer
         self.take: list[ServerAddress] = []
         self.give: list[ServerAddress] = []
         self.away = self.unsettled = False
@@ -40,7 +41,10 @@ class Leases:
         began = asyncio.get_running_loop().time()
         await self._answer()
         self.renewed.append((began, list(sessions)))
-        return [session for session in sessions if session in self.lost]
+        lost = [session for session in sessions if session in self.lost]
+        if left := [session for session in sessions if session.server in self.silent]:
+            raise PartlyUnavailableError("away", lost, left)
+        return lost
 
     async def share(self, sessions: Sequence[Session]) -> Share:
         await self._answer()
@@ -248,6 +252,44 @@ def test_leases_that_cannot_be_renewed_are_let_go_before_they_end() -> None:
             assert world.shares.held == {}
 
         run(test)
+
+
+def test_of_several_those_are_let_go_that_cannot_be_renewed_and_the_others_stay() -> None:
+    """What has a server may be away, and what has the others not; a lease that is lost meanwhile is no less so."""
+
+    async def test(world: World) -> None:
+        for server in (ONE, TWO, THREE):
+            assert await world.speaks(server)
+        await asyncio.sleep(10.5)
+        [renewed_at] = [at for at, _ in world.store.renewed][-1:]
+        world.store.silent = {ONE}
+        world.store.lost = [world.shares.held[THREE]]
+        await asyncio.sleep(2)
+        assert [server for _, server in world.released] == [THREE]
+        await asyncio.sleep(LEASE - 2)
+        (_, _), (at, server) = world.released
+        assert server == ONE and at < renewed_at + LEASE - 1
+        await asyncio.sleep(2 * LEASE)
+        assert world.shares.held.keys() == {TWO}
+        world.store.silent.clear()
+        assert await world.speaks(ONE)  # once it is back it is as any other
+        await asyncio.sleep(2 * LEASE)
+        assert world.shares.held.keys() == {ONE, TWO}
+
+    run(test)
+
+
+def test_a_server_that_was_away_for_a_moment_stays() -> None:
+    async def test(world: World) -> None:
+        assert await world.speaks(ONE)
+        for _ in range(5):
+            await asyncio.sleep(2)
+            world.store.silent = {ONE}
+            await asyncio.sleep(2)
+            world.store.silent = set()
+            await asyncio.sleep(2)
+
+    assert run(test).released == []
 
 
 def test_an_answer_that_takes_long_counts_from_when_it_was_asked_for() -> None:
