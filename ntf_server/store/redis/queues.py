@@ -275,12 +275,11 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
 
 
 async def counts(node: Node) -> dict[bytes, int]:
-    """How many subscriptions there are on each SMP server."""
+    """How many subscriptions there are on each SMP server that can be had now."""
     found = await are_wanted(node, await node.known())
     return {server: subscriptions for server, (_, subscriptions) in found.items()}
 
 
 async def count(node: Node) -> int:
     """See `Store.subscription_count`: of the servers that can be had now."""
-    calls = {server: node.call("is_wanted", [node.names.server(server)]) for server in await node.known()}
-    return sum(subscriptions for _, subscriptions in (await node.run_those(calls)).values())
+    return sum((await counts(node)).values())
