@@ -403,16 +403,20 @@ class Node(Asking):
                 await asyncio.sleep(RENEW)
 
     async def _ask_for(self, number: int) -> None:
-        """It is taken or renewed, and what was owed there is due, before anybody uses it."""
+        """It is renewed, and what was owed there is due, before anybody uses it. Who does not have it takes it later,
+        if nobody renews it then: else what was pushed could not be recorded.
+        """
         shard = self.names.shards[number]
-        if number in self.held or not self.has_left:
-            given = self.held.get(number, b"" if self.is_mine(shard) else b"-")
-            [[fence]] = await self.run_on("hold", [self.ahead, self.id, _LEASE_MS], {shard: [given]})
+        if number in self.held:
+            held = {shard: [self.held[number]]}
+            [[fence]] = await self.run_on("hold", [self.ahead, self.id, _LEASE_MS], held)
             self._took({number: fence})
+        else:
+            await self.database.command(b"EXISTS", shard, key=shard, writes=False)
+            await asyncio.sleep(_SOON)
+            self._stale = True
         if number in self._unheard:
             await self._hear(number, self.run_on)
-        elif number not in self.held:
-            await self.database.command(b"EXISTS", shard, key=shard, writes=False)
         await self._recover([number], self.run_on)
         self.silent.discard(number)
         self.has_due.set()

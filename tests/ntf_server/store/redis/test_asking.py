@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 from redis_servers import Cluster, Server
-from redis_stores import Nodes, ask, each_by, patched, regained
+from redis_stores import Nodes, ask, each_by, keep, patched, regained
 
 from ntf_server.store.contract import (
     PartlyUnavailableError,
@@ -70,6 +70,7 @@ async def test_what_another_nodes_shards_do_not_take_costs_no_renewals(cluster: 
         assert [n.notifier_id for n in notified.unstored] == [b"queue"]
         assert bool(node.silent) is not isinstance(error, StoreFullError)
         await regained(second)
+        await keep(second)
         asked.clear()
         for _ in range(3):
             await second.notify(session, [], EVERYWHERE)
@@ -286,6 +287,7 @@ async def test_a_node_starts_while_a_primary_is_dead(partial: Cluster, on_partia
     assert store._node.held.keys() == set(range(len(names.shards))) - store._node.silent
     await asyncio.to_thread(dies.start)
     await regained(store)
+    await store._node.look()
     assert store._node.held.keys() == set(range(len(names.shards)))
     last = Load(store, await acquire(store, work.session.server), work.queues)
     assert await last.go_on(1.0) == set(work.queues)
