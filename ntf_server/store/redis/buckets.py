@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Session
-from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.asking import Word
+from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.rows import HEAD, Cursor, Queue
 

@@ -100,6 +100,14 @@ async def _servers(node: Node) -> None:
 
 
 async def _server(node: Node, server: bytes, *, is_held: bool) -> None:
+    try:
+        await _tidy(node, server, is_held=is_held)
+    except StoreUnavailableError:
+        if node.database.spans:
+            raise  # else it is its own slot, or that of a bucket: others do not wait for it
+
+
+async def _tidy(node: Node, server: bytes, *, is_held: bool) -> None:
     key = node.names.server(server)
     generation, since, over, unused, *listed = await node.run("needs", [key], node.ahead, _KEEP_SERVER)
     times = dict(zip(listed[::2], listed[1::2], strict=True))
@@ -132,8 +140,10 @@ async def _clear(node: Node, server: bytes, buckets: Sequence[bytes], *head: byt
 
 async def _weigh(node: Node) -> None:
     """So that nodes have as many queues each, though a few servers have most of them."""
-    before = await weights(node)
-    after = reweighed(before, await counts(node))
+    before, found = await weights(node), await counts(node)
+    if found.keys() < (await node.known()).keys():
+        raise StoreUnavailableError("the queues of some SMP servers cannot be counted now")
+    after = reweighed(before, found)
     key, gone = node.names.weights, before.keys() - after.keys()
     if changed := [word for item in after.items() if before.get(item[0]) != item[1] for word in item]:
         await node.database.command(b"HSET", key, *changed, key=key)
