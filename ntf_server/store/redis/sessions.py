@@ -185,7 +185,7 @@ async def _wanted(node: Node, session: Session, found: Iterable[tuple[Queue, byt
 async def to_audit(
     node: Node, after: Cursor | None, limit: int, silent_for: float
 ) -> tuple[list[ToAudit], Cursor | None]:
-    """See `Store.to_audit`. A cursor is (id of the server, place in it). What cannot be had waits for the next round."""
+    """See `Store.to_audit`. A cursor is (id of the server, place in it). What cannot be had waits for the next."""
     known = await node.known()
     begin, place = after or (b"", None)
     found: list[tuple[Queue, bytes, bytes, bytes]] = []

@@ -19,12 +19,13 @@ from ntf_server.store.contract import (
     StoreUnavailableError,
 )
 from ntf_server.store.records import Claim, Notification, Outcome, Session
+from ntf_server.store.redis.buckets import bucket_of
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import CLOSE, Bounds
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE, RENEW
-from ntf_server.store.redis.rows import row
+from ntf_server.store.redis.rows import Queue, row
 from ntf_server.testing.store_suite.medium import DAY, ROOM, acquire, activate, delivered, known, stamp, subscribe
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
@@ -181,12 +182,12 @@ async def load(store: RedisStore, server: ServerAddress, count: int = 40) -> Loa
 
 
 async def queues_of(load: Load, cluster: Cluster, primary: Server) -> set[bytes]:
-    """Those of tokens whose shards it has."""
-    names, found = load.store._node.names, set()
+    """Those that it has, or the shards of whose tokens it has."""
+    node, found = load.store._node, set()
     for queue in load.queues:
-        name = names.server(server_id(load.session.server)) + b":q"
-        [record] = await load.store._node.database.command(b"HMGET", name, queue, key=name)
-        if cluster.owner_of(names.shard(row(record).token)) is primary:
+        bucket = bucket_of(node, Queue(server_id(load.session.server), queue))
+        [record] = await node.database.command(b"HMGET", bucket + b":q", queue, key=bucket)
+        if primary in (cluster.owner_of(bucket), cluster.owner_of(node.names.shard(row(record).token))):
             found.add(queue)
     return found
 
@@ -325,8 +326,11 @@ async def test_of_sessions_those_that_can_be_had_are_renewed_and_shared_out(
     servers = [
         server for n in (there, away, everybodys) for server in itertools.islice(servers_of(partial, n, on_partial), 2)
     ]
-    for number, server in enumerate(servers):
-        await subscribe(store, token, b"q%d" % number, server=server)
+    for server in servers:
+        owner = partial.owner_of(names.server(server_id(server)))
+        queues = (Queue(server_id(server), b"q%d" % number) for number in itertools.count())
+        queue = next(queue for queue in queues if partial.owner_of(bucket_of(store._node, queue)) is owner)
+        await subscribe(store, token, queue.notifier_id, server=server)
     held = [await acquire(store, server) for server in servers[::2]]
     away.freeze()
     try:

@@ -143,7 +143,7 @@ async def test_what_cannot_be_looked_at_now_is_looked_at_later(nodes: Nodes) -> 
 async def test_an_outage_loses_none(own_server: Server) -> None:
     """Though the server that comes back tells late what it was told before."""
     nodes = Nodes(own_server.url)
-    store = await nodes.open(bounds=Bounds(limit=0.2, answer=0.1, connect=0.1))
+    store = await nodes.open(bounds=Bounds(limit=1.0, answer=0.4, connect=0.4))
     async with followed(store) as stream:
         own_server.freeze()
         with pytest.raises(StoreUnavailableError):

@@ -209,7 +209,7 @@ async def test_who_leaves_the_last_takes_nothing_back(nodes: Nodes) -> None:
 
 async def test_a_leave_that_could_not_be_told_is_told_later(own_server: Server) -> None:
     nodes = Nodes(own_server.url)
-    store = await nodes.open(bounds=Bounds(limit=0.2, answer=0.1, connect=0.1))
+    store = await nodes.open(bounds=Bounds(limit=1.0, answer=0.4, connect=0.4))
     own_server.freeze()
     with pytest.raises(StoreUnavailableError):
         await store.leave()
@@ -360,7 +360,7 @@ async def test_nothing_is_recovered_from_who_was_handed_it_meanwhile(nodes: Node
 async def test_an_outage_strands_nothing(own_server: Server) -> None:
     """Answers are lost in the middle of everything."""
     nodes = Nodes(own_server.url)
-    store = await nodes.open(bounds=Bounds(limit=0.4, answer=0.1, connect=0.1), manual=False)
+    store = await nodes.open(bounds=Bounds(limit=1.0, answer=0.4, connect=0.4), manual=False)
     queues = await phones(store, 20)
     session = await acquire(store)
     own_server.freeze()

@@ -95,17 +95,15 @@ async def test_takes_at_once_do_not_ask_for_the_same(store: RedisStore) -> None:
     """A third of what was asked for in a burst was another take's already."""
     tokens = await due(store, 30)
     asked: Counter[bytes] = Counter()
-    run = store._node.database.run
+    run_prompt = store._node.database.run_prompt
 
-    async def note(call: Call) -> object:
-        if call.script.name == "take":
-            asked.update(word for word in call.args if isinstance(word, bytes) and word in tokens)
-        return await run(call)
+    async def note(calls: Sequence[Call]) -> list[object]:
+        for call in calls:
+            if call.script.name == "take":
+                asked.update(word for word in call.args if isinstance(word, bytes) and word in tokens)
+        return await run_prompt(calls)
 
-    async def note_all(calls: Sequence[Call]) -> list[object]:
-        return [await note(call) for call in calls]
-
-    with patched(store._node.database, run=note, run_all=note_all):
+    with patched(store._node.database, run_prompt=note):
         several = await asyncio.gather(*(take(store) for _ in range(3)))
     assert Counter(claim.token for claims in several for claim in claims) == Counter(tokens) == asked
     assert not store._node.taking
