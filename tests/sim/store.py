@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import StoreCorruptError, StoreUnavailableError
+from ntf_server.store.contract import PartlyUnavailableError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import database
@@ -243,6 +243,10 @@ class WatchedStore:
             began, life = loop.time(), current_life()
             try:
                 result = await method(*args, **options)
+            except PartlyUnavailableError:
+                raise
+            except PartlyUnavailableError:  # by what is there: the rest is tried again apart
+                raise
             except StoreUnavailableError:
                 self.failed(name)
                 raise

@@ -121,14 +121,14 @@ class Trials:
         relay = self.rng.choice([relay for relay in world.relays.values() if relay.ready])
         if len(world.relays) < 2:
             return
-        relay.store._node.calls += _AHEAD  # no other has such a number already
+        relay.store._node.handed.calls += _AHEAD  # no other has such a number already
         self._answer_in(0.2)
 
         def ran(link: Link) -> None:
             if link.life is not relay.life:
                 world.redis.when_run(script, ran)
                 return
-            number, now = relay.store._node.calls, world.loop.time()
+            number, now = relay.store._node.handed.calls, world.loop.time()
             world.weaken(relay.life.name, _CUT)
             world.away.add(relay.number)
             in_world = world.loop.in_world
@@ -162,8 +162,8 @@ class Trials:
     def _count_from(self, number: int) -> None:
         """All nodes that do not count further already."""
         for relay in self.world.relays.values():
-            if relay.ready and relay.store._node.calls < number:
-                relay.store._node.calls = number
+            if relay.ready and relay.store._node.handed.calls < number:
+                relay.store._node.handed.calls = number
 
     def _slots_move(self) -> None:
         """From primary to primary, while all is in use: it waits for a moment, and nothing fails."""

@@ -42,6 +42,7 @@ class Pending:
         "asking",
         "deadline",
         "future",
+        "moves",
         "packed",
         "reason",
         "room",
@@ -77,6 +78,7 @@ class Pending:
         self.tries = 0
         self.unknown = 0
         self.reason = ""
+        self.moves = False  # its slot goes to another primary just now: nothing fails
 
     @property
     def name(self) -> str:

@@ -318,7 +318,7 @@ class Database:
                 self._rest(pending, again)
             case Elsewhere(slot, asking=True) if pending.script is not None and pending.script.makes_keys:
                 # There, keys that it makes from its own seem not to exist until they have moved too.
-                self._rest(pending, Again(f"slot {slot} moves", look=False))
+                self._rest(pending, Again(f"slot {slot} moves", look=False, moves=True))
             case Elsewhere(slot, to, asking):
                 self._redirect(pending, slot, to, asking)
             case InFull() if pending.unknown < _UNKNOWN:
@@ -345,7 +345,7 @@ class Database:
         if not asking:
             self._table[slot] = to
             self.look()
-        pending.reason = f"slot {slot} moves"
+        pending.reason, pending.moves = f"slot {slot} moves", True
         self._pause(pending, _PAUSES[min(pending.tries, len(_PAUSES)) - 1])
 
     def _rest(self, pending: Pending, again: Again) -> None:
@@ -353,7 +353,7 @@ class Database:
             self.look()
         if pending.asking:
             pending.target, pending.asking = None, False
-        pending.reason = again.reason
+        pending.reason, pending.moves = again.reason, again.moves
         self._pause(pending, _PAUSES[min(max(pending.tries, 1), len(_PAUSES) - 1)])
 
     def _pause(self, pending: Pending, pause: float) -> None:
@@ -375,7 +375,7 @@ class Database:
         del self._asked[pending]
         if pending.room is not None:
             pending.room.release()
-        if error is not None:
+        if error is not None and not pending.moves:
             self._told(error)
         if pending.future.done():
             return
@@ -394,6 +394,7 @@ class Database:
                 break
             late.append(pending)
         for pending in late:
+            pending.moves = False  # by now it does
             self._give_up(pending, self._bounds.limit)
 
     def _give_up(self, pending: Pending, limit: float) -> None:

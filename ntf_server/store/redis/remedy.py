@@ -40,10 +40,11 @@ class NotPrimaryError(Exception):
 
 @dataclass(frozen=True)
 class Again:
-    """Repeat it after a pause. `look`: find out first who is primary."""
+    """Repeat it after a pause. `look`: find out first who is primary; `moves`: its slot does, so nothing fails."""
 
     reason: str
     look: bool
+    moves: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def remedy(error: Exception, at: Endpoint, name: str) -> Remedy:
         return Elsewhere(error.slot_id, Endpoint(host, error.port), asking=not isinstance(error, MovedError))
     code, text = _said(error)
     if code in _PASSING:
-        return Again(f"{at}: {code} {text}", _PASSING[code])
+        return Again(f"{at}: {code} {text}", _PASSING[code], moves=code == "TRYAGAIN")
     if _HALF_MOVED in text.lower():
-        return Again(f"{at}: {name}: its slot moves", look=True)
+        return Again(f"{at}: {name}: its slot moves", look=True, moves=True)
     if _DOWN_IN_SCRIPT in text:
         return Again(f"{at}: {name}: the cluster is down", look=True)
     if code == "NOSCRIPT":

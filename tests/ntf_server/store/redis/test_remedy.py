@@ -41,7 +41,7 @@ def done_about(said: str) -> Remedy:
     ],
 )
 def test_what_passes(said: str, look: bool) -> None:
-    assert done_about(said) == Again(f"10.0.0.1:6379: {said}", look)
+    assert done_about(said) == Again(f"10.0.0.1:6379: {said}", look, moves=said.startswith("TRYAGAIN"))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_what_passes(said: str, look: bool) -> None:
 def test_what_passes_in_the_middle_of_a_script(said: str, why: str) -> None:
     told = done_about(said)
     assert isinstance(told, Again) and told.look and told.reason.endswith(why)
+    assert told.moves is (why == "moves")
 
 
 @pytest.mark.parametrize(
