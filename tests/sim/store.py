@@ -243,8 +243,6 @@ class WatchedStore:
             began, life = loop.time(), current_life()
             try:
                 result = await method(*args, **options)
-            except PartlyUnavailableError:
-                raise
             except PartlyUnavailableError:  # by what is there: the rest is tried again apart
                 raise
             except StoreUnavailableError:
