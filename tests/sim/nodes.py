@@ -10,6 +10,7 @@ from unittest import mock
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
 from ntf_server.store.memory import Times
+from ntf_server.store.records import Notification, Notified
 from ntf_server.store.redis import due, engine, sessions
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.durability import Durability
@@ -28,7 +29,7 @@ from sim.store import MASTER_KEY, WatchedStore
 from sim.valkey.deployment import Deployment
 from sim.valkey.group import Group
 from sim.valkey.slots import slot_of
-from sim.world import World
+from sim.world import World, stored
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import TokenStatus
 
@@ -339,11 +340,11 @@ class NodeWorld(World):
 
     # --- what is lost
 
-    def on_stored(self, notifications: Any, result: Any) -> None:
+    def on_stored(self, notifications: Sequence[Notification], notified: Notified) -> None:
         """See `World`."""
-        super().on_stored(notifications, result)
+        super().on_stored(notifications, notified)
         now = self.loop.time()
-        for n in notifications:
+        for n in stored(notifications, notified):
             queue = self.by_notifier[n.notifier_id]
             queue.stored_at = now
             if queue in self.owed and any(begin <= now <= end + 1 for begin, end in self.lost[-3:]):  # answered before

@@ -136,6 +136,11 @@ def test_a_renewal_of_leases_that_was_given_up_failed_and_nobody_heard_of_it() -
     assert simulate("--store", "redis", "--seed", "2").returncode == 0
 
 
+@pytest.mark.long
+def test_what_only_memory_knew_to_be_due_waited_on_when_its_shard_could_be_had_again() -> None:
+    assert simulate("--store", "redis", "--seed", "6").returncode == 0
+
+
 def test_whose_store_it_is_says_the_seed() -> None:
     assert [Store.ANY.of(seed) for seed in range(4)] == [Store.SQLITE, Store.REDIS, Store.SQLITE, Store.SQLITE]
     assert {Store.REDIS.of(0), Store.SQLITE.of(1)} == {Store.REDIS, Store.SQLITE}

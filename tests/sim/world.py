@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -18,6 +18,7 @@ from ntf_server.observe.metrics import KindCounter
 from ntf_server.smp import inbox
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times
+from ntf_server.store.records import Notification, Notified
 from ntf_server.store.sqlite import database, engine
 from sim.clock import WallClock
 from sim.devices import SILENT, Address, Device, new_address, web_key
@@ -292,10 +293,10 @@ class World:
                 for queue, number in numbers:
                     relay.read[queue] = number, self.loop.time()
 
-    def on_stored(self, notifications: Any, _: Any) -> None:
-        """`notify` has returned: from now on they are owed."""
+    def on_stored(self, notifications: Sequence[Notification], notified: Notified) -> None:
+        """`notify` has returned: from now on they are owed, but for what it could not store."""
         now = self.loop.time()
-        for n in notifications:
+        for n in stored(notifications, notified):
             queue, number = self.by_notifier[n.notifier_id], int.from_bytes(n.meta[:8], "big")
             queue.stored = max(queue.stored, number)
             if number <= queue.seen or not queue.wanted or not self.is_live(self.owners[queue]):
@@ -346,3 +347,9 @@ def deterministic(world: World) -> Iterator[None]:
         mock.patch.object(inbox, "_IN_ALL", 20),
     ):
         yield
+
+
+def stored(notifications: Sequence[Notification], notified: Notified) -> list[Notification]:
+    """Those that the store took."""
+    unstored = set(map(id, notified.unstored))
+    return [n for n in notifications if id(n) not in unstored]

@@ -420,6 +420,10 @@ class Node(Asking):
         await self._recover([number], self.run_on)
         self.silent.discard(number)
         self.has_due.set()
+        for token, ready in self.state.ready.items():  # which only memory knows of
+            if self.names.number(token) == number:
+                self.state.effects.due(provider_of(ready.lane), 0.0)
+        self.on_effects()
         if not self.silent:
             log.warning("all shards of tokens can be had again")
 

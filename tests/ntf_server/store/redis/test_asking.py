@@ -26,7 +26,19 @@ from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE, RENEW
 from ntf_server.store.redis.rows import Queue, row
-from ntf_server.testing.store_suite.medium import DAY, ROOM, acquire, activate, delivered, known, stamp, subscribe
+from ntf_server.testing.store_suite.medium import (
+    DAY,
+    ROOM,
+    acquire,
+    activate,
+    delivered,
+    known,
+    notify,
+    record,
+    stamp,
+    subscribe,
+    take,
+)
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
 
@@ -190,6 +202,26 @@ async def queues_of(load: Load, cluster: Cluster, primary: Server) -> set[bytes]
         if primary in (cluster.owner_of(bucket), cluster.owner_of(node.names.shard(row(record).token))):
             found.add(queue)
     return found
+
+
+async def test_what_only_memory_knows_is_due_once_its_shard_is_back(nodes: Nodes) -> None:
+    store = await nodes.open()
+    node, told = store._node, dict[Provider, float]()
+    token = await activate(store)
+    await subscribe(store, token, b"a", b"b")
+    session = await acquire(store)
+    await notify(store, session, b"a")
+    [claim] = await take(store)
+    await notify(store, session, b"b")
+    await record(store, delivered(claim))  # and there is more
+    nodes.clock.pass_(1)
+    number = node.names.number(token.token_id)
+    node.silent.add(number)
+    assert await take(store) == []
+    node.on_effects = lambda: told.update(node.state.effects.wake)
+    await node._ask_for(number)
+    assert told == {Provider.APNS: 0.0}
+    assert [claim.token for claim in await take(store)] == [token.token_id]
 
 
 async def test_a_primary_stands_still_and_what_others_have_goes_on(partial: Cluster, on_partial: Nodes) -> None:
