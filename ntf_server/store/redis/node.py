@@ -358,6 +358,7 @@ class Node(Asking):
 
     async def close(self) -> None:
         """Give all back. Raises StoreError, StoreCorruptError."""
+        self.on_silent = lambda _: None  # others take it
         for task in (*self._regaining, self._asking):
             if task is not None:
                 task.cancel()

@@ -32,6 +32,8 @@ async def take(node: Node, provider: Provider, places: Places) -> Taken:
         claims, next_at, now = await _oldest(node, {provider.encode(): places.total}, places.total)
     next_in = None if next_at == _NEVER else max(0.0, (next_at - now) / 1000)
     ripe_in = s.next_ripe(provider)
+    if any(provider_of(r.lane) is provider and not node.is_silent(token) for token, r in s.ready.items()):
+        ripe_in = 0.0  # or another provider's take has found it ripe while this one waited for answers
     if ripe_in is not None:
         next_in = ripe_in if next_in is None else min(next_in, ripe_in)
     return Taken(claims, next_in)

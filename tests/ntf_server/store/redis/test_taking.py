@@ -109,6 +109,29 @@ async def test_takes_at_once_do_not_ask_for_the_same(store: RedisStore) -> None:
     assert not store._node.taking
 
 
+async def test_what_another_take_finds_ripe_meanwhile_is_due(nodes: Nodes, store: RedisStore) -> None:
+    token = await activate(store, 0, Provider.FCM)
+    await subscribe(store, token, b"a", b"b")
+    session = await acquire(store)
+    await notify(store, session, b"a")
+    [claim] = await take(store, Provider.FCM)
+    await notify(store, session, b"b")
+    assert await store.record([delivered(claim)]) == 0  # and there is more
+    run_prompt = store._node.database.run_prompt
+    others = iter([Provider.APNS])
+
+    async def slow(calls: Sequence[Call]) -> list[object]:
+        for provider in others:
+            nodes.clock.pass_(1)
+            assert await take(store, provider) == []
+        return await run_prompt(calls)
+
+    with patched(store._node.database, run_prompt=slow):
+        taken = await store.take(Provider.FCM, ROOM)
+    assert not taken.claims and taken.next_in == 0
+    assert [claim.token for claim in await take(store, Provider.FCM)] == [token.token_id]
+
+
 async def test_who_rested_is_claimed_once(nodes: Nodes, store: RedisStore) -> None:
     """Memory says that it is due, not the store; the call is done twice, or its answer lost."""
     await subscribe(store, await activate(store), b"a")
