@@ -221,7 +221,7 @@ def cut(store: RedisStore, name: str, commands: int) -> Iterator[list[str]]:
     async def run_all(calls: Sequence[Call]) -> list[Any]:
         return [await run_one(call) for call in calls]
 
-    with patched(database, run=run_one, run_all=run_all):
+    with patched(database, run=run_one, run_all=run_all, run_prompt=run_all):
         yield happened
 
 

@@ -66,6 +66,7 @@ async def test_a_relay_that_ends_in_the_middle_is_told(tmp_path: Path) -> None:
             os.kill(relay.pid, 15)
             while runs(relay.pid):
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # until asyncio has heard of it too
 
 
 def test_figures_are_of_descendants_too() -> None:

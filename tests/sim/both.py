@@ -40,6 +40,7 @@ class Both:
         self.refused: set[str] = set()
         self.differences: list[str] = []
         self._ports: list[int] = []
+        self._taking: set[asyncio.Task[Any]] = set()
         self.view = View([f"node{i}" for i in range(len(servers))])
         loop: Any = asyncio.get_running_loop()
         make = Node if len(servers) > 1 else Model
@@ -59,13 +60,21 @@ class Both:
                 stack.callback(listening.close)
                 self._ports.append(listening.sockets[0].getsockname()[1])
             kind = "redis+cluster" if len(self.servers) > 1 else "redis"
-            yield f"{kind}://{','.join(f'{HOST}:{port}' for port in self._ports)}"
+            try:
+                yield f"{kind}://{','.join(f'{HOST}:{port}' for port in self._ports)}"
+            finally:
+                for task in self._taking:
+                    task.cancel()
+                await asyncio.gather(*self._taking, return_exceptions=True)
 
     def _slots(self, view: View) -> list[Any]:
         return told(view, 6379, [[] for _ in self.models], {model.name: b"" for model in self.models})
 
     def _taker(self, number: int) -> Any:
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if (task := asyncio.current_task()) is not None:
+                self._taking.add(task)
+                task.add_done_callback(self._taking.discard)
             real, away = await asyncio.open_connection(HOST, self.servers[number].port)
             conversation = _Conversation(self, number, real, away)
             commands = Commands()
