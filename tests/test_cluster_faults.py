@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Phone
@@ -20,7 +21,7 @@ from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.node import LEASE
 from ntf_server.testing import MockApns
 from smp_bridge.testing import SmpServer
-from smp_bridge.testing.recipient import Recipient
+from smp_bridge.testing.recipient import Queue, Recipient
 
 NAMES = Names("ntf")
 PHONES = 12
@@ -70,6 +71,25 @@ def primaries(cluster: Cluster, smp_server: SmpServer) -> tuple[Primary, Primary
     return everybodys, servers, next(p for p in cluster.primaries if p not in (everybodys, servers))
 
 
+def bucket(smp_server: SmpServer, notifier_id: bytes) -> bytes:
+    """Of a queue."""
+    return NAMES.bucket(server_id(smp_server.address), NAMES.bucket_number(notifier_id))
+
+
+@dataclass
+class Picky:
+    """A recipient whose queues are in buckets of those who live: a session with their server may begin."""
+
+    recipient: Recipient
+    takes: Callable[[bytes], bool]
+
+    async def queue(self) -> Queue:
+        """A new one."""
+        while not self.takes((queue := await self.recipient.queue()).notifier_id):
+            pass
+        return queue
+
+
 @asynccontextmanager
 async def at_work(
     cluster: Cluster,
@@ -91,8 +111,9 @@ async def at_work(
                 break
         nodes = await stack.enter_async_context(running(folder, cluster.url, apns, **settings))
         recipient = await stack.enter_async_context(await Recipient.connect(smp_server.address))
-        queues = await _set_up(nodes.nodes[0], smp_server, recipient, phones)
         dies = first if everybodys else another
+        picky: Any = Picky(recipient, lambda i: cluster.owner_of(bucket(smp_server, i)) is not dies)
+        queues = await _set_up(nodes.nodes[0], smp_server, picky, phones)
         work = Work(cluster, nodes, smp_server, phones, queues, Tally(apns, phones), dies)
         assert 0 < len(work.others) < PHONES
         yield work

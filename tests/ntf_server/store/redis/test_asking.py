@@ -185,9 +185,13 @@ class Load:
         assert self.pushed == before
 
 
-async def load(store: RedisStore, server: ServerAddress, count: int = 40) -> Load:
-    """That many tokens with a queue each."""
-    queues = [b"q%02d" % number for number in range(count)]
+async def load(
+    store: RedisStore, server: ServerAddress, count: int = 40, may_be_in: Callable[[bytes], bool] = lambda _: True
+) -> Load:
+    """That many tokens with a queue each, in buckets that it may be in."""
+    ids = (b"q%03d" % number for number in itertools.count())
+    found = (i for i in ids if may_be_in(bucket_of(store._node, Queue(server_id(server), i))))
+    queues = list(itertools.islice(found, count))
     for number, queue in enumerate(queues):
         await subscribe(store, await activate(store, number), queue, server=server)
     return Load(store, await acquire(store, server), queues)
@@ -303,7 +307,8 @@ async def test_a_node_starts_while_a_primary_is_dead(partial: Cluster, on_partia
     first = await on_partial.open(manual=False)
     names = first._node.names
     dies, lives = (n for n in partial.primaries if n is not partial.owner_of(names.store))
-    work = await load(first, next(servers_of(partial, lives, on_partial)))
+    server = next(servers_of(partial, lives, on_partial))  # its session begins while that one is dead
+    work = await load(first, server, may_be_in=lambda bucket: partial.owner_of(bucket) is not dies)
     theirs = await queues_of(work, partial, dies)
     on_partial._open.remove(first)
     await first.close()
