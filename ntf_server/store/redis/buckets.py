@@ -96,6 +96,14 @@ async def are_wanted(node: Node, servers: Iterable[bytes]) -> dict[bytes, tuple[
     return {server: found[server] for server in found if server not in away}
 
 
+async def is_wanted(node: Node, server: bytes) -> tuple[bool, int]:
+    """The same of one. Raises StoreUnavailableError."""
+    found = (await are_wanted(node, [server])).get(server)
+    if found is None:
+        raise StoreUnavailableError("an SMP server's queues cannot be had now")
+    return found
+
+
 def at_once(node: Node, buckets: Sequence[int]) -> list[Sequence[int]]:
     """Those that one call takes."""
     if node.database.spans:

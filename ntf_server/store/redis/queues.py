@@ -24,7 +24,7 @@ from ntf_server.store.records import (
     Subscription,
     Token,
 )
-from ntf_server.store.redis.buckets import are_wanted, bucket_of
+from ntf_server.store.redis.buckets import are_wanted, bucket_of, is_wanted
 from ntf_server.store.redis.changes import tell
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
@@ -78,7 +78,7 @@ async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limi
         await node.know(new.server)
         records = (made.packed, made._replace(spelling=b"").packed)
         enlisted = await node.run("enlist", [server], node.ahead, number, plain)
-        may = not limits.per_server or await _count_on(node, ref.server) < limits.per_server
+        may = not limits.per_server or (await is_wanted(node, ref.server))[1] < limits.per_server
         args = (node.ahead, new.notifier_id, *records, encoded, "1" if may else "", *enlisted)
         what, *there = await node.run("subscribe", [bucket], *args)
         if what == _MADE:
@@ -91,11 +91,6 @@ async def subscribe(node: Node, token: bytes, new: NewSubscription, limits: Limi
         with suppress(_ChangedError):
             return await _there(node, spelled, ref, new, record)
     raise StoreUnavailableError("a queue is changed by others all the time")
-
-
-async def _count_on(node: Node, server: bytes) -> int:
-    [(_, subscriptions)] = (await are_wanted(node, [server])).values()
-    return subscriptions
 
 
 class _ChangedError(Exception):

@@ -131,10 +131,7 @@ async def wanted_servers(node: Node) -> list[ServerAddress]:
 
 async def is_wanted(node: Node, server: ServerAddress) -> bool:
     """See `Store.is_wanted`."""
-    found = await buckets.are_wanted(node, [server_id(server)])
-    if not found:
-        raise StoreUnavailableError("an SMP server's queues cannot be had now")
-    [(wanted, _)] = found.values()
+    wanted, _ = await buckets.is_wanted(node, server_id(server))
     return wanted
 
 

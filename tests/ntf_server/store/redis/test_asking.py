@@ -19,7 +19,7 @@ from ntf_server.store.contract import (
     StoreUnavailableError,
 )
 from ntf_server.store.records import Claim, Notification, Outcome, Session
-from ntf_server.store.redis.buckets import bucket_of
+from ntf_server.store.redis.buckets import bucket_of, is_wanted
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import CLOSE, Bounds
 from ntf_server.store.redis.engine import RedisStore
@@ -382,6 +382,8 @@ async def test_of_sessions_those_that_can_be_had_are_renewed_and_shared_out(
         assert time.monotonic() - began < 4 * SOON
         found, after = await store.to_audit(None, 100, 1.0)
         assert {item.server for item in found} == {*servers[:2], *servers[4:]} and after is None
+        with pytest.raises(StoreUnavailableError, match="an SMP server's queues cannot be had now"):
+            await is_wanted(store._node, server_id(servers[2]))  # which SNEW asks too
     finally:
         away.thaw()
     await regained(store)
