@@ -136,6 +136,16 @@ def without_errors(answers: list[Any]) -> list[Any]:
     return answers
 
 
+async def get_room(room: asyncio.Semaphore, deadline: float) -> bool:
+    """Whether there was some before this time of the loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await room.acquire()
+    except TimeoutError:
+        return False
+    return True
+
+
 def _forget(pending: Pending) -> None:
     """Nobody waits for its answer any more."""
     future = pending.future

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
-from ntf_server.store.redis.call import Call, Pending, Word, answers, script_words, without_errors
+from ntf_server.store.redis.call import Call, Pending, Word, answers, get_room, script_words, without_errors
 from ntf_server.store.redis.connection import Connection, Dialer, tls_context
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.facts import CONFIG, Facts, read_facts, refusals
@@ -171,17 +171,22 @@ class Database:
                 if isinstance(pending, Pending) and self._is_away(pending, began):
                     self._give_up(pending, PROMPT)
 
-        timers = [self._loop.call_later(PROMPT, look)]
+        timers = [self._loop.call_later(_GLANCE, look)]
         try:
             return await answers((self._ask_for(call, deadline) for call in calls), asked)
         finally:
             timers[-1].cancel()
 
     def _is_away(self, pending: Pending, since: float) -> bool:
-        """Who has its slot has not answered it, nor anything else since then."""
+        """Who has its slot has not answered it, nor anything else since then, or since it was given up."""
         at = pending.target or self._table[pending.slot]
         primary = None if at is None else self._primaries.get(at)
-        return pending.tries > pending.unknown or primary is None or primary.is_silent(since, PROMPT)
+        if self._loop.time() - since < PROMPT:
+            return primary is not None and primary.is_given_up
+        silent = primary is not None and primary.is_silent(since, PROMPT)
+        if primary is not None and silent:
+            primary.give_up()
+        return pending.tries > pending.unknown or primary is None or silent
 
     async def command(self, *words: Word, key: bytes, writes: bool = True) -> Any:
         """A plain command, `words` with its arguments, at the primary of `key`; as `run`. One that is not idempotent
@@ -265,7 +270,7 @@ class Database:
         room = self._room_at(target or self._table[slot])
         if not room.locked():
             await room.acquire()  # at once
-        elif not await _get_room(room, deadline):
+        elif not await get_room(room, deadline):
             raise self._told(unavailable(f"{self._bounds.calls} calls wait for {self.url}", self._bounds.limit))
         if self._closed:
             room.release()
@@ -425,9 +430,17 @@ class Database:
 
     def is_mute(self, key: bytes) -> bool:
         """Whether who has it has said nothing for PROMPT seconds: nobody asked, or it is away."""
-        at = self.primary_of(key)
-        primary = None if at is None else self._primaries.get(at)
+        primary = self._primary_of(key)
         return primary is None or primary.is_silent(self._loop.time() - PROMPT, PROMPT)
+
+    def patience(self, key: bytes) -> float:
+        """Seconds after which who has it counts as away."""
+        primary = self._primary_of(key)
+        return _GLANCE if primary is not None and primary.is_given_up else PROMPT
+
+    def _primary_of(self, key: bytes) -> Primary | None:
+        at = self.primary_of(key)
+        return None if at is None else self._primaries.get(at)
 
     def look(self) -> None:
         """Have it found out soon who is primary."""
@@ -487,12 +500,3 @@ class Database:
 
 def _closed() -> StoreConflictError:
     return StoreConflictError("the store is closed")
-
-
-async def _get_room(room: asyncio.Semaphore, deadline: float) -> bool:
-    try:
-        async with asyncio.timeout_at(deadline):
-            await room.acquire()
-    except TimeoutError:
-        return False
-    return True

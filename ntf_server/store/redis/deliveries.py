@@ -154,7 +154,9 @@ async def park(node: Node, tokens: Sequence[bytes]) -> None:
     """They are due in the store, no more in memory."""
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
-    for lanes in await node.run_on("park", [node.ahead], parts, by_shard):
+    some = await node.run_some("park", [node.ahead], parts, by_shard)
+    node.handed.strand(node.names.number_of[shard] for shard in parts.keys() - some.shards)
+    for lanes in some.answers:
         node.owe(lanes)
 
 

@@ -241,10 +241,11 @@ class Node(Asking):
         if self._asking is None or self._asking.done():
             self._asking = _task(self._ask_who_lives(), "who lives")
         if not self._is_deaf:
-            await asyncio.wait([self._asking], timeout=PROMPT)
+            patience = self.database.patience(self.names.clock)
+            await asyncio.wait([self._asking], timeout=patience)
             try:
                 if not self._asking.done():
-                    raise unavailable("it does not say which nodes live", PROMPT)
+                    raise unavailable("it does not say which nodes live", patience)
                 self._asking.result()
             except StoreUnavailableError as e:
                 self._is_deaf = True

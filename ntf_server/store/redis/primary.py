@@ -58,6 +58,7 @@ class Primary:
         self.pipelines = 0  # sent until now
         self.heard_at = float("-inf")  # when it answered a pipeline last, by the loop's time
         self.busy_until = float("-inf")  # it may be, with what was sent: the answers to a pipeline come together
+        self._given_up_at = float("-inf")  # since it said nothing
         self._dial = dial
         self._owner = owner
         self._most = pipelines
@@ -75,6 +76,15 @@ class Primary:
     def is_silent(self, since: float, seconds: float) -> bool:
         """Whether it answered nothing since then, though it can have done what it was sent so many seconds ago."""
         return self.heard_at < since and self.busy_until < self._now() - seconds
+
+    def give_up(self) -> None:
+        """It said nothing for long enough: until it says something nobody else waits for that long."""
+        self._given_up_at = self._now()
+
+    @property
+    def is_given_up(self) -> bool:
+        """It has said nothing since then."""
+        return self.heard_at < self._given_up_at
 
     def put(self, pending: Pending) -> None:
         """It goes out with what else is asked for in this turn of the loop, or later."""

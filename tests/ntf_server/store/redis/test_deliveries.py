@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis_servers import Cluster, Server
@@ -12,6 +13,7 @@ from ntf_server.store.contract import StoreFullError, StoreUnavailableError
 from ntf_server.store.memory import CROWD, Times
 from ntf_server.store.records import Claim, Ended, Outcome, PushKind, Session
 from ntf_server.store.redis import deliveries as module
+from ntf_server.store.redis.asking import Some
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.node import LEASE
 from ntf_server.testing.store_suite.medium import (
@@ -338,6 +340,42 @@ async def test_in_a_cluster(cluster: Cluster, how: How) -> None:
     assert said(claims) == queues
     pushed = await deliver_all(nodes, store, *claims)
     assert len(pushed) in (30, 60)  # those that were told again were new ones
+    await nodes.close()
+
+
+@pytest.mark.parametrize("how", [How.UNDONE, How.LOST])
+async def test_in_a_cluster_nobody_waits_to_put_back_what_there_is_no_room_for(cluster: Cluster, how: How) -> None:
+    """It is due once its shard can be had again, whether the store heard of that or not."""
+    nodes = Nodes(cluster.url)
+    store = await nodes.open(shards=16)
+    queues = await phones(store, 30)
+    few = dict.fromkeys(Provider, ROOM._replace(total=5))
+    with fault(store, how, "park") as happened:
+        claims = (await notify(store, await acquire(store), *queues, places=few)).claims
+    assert happened and len(claims) == 5
+    await regained(store)
+    assert said(claims + await take(store)) == queues
+    await nodes.close()
+
+
+async def test_what_there_is_no_room_for_of_a_shard_that_fell_silent_is_due_later(cluster: Cluster) -> None:
+    nodes = Nodes(cluster.url)
+    store = await nodes.open(shards=16)
+    node, [queue] = store._node, await phones(store, 1)
+    session = await acquire(store)
+    few = dict.fromkeys(Provider, ROOM._replace(total=0))
+    run_some = node.run_some
+
+    async def falls_silent(name: str, *args: Any) -> Some:
+        if name == "park":
+            node.silent.update(range(16))
+        return await run_some(name, *args)
+
+    with patched(node, run_some=falls_silent):
+        assert (await notify(store, session, queue, places=few)).claims == []
+    for number in range(16):
+        await node._ask_for(number)
+    assert said(await take(store)) == [queue]
     await nodes.close()
 
 

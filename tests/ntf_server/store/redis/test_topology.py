@@ -167,11 +167,16 @@ async def test_who_has_other_slots_is_not_held_up_by_a_primary_that_is_away(clus
                 *others, error = await database.run_prompt([count(key, 1) for key in keys])
             assert others == [2, 2] and isinstance(error, StoreUnavailableError)
             assert database.is_mute(keys[2])
+            assert database.patience(keys[2]) < PROMPT / 2 < database.patience(keys[0])
+            async with asyncio.timeout(PROMPT / 2):  # who comes next does not wait that long again
+                [error] = await database.run_prompt([count(keys[2], 1)])
+            assert isinstance(error, StoreUnavailableError)
             waiting = asyncio.create_task(database.run(count(keys[2], 2)))
         finally:
             cluster.primaries[2].thaw()
         assert await waiting == 3
         assert not database.is_mute(keys[2])
+        assert database.patience(keys[2]) == PROMPT
         assert await database.run_prompt([count(key, 2) for key in keys]) == [3, 3, 3]
 
 
