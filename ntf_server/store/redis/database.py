@@ -179,14 +179,12 @@ class Database:
 
     def _is_away(self, pending: Pending, since: float) -> bool:
         """Who has its slot has not answered it, nor anything else since then, or since it was given up."""
-        at = pending.target or self._table[pending.slot]
-        primary = None if at is None else self._primaries.get(at)
+        primary = self._primary_at(pending.target or self._table[pending.slot])
         if self._loop.time() - since < PROMPT:
             return primary is not None and primary.is_given_up
-        silent = primary is not None and primary.is_silent(since, PROMPT)
-        if primary is not None and silent:
+        if primary is not None and primary.is_silent(since, PROMPT):
             primary.give_up()
-        return pending.tries > pending.unknown or primary is None or silent
+        return primary is None or primary.is_given_up or pending.tries > pending.unknown
 
     async def command(self, *words: Word, key: bytes, writes: bool = True) -> Any:
         """A plain command, `words` with its arguments, at the primary of `key`; as `run`. One that is not idempotent
@@ -430,16 +428,15 @@ class Database:
 
     def is_mute(self, key: bytes) -> bool:
         """Whether who has it has said nothing for PROMPT seconds: nobody asked, or it is away."""
-        primary = self._primary_of(key)
+        primary = self._primary_at(self.primary_of(key))
         return primary is None or primary.is_silent(self._loop.time() - PROMPT, PROMPT)
 
     def patience(self, key: bytes) -> float:
         """Seconds after which who has it counts as away."""
-        primary = self._primary_of(key)
+        primary = self._primary_at(self.primary_of(key))
         return _GLANCE if primary is not None and primary.is_given_up else PROMPT
 
-    def _primary_of(self, key: bytes) -> Primary | None:
-        at = self.primary_of(key)
+    def _primary_at(self, at: Endpoint | None) -> Primary | None:
         return None if at is None else self._primaries.get(at)
 
     def look(self) -> None:
