@@ -14,6 +14,7 @@ FAULTS: Final = frozenset(
     + ["fcm:quota", "fcm:bad_account", "fcm:no_permission", "fcm:assertion_refused", "fcm:unregistered"]
     + ["web:forbidden", "web:vapid_refused", "web:gone"]
     + ["relay:crash", "relay:crash_at_start_or_stop", "relay:restart", "relay:reload", "relay:provider_raises"]
+    + ["relay:part_fails"]
     + ["disk:busy", "disk:full", "disk:slow", "disk:damaged_record", "clock:step", "clock:right_after_restart"]
     + ["smp:drop", "smp:down", "smp:refused", "smp:hangs", "smp:silent", "smp:vanish", "smp:storm", "smp:take_over"]
     + ["smp:late_end", "smp:deleted", "smp:rush", "smp:end_before_another_session"]

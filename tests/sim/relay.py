@@ -22,10 +22,11 @@ from ntf_server.push.webpush.open import OpenWebPush
 from ntf_server.push.webpush.settings import WebPushSettings
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.records import Claim, PushKind
-from ntf_server.supervisor import Stage, Supervisor
+from ntf_server.supervisor import Run, Stage, Supervisor
 from sim.clock import WallClock
 from sim.http import Internet, SimEngine
 from sim.loop import Life
+from sim.parts import Breakable
 from sim.store import Engine
 from sim.trace import Trace
 from smp_bridge.ntf import Provider
@@ -95,6 +96,7 @@ class SimRelay:
         self.ended = False
         self.error: BaseException | None = None
         self.metrics = Metrics()
+        self.parts: dict[str, Breakable] = {}
         self.read: dict[Any, tuple[int, float]] = {}  # by queue: the newest one read from a socket, and when
         self._setup = setup
         self._internet = internet
@@ -160,7 +162,7 @@ class SimRelay:
         )
         supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(min(left, GRACE)))
         for name, part in dispatcher.parts():
-            supervisor.part(name, part, stage=Stage.CLOSE)
+            self._part(name, part, stage=Stage.CLOSE)
         self.subscriber = subscriber = Subscriber(
             store,
             dispatcher,
@@ -173,10 +175,14 @@ class SimRelay:
         )
         supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(min(left, GRACE)))
         for name, part in subscriber.parts():
-            supervisor.part(name, part)
+            self._part(name, part)
         await subscriber.start()
-        supervisor.part("checks", periodic.Checks(store).run)
-        supervisor.part("upkeep", lambda: periodic.tend(store))
+        self._part("checks", periodic.Checks(store).run)
+        self._part("upkeep", lambda: periodic.tend(store))
+
+    def _part(self, name: str, run: Run, *, stage: Stage = Stage.ACCEPT) -> None:
+        self.parts[name] = part = Breakable(run)
+        self.supervisor.part(name, part, stage=stage)
 
     def _schedules(self) -> dict[Provider, ScheduleConfig]:
         return {

@@ -12,6 +12,7 @@ from sim.faults import Faults
 from sim.loop import virtual_loop
 from sim.node_faults import NodeFaults
 from sim.nodes import NodeWorld, many_nodes
+from sim.part_faults import PartFaults
 from sim.promises import check_at_end, check_owed, check_periods
 from sim.services import ServiceFaults
 from sim.trials import Trials
@@ -82,6 +83,7 @@ async def _live(world: World) -> None:
     duration = rng.uniform(900, 1800) * world.pace
     Faults(world, loop.time(), loop.time() + duration)
     ServiceFaults(world, loop.time(), loop.time() + duration)
+    PartFaults(world, loop.time(), loop.time() + duration)
     if isinstance(world, NodeWorld):
         NodeFaults(world, loop.time(), loop.time() + duration)
     else:  # whose many servers would take most of the time of several nodes, and are no matter of the store
