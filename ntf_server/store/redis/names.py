@@ -57,7 +57,7 @@ class Names:
         return b"%s:doubts" % shard
 
     def device(self, lookup: bytes) -> bytes:
-        """Hash of verify keys and token ids, of a device token."""
+        """Hash of verify keys, and whose each is (`rows.Lead`), of a device token."""
         return b"%s:{d%02x}:%s" % (self._prefix, lookup[0], lookup)
 
     def subscription(self, subscription_id: bytes) -> bytes:

@@ -34,6 +34,7 @@ from ntf_server.store.redis.rows import (
     Registration,
     address,
     contents,
+    lead,
     pushed,
     queue,
     registration,
@@ -229,7 +230,7 @@ class Reading:
         async def leads_to(token_id: bytes, r: Registration) -> bool:
             index = self._names.device(r.lookup)
             has, ends = await self._read(b"HMGET", index, r.verify_key, b"-" + token_id, key=index)
-            return has in {None, token_id} and ends is None
+            return ends is None and (has is None or lead(has).token == token_id)
 
         leads = await asyncio.gather(*(leads_to(*item) for item in found.items()))
         return {token_id for token_id, alive in zip(found, leads, strict=True) if not alive}

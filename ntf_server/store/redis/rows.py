@@ -24,6 +24,7 @@ _PUSH: Final = struct.Struct(">dB")  # of a last push: when, size of its id
 _SENT: Final = 8  # where in an arrival that stands
 _SIZE: Final = struct.Struct(">H")
 _ID: Final = 8  # bytes of a server's id
+ATTEMPT: Final = 8  # bytes by which a TNEW or TRPL, and each of its tries, is told apart from all others
 
 FIND: Final = (b"s", b"w", b"p", b"aa", b"o", b"x", b"r")  # fields of what `token_record` takes
 
@@ -68,8 +69,25 @@ class Cursor(NamedTuple):
     number: int
 
 
+class Lead(NamedTuple):
+    """Whose a pair of device token and verify key is, and by which attempt."""
+
+    token: bytes
+    attempt: bytes
+
+    @property
+    def packed(self) -> bytes:
+        """As the device's hash has it."""
+        return self.token + self.attempt
+
+
+def lead(packed: bytes) -> Lead:
+    """The other way."""
+    return Lead(packed[:-ATTEMPT], packed[-ATTEMPT:])
+
+
 class Registration(msgspec.Struct, frozen=True, array_like=True):
-    """What of a registration no script looks into; sealed values."""
+    """What of a registration no script looks into; sealed values. `attempt`: by which it has its device token."""
 
     provider: str
     verify_key: bytes
@@ -80,6 +98,7 @@ class Registration(msgspec.Struct, frozen=True, array_like=True):
     secret: bytes
     app: str
     vapid_key: bytes
+    attempt: bytes
     server_private: bytes = b""  # of those that keep no client key, as they come from the reference
 
     def __repr__(self) -> str:
@@ -98,9 +117,9 @@ def registration(packed: bytes) -> Registration:
         raise DamagedError("tokens", b"") from e
 
 
-def new_registration(s: Sealer, new: NewToken, token_id: bytes) -> bytes:
-    """Of TNEW, under this id."""
-    seal = s.seal
+def new_registration(s: Sealer, new: NewToken, attempt: bytes) -> bytes:
+    """Of TNEW."""
+    seal, token_id = s.seal, new.token_id
     return pack_registration(
         Registration(
             new.device.provider.value,
@@ -112,11 +131,12 @@ def new_registration(s: Sealer, new: NewToken, token_id: bytes) -> bytes:
             seal(new.secret, SECRET + token_id),
             new.app,
             new.vapid_key,
+            attempt,
         )
     )
 
 
-def replaced(s: Sealer, token_id: bytes, old: Registration, new: Replacement) -> bytes:
+def replaced(s: Sealer, token_id: bytes, old: Registration, new: Replacement, attempt: bytes) -> bytes:
     """Of TRPL."""
     device = new.device
     return pack_registration(
@@ -127,6 +147,7 @@ def replaced(s: Sealer, token_id: bytes, old: Registration, new: Replacement) ->
             device_token=s.seal(device.token, DEVICE_TOKEN + token_id),
             app=new.app,
             vapid_key=new.vapid_key,
+            attempt=attempt,
         )
     )
 

@@ -17,7 +17,7 @@ from ntf_server.store.redis.names import BUCKETS, SHARDS, Names
 from ntf_server.store.redis.script import Script
 from ntf_server.store.sealing import KEY_SIZE, MasterKey
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 MARK: Final = b"filling"  # the field that a store has while another one is moved into it
 _FIELDS: Final = (b"id", b"schema", b"shards", b"buckets", b"key", MARK)
 _MAKE: Final = Script.load("make")

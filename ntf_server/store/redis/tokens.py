@@ -1,8 +1,12 @@
 """Registrations in the Redis store.
 
 A registration is found by its device token and verify key through an index in another slot. So TNEW, TRPL, TVFY and
-TDEL are steps, each of which may be repeated: the index says who is meant, the registration whether it is there. An
-entry that leads nowhere counts as none.
+TDEL are steps, each of which may be repeated: the index says who is meant, the registration whether it is there.
+
+TNEW and TRPL prepare in the registration's slot what it is to become, claim the pair in the index, and apply what was
+prepared. Each try has a number of its own, which stands in all three. Who meets a claim that its registration does not
+show applies it himself: so whoever claimed first has the pair, whether he is slow or dead. Where nothing is prepared
+for that claim, nothing ever comes of it, and the pair is anybody's.
 """
 
 import hmac
@@ -10,7 +14,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import structs
 
@@ -20,11 +24,14 @@ from ntf_server.store.memory import provider_of
 from ntf_server.store.records import Cursor, LastPush, NewToken, Registered, Replacement, Token
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_aside
-from ntf_server.store.redis.queues import remove
+from ntf_server.store.redis.queues import CUT_OFF, remove
 from ntf_server.store.redis.rows import (
+    ATTEMPT,
     FIND,
     DamagedError,
+    Lead,
     lane_of,
+    lead,
     new_registration,
     pushed,
     queue,
@@ -37,59 +44,92 @@ from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
 
 _TRIES: Final = 20  # of a registration that others change at the same time
 _SLICE: Final = 500  # subscriptions that are deleted at once
-_DELETED: Final = 2
+_WITHDRAWN: Final = 100  # registrations at once
 
 
 async def register(node: Node, new: NewToken, wait: float) -> Registered | None:
     """See `Store.register`. What cannot be read is made anew."""
-    s = node.state
+    s, token_id = node.state, new.token_id
     lookup = s.sealer.lookup(new.device.provider, new.device.token)
-    index = node.names.device(lookup)
     lane = lane_of(s.sealer, new.device, new.origin)
-    token_id = new.token_id
     for _ in range(_TRIES):
-        # Whoever finds an id that leads nowhere uses it: who put it there, and is about to make it, finds it made then.
-        token_id = await node.run("claim", [index], new.verify_key, token_id, "")
-        found = await _revive(node, token_id, new, lane, wait)
-        if isinstance(found, Registered):
-            return found
-        if found is _Found.ANOTHERS:
-            return None
-        if found is _Found.ELSEWHERE:
-            await node.run("unclaim", [index], new.verify_key, token_id)
-            token_id = new.token_id
-            continue
-        record = new_registration(s.sealer, new, token_id)
-        code = s.sealer.seal(new.code, CODE + token_id)
-        args = (node.ahead, token_id, lane, record, code, math.ceil(wait))
-        made = await node.run("create", [node.names.shard(token_id)], *args)
-        if made == _DELETED:
-            await node.run("unclaim", [index], new.verify_key, token_id)
-            token_id = new.token_id
-        elif made:
+        pair = await _pair(node, lookup, new.verify_key)
+        if pair.has is not None:
+            found = await _revive(node, pair.has, new, lane, wait)
+            if isinstance(found, Registered):
+                return found
+            if found is _Found.ANOTHERS:
+                return None
+            if found is _Found.CHANGED:
+                continue
+        mine = Lead(token_id, s.random(ATTEMPT))
+        record = new_registration(s.sealer, new, mine.attempt)
+        content = (lane, record, s.sealer.seal(new.code, CODE + token_id), math.ceil(wait))
+        if await _become(node, mine, pair, content, b""):
             _told(node, token_id, lane, wait)
             status, now = TokenStatus.REGISTERED, int(node.wall())
             return Registered(token_id, token_id, new.verify_key, status, None, 0, now, False, new.server_dh)
     raise StoreUnavailableError("a registration is changed by others all the time")
 
 
+class _Pair(NamedTuple):
+    """Of device token (the name of its hash) and verify key. Who `has` it may have another device token by now, or not
+    yet this one, or be gone.
+    """
+
+    device: bytes
+    verify_key: bytes
+    has: Lead | None
+
+
+async def _pair(node: Node, lookup: bytes, verify_key: bytes) -> _Pair:
+    device = node.names.device(lookup)
+    packed = await node.database.command(b"HGET", device, verify_key, key=device, writes=False)
+    return _Pair(device, verify_key, None if packed is None else lead(packed))
+
+
+async def _become(node: Node, mine: Lead, pair: _Pair, content: tuple[bytes, bytes, bytes, int], old: bytes) -> bool:
+    """Have a registration be this from now on, if the pair still is whose it was. `content`: lane, record, sealed code,
+    seconds that it waits; `old`: the record that is replaced.
+
+    The claim decides: what is prepared for it comes from then on, by whoever meets it.
+    """
+    if not await node.run("prepare", [node.names.shard(mine.token)], node.ahead, *mine, *content, old):
+        return False
+    args = (pair.verify_key, mine.packed, pair.has.packed if pair.has else b"")
+    if await node.run("claim", [pair.device], *args) != mine.packed:
+        return False
+    free = _free(node, mine.token)
+    done, record = await _apply(node, mine, free)
+    if free and not done:  # somebody else did it, and the store does not know that memory has it no more
+        node.handed.strand([node.names.number(mine.token)])
+    if record == content[1]:
+        return True
+    await node.run("unclaim", [pair.device], pair.verify_key, mine.packed)  # by now it is something else, or gone
+    return False
+
+
+async def _apply(node: Node, claimed: Lead, free: str = "") -> tuple[int, bytes | None]:
+    """Have come what a claim was prepared for: whether that was still to be done, and the record that there is then."""
+    done, record = await node.run("apply", [node.names.shard(claimed.token)], node.ahead, *claimed, free)
+    return done, record
+
+
 class _Found(Enum):
-    NOTHING = "nothing"
     ANOTHERS = "another client's"
-    ELSEWHERE = "with another device token"
+    CHANGED = "it is to be looked at again"
+    STALE = "with another device token, or gone"
 
 
-async def _revive(node: Node, token_id: bytes, new: NewToken, lane: bytes, wait: float) -> Registered | _Found:
-    """The registration that an id leads to."""
-    s = node.state
+async def _revive(node: Node, has: Lead, new: NewToken, lane: bytes, wait: float) -> Registered | _Found:
+    """The registration whose a pair is."""
+    s, token_id = node.state, has.token
+    lookup = s.sealer.lookup(new.device.provider, new.device.token)
     values = await node.fields(token_id, FIND)
     try:
         token = token_record(token_id, values)
-        if token is None:
-            return _Found.NOTHING
-        r = registration(values[-1])
-        if r.lookup != s.sealer.lookup(new.device.provider, new.device.token):
-            return _Found.ELSEWHERE
+        if token is None or (r := registration(values[-1])).lookup != lookup:
+            return _Found.CHANGED if await _device_by(node, has) == lookup else _Found.STALE
         s.sealer.open(r.device_token, DEVICE_TOKEN + token_id)  # or it could not be pushed to
         server_dh = s.sealer.open(r.server_dh, SERVER_DH + token_id)
         kept = KeptClient(r.client_dh, r.secret, r.server_private)
@@ -97,12 +137,12 @@ async def _revive(node: Node, token_id: bytes, new: NewToken, lane: bytes, wait:
             return _Found.ANOTHERS
     except (DamagedError, SealingError):
         await drop(node, token_id)
-        return _Found.ELSEWHERE
+        return _Found.STALE
     free = _free(node, token_id)
     args = (node.ahead, token_id, math.ceil(wait), free)
     revived = await node.run("revive", [node.names.shard(token_id)], *args)
     if revived is None:
-        return _Found.NOTHING
+        return _Found.CHANGED
     status, period, proven = revived
     _told(node, token_id, lane, 0.0)
     now = int(node.wall())
@@ -146,13 +186,12 @@ def _as_seen(node: Node, token: Token | None) -> Token | None:
 async def find_registration(node: Node, device: DeviceToken, verify_key: bytes) -> Token | None:
     """See `Store.find_registration`."""
     lookup = node.state.sealer.lookup(device.provider, device.token)
-    index = node.names.device(lookup)
-    token_id = await node.database.command(b"HGET", index, verify_key, key=index, writes=False)
-    if token_id is None:
+    has = (await _pair(node, lookup, verify_key)).has
+    if has is None:
         return None
-    values = await node.fields(token_id, FIND)
+    values = await node.fields(has.token, FIND)
     try:
-        token = token_record(token_id, values)
+        token = token_record(has.token, values)
         return _as_seen(node, token) if token and registration(values[-1]).lookup == lookup else None
     except DamagedError:
         return None
@@ -188,52 +227,52 @@ async def verify(node: Node, token: bytes, code: bytes) -> bool:
     if done == 2:
         _told(node, token, lane, 0.0)
     device = node.names.device(r.lookup)
-    others = await node.run("win", [device], r.verify_key, token)
+    others = await node.run("win", [device], r.verify_key, token, ATTEMPT)
     if others is None:  # another registration was verified meanwhile; or this one has another device by now
-        if await _device_of(node, token) in {r.lookup, b""}:
+        [packed] = await node.fields(token, [b"r"])
+        if _device_of(packed) in {r.lookup, b""}:
             await drop(node, token)
         return False
-    for other in others:
-        if await _device_of(node, other) in {r.lookup, b""}:  # else it has another one by now
-            await drop(node, other)
-        await node.run("unclaim", [device], b"-" + other, other)
+    for other in map(lead, others):
+        if await _device_by(node, other) in {r.lookup, b""}:  # else it has another one by now
+            await drop(node, other.token)
+        await node.run("unclaim", [device], b"-" + other.token, other.packed)
     return True
 
 
 async def replace(node: Node, token: bytes, new: Replacement, wait: float) -> bool:
     """See `Store.replace`."""
-    s, shard = node.state, node.names.shard(token)
+    s = node.state
+    lookup = s.sealer.lookup(new.device.provider, new.device.token)
     lane = lane_of(s.sealer, new.device, new.origin)
     for _ in range(_TRIES):
         [packed] = await node.fields(token, [b"r"])
         if packed is None:
             return False
         old = registration(packed)
-        lookup = s.sealer.lookup(new.device.provider, new.device.token)
-        index = node.names.device(lookup)
-        other = await node.database.command(b"HGET", index, old.verify_key, key=index, writes=False)
-        if other is not None and other != token and await _device_of(node, other) == lookup:
+        pair = await _pair(node, lookup, old.verify_key)
+        if pair.has is not None and pair.has.token != token and await _device_by(node, pair.has) == lookup:
             return False
-        if await node.run("claim", [index], old.verify_key, token, other or b"") != token:
-            continue
-        record = replaced(s.sealer, token, old, new)
-        code = s.sealer.seal(new.code, CODE + token)
-        args = (node.ahead, token, lane, record, code, math.ceil(wait), _free(node, token), packed)
-        if not await node.run("replace", [shard], *args):
-            if await node.exists(token):
-                continue
-            await node.run("unclaim", [index], old.verify_key, token)
-            return False
-        if old.lookup != lookup:
-            await node.run("unclaim", [node.names.device(old.lookup)], old.verify_key, token)
-        _told(node, token, lane, wait)
-        return True
+        mine = Lead(token, s.random(ATTEMPT))
+        record = replaced(s.sealer, token, old, new, mine.attempt)
+        content = (lane, record, s.sealer.seal(new.code, CODE + token), math.ceil(wait))
+        if await _become(node, mine, pair, content, packed):
+            if old.lookup != lookup:
+                left = Lead(token, old.attempt).packed
+                await node.run("unclaim", [node.names.device(old.lookup)], old.verify_key, left)
+            _told(node, token, lane, wait)
+            return True
     raise StoreUnavailableError("a registration is changed by others all the time")
 
 
-async def _device_of(node: Node, token: bytes) -> bytes | None:
-    """What the device token of a registration is found by; empty if that cannot be read, None if it is gone."""
-    [packed] = await node.fields(token, [b"r"])
+async def _device_by(node: Node, claimed: Lead) -> bytes | None:
+    """As `_device_of`, of whose a pair is: who is in the middle of a claim is brought to its end."""
+    _, record = await _apply(node, claimed)
+    return _device_of(record)
+
+
+def _device_of(packed: bytes | None) -> bytes | None:
+    """What the device token of a record is found by; empty if that cannot be read, None if there is none."""
     try:
         return None if packed is None else registration(packed).lookup
     except DamagedError:
@@ -251,7 +290,8 @@ async def drop(node: Node, token: bytes, *, if_waiting: bool = False) -> bool:
     node.state.forget(token)
     with suppress(DamagedError):  # then what leads to it leads nowhere
         r = registration(packed)
-        await node.run("unclaim", [node.names.device(r.lookup)], r.verify_key, token)
+        left = Lead(token, r.attempt).packed
+        await node.run("unclaim", [node.names.device(r.lookup)], r.verify_key, left)
     await clear(node, token)
     return True
 
@@ -265,6 +305,16 @@ async def clear(node: Node, token: bytes) -> None:
             break
         await remove(node, [queue(packed) for packed in some], token)
     await node.database.command(b"SREM", node.names.gone(shard), token, key=shard)
+
+
+async def withdraw(node: Node, shard: bytes, fence: bytes) -> bool:
+    """What commands that were cut off prepared comes no more: their pairs are free. Whether there may be more."""
+    found = await node.run("withdraw", [shard], node.ahead, fence, round(CUT_OFF), _WITHDRAWN)
+    for token, attempt, packed in found:
+        with suppress(DamagedError):
+            r = registration(packed)
+            await node.run("unclaim", [node.names.device(r.lookup)], r.verify_key, Lead(token, attempt).packed)
+    return len(found) == _WITHDRAWN
 
 
 async def set_period(node: Node, token: bytes, minutes: int) -> None:

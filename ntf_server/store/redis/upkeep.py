@@ -13,7 +13,7 @@ from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.queues import CUT_OFF, counts, settle
 from ntf_server.store.redis.rendezvous import reweighed
 from ntf_server.store.redis.sessions import weights
-from ntf_server.store.redis.tokens import clear, drop
+from ntf_server.store.redis.tokens import clear, drop, withdraw
 
 _SLICE: Final = 200  # of each kind, in a shard, at once
 _SOON: Final = 0.02  # seconds until the next slice of what is not done
@@ -87,8 +87,9 @@ async def _slice(node: Node, shard: bytes, fence: bytes) -> bool:
     gone = node.names.gone(shard)
     for token in await node.database.command(b"SRANDMEMBER", gone, 10, key=shard, writes=False):
         await clear(node, token)
+    withdrawn = await withdraw(node, shard, fence)
     doubts = await settle(node, shard)
-    return bool(more) or doubts or len(found) >= _SLICE
+    return bool(more) or withdrawn or doubts or len(found) >= _SLICE
 
 
 async def _servers(node: Node) -> None:

@@ -14,9 +14,11 @@ from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.rows import (
+    ATTEMPT,
     HEAD,
     NO_PUSH,
     NUMBERS,
+    Lead,
     Queue,
     Registration,
     Row,
@@ -48,6 +50,7 @@ _PUT_BUCKETS: Final = Script.load("put_buckets")
 _SERVERS: Final = 500  # at once
 _QUEUES: Final = 100  # that one script writes
 _GENERATION: Final = 1  # of all associations that hold, until their server's changes
+_ATTEMPT: Final = bytes(ATTEMPT)  # by which registrations have their devices: that of no command
 
 
 class Writing:
@@ -92,7 +95,7 @@ class Writing:
         for one in moved:
             token_id = one.token.token_id
             index = self._names.device(self._sealer.lookup(one.token.provider, one.token.device_token))
-            indexes[index] += (one.token.verify_key, token_id)
+            indexes[index] += (one.token.verify_key, Lead(token_id, _ATTEMPT).packed)
             words: list[Word] = []
             for q in one.queues:
                 ref, bucket = Queue(server_id(address(q.server)), q.notifier_id), names.bucket_number(q.notifier_id)
@@ -152,6 +155,7 @@ class Writing:
             seal(t.secret, SECRET + token_id),
             t.app,
             t.vapid_key,
+            _ATTEMPT,
             seal(t.server_private, SERVER_PRIVATE + token_id) if t.server_private else b"",
         )
         fields: dict[bytes, Word] = {

@@ -9,7 +9,8 @@ if not t[1] then return false end
 if ARGV[2] == '1' and (t[3] or not t[4] or tonumber(t[4]) <= math.floor(now_ms(ARGV[3]) / 1000)) then return false end
 undue(shard, id, t[2])
 call('HDEL', shard .. ':taken', id)
-call('DEL', key, shard .. ':u:' .. id)
+call('DEL', key, shard .. ':u:' .. id, shard .. ':n:' .. id)
+call('ZREM', shard .. ':coming', id)
 index(shard, id)
 call('ZREM', shard .. ':waiting', id)
 call('SADD', shard .. ':gone', id)

@@ -1,6 +1,8 @@
 -- What scripts share. A shard of tokens is the key of its lease, `P:{tNN}`; all that is in it is named after that:
 --   :t:ID    hash, a token, and queue -> newest notification      :q:ID  set, its queues
 --   :u:ID    zset, queues with an unsent one, all of them, of a token that has more than q takes
+--   :n:ID    hash, what a token is to become: a attempt, l, r, c as below, wait seconds that the code waits
+--   :coming  zset, tokens that have that, by since when (ms)
 --   :due:L   zset, tokens of a lane by when they are due (ms)   :lanes:P  zset, lanes of a provider by their first
 --   :taken   hash, tokens that the holder's memory has, and by which of its calls           
 --   :doubts  zset, tokens and queues that a command began with, by when (ms)   :gone  set, tokens that are not yet cleared

@@ -139,6 +139,19 @@ async def test_a_subscription_that_is_cut_off_when_its_token_was_deleted(nodes: 
     await agree(store, 0)
 
 
+@pytest.mark.parametrize("step", SNEW)
+async def test_a_queue_that_is_claimed_is_the_tokens_at_once(nodes: Nodes, store: RedisStore, step: str) -> None:
+    """Another one is refused whose SNEW comes before the first one's next step, and after it was cut off there."""
+    first, other = await activate(store, 0), await activate(store, 1)
+    with fault(store, How.LOST, step), pytest.raises(StoreUnavailableError):
+        await store.subscribe(first.ref, new_queue(b"a"))
+    claimed = step in ("subscribe", "HSET", "publish")
+    assert (await store.subscribe(other.ref, new_queue(b"a")) is None) is claimed
+    assert (await store.subscribe(first.ref, new_queue(b"a")) is None) is not claimed
+    await tended(nodes, store)
+    await agree(store, 1)
+
+
 async def test_a_queue_that_a_deleted_token_had_is_anybodys(store: RedisStore) -> None:
     old, new = await activate(store, 0), await activate(store, 1)
     [old_id] = await subscribe(store, old, b"a")

@@ -15,6 +15,7 @@ from ntf_server.store.records import LastPush, NewToken, Replacement, Subscripti
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import Names, server_id
 from ntf_server.store.redis.rows import (
+    ATTEMPT,
     FIND,
     HEAD,
     NUMBERS,
@@ -22,6 +23,7 @@ from ntf_server.store.redis.rows import (
     STATUSES,
     Cursor,
     DamagedError,
+    Lead,
     Queue,
     Registration,
     Row,
@@ -30,6 +32,7 @@ from ntf_server.store.redis.rows import (
     contents,
     entry,
     lane_of,
+    lead,
     new_registration,
     pack_registration,
     packed_push,
@@ -107,9 +110,9 @@ def test_servers_of_notifications_are_parsed_once_and_strangers_fill_no_memory()
 
 @given(new_tokens)
 def test_a_registration(new: NewToken) -> None:
-    r = registration(new_registration(SEALER, new, new.token_id))
-    assert (r.provider, r.verify_key, r.app, r.vapid_key) == (
-        new.device.provider.value, new.verify_key, new.app, new.vapid_key
+    r = registration(new_registration(SEALER, new, b"12345678"))
+    assert (r.provider, r.verify_key, r.app, r.vapid_key, r.attempt) == (
+        new.device.provider.value, new.verify_key, new.app, new.vapid_key, b"12345678"
     )  # fmt: skip
     assert r.lookup == SEALER.lookup(new.device.provider, new.device.token)
     sealed = (
@@ -124,13 +127,19 @@ def test_a_registration(new: NewToken) -> None:
 @given(new_tokens, new_tokens)
 def test_a_replacement(new: NewToken, other: NewToken) -> None:
     """Has what TRPL gives, and the keys of before."""
-    old = registration(new_registration(SEALER, new, new.token_id))
+    old = registration(new_registration(SEALER, new, b"12345678"))
     change = Replacement(other.device, other.code, "", other.app, other.vapid_key)
-    r = registration(replaced(SEALER, new.token_id, old, change))
+    r = registration(replaced(SEALER, new.token_id, old, change, b"87654321"))
+    assert r.attempt == b"87654321"
     assert SEALER.open(r.device_token, DEVICE_TOKEN + new.token_id) == other.device.token
     assert (r.provider, r.app, r.vapid_key) == (other.device.provider.value, other.app, other.vapid_key)
     assert r.lookup == SEALER.lookup(other.device.provider, other.device.token)
     assert (r.client_dh, r.server_dh, r.secret) == (old.client_dh, old.server_dh, old.secret)
+
+
+@given(st.binary(), st.binary(min_size=ATTEMPT, max_size=ATTEMPT))
+def test_whose_a_pair_is(token: bytes, attempt: bytes) -> None:
+    assert lead(Lead(token, attempt).packed) == (token, attempt)
 
 
 @given(st.sampled_from(Provider), st.sampled_from(["", "https://push.example.org"]))
@@ -145,7 +154,7 @@ def test_statuses_keep_their_numbers() -> None:
     assert [NUMBERS[status] for status in STATUSES] == list(range(len(SubscriptionStatus)))
 
 
-PACKED = new_registration(SEALER, new_token(), b"i" * 24)
+PACKED = new_registration(SEALER, new_token(), b"12345678")
 RECORD = HEAD.pack(2, 0, 3, 7, 1e9) + Row(b"t" * 24, b"s" * 24, b"", b"k" * 60).packed
 STORED = STAMP.pack(5, 1, 1000, False) + arrival(0, SMP.encode(), b"n" * 24, b"meta")[9:]
 
@@ -263,16 +272,16 @@ def test_a_record_of_the_largest_sizes() -> None:
     kept = Row(b"t" * 255, b"s" * 255, b"w" * 65535, b"")
     assert row(bytes(22) + kept.packed) == kept
     new = replace(new_token(), verify_key=b"k" * 5000)
-    assert registration(new_registration(SEALER, new, b"i")).verify_key == b"k" * 5000
+    assert registration(new_registration(SEALER, new, b"12345678")).verify_key == b"k" * 5000
 
 
 def test_nodes_of_two_versions_read_each_others_registrations() -> None:
     """One that has more at its end, and one that has less (docs/explanation/rolling-upgrades.md)."""
     kept = Registration(
-        "AP", b"key", b"lookup", b"device", b"client", b"server", b"secret", "app", b"vapid", b"private"
+        "AP", b"key", b"lookup", b"device", b"client", b"server", b"secret", "app", b"vapid", b"attempt", b"private"
     )
     values = [getattr(kept, name) for name in Registration.__struct_fields__]
-    newer, older = msgspec.msgpack.encode([*values, b"more"]), msgspec.msgpack.encode(values[:9])
+    newer, older = msgspec.msgpack.encode([*values, b"more"]), msgspec.msgpack.encode(values[:10])
     assert registration(newer) == registration(pack_registration(kept)) == kept
     assert registration(older) == replace(kept, server_private=b"")
 

@@ -11,6 +11,7 @@ from redis_stores import How, Nodes, ask, before, fault
 from ntf_server.store.contract import DamagedRecordError, StoreUnavailableError
 from ntf_server.store.records import Registered, Replacement, Token
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.rows import lead
 from ntf_server.store.redis.tokens import clear, drop
 from ntf_server.testing.store_suite.medium import (
     OTHER_SMP,
@@ -41,7 +42,7 @@ async def index(store: RedisStore, number: int) -> dict[bytes, bytes]:
     """Which registrations a device token has: verify keys and ids."""
     lookup = store._state.sealer.lookup(Provider.APNS, device(number).token)
     found = await ask(store, b"HGETALL", store._node.names.device(lookup))
-    return dict(zip(found[::2], found[1::2], strict=True))
+    return {key: lead(packed).token for key, packed in zip(found[::2], found[1::2], strict=True)}
 
 
 async def everything(store: RedisStore) -> set[bytes]:
@@ -64,13 +65,13 @@ async def fails(work: Awaitable[object]) -> None:
 
 
 @pytest.mark.parametrize("how", [How.LOST, How.UNDONE])
-@pytest.mark.parametrize("name", ["claim", "HMGET", "create"])
+@pytest.mark.parametrize("name", ["prepare", "claim", "apply"])
 async def test_a_registration_that_was_cut_off_is_made_by_the_next(store: RedisStore, name: str, how: How) -> None:
     new = new_token()
     with fault(store, how, name):
         await fails(store.register(new))
     found = await store.find_registration(new.device, new.verify_key)
-    assert (found is not None) is (name == "create" and how is How.LOST)
+    assert (found is not None) is (name == "apply" and how is How.LOST)
     token = await register(store, new_token())  # the same, with another id
     assert await everything(store) == {token.token_id} == set((await index(store, 0)).values())
     assert len(await take(store)) == 1
@@ -78,7 +79,7 @@ async def test_a_registration_that_was_cut_off_is_made_by_the_next(store: RedisS
 
 async def test_a_registration_that_is_done_twice_is_one(store: RedisStore) -> None:
     new = new_token()
-    with fault(store, How.TWICE, "claim", "create", "revive"):
+    with fault(store, How.TWICE, "prepare", "claim", "apply", "revive"):
         token = await register(store, new)
         assert (await register(store, new)).token_id == token.token_id
     assert await everything(store) == {token.token_id}
@@ -266,13 +267,13 @@ async def test_a_registration_that_has_another_device_by_now_is_no_other_of_this
 
 
 @pytest.mark.parametrize("how", [How.LOST, How.UNDONE])
-@pytest.mark.parametrize("step", ["claim", "replace", "unclaim"])
+@pytest.mark.parametrize("step", ["prepare", "claim", "apply", "unclaim"])
 async def test_a_replacement_that_was_cut_off_may_be_repeated(store: RedisStore, step: str, how: How) -> None:
     new = new_token()
     token = await activate(store)
     with fault(store, how, step):
         await fails(store.replace(token.ref, replacement(1)))
-    replaced = step == "unclaim" or (step == "replace" and how is How.LOST)
+    replaced = step == "unclaim" or (step == "apply" and how is How.LOST)
     for number in (0, 1):
         found = await store.find_registration(device(number), new.verify_key)
         assert (found is not None) is (replaced == bool(number))
@@ -283,16 +284,16 @@ async def test_a_replacement_that_was_cut_off_may_be_repeated(store: RedisStore,
     assert (claim.device, claim.code) == (device(1), b"c" * 32)
 
 
-@pytest.mark.parametrize("step", ["claim", "replace", "unclaim"])
+@pytest.mark.parametrize("step", ["prepare", "claim", "apply", "unclaim"])
 @pytest.mark.parametrize("number", [0, 1])
 async def test_who_registers_after_a_replacement_that_was_cut_off(store: RedisStore, step: str, number: int) -> None:
-    """On the old device or the new one, with the same key: one registration has each."""
+    """On the old device or the new one, with the same key: one registration has each; what was claimed comes."""
     token = await activate(store)
     with fault(store, How.LOST, step):
         await fails(store.replace(token.ref, replacement(1)))
-    has = step != "claim"  # the new device
     found = await register(store, replace(new_token(), device=device(number)))
-    assert (found.token_id == token.token_id) is (has == bool(number))
+    has = {"prepare": [0], "claim": [0, 1], "apply": [1], "unclaim": [1]}[step]
+    assert (found.token_id == token.token_id) is (number in has)
     assert list((await index(store, number)).values()) == [found.token_id]
 
 
@@ -363,7 +364,7 @@ async def test_what_is_put_off_though_it_was_set_aside(nodes: Nodes, store: Redi
 
 async def test_operations_on_a_token_are_done_twice(nodes: Nodes, store: RedisStore) -> None:
     new = new_token()
-    names = ("set_period", "put_off", "invalidate", "mark_checks", "seen", "replace", "claim", "unclaim")
+    names = ("set_period", "put_off", "invalidate", "mark_checks", "seen", "prepare", "claim", "apply", "unclaim")
     with fault(store, How.TWICE, *names) as happened:
         token = await activate(store)
         await store.set_period(token.ref, 20)
