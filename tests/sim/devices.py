@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -60,6 +61,7 @@ class Device:
     period: int = 0
     replaced_at: float = 0.0  # when its last TRPL was answered
     pushed_at: float = 0.0  # when it was last pushed to
+    checked_at: float = -math.inf  # the same of pushes that have it look for messages
     queues: dict[bytes, SimQueue] = field(default_factory=dict)
     on_code: Callable[[bytes], None] = lambda _: None
     on_entry: Callable[[SimQueue, int], None] = lambda _queue, _number: None

@@ -401,14 +401,15 @@ class NodeWorld(World):
         return asked and reachable and not late and not host.trouble
 
     def _check_made_good(self, lost: dict[SimQueue, float], troubles: int, since: float) -> None:
-        """Whose notification was lost is pushed something else: a later message, or a check."""
+        """Whose notification was lost is pushed something else: a later message, or a check, if it had none lately."""
         if troubles != self.troubles() or self.stopping or self.disk.until > since + TAKEN_OVER:
             return
         if any(relay.ready_at > since - TAKEN_OVER for relay in self.relays.values()):
             return  # one that joins knows nothing of it, and takes its share
         for queue, stored_at in lost.items():
-            if self._is_well(queue) and self.owners[queue].pushed_at < stored_at:
-                self.trace.violated(f"what came for {queue} was lost, and {self.owners[queue]} was not woken")
+            device = self.owners[queue]
+            if self._is_well(queue) and device.pushed_at < stored_at and device.checked_at < since - _LOST_EVERY:
+                self.trace.violated(f"what came for {queue} was lost, and {device} was not woken")
 
 
 @contextmanager

@@ -142,6 +142,8 @@ class Host(ABC):
             self._trace.violated(device, "got a push that it cannot read:", e)
             return
         device.pushed_at = self._loop.time()
+        if what == "check":
+            device.checked_at = self._loop.time()
         self._trace.note(device, "gets", what)
 
     def _failing(self, address: Address) -> bool:
