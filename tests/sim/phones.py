@@ -178,6 +178,8 @@ class Phones:
         self.world.trace.fault("phone:TDEL", device)
         device.deleted = True
         self.forgive(device)
+        for queue in device.queues.values():
+            queue.wanted = False
         self.command(f"TDEL {device}", lambda relay: relay.store.delete_token(device.ref))
 
     def forgive(self, device: Device) -> None:
