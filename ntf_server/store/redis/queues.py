@@ -142,7 +142,7 @@ async def _there(node: Node, made: Row, ref: Queue, new: NewSubscription, record
             raise _ChangedError
     if not await _find_by(node, kept.subscription_id, ref, token):
         return None
-    if anew:
+    if anew or status != _ACTIVE:  # whoever made it may have been cut off before that was told
         await tell(node.database, node.names, Change(ChangeKind.ADDED, new.server, (ref,)))
     return Added(kept.subscription_id, created=False)
 
@@ -265,6 +265,8 @@ async def _settle(node: Node, token: bytes, ref: Queue) -> None:
         args = (node.ahead, node.names.bucket_number(ref.notifier_id), server)
         await node.run("enlist", [node.names.server(ref.server)], *args)
         await node.database.command(b"HSETNX", node.names.servers, ref.server, server, key=node.names.servers)
+        if record[0] < _ACTIVE:  # who has the server may not have been told of it
+            await tell(node.database, node.names, Change(ChangeKind.ADDED, address(server), (ref,)))
     else:
         await remove(node, [ref], token)
 

@@ -302,7 +302,8 @@ async def changes_are_told(bench: Bench) -> None:
         ids = await subscribe(store, token, b"1", b"2")
         refs = [(await found(store, i)).ref for i in ids]
         await changes.of(ChangeKind.ADDED, SMP, *refs)
-        await store.subscribe(token.ref, new_queue(b"1"))  # is there already
+        await store.confirm(session, [Confirmed(refs[0], _ACTIVE)])
+        await store.subscribe(token.ref, new_queue(b"1"))  # is active already
         await changes.nothing()
         await store.end(session, [b"1"], SubscriptionStatus.END)
         await store.subscribe(token.ref, new_queue(b"1"))

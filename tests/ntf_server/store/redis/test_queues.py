@@ -7,10 +7,12 @@ from redis_servers import Cluster
 from redis_stores import How, Nodes, ask, before, fault
 
 from ntf_server.store.contract import StoreUnavailableError
-from ntf_server.store.records import Added, LimitReached, Limits, NewSubscription
+from ntf_server.store.records import Added, Change, ChangeKind, LimitReached, Limits, NewSubscription
 from ntf_server.store.redis import queues as module
+from ntf_server.store.redis.changes import change
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
+from ntf_server.store.redis.node import NODES
 from ntf_server.store.redis.rows import Queue, queue, row, split
 from ntf_server.testing.store_suite.medium import (
     OTHER_SMP,
@@ -52,6 +54,12 @@ async def slots(store: RedisStore) -> tuple[set[tuple[bytes, bytes]], set[tuple[
     return of_tokens, of_servers, found
 
 
+async def told(store: RedisStore) -> list[Change]:
+    """Changes of servers so far."""
+    entries = [fields for _, fields in await ask(store, b"XRANGE", store._node.names.changes, b"-", b"+")]
+    return [change(dict(zip(fields[::2], fields[1::2], strict=True))) for fields in entries if fields[1] != NODES]
+
+
 async def agree(store: RedisStore, count: int) -> None:
     """All slots say the same of so many subscriptions."""
     of_tokens, of_servers, found = await slots(store)
@@ -79,10 +87,12 @@ async def test_a_subscription_that_was_cut_off_is_made_by_the_next(
     token = await activate(store)
     with fault(store, how, step), pytest.raises(StoreUnavailableError):
         await store.subscribe(token.ref, new_queue(b"a"))
+    before_ = len(await told(store))
     added = await store.subscribe(token.ref, new_queue(b"a"))
     assert isinstance(added, Added)
     found = await store.find_subscription(added.subscription_id)
     assert found is not None and found[1].status is SubscriptionStatus.NEW
+    assert (await told(store))[before_:] == [Change(ChangeKind.ADDED, SMP, (found[1].ref,))]
     await agree(store, 1)
     await tended(nodes, store)
     await agree(store, 1)
@@ -98,10 +108,14 @@ async def test_a_subscription_that_was_cut_off_is_settled_by_upkeep(
     new = new_queue(b"a")
     with fault(store, how, step), pytest.raises(StoreUnavailableError):
         await store.subscribe(token.ref, new)
+    before_ = len(await told(store))
     await tended(nodes, store)
     made = step in ("HSET", "publish") or (step == "subscribe" and how is How.LOST)
     await agree(store, int(made))
-    assert (await store.find_subscription(new.subscription_id) is not None) is made
+    found = await store.find_subscription(new.subscription_id)
+    assert (found is not None) is made
+    now_told = [Change(ChangeKind.ADDED, SMP, (found[1].ref,))] if found else []
+    assert (await told(store))[before_:] == now_told  # or it would be pending until the next session
     other = await store.subscribe(token.ref, new_queue(b"b"), Limits(per_token=1))
     assert (other is LimitReached.TOKEN) is made
 
