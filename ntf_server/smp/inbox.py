@@ -3,13 +3,15 @@
 SMP acknowledges no NMSG: what a socket has read must reach the store, and outlives the session that it came in. Whoever
 reads waits while much of its own session waits here, so that TCP slows that server down; all sessions together have a
 bound too, but each may put a block in. What cannot be stored because what has its tokens is away lets the rest pass:
-of each queue the last one of these is kept apart, as it is all that the store would keep, and tried again.
+of each queue the last one of these is kept apart, as it is all that the store would keep, and tried again. Ends of
+subscriptions are stored apart too, since what has these may be away.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
@@ -38,7 +40,7 @@ _ENDS: Final = ((smp.End, SubscriptionStatus.END), (smp.Deld, SubscriptionStatus
 class _Waiting:
     """Events of one session; `count`: also those that the store is just asked to take. `late`: by queue, apart."""
 
-    __slots__ = ("count", "ended", "late", "notifications", "repeating", "writing")
+    __slots__ = ("count", "ended", "ending", "late", "notifications", "repeating", "writing")
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,13 +48,8 @@ class _Waiting:
         self.late: dict[bytes, Notification] = {}
         self.repeating = False
         self.notifications: list[Notification] = []
+        self.ending = False
         self.ended: list[Event] = []
-
-    def take_out(self) -> tuple[int, list[Notification], list[Event]]:
-        """All that came since the last time, and how many events that is."""
-        out = self.count, self.notifications, self.ended
-        self.notifications, self.ended = [], []
-        return out
 
 
 class Inbox:
@@ -94,13 +91,17 @@ class Inbox:
                 Notification(notifier_id, seq, now, message.nonce, message.meta)
                 for seq, (notifier_id, message) in enumerate(messages, first)
             ]
-        if len(messages) != len(events):
-            waiting.ended += [e for e in events if isinstance(e.message, smp.End | smp.Deld)]
-        waiting.count += len(events)
-        self._count += len(events)
-        if not waiting.writing:
+        ended = [e for e in events if isinstance(e.message, smp.End | smp.Deld)]
+        waiting.ended += ended
+        waiting.count += len(messages) + len(ended)
+        self._count += len(messages) + len(ended)
+        if messages and not waiting.writing:
             waiting.writing = True
             self._spawn(self._write(session, waiting), "smp events")
+        if ended and not waiting.ending:
+            waiting.ending = True
+            self._spawn(self._write_ends(session, waiting), "ends of subscriptions")
+        self._forget_if_empty(session, waiting)
 
     def _is_full(self, waiting: _Waiting) -> bool:
         if waiting.late and (len(waiting.late) >= _LATE_PER_SESSION or self._late >= _LATE_IN_ALL):
@@ -125,21 +126,41 @@ class Inbox:
             await self._changed.wait()
 
     async def _write(self, session: Session, waiting: _Waiting) -> None:
-        """Store what waits of a session, with what comes while the store is busy."""
+        """Store notifications of a session, with what comes while the store is busy."""
         try:
-            while waiting.count:
-                count, notifications, ended = waiting.take_out()
-                try:
-                    await self._store_events(session, waiting, notifications, ended)
-                except StoreError as e:  # no other try mends it, and what came behind must not wait for that
-                    log.error("%d events of SMP servers cannot be stored: %s", count, e)
-                finally:
-                    waiting.count -= count
-                    self._count -= count
-                    self._changed.set()
+            while some := waiting.notifications:
+                waiting.notifications = []
+                with self._taking(waiting, len(some)):
+                    self._keep_late(session, waiting, await self._store_notifications(session, some))
         finally:
             waiting.writing = False
             self._forget_if_empty(session, waiting)
+
+    async def _write_ends(self, session: Session, waiting: _Waiting) -> None:
+        """The same of ends. What has their queues may be away, which holds up no notification of others."""
+        try:
+            while some := waiting.ended:
+                waiting.ended = []
+                with self._taking(waiting, len(some)):
+                    for kind, status in _ENDS:
+                        ids = [e.entity_id for e in some if isinstance(e.message, kind)]
+                        if ids:
+                            await self._end(session, ids, status)
+        finally:
+            waiting.ending = False
+            self._forget_if_empty(session, waiting)
+
+    @contextmanager
+    def _taking(self, waiting: _Waiting, count: int) -> Iterator[None]:
+        """The store is asked to take so many events."""
+        try:
+            yield
+        except StoreError as e:  # no other try mends it, and what came behind must not wait for that
+            log.error("%d events of SMP servers cannot be stored: %s", count, e)
+        finally:
+            waiting.count -= count
+            self._count -= count
+            self._changed.set()
 
     def _forget_if_empty(self, session: Session, waiting: _Waiting) -> None:
         if self._sessions.get(session) is waiting and not waiting.count and not waiting.late:
@@ -167,47 +188,34 @@ class Inbox:
 
     async def _store_late(self, session: Session, notifications: Sequence[Notification]) -> Sequence[Notification]:
         try:
-            return await self._store_notifications(session, notifications)
+            return await self._store_notifications(session, notifications, again=True)
         except StoreError as e:
             log.error("%d events of SMP servers cannot be stored: %s", len(notifications), e)
             return ()
 
     def _keep_late(self, session: Session, waiting: _Waiting, unstored: Sequence[Notification]) -> None:
         for n in unstored:
-            before = waiting.late.pop(n.notifier_id, n)
-            if before is n:
-                self._late += 1
-            else:  # one of them is all that is to be stored
-                self._metrics.count_server(ServerCounter.RECEIVED, session.server, 1)
-            waiting.late[n.notifier_id] = max(before, n, key=lambda n: n.seq)
+            before = waiting.late.pop(n.notifier_id, None)
+            self._late += before is None
+            waiting.late[n.notifier_id] = max(before or n, n, key=lambda n: n.seq)
         if waiting.late and not waiting.repeating:
             waiting.repeating = True
             self._spawn(self._repeat(session, waiting), "late smp events")
 
     async def _store_notifications(
-        self, session: Session, notifications: Sequence[Notification]
+        self, session: Session, notifications: Sequence[Notification], *, again: bool = False
     ) -> Sequence[Notification]:
-        """Those that cannot be stored now."""
+        """Those that cannot be stored now. `again`: they were counted the first time."""
         try:
             notified = await self.insist(lambda: self._notify(session, notifications))
         except FencedError:
             log.error("%d notifications came in a session that another node has taken over", len(notifications))
             return ()
-        count = len(notifications) - len(notified.unstored)
-        self._metrics.count_server(ServerCounter.RECEIVED, session.server, count)
+        if not again:
+            self._metrics.count_server(ServerCounter.RECEIVED, session.server, len(notifications))
         if notified.unknown:
             self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, session.server, notified.unknown)
         return notified.unstored
-
-    async def _store_events(
-        self, session: Session, waiting: _Waiting, notifications: Sequence[Notification], ended: Sequence[Event]
-    ) -> None:
-        if notifications:
-            self._keep_late(session, waiting, await self._store_notifications(session, notifications))
-        for kind, status in _ENDS:
-            ids = [e.entity_id for e in ended if isinstance(e.message, kind)]
-            if ids:
-                await self._end(session, ids, status)
 
     async def _notify(self, session: Session, notifications: Sequence[Notification]) -> Notified:
         offer = self._dispatcher.offer(len(notifications))

@@ -350,6 +350,53 @@ async def test_what_comes_while_it_is_tried_again_counts(world: World) -> None:
     await world.newest({queue: b"2"})
 
 
+async def test_each_is_counted_once_also_if_a_later_one_comes_while_it_is_tried_again(world: World) -> None:
+    queue, session, gate = await world.queue(), await world.session(), asyncio.Event()
+    store = Partly(world, queue)
+
+    async def held(*arguments: Any) -> Notified:
+        is_second = len(store.calls) == 1
+        notified = await store.notify(*arguments)
+        if is_second:
+            await gate.wait()
+        return notified
+
+    world.store.notify = held  # type: ignore[attr-defined]
+    await world.inbox.take(session, [nmsg(queue, b"1")])
+    for meta, calls in ((b"2", 2), (b"3", 3)):
+        async with asyncio.timeout(10):
+            while len(store.calls) < calls:
+                await asyncio.sleep(0)
+        await world.inbox.take(session, [nmsg(queue, meta)])
+    async with asyncio.timeout(10):
+        while len(store.calls) < 4:
+            await asyncio.sleep(0)
+    store.away.clear()
+    gate.set()
+    await world.empty()
+    await world.newest({queue: b"3"})
+    assert world.metrics.value(ServerCounter.RECEIVED, session.server.hosts[0]) == 3
+
+
+async def test_ends_that_cannot_be_stored_hold_up_no_notifications(world: World) -> None:
+    """Nor does the session wait."""
+    queue, ended, deleted, session = *[await world.queue() for _ in range(3)], await world.session()
+    world.store.failing["end"] = FAILS
+    await world.inbox.take(session, [Event(ended, smp.End()), nmsg(queue, b"1")])
+    async with asyncio.timeout(10):
+        while not world.store.calls["end"]:
+            await asyncio.sleep(0)
+    await world.inbox.take(session, [nmsg(queue, b"2"), Event(deleted, smp.Deld())])
+    await world.newest({queue: b"2"})
+    assert world.inbox.waiting == 2
+    world.store.failing.clear()
+    await world.empty()
+    assert [await world.status(q) for q in (ended, deleted)] == [SubscriptionStatus.END, SubscriptionStatus.DELETED]
+    await asyncio.sleep(0)
+    assert all(task.done() for task in world.tasks)
+    assert world.inbox._sessions == {}
+
+
 async def test_as_much_as_there_is_room_for_waits_and_then_the_session_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
