@@ -1,6 +1,6 @@
 """A session with an SMP server, as what SCHK answers rests on it. No I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -93,6 +93,11 @@ class ServerSession:
         """Another session took so many of the service's subscriptions over."""
         self.service_active, self.auditing, self.ended = False, False, True
         self.confirmed = max(0, self.confirmed - count)
+
+    def add(self, refs: Iterable[Ref]) -> None:
+        """They came since, and are to be subscribed; one that was deleted before counts again."""
+        self.removed.difference_update(refs)
+        self.missing.update(refs)
 
     def remove(self, s: Removed) -> None:
         """It was deleted: it counts no more, nor does the answer to an NSUB of it that is under way."""

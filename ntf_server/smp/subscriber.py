@@ -184,7 +184,7 @@ class Subscriber:
             case ChangeKind.ADDED | ChangeKind.FREE if session is None:
                 self._agent.start(server)
             case ChangeKind.ADDED if session is not None:
-                session.missing.update(change.refs)
+                session.add(change.refs)
                 self._agent.subscribe(server, *change.refs)
             case ChangeKind.LOST:
                 if self._lost_ways:

@@ -66,3 +66,11 @@ def test_what_another_session_took_over_is_not_active() -> None:
     assert not session.active(queue(2, associated=True))
     assert session.confirmed == 0
     assert session.ended
+
+
+def test_what_was_deleted_while_pages_are_read_and_subscribed_anew_is_missing_until_it_is_confirmed() -> None:
+    session = ServerSession(Session(SERVER, 1), service=False)
+    session.remove(queue(4, associated=False))  # a page may still bring it
+    session.add([4])
+    session.complete = True
+    assert (session.missing, session.removed) == ({4}, set())
