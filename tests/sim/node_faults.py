@@ -48,7 +48,7 @@ class NodeFaults:
         """All is well from now on."""
         self.world.redis.heal()
         if self.world.server_clock.offset:
-            self.world.server_clock.step(-self.world.server_clock.offset)
+            self._step(-self.world.server_clock.offset)
         for number in list(self.world.away):
             self._come_back(number)
 
@@ -232,7 +232,7 @@ class NodeFaults:
             return
         step = self.rng.choice(_STEPS)
         self.world.trace.fault("redis:clock", f"{step:+.0f}")
-        clock.step(step)
+        self._step(step)
         self.world.weaken("", 30.0)
         self._later(self.rng.uniform(20, 200), self._right_clock)
 
@@ -240,5 +240,12 @@ class NodeFaults:
         clock = self.world.server_clock
         if clock.offset:
             self.world.trace.fault("redis:clock", "right")
-            clock.step(-clock.offset)
+            self._step(-clock.offset)
             self.world.weaken("", 30.0)
+
+    def _step(self, seconds: float) -> None:
+        """Before nodes see that it was set forward, a check may be recorded as of then: the next comes as much later."""
+        self.world.server_clock.step(seconds)
+        now = self.world.loop.time()
+        if seconds > 0:
+            self.world.excuses.add("check", now, now + seconds)

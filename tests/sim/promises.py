@@ -49,7 +49,7 @@ def check_owed(world: World) -> None:
 def check_periods(world: World) -> None:
     """Who wants a check every so many minutes, and is pushed nothing else, has one."""
     for device in world.devices:
-        excused = ["clock", world.host_of(device.address).name, str(device)]
+        excused = ["clock", "check", world.host_of(device.address).name, str(device)]
         silence = world.excuses.without(excused, device.pushed_at, world.loop.time())
         if device.period and world.is_live(device) and silence > device.period * 66 + _CHECK_SLACK:
             world.trace.violated(device, "got no check for", f"{silence:.0f} s")
