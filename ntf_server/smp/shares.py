@@ -14,6 +14,7 @@ from typing import Final
 from ntf_server.store.contract import PartlyUnavailableError, Store, StoreError
 from ntf_server.store.records import Session
 from smp_bridge.address import ServerAddress
+from smp_bridge.subscriptions import NotWantedError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Shares:
         self._let_go = let_go
         self.is_over = False  # this node is to stop, and takes no server any more
         self._leaving: set[ServerAddress] = set()
-        self._renewed_at = 0.0
+        self._renewed_at = math.inf  # unknown until `run`
         self._late: dict[Session, float] = {}  # that could not be renewed then: when they were last
 
     @property
@@ -61,6 +62,14 @@ class Shares:
                 return False
             self.held[server] = session
         return True
+
+    def check(self, session: Session) -> None:
+        """Before something is subscribed that was just read: this node may have stood still since, and another one speak
+        for the server by now, which what is subscribed here would be taken from. Raises NotWantedError.
+        """
+        renewed_at = self._late.get(session, self._renewed_at)
+        if asyncio.get_running_loop().time() >= renewed_at + self._store.lease * (1 - _LEFT):
+            raise NotWantedError("another node may speak for this server by now")
 
     async def give(self, server: ServerAddress) -> None:
         """This node does not speak for it any more: whoever should have it may take it."""

@@ -266,9 +266,8 @@ class Subscriber:
         """See `Subscriptions`. Each server gets a certificate of its own, so that they cannot tell we are one."""
         if not self._services:
             return None
-        kept = await self._insist(
-            lambda: self._store.service_certificate(server, lambda: new_service_certificate(self._clock()))
-        )
+        make = partial(new_service_certificate, self._clock())
+        kept = await self._insist(lambda: self._store.service_certificate(server, make))
         key = crypto.parse_private(kept.key)
         assert isinstance(key, crypto.SignPrivateKey)
         return Credentials(tuple(load_certificates(kept.chain)), key)
@@ -296,6 +295,7 @@ class Subscriber:
     async def associations(self, session: ServerSession) -> Associations:
         """See `Subscriptions`."""
         session.asked = await self._insist(lambda: self._store.service_state(session.stored))
+        self._shares.check(session.stored)
         return _associations(session.asked)
 
     async def service_subscribed(self, session: ServerSession, said: smp.SOks | None) -> Todo:
@@ -360,9 +360,8 @@ class Subscriber:
             if cursor is not None:
                 pages = max(1, session.audit_size // limit)
                 await asyncio.sleep(min(_AUDIT_PAUSE, _AUDIT_TIME / pages))
-            page = await self._insist(
-                lambda: self._store.page(session.stored, cursor, limit, associated=True)  # noqa: B023
-            )
+            read = partial(self._store.page, session.stored, cursor, limit, associated=True)
+            page = await self._insist(read)
             if refs := session.take_audit_page([w.ref for w in page.wanted], page.cursor):
                 self._metrics.count(Counter.AUDITED, len(refs))
                 return refs
@@ -377,6 +376,7 @@ class Subscriber:
             session.missing.update(w.ref for w in new)
             session.cursor, session.complete = page.cursor, page.cursor is None
             if new:
+                self._shares.check(session.stored)
                 return [session.request(w) for w in new]
         await self._announce(session)
         return []
@@ -388,6 +388,7 @@ class Subscriber:
         session.missing -= gone
         session.audited -= gone
         session.removed -= gone
+        self._shares.check(session.stored)
         return [session.request(w) for w in rows]
 
     async def results(self, session: ServerSession, results: Sequence[NsubResult]) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import pytest
 import virtual_time
 
 from ntf_server.smp.shares import Shares
 from ntf_server.store.contract import PartlyUnavailableError, StoreUnavailableError
 from ntf_server.store.records import Session, Share
 from smp_bridge.address import ServerAddress
+from smp_bridge.subscriptions import NotWantedError
 
 LEASE = 6.0
 ONE, TWO, THREE = (ServerAddress("smp", (f"smp{n}.example.org",), "", b"h" * 32) for n in range(3))
@@ -223,6 +225,25 @@ def test_what_cannot_be_given_is_left_to_the_store() -> None:
         assert asyncio.get_running_loop().time() - began < 1
 
     run(test)
+
+
+def test_what_was_read_before_a_node_stood_still_is_not_subscribed() -> None:
+    """Nor what was read when its lease was about to end: another node may have the server before that gets there."""
+
+    async def main() -> None:
+        shares = World(Leases()).shares
+        shares.check(Session(ONE, 1))  # its leases are not renewed yet
+        shares._renewed_at = asyncio.get_running_loop().time()
+        shares._late = {Session(TWO, 2): shares._renewed_at - 2}
+        await asyncio.sleep(LEASE - 2)
+        shares.check(Session(ONE, 1))
+        with pytest.raises(NotWantedError):
+            shares.check(Session(TWO, 2))
+        await asyncio.sleep(2)
+        with pytest.raises(NotWantedError):
+            shares.check(Session(ONE, 1))
+
+    virtual_time.run(main())
 
 
 def test_a_short_outage_ends_no_session() -> None:

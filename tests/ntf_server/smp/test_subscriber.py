@@ -139,6 +139,36 @@ async def test_what_was_not_paged_yet_is_not_active(
     await node.all_active(ids)
 
 
+@pytest.mark.parametrize("read", ["page", "load"])
+async def test_a_node_that_stood_still_subscribes_nothing_that_it_had_read(
+    node: Node, smp_server: SmpServer, recipient: Recipient, read: str
+) -> None:
+    """Another one may speak for the server by now: it would take that for somebody else's, and an end of it."""
+    queue = await recipient.queue()
+    [kept] = await node.add_active(smp_server, await recipient.queue())
+    shares, answered, gate = node.subscriber._shares, getattr(node.store, read), asyncio.Event()
+
+    async def late(*args: Any) -> Any:
+        answer = await answered(*args)
+        await gate.wait()
+        return answer
+
+    setattr(node.store, read, late)
+    if read == "page":
+        smp_server.drop_all()
+        await node.until(kept, S.INACTIVE)
+    calls = node.store.calls[read]
+    added = await node.add_queue(smp_server, queue)
+    await until(lambda: node.store.calls[read] > calls or read == "page")
+    sessions = node.store.calls["begin"]
+    node.store.lease, shares._renewed_at = 6.0, asyncio.get_running_loop().time() - 6
+    gate.set()
+    await until(lambda: node.store.calls["begin"] > sessions + 1)
+    assert not smp_server.nsubs(queue.notifier_id)
+    shares._renewed_at = asyncio.get_running_loop().time()
+    await node.all_active([kept, added])
+
+
 async def test_a_server_that_comes_back_with_another_identity_stays_inactive_and_is_an_alarm(
     open_node: Open, smp_server: SmpServer, recipient: Recipient, logged: list[Any]
 ) -> None:
