@@ -64,8 +64,8 @@ class Shares:
         return True
 
     def check(self, session: Session) -> None:
-        """Before something is subscribed that was just read: this node may have stood still since, and another one speak
-        for the server by now, which what is subscribed here would be taken from. Raises NotWantedError.
+        """Before what was just read is subscribed: this node may have stood still since, so that another one speaks for
+        the server by now, and would lose it. Raises NotWantedError.
         """
         renewed_at = self._late.get(session, self._renewed_at)
         if asyncio.get_running_loop().time() >= renewed_at + self._store.lease * (1 - _LEFT):

@@ -244,7 +244,7 @@ class NodeFaults:
             self.world.weaken("", 30.0)
 
     def _step(self, seconds: float) -> None:
-        """Before nodes see that it was set forward, a check may be recorded as of then: the next comes as much later."""
+        """Before nodes see that it was set forward a check may be recorded as of then: the next comes as much later."""
         self.world.server_clock.step(seconds)
         now = self.world.loop.time()
         if seconds > 0:
