@@ -228,19 +228,17 @@ class Subscriber:
 
     async def standing(self, server: ServerAddress) -> Standing | None:
         """See `Subscriptions`."""
-        permitted = self._permitted.permits(server)
-        standing = await self._insist(lambda: self._store.standing(server)) if permitted else None
-        if standing is not None and await self._shares.speaks_for(server, lambda: self._acquire(server)):
-            return standing
+        if self._permitted.permits(server):
+            acquire = partial(self._insist, partial(self._store.acquire, server))
+            standing = await self._insist(partial(self._store.standing, server))
+            if standing is not None and await self._shares.speaks_for(server, acquire):
+                return standing
         await self._shares.give(server)
         return None
 
     async def _let_go(self, last: Session) -> None:
         await self._inbox.empty(last.server)
         await self._insist(lambda: self._store.release(last))  # or the store could not forget the server
-
-    async def _acquire(self, server: ServerAddress) -> Session | None:
-        return await self._insist(lambda: self._store.acquire(server))
 
     def connect_wait(self, server: ServerAddress, destinations: Sequence[str], proven: bool, /) -> float:
         """See `Subscriptions`."""
@@ -253,8 +251,7 @@ class Subscriber:
 
     async def given_up(self, server: ServerAddress) -> None:
         """See `Subscriptions`."""
-        stored = await self._acquire(server)
-        if stored is None:
+        if (stored := await self._insist(lambda: self._store.acquire(server))) is None:
             return  # another node may know better
         count = _GIVEN_UP
         while count == _GIVEN_UP:
@@ -274,7 +271,7 @@ class Subscriber:
 
     async def connected(self, server: ServerAddress, service_id: bytes | None, prefix: str) -> ServerSession:
         """See `Subscriptions`."""
-        stored = await self._acquire(server)
+        stored = await self._insist(lambda: self._store.acquire(server))
         if stored is None:
             raise NotWantedError("another node speaks for this server")
         state = await self._insist(lambda: self._store.begin(stored, service_id))
@@ -445,7 +442,7 @@ class Subscriber:
             del self._sessions[session.server]
         if not self._inbox.is_over:
             if session.announced:
-                with contextlib.suppress(FencedError):  # another node's session counts by now
+                with contextlib.suppress(NotWantedError):  # another node's session counts by now
                     await self._insist(lambda: self._store.announce(session.stored, whole=False))
             if self._shares.is_over:
                 await self._shares.give(session.server)
@@ -488,7 +485,10 @@ class Subscriber:
             self._perhaps_unwanted(stored.server)
 
     async def _insist(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await self._inbox.insist(operation)
+        try:
+            return await self._inbox.insist(operation)
+        except FencedError as e:
+            raise NotWantedError("another node speaks for this server by now") from e
 
 
 def _associations(state: ServiceState) -> Associations:

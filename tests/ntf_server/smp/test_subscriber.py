@@ -19,7 +19,7 @@ from node import NOW, Node, settled
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.smp import inbox as module
 from ntf_server.smp.subscriber import ServerSession
-from ntf_server.store.contract import Store, StoreCorruptError
+from ntf_server.store.contract import FencedError, Store, StoreCorruptError
 from ntf_server.store.records import ChangeKind, PushKind, Removed, Session
 from smp_bridge import ntf, smp
 from smp_bridge.address import ServerAddress
@@ -167,6 +167,33 @@ async def test_a_node_that_stood_still_subscribes_nothing_that_it_had_read(
     assert not smp_server.nsubs(queue.notifier_id)
     shares._renewed_at = asyncio.get_running_loop().time()
     await node.all_active([kept, added])
+
+
+@pytest.mark.parametrize("read", ["page", "load"])
+async def test_what_another_node_speaks_for_by_now_is_no_fault(
+    node: Node, smp_server: SmpServer, recipient: Recipient, logged: list[Any], read: str
+) -> None:
+    """The session ends without a traceback, and begins again where the server is this node's."""
+    queue = await recipient.queue()
+    [kept] = await node.add_active(smp_server, await recipient.queue())
+    answer, refused = getattr(node.store, read), list[str]()
+
+    async def once(*args: Any) -> Any:
+        if not refused:
+            refused.append(read)
+            raise FencedError("another node's session counts")
+        return await answer(*args)
+
+    setattr(node.store, read, once)
+    if read == "page":
+        smp_server.drop_all()
+        await node.until(kept, S.INACTIVE)
+    added = await node.add_queue(smp_server, queue)
+    await until(lambda: bool(refused))
+    await node.all_active([kept, added])
+    said = [r.getMessage() for r in logged]
+    assert f"SMP server {smp_server.address.hosts[0]}: another node speaks for this server by now" in said
+    assert not [r for r in logged if r.levelno >= logging.WARNING]
 
 
 async def test_a_server_that_comes_back_with_another_identity_stays_inactive_and_is_an_alarm(
