@@ -25,6 +25,7 @@ from store_world import new_token
 from ntf_server.cli.migrate import Progress, told
 from ntf_server.store.migrate import Migrated
 from ntf_server.store.open import open_store
+from ntf_server.store.redis.schema import SCHEMA
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey, generate_key_text
 from smp_bridge.ntf import DeviceToken, Provider
@@ -256,7 +257,7 @@ async def test_a_node_of_another_schema_does_not_start(made: Path, server: Serve
         done = await asyncio.to_thread(run, "start", "--path", made, **url)
         assert (done.returncode, done.stdout) == (2, "")
         line = next(line for line in done.stderr.splitlines() if line.startswith("ntf-server: "))
-        assert f"{says} (schema {schema}, this one has 2)" in line
+        assert f"{says} (schema {schema}, this one has {SCHEMA})" in line
         assert "Traceback" not in done.stderr and "s3cret" not in done.stderr
 
 
