@@ -16,6 +16,7 @@ from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminError, AdminSocket, Handler
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
+from ntf_server.admin.trace import TRACE, on_trace
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.log_lines import LogLines
 from ntf_server.commands import Commands
@@ -23,11 +24,13 @@ from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
 from ntf_server.config.reload import Part, Reloader, Report, Swap
 from ntf_server.listener import Listener, ListenerConfig, ListenError
 from ntf_server.memory import settle
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Gauge, Metrics
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
+from ntf_server.push.trail import Trail
 from ntf_server.signals import Signals
 from ntf_server.smp import audit
 from ntf_server.smp.lost import LostConfig
@@ -38,11 +41,13 @@ from ntf_server.store.memory import Times
 from ntf_server.store.open import Shared, open_store
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
 from ntf_server.version import VERSION
+from smp_bridge.address import DEFAULT_PORT, ServerAddress
 from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.turns import TurnsConfig
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 _SWITCH_INTERVAL: Final = 0.0005  # seconds: with Python's 5 ms the store's thread waits ten times as long for the GIL
 GRACE: Final = 10.0  # seconds that pushes in flight, and commands in progress, get of the time for a stop
@@ -74,6 +79,7 @@ class Relay:
         self._listener: Listener | None = None
         self._providers: Providers | None = None
         self._dispatcher: Dispatcher | None = None
+        self._trail: Trail | None = None
         self._reloader: Reloader | None = None
         self._drain: Drain | None = None
 
@@ -169,6 +175,29 @@ class Relay:
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
+        self._tell_started(providers)
+
+    def _tell_started(self, providers: Providers) -> None:
+        config, settings = self._config, self._config.settings
+        host = settings.transport.host or "localhost"
+        port = "" if self.port == DEFAULT_PORT["ntf"] else str(self.port)
+        on = sorted(provider.value for provider in providers.table)
+        switched_off = {
+            "checks": settings.delivery.checks == "off",
+            "limits": config.budgets is None,
+            "metrics": not settings.metrics.port,
+            "audit": not settings.subscriber.audit_period,
+            **{provider.value: provider not in providers.table for provider in Provider},
+        }
+        events.tell(
+            Event.RELAY_STARTED,
+            "serving clients",
+            version=VERSION,
+            address=str(ServerAddress("ntf", (host,), port, config.credentials.key_hash)),
+            store=str(config.store),
+            providers=",".join(on),
+            off=",".join(name for name, off in switched_off.items() if off),
+        )
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
@@ -210,7 +239,10 @@ class Relay:
             for provider, places in providers.in_flight.items()
         }
         config = DispatcherConfig(schedules=schedules)
-        return Dispatcher(store, providers.table, config, service=providers.service, metrics=self._metrics)
+        self._trail = trail = Trail(store.fingerprint, providers.origin, self._clock)
+        return Dispatcher(
+            store, providers.table, config, service=providers.service, on_ended=trail.add, metrics=self._metrics
+        )
 
     def _make_listener(self, commands: Commands) -> Listener:
         transport = self._config.settings.transport
@@ -260,6 +292,7 @@ class Relay:
 
     async def _start_admin(self, store: Store, drain: Drain) -> None:
         """Last: healthy is who has started, and not begun to stop."""
+        assert self._trail is not None
         if error := socket_path_error(self._config.admin_socket):
             log.warning("no admin socket: %s", error)
         else:
@@ -268,6 +301,7 @@ class Relay:
                 "reload": self._on_reload,
                 DRAIN: partial(self._on_drain, drain),
                 INVALIDATE: partial(on_invalidate, store),
+                TRACE: partial(on_trace, store, self._trail.of),
             }
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())
@@ -391,9 +425,12 @@ async def _run(config: Config, on_ready: Callable[[Relay], None], signals: Signa
         drained.cancel()
         signals.detach()
         systemd.stopping()
-        log.info("stopping")
+        events.tell(Event.RELAY_STOPPING, "stopping")
         error = relay.failed.exception() if relay.failed.done() else None
     finally:
+        began = asyncio.get_running_loop().time()
         await relay.__aexit__(None, None, None)
+        seconds = round(asyncio.get_running_loop().time() - began, 1)
+        events.tell(Event.RELAY_STOPPED, "stopped", seconds=seconds)
     if error is not None:
         raise error

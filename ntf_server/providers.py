@@ -28,7 +28,7 @@ from ntf_server.push.webpush.open import OpenWebPush
 from ntf_server.push.webpush.settings import WebPushSettings
 from ntf_server.store.clock import since_boot
 from ntf_server.store.records import Claim, PushKind
-from smp_bridge.ntf import Provider
+from smp_bridge.ntf import DeviceToken, Provider
 
 _CHECK_TTL: Final = 3600  # seconds that a provider keeps a periodic push
 _MAX_CONNECTIONS: Final = 32  # to one host
@@ -118,7 +118,11 @@ class Providers:
 
     def service(self, claim: Claim) -> str:
         """The push service of a claim, in words, where a provider has many; else empty."""
-        return self.fronts[claim.device.provider].origin(claim.device)
+        return self.origin(claim.device)
+
+    def origin(self, device: DeviceToken) -> str:
+        """The same of a device."""
+        return self.fronts[device.provider].origin(device)
 
     async def close(self) -> None:
         """Give up what is in flight."""

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "backup": "Copy the database to a new file, while the server runs or not.",
     "rekey": "Change the key that seals the database; the server must be stopped.",
     "migrate": "Move a store into another one, between SQLite and Redis; no server may run.",
+    "trace": "Say what became of a device's pushes, while the server runs or not.",
     "tokens": "Make registrations invalid, while the server runs or not.",
     "delete": "Delete the server's identity, configuration and database.",
     "demo": "Show a wake-up from end to end, on this machine alone.",

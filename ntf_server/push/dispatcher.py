@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
 from ntf_server.push.health import Notice
 from ntf_server.push.schedule import Schedule, ScheduleConfig
@@ -23,6 +24,7 @@ from ntf_server.store.records import Claim, Ended, Entry, Outcome
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 _BATCH: Final = 100  # claims taken at once
 _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
@@ -151,13 +153,15 @@ class Dispatcher:
         config: DispatcherConfig | None = None,
         *,
         service: Callable[[Claim], str] = lambda _: "",
+        on_ended: Callable[[Outcome], None] = lambda _: None,
         metrics: Metrics | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        """`service`: the push service of a claim, in words, where a provider has many."""
+        """`service`: the push service of a claim, in words, where a provider has many. `on_ended` hears of each try."""
         self._store = store
         self._config = config = config or DispatcherConfig()
         self._service = service
+        self._on_ended = on_ended
         self._metrics = metrics or Metrics()
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
@@ -301,6 +305,7 @@ class Dispatcher:
             self._count(lane, claim, verdict, outcome)
         if notice is not None:
             _tell(notice)
+        self._on_ended(outcome)
         self._ended([outcome])
         lane.changed()
 
@@ -311,11 +316,11 @@ class Dispatcher:
         self._pending += outcomes
 
     def _count(self, lane: _Lane, claim: Claim, verdict: Verdict, outcome: Outcome) -> None:
-        log.debug("a push through %s: %s: %s", lane.name.value, outcome.ended.value, outcome.reason)
         suspected = isinstance(verdict, DeadToken) and outcome.ended is not Ended.DEAD  # but nothing is done to it
         self._metrics.count_kind(KindCounter.PUSHES_RETRIED if suspected else _KINDS[type(verdict)], lane.name)
         if isinstance(verdict, DeadToken) and not suspected:
-            log.info("a token of %s is invalid: %s", lane.name.value, verdict.reason.value)
+            reason = verdict.reason.value
+            events.tell(Event.TOKEN_DEAD, "a device token is invalid", provider=lane.name.value, reason=reason)
             self._count_entries(ServerCounter.FAILED, claim.entries)
 
     def _count_delivered(self, outcomes: Sequence[Outcome]) -> None:
@@ -374,4 +379,5 @@ class Dispatcher:
 
 
 def _tell(notice: Notice) -> None:
-    log.log(notice.level, "%s", notice.text)
+    fields = {"provider": notice.provider, "reason": notice.reason, "seconds": notice.seconds}
+    events.tell(notice.event, "%s", notice.text, **fields)

@@ -7,26 +7,21 @@ Times are seconds of one monotonic clock.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 
+from ntf_server.observe.events import Event
 from ntf_server.store.records import Record
 
 FIRST_PAUSE = 1.0
 
 
-class Level(IntEnum):
-    """How loud a notice is: those of `logging`."""
-
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
-
-
 class Notice(Record, frozen=True):
-    """A line for the operator."""
+    """An event for the operator, and its fields: the way's name, the provider's words, since how many seconds."""
 
-    level: Level
+    event: Event
     text: str
+    provider: str
+    reason: str
+    seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +91,15 @@ class Health:
         return None
 
     def _recovered(self, name: str, now: float) -> Notice | None:
-        since, told = self.troubled_since, self._said_at is not None
+        since, told, reason = self.troubled_since, self._said_at is not None, self.reason
         self._paused, self.proven = False, True
         self.pauses = self.refused = self.suspected = 0
         self.troubled_since = self._said_at = None
         if not told or since is None:
             return None
-        return Notice(Level.WARNING, f"{name}: pushes go through again, after {now - since:.0f} s: {self.reason}")
+        seconds = round(now - since)
+        text = f"{name}: pushes go through again, after {seconds} s: {reason}"
+        return Notice(Event.PROVIDER_WELL, text, name, reason, seconds)
 
     def answered(self, now: float) -> None:
         """An answer that is about the push alone: whoever was out of reach is there again."""
@@ -129,7 +126,7 @@ class Health:
     def ours(self, name: str, now: float, reason: str) -> Notice | None:
         """The operator's fault, or ours: pause, and say so at once."""
         self.pause(now, reason, longest=self._config.longest_pause)
-        return self._say(now, f"{name} refuses pushes for a fault of this server: {reason}")
+        return self._say(name, now, f"{name} refuses pushes for a fault of this server: {reason}")
 
     def unreachable(self, now: float, reason: str, after: float | None) -> None:
         """It cannot be reached, or asks to be left alone."""
@@ -142,7 +139,7 @@ class Health:
         if self.refused < self._config.refusals and not self.is_probed(now):
             return None
         self.pause(now, reason, longest=self._config.longest_pause)
-        return self._say(now, f"{name} refuses all pushes: {reason}") if self.proven else None
+        return self._say(name, now, f"{name} refuses all pushes: {reason}") if self.proven else None
 
     def suspect(self, name: str, now: float, reason: str) -> Notice | None:
         """A token that was good is called bad, and nothing went through yet: is it we who are wrong?"""
@@ -155,7 +152,7 @@ class Health:
             f"{name} calls tokens bad that it took before, and has taken none since the start ({reason}): are topic,"
             " host and key the right ones? The tokens stay as they are; mend the configuration, then reload"
         )
-        return self._say(now, text)
+        return self._say(name, now, text)
 
     def failed(self, name: str, now: float, reason: str) -> Notice | None:
         """A push failed, for a reason that may be its own. If that lasts, it is told."""
@@ -163,7 +160,7 @@ class Health:
         since = self.troubled_since
         if since is None or now - since < self._config.loud_after or not (self._loud or self.proven):
             return None
-        return self._say(now, f"{name}: no push has gone through for {now - since:.0f} s: {reason}")
+        return self._say(name, now, f"{name}: no push has gone through for {now - since:.0f} s: {reason}")
 
     def mended(self, now: float) -> None:
         """The operator may have mended it: try at once, and trust nothing that was proven before."""
@@ -178,8 +175,9 @@ class Health:
         if self.troubled_since is None:
             self.troubled_since = now
 
-    def _say(self, now: float, text: str) -> Notice | None:
+    def _say(self, name: str, now: float, text: str) -> Notice | None:
         if self._said_at is not None and now - self._said_at < self._config.loud_again:
             return None
         self._said_at = now
-        return Notice(Level.ERROR, text)
+        since = now if self.troubled_since is None else self.troubled_since
+        return Notice(Event.PROVIDER_TROUBLE, text, name, self.reason, round(now - since))

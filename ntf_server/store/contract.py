@@ -16,6 +16,7 @@ from ntf_server.store.records import (
     Change,
     Confirmed,
     Cursor,
+    Device,
     LastPush,
     LimitReached,
     Limits,
@@ -178,6 +179,14 @@ class Tokens(Protocol):
 
     async def last_push(self, token: Ref) -> LastPush | None:
         """What came of the last push to a token."""
+        ...
+
+    async def device_of(self, token: Ref) -> Device | None:
+        """Which device it is; None: the registration is gone."""
+        ...
+
+    def fingerprint(self, device: DeviceToken) -> str:
+        """The same of a device token."""
         ...
 
 

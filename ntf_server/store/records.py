@@ -108,6 +108,13 @@ class LastPush(Record, frozen=True):
     reason: str
 
 
+class Device(Record, frozen=True):
+    """A registration's device, as operators see it; `fingerprint`: see `Sealer.fingerprint`."""
+
+    provider: Provider
+    fingerprint: str
+
+
 # --- queues
 
 
@@ -234,6 +241,14 @@ class Claim(Record, frozen=True, eq=False, gc=False):
     delivered_before: bool = False
     app: str = ""
     vapid_key: bytes = b""
+
+
+def push_uuid(push_id: bytes) -> str:
+    """A push's id as Apple and operators see it: a UUID of version 4 (RFC 9562, section 5.4), of 16 bytes; `uuid` takes
+    four times as long.
+    """
+    h = push_id.hex()
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-a{h[17:20]}-{h[20:]}"
 
 
 class Ended(StrEnum):

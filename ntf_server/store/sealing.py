@@ -164,6 +164,10 @@ class Sealer:
             device_token = device_token.lower()
         return hmac.digest(self._lookup_key, bytes([len(name)]) + name + device_token, "sha256")
 
+    def fingerprint(self, provider: str, device_token: bytes) -> str:
+        """What operators see in place of a device token: 12 hex digits; the beginning of `lookup`."""
+        return fingerprint(self.lookup(provider, device_token))
+
     def origin(self, origin: str) -> bytes:
         """What stands for a push service's origin: HMAC-SHA256, 16 bytes; empty for none."""
         return hmac.digest(self._lookup_key, b"\x06origin" + origin.encode(), "sha256")[:16] if origin else b""
@@ -173,8 +177,14 @@ class Sealer:
         return hmac.digest(self._lookup_key, b"\x06budget" + text, "sha256")[:16]
 
 
+_FINGERPRINT: Final = 6  # bytes
 _HEX: Final = frozenset([Provider.APNS, Provider.APNS_SANDBOX, Provider.APNS_TEST])
 _HEX_DIGITS: Final = re.compile(rb"[0-9A-Fa-f]+")
+
+
+def fingerprint(lookup: bytes) -> str:
+    """Of what a device token is found by."""
+    return lookup[:_FINGERPRINT].hex()
 
 
 def _derive(key: bytes, purpose: bytes, size: int) -> bytes:

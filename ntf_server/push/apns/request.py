@@ -6,7 +6,7 @@ from typing import Final
 
 from ntf_server.push.exchange import Endpoint, HttpRequest
 from ntf_server.push.payload import apns_body
-from ntf_server.store.records import Claim, Entry, PushKind
+from ntf_server.store.records import Claim, Entry, PushKind, push_uuid
 from smp_bridge.ntf import DeviceToken
 
 _NO_SEGMENT: Final = frozenset([b"", b".", b".."])  # device tokens that would make another path
@@ -31,7 +31,7 @@ def request(
     device_token = token.decode() if token.isalnum() else urllib.parse.quote(token, safe="")
     headers = [
         f"apns-topic: {topic}",
-        f"apns-id: {_uuid(claim.push_id)}",
+        f"apns-id: {push_uuid(claim.push_id)}",
         f"apns-expiration: {claim.since + ttl[claim.kind]}",
         "content-type: application/json",
     ]
@@ -42,9 +42,3 @@ def request(
     else:  # what waits on the device's way may be replaced: never messages
         headers += [*_BACKGROUND, f"apns-collapse-id: {claim.kind.name.lower()}"]
     return HttpRequest(endpoint, f"/3/device/{device_token}", headers, body), held
-
-
-def _uuid(push_id: bytes) -> str:
-    """Version 4 (RFC 9562, section 5.4), of 16 bytes; `uuid` takes four times as long."""
-    h = push_id.hex()
-    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-a{h[17:20]}-{h[20:]}"

@@ -25,6 +25,7 @@ from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.streams import StreamReader
 from ntf_server.store.redis.topology import SLOTS, Table, Topology
 from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
+from ntf_server.store.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ _GLANCE: Final = 0.1  # seconds between two looks whether one is
 _PAUSES: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # seconds before it is tried again; then the last one, for ever
 _LOOK_PAUSE: Final = 0.05  # seconds between two looks at least
 _LOOK_EVERY: Final = 0.5  # seconds: Sentinels may have chosen another one, while the old one answers us still
-_REPEAT_LOG: Final = 60.0  # seconds between two lines that say that it fails
 _UNKNOWN: Final = 5  # times that a server may say that it does not have a script which it was sent
 _NO_DURABILITY: Final = Durability()
 
@@ -103,7 +103,7 @@ class Database:
         self._wanted = asyncio.Event()  # a look
         self._trouble: StoreError | None = None  # of the last look
         self._looker: asyncio.Task[None] | None = None
-        self._said_at = float("-inf")  # that it fails
+        self._failing = Trouble(__name__, self._loop.time)
         self._closed = False
 
     @classmethod
@@ -311,6 +311,7 @@ class Database:
 
     def answered(self, pending: Pending, answer: Any) -> None:
         """See `primary.Owner`."""
+        self._failing.worked()
         self._end(pending, answer)
 
     def failed(self, pending: Pending, at: Endpoint, error: Exception) -> None:
@@ -406,11 +407,7 @@ class Database:
         self._end(pending, error=unavailable(reason or f"{self.url} does not answer", limit))
 
     def _told(self, error: StoreError) -> StoreError:
-        """Here, and once a minute: everybody who uses a store fails with it."""
-        now = self._loop.time()
-        if isinstance(error, StoreUnavailableError) and now - self._said_at >= _REPEAT_LOG:
-            self._said_at = now
-            log.error("the store fails; what it is asked for is tried again: %s", error)
+        self._failing.failed(error)
         self._on_error(error)
         return error
 

@@ -34,6 +34,7 @@ from ntf_server.store.records import (
     Claim,
     Confirmed,
     Cursor,
+    Device,
     Ended,
     LastPush,
     LimitReached,
@@ -283,6 +284,14 @@ class RedisStore:
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""
         return await self._do(lambda: tokens.last_push(self._node, _token(token)))
+
+    async def device_of(self, token: Ref) -> Device | None:
+        """See `Store`."""
+        return await self._do(lambda: tokens.device_of(self._node, _token(token)))
+
+    def fingerprint(self, device: DeviceToken) -> str:
+        """See `Store`."""
+        return self._state.sealer.fingerprint(device.provider, device.token)
 
     # --- queues
 

@@ -21,7 +21,7 @@ from msgspec import structs
 from ntf_server.store.clients import KeptClient, is_same_client
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import provider_of
-from ntf_server.store.records import Cursor, LastPush, NewToken, Registered, Replacement, Token
+from ntf_server.store.records import Cursor, Device, LastPush, NewToken, Registered, Replacement, Token
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_aside
 from ntf_server.store.redis.queues import CUT_OFF, remove
@@ -39,8 +39,8 @@ from ntf_server.store.redis.rows import (
     replaced,
     token_record,
 )
-from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, SealingError
-from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, SealingError, fingerprint
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
 
 _TRIES: Final = 20  # of a registration that others change at the same time
 _SLICE: Final = 500  # subscriptions that are deleted at once
@@ -358,3 +358,12 @@ async def last_push(node: Node, token: bytes) -> LastPush | None:
         return None
     push = pushed(packed)
     return structs.replace(push, at=push.at - node.shift)
+
+
+async def device_of(node: Node, token: bytes) -> Device | None:
+    """See `Store.device_of`."""
+    [packed] = await node.fields(token, [b"r"])
+    if packed is None:
+        return None
+    kept = registration(packed)
+    return Device(Provider(kept.provider), fingerprint(kept.lookup))

@@ -21,6 +21,7 @@ from ntf_server.store.contract import (
     StoreFullError,
     StoreUnavailableError,
 )
+from ntf_server.store.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ _LAST_WRITES: Final = 4.0  # seconds beyond that for a slow one
 _PAUSES: Final = (0.005, 0.05)  # seconds between two tries: at first, and at most
 _ENOUGH: Final = 32  # operations that do not wait for others any more
 _MAX_GROUP: Final = 512
-_REPEAT_LOG: Final = 60.0  # seconds between two lines that say that it fails
 _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PASSING: Final = (
     sqlite3.SQLITE_BUSY,
@@ -155,7 +155,7 @@ class Database:
         self._given_at = 0.0
         self._closed = False
         self._give_up_at = float("inf")
-        self._said_at = float("-inf")  # that it fails
+        self._trouble = Trouble(__name__, self._loop.time)
         self._broken = False  # the connection is to be replaced
         self._done: list[asyncio.Future[None]] = []
         self._threads: list[threading.Thread] = []
@@ -387,20 +387,14 @@ class Database:
         for item, value, error in results:
             future = item.future
             if error is None:
+                self._trouble.worked()
                 if not future.cancelled():
                     future.set_result(value)
                 elif item.lost is not None:
                     item.lost(value)
                 continue
             if isinstance(error, StoreError | StoreCorruptError):
-                self._say(error)
+                self._trouble.failed(error)
                 self._on_error(error)
             if not future.cancelled():
                 future.set_exception(error)
-
-    def _say(self, error: Exception) -> None:
-        """Here, and once a minute: everybody who uses a store fails with it."""
-        now = self._loop.time()
-        if isinstance(error, StoreUnavailableError) and now - self._said_at >= _REPEAT_LOG:
-            self._said_at = now
-            log.error("the store fails; what it is asked for is tried again: %s", error)

@@ -34,6 +34,7 @@ from ntf_server.store.records import (
     Claim,
     Confirmed,
     Cursor,
+    Device,
     Ended,
     LastPush,
     LimitReached,
@@ -258,6 +259,14 @@ class SqliteStore:
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""
         return await self._read(lambda c: tokens.last_push(c, _number(token)))
+
+    async def device_of(self, token: Ref) -> Device | None:
+        """See `Store`."""
+        return await self._read(lambda c: tokens.device_of(c, _number(token)))
+
+    def fingerprint(self, device: DeviceToken) -> str:
+        """See `Store`."""
+        return self._state.sealer.fingerprint(device.provider, device.token)
 
     # --- queues
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from ntf_server.store.clients import KeptClient, is_same_client
 from ntf_server.store.memory import State
-from ntf_server.store.records import ALIVE, Cursor, LastPush, NewToken, Registered, Replacement, Token
-from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, Sealer, SealingError
+from ntf_server.store.records import ALIVE, Cursor, Device, LastPush, NewToken, Registered, Replacement, Token
+from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SERVER_DH, Sealer, SealingError, fingerprint
 from ntf_server.store.sqlite.due import due_now, due_when_free
 from ntf_server.store.sqlite.queues import clear_slice
 from ntf_server.store.sqlite.rows import (
@@ -22,7 +22,7 @@ from ntf_server.store.sqlite.rows import (
     one_row,
     token_record,
 )
-from smp_bridge.ntf import DeviceToken, InvalidReason, TokenStatus
+from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, TokenStatus
 
 _AT_ONCE: Final = 500  # subscriptions that a deletion clears itself
 
@@ -259,6 +259,12 @@ def last_push(c: sqlite3.Connection, ref: int) -> LastPush | None:
         "SELECT push_id, pushed_at, ended, reason FROM deliveries WHERE token = ? AND ended IS NOT NULL", (ref,)
     ).fetchone()
     return LastPush(row[0], row[1], row[2], row[3] or "") if row else None
+
+
+def device_of(c: sqlite3.Connection, ref: int) -> Device | None:
+    """See `Store.device_of`."""
+    row = c.execute("SELECT provider, device_lookup FROM tokens WHERE ref = ?", (ref,)).fetchone()
+    return Device(Provider(row[0]), fingerprint(row[1])) if row else None
 
 
 def _number(ref: Any) -> int:

@@ -1,5 +1,7 @@
 """Registrations: TNEW, TVFY, TRPL, TDEL, TCRN, and the last push."""
 
+import re
+
 from msgspec.structs import replace
 
 from ntf_server.store.contract import DamagedRecordError
@@ -397,6 +399,24 @@ async def the_last_push_is_kept(bench: Bench) -> None:
     last = await store.last_push((await known(store, token)).ref)
     assert last is not None
     assert (last.push_id, last.outcome, last.at) == (claim.push_id, Ended.DELIVERED, int(bench.clock.wall()))
+
+
+async def a_device_is_known_by_its_fingerprint(bench: Bench) -> None:
+    """The same after a restart, and whatever becomes of its registration; another one after TRPL."""
+    store = await bench.open()
+    token = await register(store, new_token(1))
+    found = await store.device_of(token.ref)
+    assert found is not None and found.provider is device(1).provider
+    assert re.fullmatch(r"[0-9a-f]{12}", found.fingerprint)
+    assert found.fingerprint == store.fingerprint(device(1)) != store.fingerprint(device(2))
+    store = await bench.reopen(store)
+    ref = (await known(store, token)).ref
+    assert await store.device_of(ref) == found
+    assert await store.replace(ref, Replacement(device(2), b"c" * 32))
+    replaced = await store.device_of(ref)
+    assert replaced is not None and replaced.fingerprint == store.fingerprint(device(2))
+    await store.delete_token(ref)
+    assert await store.device_of(ref) is None
 
 
 async def what_was_not_tried_is_no_last_push(bench: Bench) -> None:

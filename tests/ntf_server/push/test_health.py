@@ -2,7 +2,8 @@
 
 import pytest
 
-from ntf_server.push.health import Health, HealthConfig, Level
+from ntf_server.observe.events import Event
+from ntf_server.push.health import Health, HealthConfig
 
 
 def health(*, loud: bool = True, **config: float) -> Health:
@@ -71,10 +72,12 @@ def test_a_fault_of_ours_is_said_at_once_then_every_ten_minutes_and_so_is_its_en
     for now in range(0, 1300, 10):
         notice = h.ours("AP", float(now), "403 InvalidProviderToken")
         if notice:
-            said.append((now, notice.level))
-    assert said == [(0, Level.ERROR), (600, Level.ERROR), (1200, Level.ERROR)]
+            said.append((notice.event, notice.seconds))
+    assert said == [(Event.PROVIDER_TROUBLE, seconds) for seconds in (0, 600, 1200)]
     end = h.succeeded("AP", 1300)
     assert end is not None and "1300 s" in end.text and "InvalidProviderToken" in end.text
+    assert (end.event, end.provider, end.seconds) == (Event.PROVIDER_WELL, "AP", 1300)
+    assert end.reason == "403 InvalidProviderToken"
     assert h.succeeded("AP", 1301) is None
 
 
@@ -83,7 +86,7 @@ def test_failures_that_last_a_minute_are_said() -> None:
     assert h.failed("AP", 0, "500") is None
     assert h.failed("AP", 59, "500") is None
     notice = h.failed("AP", 60, "500 InternalServerError")
-    assert notice is not None and notice.level == Level.ERROR
+    assert notice is not None and notice.event is Event.PROVIDER_TROUBLE
     assert "60 s" in notice.text and "500 InternalServerError" in notice.text
     assert h.succeeded("AP", 61) is not None
 
@@ -124,7 +127,7 @@ def test_the_third_good_token_that_is_called_bad_pauses_a_way_that_took_nothing_
     assert h.suspect("AP", 0, "TOPIC") is None
     assert not h.is_paused(0)
     notice = h.suspect("AP", 0, "TOPIC")
-    assert notice is not None and notice.level == Level.ERROR and "topic" in notice.text
+    assert notice is not None and notice.event is Event.PROVIDER_TROUBLE and "topic" in notice.text
     assert h.is_paused(0)
 
 

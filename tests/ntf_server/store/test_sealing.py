@@ -1,5 +1,6 @@
 import base64
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from ntf_server.store.sealing import (
     Sealer,
     SealingError,
     WrongMasterKeyError,
+    fingerprint,
     generate_key_text,
 )
 
@@ -251,6 +253,15 @@ def test_a_value_opens_only_where_it_belongs(column: bytes, row: bytes, other_co
 def test_another_database_key_opens_nothing() -> None:
     with pytest.raises(SealingError):
         Sealer(RAW).open(Sealer(DATABASE_KEY).seal(b"plain", CONTEXT), CONTEXT)
+
+
+def test_a_fingerprint_needs_the_key() -> None:
+    """The same of one device token, in whatever case Apple's hex is; another one with another key."""
+    first, second = (Sealer(bytes([n]) * 32) for n in range(2))
+    found = first.fingerprint("AP", b"ab12")
+    assert re.fullmatch("[0-9a-f]{12}", found)
+    assert found == first.fingerprint("AP", b"AB12") == fingerprint(first.lookup("AP", b"ab12"))
+    assert len({found, second.fingerprint("AP", b"ab12"), first.fingerprint("FC", b"ab12")}) == 3
 
 
 def test_the_same_value_never_looks_the_same() -> None:

@@ -399,7 +399,7 @@ async def test_that_it_fails_is_told_once_a_minute(path: Path, caplog: pytest.Lo
     line = f"the store fails; what it is asked for is tried again: {path}: database or disk is full"
     async with opened(path) as database:
         for seconds, expected in ((0, 1), (59, 1), (1, 2)):
-            database._said_at -= seconds
+            database._trouble._said_at -= seconds
             failed = await asyncio.gather(*(database.run(fail) for _ in range(5)), return_exceptions=True)
             assert [type(e) for e in failed] == [StoreFullError] * 5
             with pytest.raises(StoreConflictError):  # a fault of ours, which its caller tells
