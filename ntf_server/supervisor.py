@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
+from ntf_server.observe.events import Event, EventLog
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 STOP_DEADLINE: Final = 20.0  # seconds for a whole stop; TimeoutStopSec of the unit is more
 MIN_BACKOFF: Final = 1.0  # seconds
@@ -182,7 +185,8 @@ class Supervisor:
         now = self._loop.time()
         if now - self._shouted.get(name, float("-inf")) >= SHOUT_EVERY:
             self._shouted[name] = now
-            log.error("%s failed: %s", name, error or type(error).__name__, exc_info=error)
+            why = str(error) or type(error).__name__
+            events.tell(Event.PART_FAILED, "%s failed: %s", name, why, exc_info=error, part=name, reason=why)
 
     def _ends_with(self, error: BaseException) -> bool:
         return self.failed_with(type(error)) and self.failed.exception() is error

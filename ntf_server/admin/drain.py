@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from ntf_server.admin.socket import AdminError
 from ntf_server.listener import Listener
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.contract import Store, StoreError
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 DRAIN: Final = "drain"  # the admin socket's command
 LONGEST: Final = 3600.0  # seconds that it may take
@@ -72,7 +74,7 @@ class Drain:
             await self._hand_over(seconds)
         except Exception:  # a fault of ours: a stop does what is left
             log.exception("draining failed")
-        log.info("drained; left: %s", told(self.held()))
+        events.tell(Event.RELAY_DRAINED, "drained; left: %s", told(self.held()))
         self.finished.set()
         await asyncio.sleep(_LAST)
         self.over.set()
@@ -81,7 +83,7 @@ class Drain:
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         await self.leave()
-        log.info("draining: %s", told(self.held()))
+        events.tell(Event.RELAY_DRAINING, "draining: %s", told(self.held()))
         await self._listener.close(seconds)
         await self._subscriber.close(max(0.0, until - clock()))
         await self._dispatcher.close(max(0.0, until - clock()))

@@ -1,15 +1,15 @@
 """What an operator does to all registrations of a kind, while the relay runs or not."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ntf_server.admin.socket import AdminError
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.contract import StoreError, Tokens
 from ntf_server.store.records import Cursor
 from smp_bridge.ntf import InvalidReason, TokenStatus
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 INVALIDATE: Final = "tokens invalidate"  # the admin socket's command
 _SLICE: Final = 1000  # tokens that are looked at in one transaction
@@ -23,7 +23,9 @@ async def invalidate(store: Tokens, status: TokenStatus, reason: InvalidReason) 
         count, after = await store.invalidate(status, reason, after, _SLICE)
         total += count
         if after is None:
-            log.warning("%d tokens that were %s are INVALID (%s) now: an operator asked for it", total, status, reason)
+            text = "%d tokens that were %s are INVALID (%s) now: an operator asked for it"
+            fields: dict[str, Any] = {"count": total, "status": status.value, "reason": reason.value}
+            events.tell(Event.TOKENS_INVALIDATED, text, total, status, reason, **fields)
             return total
 
 

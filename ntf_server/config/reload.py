@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ntf_server.config import files
 from ntf_server.config.files import Config, ConfigError
 from ntf_server.config.settings import Limits, Settings
+from ntf_server.observe.events import Event, EventLog
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 
 class Part(StrEnum):
@@ -114,7 +116,7 @@ class Reloader:
         """Read everything again; what is bad changes nothing. The outcome is logged as one line."""
         async with self._turn:
             report = await self._reload()
-        (log.error if report.error else log.info)("reload: %s", report)
+        events.tell(Event.CONFIG_REFUSED if report.error else Event.CONFIG_RELOADED, "reload: %s", report)
         return report
 
     async def _reload(self) -> Report:

@@ -35,6 +35,8 @@ class Event(StrEnum):
         "providers",
         "off",
     )
+    RELAY_DRAINING = "relay.draining", logging.INFO, "An operator has it hand over what it has."
+    RELAY_DRAINED = "relay.drained", logging.INFO, "It has; it stops."
     RELAY_STOPPING = "relay.stopping", logging.INFO, "The relay was asked to stop, or has to."
     RELAY_STOPPED = "relay.stopped", logging.INFO, "The relay has ended; nothing of it runs any more.", "seconds"
     PUSH_ENDED = (
@@ -76,6 +78,12 @@ class Event(StrEnum):
         "reason",
         "seconds",
     )
+    PROVIDER_MISSING = (
+        "provider.missing",
+        logging.ERROR,
+        "Pushes wait for providers that are not configured.",
+        "providers",
+    )
     STORE_TROUBLE = (
         "store.trouble",
         logging.ERROR,
@@ -83,6 +91,92 @@ class Event(StrEnum):
         "reason",
     )
     STORE_WELL = "store.well", logging.WARNING, "It does: the end of `store.trouble`.", "seconds", "failures"
+    STORE_DOUBTED = (
+        "store.doubted",
+        logging.WARNING,
+        "Redis began anew, or another one is primary: what was written last may be lost. Queues are subscribed again,"
+        " devices are told to look.",
+    )
+    STORE_PRIMARIES = "store.primaries", logging.INFO, "Others have Redis's slots than before.", "primaries"
+    SHARDS_TROUBLE = (
+        "shards.trouble",
+        logging.WARNING,
+        "A primary of a Redis cluster is away: what it has waits, the rest goes on.",
+        "reason",
+    )
+    SHARDS_WELL = "shards.well", logging.WARNING, "All can be had: the end of `shards.trouble`."
+    RECORDS_DAMAGED = (
+        "records.damaged",
+        logging.ERROR,
+        "Records of the store cannot be read, and are set aside.",
+        "table",
+        "count",
+    )
+    TOKENS_INVALIDATED = (
+        "tokens.invalidated",
+        logging.WARNING,
+        "An operator made registrations INVALID.",
+        "count",
+        "status",
+        "reason",
+    )
+    CLOCK_SET = (
+        "clock.set",
+        logging.WARNING,
+        "Somebody set the clock, by so many seconds.",
+        "seconds",
+    )
+    SMP_STARTED = "smp.started", logging.INFO, "The relay begins with so many SMP servers.", "servers"
+    SMP_CONNECTED = "smp.connected", logging.INFO, "A session with an SMP server begins.", "server", "service"
+    SMP_DISCONNECTED = (
+        "smp.disconnected",
+        logging.INFO,
+        "It is over; another follows while it is wanted.",
+        "server",
+    )
+    SMP_WAY_DEAD = "smp.way_dead", logging.INFO, "Nothing came from an SMP server, nor an answer.", "server"
+    SMP_LOST = (
+        "smp.lost",
+        logging.INFO,
+        "What an SMP server sent meanwhile may be lost: its devices are told to look.",
+        "server",
+        "devices",
+    )
+    SMP_REFUSED = "smp.refused", logging.INFO, "An SMP server refused subscriptions.", "server", "count"
+    SMP_IMPERSONATED = (
+        "smp.impersonated",
+        logging.ERROR,
+        "An SMP server that was what its address says, or an own one, has another identity.",
+        "server",
+    )
+    SMP_SERVICE = (
+        "smp.service",
+        logging.WARNING,
+        "An SMP server does not agree on what our service has there: it is looked at anew.",
+        "server",
+    )
+    SMP_GIVEN = "smp.given", logging.INFO, "An SMP server is another node's share from now on.", "server"
+    SMP_TAKEN = (
+        "smp.taken",
+        logging.WARNING,
+        "Another node speaks for an SMP server that was ours.",
+        "server",
+    )
+    LEASES_LOST = (
+        "leases.lost",
+        logging.WARNING,
+        "Leases of SMP servers could not be renewed in time.",
+        "servers",
+    )
+    CONFIG_RELOADED = "config.reloaded", logging.INFO, "The configuration was read anew, and is in use."
+    CONFIG_REFUSED = "config.refused", logging.ERROR, "It has a mistake: nothing was changed."
+    PART_FAILED = (
+        "part.failed",
+        logging.ERROR,
+        "A part of the program failed, and is started again: a fault of the program.",
+        "part",
+        "reason",
+    )
 
 
 class EventLog:
@@ -95,13 +189,15 @@ class EventLog:
         """Whether anybody listens: what is costly to find out need not be otherwise."""
         return self._log.isEnabledFor(event.level)
 
-    def tell(self, event: Event, message: str, *args: object, **fields: Any) -> None:
-        """`message`: for people, without what the fields say already. Raises ValueError: it has other fields."""
+    def tell(
+        self, event: Event, message: str, *args: object, exc_info: BaseException | None = None, **fields: Any
+    ) -> None:
+        """`message`: for people; `exc_info`: whose traceback is shown. Raises ValueError: it has other fields."""
         if not self._log.isEnabledFor(event.level):
             return
         if unknown := fields.keys() - set(event.fields):
             raise ValueError(f"{event} has no field {', '.join(sorted(unknown))}")
-        self._log.log(event.level, message, *args, extra={FIELD: event, FIELDS: fields})
+        self._log.log(event.level, message, *args, exc_info=exc_info, extra={FIELD: event, FIELDS: fields})
 
 
 def table() -> str:

@@ -195,7 +195,8 @@ class Dispatcher:
         """Say which providers have something due, but are not configured. Raises StoreError."""
         off = [p.value for p in Provider if p not in self._lanes and await self._store.due_count(p)]
         if off:
-            log.error("pushes wait for providers that are not configured: %s", ", ".join(off))
+            text = "pushes wait for providers that are not configured: %s"
+            events.tell(Event.PROVIDER_MISSING, text, ", ".join(off), providers=",".join(off))
 
     def offer(self, count: int) -> Mapping[Provider, Offer]:
         """Places for claims that the store may hand out together with something else; give it back with `accept`."""
@@ -379,5 +380,5 @@ class Dispatcher:
 
 
 def _tell(notice: Notice) -> None:
-    fields = {"provider": notice.provider, "reason": notice.reason, "seconds": notice.seconds}
-    events.tell(notice.event, "%s", notice.text, **fields)
+    name, reason = notice.provider, notice.reason
+    events.tell(notice.event, "%s", notice.text, provider=name, reason=reason, seconds=notice.seconds)

@@ -5,19 +5,17 @@ messages.
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 import msgspec
 
+from ntf_server.smp import told
 from ntf_server.smp.inbox import Spawn
 from ntf_server.store.contract import FencedError, Store
 from ntf_server.store.records import Cursor, Session
 from smp_bridge.address import ServerAddress
-
-log = logging.getLogger(__name__)
 
 Marked = tuple[int, Cursor | None]
 Insist = Callable[[Callable[[], Awaitable[Marked]]], Awaitable[Marked]]
@@ -104,4 +102,4 @@ class LostWays:
             await asyncio.sleep(self._config.pause)
         if self._noticed.get(server) == noticed:
             del self._noticed[server]
-        log.info("SMP server %s was out of reach: %d devices are to look for messages", server.hosts[0], count)
+        told.lost(server, count)

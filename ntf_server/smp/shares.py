@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from ntf_server.smp import told
 from ntf_server.store.contract import PartlyUnavailableError, Store, StoreError
 from ntf_server.store.records import Session
 from smp_bridge.address import ServerAddress
@@ -109,7 +110,7 @@ class Shares:
             unsettled = share.unsettled
             for session in share.give:
                 if session.server not in self._leaving:
-                    log.info("SMP server %s is another node's from now on", session.server.hosts[0])
+                    told.another_nodes(session.server)
                 self._leaving.add(session.server)
                 self._release(session.server)
             for server in share.take:
@@ -131,7 +132,7 @@ class Shares:
     def _forget(self, lost: Sequence[Session]) -> None:
         for session in lost:
             if self.held.get(session.server) == session:
-                log.warning("SMP server %s was taken over by another node", session.server.hosts[0])
+                told.taken_over(session.server)
                 del self.held[session.server]
                 self._release(session.server)
 
@@ -140,7 +141,7 @@ class Shares:
         latest = now - self._store.lease * (1 - _OF_LEASE - _LEFT)
         over = [s.server for s in self.held.values() if self._late.get(s, self._renewed_at) <= latest]
         if over:
-            log.warning("leases of %d SMP servers cannot be renewed: they are let go", len(over))
+            told.let_go(len(over))
         for server in over:
             del self.held[server]
             self._release(server)

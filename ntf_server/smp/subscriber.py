@@ -6,7 +6,6 @@ current session. What is kept of a session is how far its pages went, and what o
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, Gauge, KindCounter, Metrics, ServerGauge
 from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.smp import told
 from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
@@ -44,8 +44,6 @@ from smp_bridge.queue_session import AgentConfig
 from smp_bridge.service import Associations, Todo, after_count, xor
 from smp_bridge.subscriptions import NotWantedError, NsubRequest, NsubResult
 from smp_bridge.turns import Admit
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -128,7 +126,7 @@ class Subscriber:
     async def start(self) -> None:
         """Connect to all servers that have subscriptions."""
         servers = (await self._store.share([])).take
-        log.info("subscribing on %d SMP servers", len(servers))
+        told.subscribing(len(servers))
         for server in servers:
             self._agent.start(server)
 
@@ -277,7 +275,7 @@ class Subscriber:
         state = await self._insist(lambda: self._store.begin(stored, service_id))
         if state.changed and service_id is not None:
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "changed")
-            log.warning("SMP server %s knows our service by another id than before", server.hosts[0])
+            told.service_changed(server)
         session = ServerSession(stored, service_id is not None, prefix)
         session.associated = session.service and state.associated > 0
         session.service_active = not session.associated
@@ -286,7 +284,7 @@ class Subscriber:
         self._impersonated.discard(server.hosts[0].lower())
         if self._lost_ways:
             self._lost_ways.reconnected(stored)
-        log.info("connected to SMP server %s%s", server.hosts[0], " as a service" if session.service else "")
+        told.connected(server, service=session.service)
         return session
 
     async def associations(self, session: ServerSession) -> Associations:
@@ -302,7 +300,7 @@ class Subscriber:
         return todo
 
     async def _what_is_to_be_done(self, session: ServerSession, said: smp.SOks | None) -> Todo:
-        stored, host = session.stored, session.server.hosts[0]
+        stored = session.stored
         state = await self._insist(lambda: self._store.service_state(stored))
         if said is not None and (session.missing or state != session.asked):
             said = smp.SOks(said.count)  # of some it is not clear whether the hash holds them
@@ -319,10 +317,7 @@ class Subscriber:
         if todo is Todo.AUDIT:
             return todo  # unless the pages are to come first, and what they give explains it
         session.recounted = True
-        count = "none" if said is None else said.count
-        log.warning(
-            "SMP server %s has %s of our service's %d queues; subscribing one by one", host, count, state.associated
-        )
+        told.service_lost(stored.server, None if said is None else said.count, state.associated)
         self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "lost" if said is None else "mismatch")
         await self._insist(lambda: self._store.reassociate(stored))
         session.begin_again()
@@ -348,7 +343,7 @@ class Subscriber:
         """See `Subscriptions`. A page a second, and all within an hour."""
         if not session.auditing and not session.recounted:
             state = await self._insist(lambda: self._store.service_state(session.stored))
-            log.info("SMP server %s lacks some of our service's queues: auditing them", session.server.hosts[0])
+            told.service_audited(session.server)
             self._metrics.count_kind(KindCounter.SERVICE_FALLBACK, "audited")
             session.begin_audit(state.associated)
             await self._announce(session)
@@ -416,7 +411,7 @@ class Subscriber:
         await self._announce(session)
         if refused:
             self._perhaps_unwanted(session.server)
-            log.info("SMP server %s refused %d of %d subscriptions", session.server.hosts[0], refused, len(results))
+            told.refused(session.server, refused, len(results))
 
     async def _announce(self, session: ServerSession) -> None:
         """To other nodes, which answer SCHK too, what changed. Queues that came since are not ACTIVE in the store."""
@@ -432,7 +427,7 @@ class Subscriber:
 
     def way_was_dead(self, session: ServerSession) -> None:
         """See `Subscriptions`."""
-        log.info("the way to SMP server %s is dead", session.server.hosts[0])
+        told.way_dead(session.server)
         if self._lost_ways:
             self._lost_ways.notice(session.server)
 
@@ -446,7 +441,7 @@ class Subscriber:
                     await self._insist(lambda: self._store.announce(session.stored, whole=False))
             if self._shares.is_over:
                 await self._shares.give(session.server)
-        log.info("disconnected from SMP server %s", session.server.hosts[0])
+        told.disconnected(session.server)
 
     def connect_failed(self, server: ServerAddress, failure: ConnectFailure) -> None:
         """See `Subscriptions`."""
@@ -463,7 +458,7 @@ class Subscriber:
         host = server.hosts[0].lower()
         if known and host not in self._impersonated and len(self._impersonated) < _MAX_ALARMS:
             self._impersonated.add(host)
-            log.error("SMP server %s is not whom its address names: someone may be impersonating it", host)
+            told.impersonated(host)
 
     def service_refused(self, server: ServerAddress) -> None:
         """See `Subscriptions`."""

@@ -1,15 +1,15 @@
 """What operations of a store bring with them beside what was asked, told to metrics and to who watches; and stamps."""
 
-import logging
 from collections.abc import Callable
 from typing import Final
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Counter, KindCounter, Metrics
 from ntf_server.store.memory import Effects
 from ntf_server.store.records import Arrival, Session
 from smp_bridge.ntf import Provider
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 _MAX_SESSIONS: Final = 10_000  # whose arrivals are counted
 
@@ -26,7 +26,9 @@ def tell(effects: Effects, metrics: Metrics, on_due: Callable[[Provider, float],
     metrics.count(Counter.SERVERS_FORGOTTEN, effects.servers_forgotten)
     if effects.stepped:
         metrics.count(Counter.CLOCK_STEPS)
-        log.warning("the clock was set by %+.0f s: what is kept is worth as long as before", effects.stepped)
+        by = round(effects.stepped)
+        text = "the clock was set by %+d s: what is kept is worth as long as before"
+        events.tell(Event.CLOCK_SET, text, by, seconds=by)
     for provider, seconds in effects.wake.items():
         on_due(provider, seconds)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
 from ntf_server.store.redis.call import Call, Pending, Word, answers, get_room, script_words, without_errors
 from ntf_server.store.redis.connection import Connection, Dialer, tls_context
@@ -28,6 +29,7 @@ from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
 from ntf_server.store.trouble import Trouble
 
 log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 CLOSE: Final = 1.0  # seconds that servers in trouble may hold up a stop
 PROMPT: Final = 0.5  # seconds without a word, after which a primary of a cluster counts as away
@@ -478,7 +480,8 @@ class Database:
         there = set(table)
         gone = set(self._table) - there
         if there != set(self._table):
-            log.info("primaries of %s now: %s", self.url, ", ".join(sorted(str(at) for at in there if at)))
+            now = ", ".join(sorted(str(at) for at in there if at))
+            events.tell(Event.STORE_PRIMARIES, "primaries of %s now: %s", self.url, now, primaries=now)
         self._table = table
         if gone - {None} and not self._durability.replicas:
             self.on_lost()

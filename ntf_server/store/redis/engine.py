@@ -6,11 +6,11 @@ the uniqueness of TNEW and TRPL, TVFY's deletion of other registrations, TDEL) i
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import KindCounter, Metrics
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
@@ -72,7 +72,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 from smp_bridge.places import Standing
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 T = TypeVar("T")
 
@@ -214,7 +214,8 @@ class RedisStore:
         """What was written last may be lost: queues are to be subscribed again, and their devices to look. What came of
         pushes may be lost too: they are due again.
         """
-        log.warning("Redis began anew, or another one is primary: what was written last may be lost, and is made good")
+        text = "Redis began anew, or another one is primary: what was written last may be lost, and is made good"
+        events.tell(Event.STORE_DOUBTED, text)
         self._node.strand()
         self._spawn(stream.doubt(self._node, self._changes), "what may be lost")
 

@@ -7,11 +7,11 @@ says, so that the store's time goes on evenly when somebody sets the server's cl
 
 import asyncio
 import hashlib
-import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
     FencedError,
@@ -31,7 +31,7 @@ from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.server_clock import ServerClock
 from smp_bridge.ntf import Provider
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 T = TypeVar("T")
 
@@ -387,7 +387,9 @@ class Node(Asking):
         for number, shard in enumerate(shards):
             if number not in self.silent and (shard in keys or database.primary_of(shard) in mute):
                 if not self.silent:
-                    log.warning("shards of tokens wait for a server that is away: %s", next(iter(keys.values())))
+                    error = next(iter(keys.values()))
+                    text = "shards of tokens wait for a server that is away: %s"
+                    events.tell(Event.SHARDS_TROUBLE, text, error, reason=str(error))
                 self.silent.add(number)
                 task = _task(self._regain(number), "silent shard")
                 self._regaining.add(task)
@@ -427,7 +429,7 @@ class Node(Asking):
                 self.state.effects.due(provider_of(ready.lane), 0.0)
         self.on_effects()
         if not self.silent:
-            log.warning("all shards of tokens can be had again")
+            events.tell(Event.SHARDS_WELL, "all shards of tokens can be had again")
 
     # --- what is due
 

@@ -1,13 +1,13 @@
 """Records that cannot be read: nobody is pushed to, and nothing subscribed, for them."""
 
-import logging
 from collections.abc import Sequence
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.redis.buckets import by_bucket, counted
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.rows import Queue
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 
 async def set_aside(node: Node, tokens: Sequence[bytes]) -> None:
@@ -33,7 +33,8 @@ async def drop_notifications(node: Node, cut: Sequence[tuple[bytes, bytes]]) -> 
         node.state.forget(token)
     calls = [node.call("drop_notification", [names.shard(token)], node.ahead, token, queue) for token, queue in cut]
     for lane in await node.database.run_all(calls):
-        log.error("a notification cannot be read: it is given up")
+        text = "a notification cannot be read: it is given up"
+        events.tell(Event.RECORDS_DAMAGED, text, table="notifications", count=1)
         node.state.effects.quarantined["notifications"] += 1
         lanes += [lane] if lane else []
     node.owe(lanes)
@@ -41,5 +42,6 @@ async def drop_notifications(node: Node, cut: Sequence[tuple[bytes, bytes]]) -> 
 
 def _tell(node: Node, table: str, count: int) -> None:
     if count:
-        log.error("%d records of %s cannot be read: they are set aside; register or subscribe anew", count, table)
+        text = "%d records of %s cannot be read: they are set aside; register or subscribe anew"
+        events.tell(Event.RECORDS_DAMAGED, text, count, table, table=table, count=count)
         node.state.effects.quarantined[table] += count

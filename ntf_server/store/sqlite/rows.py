@@ -1,13 +1,13 @@
 """Records as the SQLite store keeps them: sealed on the way in, opened on the way out; and damaged ones."""
 
 import functools
-import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
+from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.contract import DamagedRecordError
 from ntf_server.store.memory import State
 from ntf_server.store.records import NewToken, Registered, Subscription, Token
@@ -16,7 +16,7 @@ from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import Reader
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
-log = logging.getLogger(__name__)
+events = EventLog(__name__)
 
 TOKEN_COLUMNS: Final = "t.ref, t.token_id, t.verify_key, t.status, t.reason, t.period, t.active_at, t.proven, t.damaged"
 TOKEN_WIDTH: Final = 9
@@ -122,7 +122,8 @@ def quarantine(c: sqlite3.Connection, s: State, damaged: Iterable[DamagedRowErro
     for row in damaged:
         query = f"UPDATE {row.table} SET damaged = ? WHERE ref = ? AND damaged IS NULL"
         if c.execute(query, (s.now, row.ref)).rowcount:
-            log.error("%s: it is set aside; register or subscribe it anew", row)
+            text = "%s: it is set aside; register or subscribe it anew"
+            events.tell(Event.RECORDS_DAMAGED, text, row, table=row.table, count=1)
             s.effects.quarantined[row.table] += 1
         if row.table == "tokens":
             c.execute("UPDATE deliveries SET due_at = NULL WHERE token = ?", (row.ref,))
