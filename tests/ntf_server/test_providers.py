@@ -27,6 +27,7 @@ from proxies import Proxy
 from ntf_server.app import Relay, run
 from ntf_server.config.files import Config, load
 from ntf_server.providers import Providers, apns_settings, fcm_settings, in_flight
+from ntf_server.observe.events import FIELD, FIELDS, Event
 from ntf_server.push.front import Refusal
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.push.webpush import open as web_push
@@ -392,7 +393,8 @@ async def test_a_public_name_that_leads_to_this_machine_is_not_connected_to(
         await devices["WP"].register(client)
 
         async def refused() -> bool:
-            return any("a push through WP: again: connection refused" in r.getMessage() for r in logged)
+            ended = [getattr(r, FIELDS) for r in logged if getattr(r, FIELD, None) is Event.PUSH_ENDED]
+            return any((e["outcome"], e["reason"]) == ("again", "connection refused") for e in ended)
 
         await until(refused)
         assert mock_web_push.counters.opened == 0

@@ -23,6 +23,7 @@ from ntf_server.store.memory import Times
 from ntf_server.store.open import open_store
 from ntf_server.store.records import (
     Claim,
+    Ended,
     Entry,
     NewSubscription,
     NewToken,
@@ -125,6 +126,7 @@ class World:
         self.sandbox = FakeProvider()
         self.web_push = FakeProvider()
         self.metrics = Metrics()
+        self.ended: list[Outcome] = []
         self.keys: dict[int, bytes] = {}
 
     async def open(self) -> None:
@@ -148,6 +150,7 @@ class World:
             self.store,  # type: ignore[arg-type]
             providers,
             DispatcherConfig(schedule, schedules, store_backoff=0.001),
+            on_ended=self.ended.append,
             metrics=self.metrics,
             rng=lambda: 1.0,
         )
@@ -695,3 +698,12 @@ async def test_everything_is_delivered_in_the_end(world: World, seed: int) -> No
         async with asyncio.timeout(10):
             while await world.store.due_count(Provider.APNS) or world.dispatcher._in_flight():
                 await asyncio.sleep(0.01)
+
+
+async def test_each_try_is_told(world: World) -> None:
+    verdicts = iter([Again("503 Shutdown"), Delivered()])
+    world.apns.answer = lambda _: next(verdicts)
+    async with world.running():
+        await world.token(active=False)
+        await world.until(lambda: len(world.ended) == 2)
+    assert [(o.ended, o.reason) for o in world.ended] == [(Ended.AGAIN, "503 Shutdown"), (Ended.DELIVERED, "")]
