@@ -26,8 +26,8 @@ from proxies import Proxy
 
 from ntf_server.app import Relay, run
 from ntf_server.config.files import Config, load
-from ntf_server.providers import Providers, apns_settings, fcm_settings, in_flight
 from ntf_server.observe.events import FIELD, FIELDS, Event
+from ntf_server.providers import Providers, apns_settings, fcm_settings, in_flight
 from ntf_server.push.front import Refusal
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.push.webpush import open as web_push
