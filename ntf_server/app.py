@@ -26,7 +26,8 @@ from ntf_server.listener import Listener, ListenerConfig, ListenError
 from ntf_server.memory import settle
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.logs import set_up_logging
-from ntf_server.observe.metrics import Gauge, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
@@ -309,7 +310,10 @@ class Relay:
         settings = self._config.settings.metrics
         if not settings.port:
             return
-        admin = Admin(settings.bind or None, settings.port, self._metrics.render, is_leaving=lambda: drain.begun)
+        from ntf_server.observe.exposition import Exposition  # noqa: PLC0415  not loaded where nobody reads it
+
+        page = Exposition(self._metrics).page
+        admin = Admin(settings.bind or None, settings.port, page, is_leaving=lambda: drain.begun)
         self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: admin.close())
         with self._listening("[metrics] bind, port"):
             await admin.start()

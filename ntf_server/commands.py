@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
 from ntf_server.config.server_list import ANY_SERVER, ServerList
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.push.front import Front, Refusal
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.contract import DamagedRecordError, Store

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
-from ntf_server.observe.metrics import Gauge, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge
 from ntf_server.store.contract import Store, StoreUnavailableError
 from smp_bridge.ntf import Provider
 

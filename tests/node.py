@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from scrape import sample
 
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Delivered, OnVerdict
@@ -203,8 +205,10 @@ class Node:
 
     def gauge(self, name: str) -> float:
         """An own server's, 0 if it is not rendered."""
-        lines = self.metrics.render().splitlines()
-        return next((float(line.split()[1]) for line in lines if line.startswith(f'{name}{{server="localhost"}} ')), 0)
+        try:
+            return sample(self.metrics, name, server="localhost")
+        except KeyError:
+            return 0
 
 
 @contextlib.asynccontextmanager

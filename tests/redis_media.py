@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.store import clock, contract, memory
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.engine import RedisStore

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.store import clock, contract, memory
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore

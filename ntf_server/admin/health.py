@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Final
 
 from ntf_server.listener import listen_errors
-from ntf_server.observe.metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +19,22 @@ _REQUEST: Final = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (?:[Hh][Tt][Tt][Pp]://[!-.0->@-~]+)?(/[!->@-~]*)(?:\?[!-~]*)? HTTP/1\.([0-9])\r\n"
 )
 _HOST: Final = re.compile(rb"^host:", re.IGNORECASE | re.MULTILINE)
+_ACCEPT: Final = re.compile(rb"^accept:[ \t]*(.*)\r$", re.IGNORECASE | re.MULTILINE)
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Admin:
     """The endpoint's socket and the connections on it. `start` it in a running loop; `close` it.
 
-    `host` None: all interfaces; `render` gives the metrics; `is_leaving`: whether /health is to say that no new clients
-    are taken; `timeout` in seconds.
+    `host` None: all interfaces; `render` gives the metrics, for a header `Accept`: their content type and text;
+    `is_leaving`: whether /health is to say that no new clients are taken; `timeout` in seconds.
     """
 
     def __init__(
         self,
         host: str | None,
         port: int,
-        render: Callable[[], str],
+        render: Callable[[str], tuple[str, str]],
         *,
         is_leaving: Callable[[], bool] = lambda: False,
         timeout: float = TIMEOUT,
@@ -115,7 +115,8 @@ class Admin:
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, fields="Allow: GET, HEAD\r\n")
         if path == b"/health" and self._is_leaving():
             return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "draining\n", with_body=method == b"GET")
-        text, kind = (self._render(), CONTENT_TYPE) if path == b"/metrics" else ("ok\n", _TEXT)
+        accept = b",".join(_ACCEPT.findall(head)).decode("latin-1")
+        kind, text = self._render(accept) if path == b"/metrics" else (_TEXT, "ok\n")
         return _answer(HTTPStatus.OK, text, kind, with_body=method == b"GET")
 
 

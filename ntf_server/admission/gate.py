@@ -16,7 +16,8 @@ from ntf_server.admission.budgets import MAX_DELAY, Buckets, Budgets, Rate
 from ntf_server.admission.sessions import Closed, Connections, Peer
 from ntf_server.admission.shared_codes import SharedCodes
 from ntf_server.admission.verifications import Asked, Codes, LocalCodes, PutOff, remember
-from ntf_server.observe.metrics import Gauge, KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge, KindCounter
 from ntf_server.store.ledger import Charge, Delays, Ledger
 from ntf_server.store.records import Ref, Token
 from smp_bridge import ntf

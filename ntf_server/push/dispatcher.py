@@ -15,7 +15,8 @@ from functools import partial
 from typing import Final
 
 from ntf_server.observe.events import Event, EventLog
-from ntf_server.observe.metrics import Gauge, KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge, KindCounter, ServerCounter
 from ntf_server.push.health import Notice
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Ours, PushProvider, Verdict

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.store.contract import FencedError, Store, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.records import Notification, Notified, Session

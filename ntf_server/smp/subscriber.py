@@ -12,7 +12,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
-from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, Gauge, KindCounter, Metrics, ServerGauge
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import WRONG_ADDRESS, Counter, Gauge, KindCounter, ServerGauge
 from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp import told
 from ntf_server.smp.certificates import new_service_certificate

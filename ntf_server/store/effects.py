@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ntf_server.observe.events import Event, EventLog
-from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Counter, KindCounter
 from ntf_server.store.memory import Effects
 from ntf_server.store.records import Arrival, Session
 from smp_bridge.ntf import Provider

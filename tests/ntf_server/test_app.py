@@ -19,7 +19,7 @@ from ntf_server.config import settings as sections
 from ntf_server.config.files import CONFIG_FILE, Config, assemble, load
 from ntf_server.config.identity_files import create_identity
 from ntf_server.listener import ListenError
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.sealing import generate_key_text

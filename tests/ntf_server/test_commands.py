@@ -18,7 +18,8 @@ from harness import Phone
 
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.clock import since_boot
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite import upkeep

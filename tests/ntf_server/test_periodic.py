@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from harness import Phone
+from scrape import sample
 
 from ntf_server import periodic
 from ntf_server.app import Relay
 from ntf_server.config.files import CONFIG_FILE, Config
 from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge
 from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
@@ -383,14 +385,14 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
                 raise answer
             return int(answer)
 
-    def shown() -> str:
-        return next(line for line in metrics.render().splitlines() if line.startswith("ntf_tokens_due "))
+    def shown() -> float:
+        return sample(metrics, Gauge.TOKENS_DUE)
 
     store: Any = Counted()
     providers = [Provider.APNS, Provider.FCM]
     task = asyncio.create_task(periodic.Backlog(store, providers, metrics, interval=0.05).run())
-    assert shown() == "ntf_tokens_due 0"
-    expected = ["ntf_tokens_due 7", "ntf_tokens_due 0", "ntf_tokens_due 18"]
+    assert shown() == 0
+    expected = [7, 0, 18]
     async with asyncio.timeout(10):
         while expected:
             if shown() == expected[0]:

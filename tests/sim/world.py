@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.smp import inbox
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any, Final, Self, TypeVar
 
 from ntf_server.observe.events import Event, EventLog
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (

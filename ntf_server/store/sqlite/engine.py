@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (

@@ -10,6 +10,7 @@ from fuzz import life, relay
 from fuzz.target import Target, add
 from ntf_server.admin import health, socket
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
+from ntf_server.observe.exposition import Exposition
 from ntf_server.observe.metrics import Metrics
 
 
@@ -68,7 +69,7 @@ _STATUSES: Final = (200, 400, 404, 405, 431)
 
 
 async def _http(data: bytes) -> None:
-    endpoint = health.Admin(None, 0, Metrics().render)
+    endpoint = health.Admin(None, 0, Exposition(Metrics()).page)
     answer = await _serve(endpoint._run, data, health.MAX_HEAD)
     if b"\r\n\r\n" not in data:
         assert not answer or answer.startswith(b"HTTP/1.1 431 ")
@@ -85,6 +86,7 @@ def _http_seeds() -> list[bytes]:
     end = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
     return [
         b"GET /metrics" + end,
+        b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,*/*\r\n\r\n",
         b"HEAD /health" + end,
         b"POST /health" + end,
         b"GET http://localhost/health?x=1" + end,
@@ -104,7 +106,17 @@ add(
         ["ntf_server.admin.health.Admin"],
         max_size=400,
         share=0.25,
-        words=[b"GET ", b"HEAD ", b"/metrics", b"/health", b" HTTP/1.1\r\n", b"Host: ", b"\r\n\r\n", b"http://"],
+        words=[
+            b"GET ",
+            b"HEAD ",
+            b"/metrics",
+            b"/health",
+            b" HTTP/1.1\r\n",
+            b"Host: ",
+            b"Accept: ",
+            b"\r\n\r\n",
+            b"http://",
+        ],
     )
 )
 

@@ -19,6 +19,7 @@ from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.listener import ListenError
 
+KIND = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = "# HELP ntf_x X.\n# TYPE ntf_x gauge\nntf_x 1\n"
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -35,7 +36,9 @@ async def listen() -> AsyncIterator[Listen]:
             timeout: float = admin.TIMEOUT,
             is_leaving: Callable[[], bool] = lambda: False,
         ) -> Admin:
-            endpoint = Admin("127.0.0.1", 0, render, timeout=timeout, is_leaving=is_leaving)
+            endpoint = Admin(
+                "127.0.0.1", 0, lambda accept: (KIND + accept, render()), timeout=timeout, is_leaving=is_leaving
+            )
             stack.push_async_callback(endpoint.close)
             await endpoint.start()
             return endpoint
@@ -93,9 +96,9 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("path", "body", "content_type"),
     [
-        ("/metrics", TEXT.encode(), "text/plain; version=0.0.4; charset=utf-8"),
-        ("/metrics?name=a&b", TEXT.encode(), "text/plain; version=0.0.4; charset=utf-8"),
-        ("http://127.0.0.1/metrics", TEXT.encode(), "text/plain; version=0.0.4; charset=utf-8"),
+        ("/metrics", TEXT.encode(), KIND),
+        ("/metrics?name=a&b", TEXT.encode(), KIND),
+        ("http://127.0.0.1/metrics", TEXT.encode(), KIND),
         ("/health", b"ok\n", "text/plain; charset=utf-8"),
     ],
 )
@@ -105,6 +108,17 @@ async def test_get_and_head(listen: Listen, path: str, body: bytes, content_type
     assert (status, fields["Content-Type"], got) == (200, content_type, body)
     assert (fields["Connection"], fields["Content-Length"]) == ("close", str(len(body)))
     assert await asyncio.to_thread(fetch, port, path, "HEAD") == (200, fields, b"")
+
+
+async def test_metrics_are_shown_as_the_request_accepts_them(listen: Listen) -> None:
+    endpoint = await listen()
+    for fields, accept in (
+        (b"", ""),
+        (b"Accept: application/openmetrics-text\r\n", "application/openmetrics-text"),
+        (b"accept:a;q=0.5, b \r\nX: c\r\nACCEPT:\td\r\n", "a;q=0.5, b ,d"),
+    ):
+        answer = await ask(endpoint.port, GET + fields + b"\r\n")
+        assert f"\r\nContent-Type: {KIND}{accept}\r\n" in answer.decode()
 
 
 async def test_metrics_are_read_for_each_request(listen: Listen) -> None:
@@ -173,7 +187,7 @@ async def test_bad_requests(listen: Listen, status: int, request_: bytes) -> Non
 @given(st.binary())
 def test_any_bytes_are_answered_or_not_but_never_more(data: bytes) -> None:
     async def attack() -> None:
-        endpoint = Admin("127.0.0.1", 0, lambda: TEXT)
+        endpoint = Admin("127.0.0.1", 0, lambda _: (KIND, TEXT))
         await endpoint.start()
         try:
             answer = await ask(endpoint.port, data, half_close=True)
@@ -280,7 +294,7 @@ async def test_where_it_cannot_listen(listen: Listen) -> None:
     port = (await listen()).port
     for host, number in (("127.0.0.1", port), ("999.1.1.1", 0), ("a" * 64, 0)):
         with pytest.raises(ListenError, match=f"^{host}:{number}: "):
-            await Admin(host, number, lambda: TEXT).start()
+            await Admin(host, number, lambda _: (KIND, TEXT)).start()
 
 
 # --- in a relay
@@ -295,6 +309,8 @@ async def test_a_relay_has_it_when_it_is_asked_for(make_config: Callable[..., Co
         assert status == 200
         for name in ("ntf_pushes_in_flight 0", "ntf_tokens_due 0", "ntf_process_start_time_seconds "):
             assert f"\n{name}" in body.decode()
+        asking = GET + b"Accept: application/openmetrics-text;version=1.0.0\r\n\r\n"
+        assert (await ask(port, asking)).endswith(b"\n# EOF\n")
     with pytest.raises(ConnectionRefusedError):
         await asyncio.to_thread(fetch, port, "/health")
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from claims import claim as make_claim
 
-from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, Scope, Verdict

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from node import FaultyStore, Pushed
 
-from ntf_server.observe.metrics import KindCounter, Metrics, ServerCounter
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.smp import inbox as module

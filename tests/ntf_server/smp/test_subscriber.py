@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from node import NOW, Node, settled
 
-from ntf_server.observe.metrics import KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import KindCounter
 from ntf_server.smp import inbox as module
 from ntf_server.smp.subscriber import ServerSession
 from ntf_server.store.contract import FencedError, Store, StoreCorruptError

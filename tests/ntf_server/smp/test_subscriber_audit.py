@@ -9,9 +9,10 @@ from typing import Any
 import node as node_module
 import pytest
 from node import Node, connect_service, notified, service_credentials, settled, take_over
+from scrape import sample
 
 from ntf_server.config.server_list import ServerList
-from ntf_server.observe.metrics import WRONG_ADDRESS, Counter, KindCounter, ServerCounter
+from ntf_server.observe.names import WRONG_ADDRESS, Counter, KindCounter, ServerCounter, ServerGauge
 from smp_bridge import ntf, smp
 from smp_bridge.address import ServerAddress
 from smp_bridge.failure import ConnectFailure
@@ -235,15 +236,10 @@ async def test_own_servers_are_counted_apart(node: Node, smp_server: SmpServer, 
     strange = ServerAddress("smp", ("127.0.0.1",), smp_server.address.port, smp_server.address.key_hash)
     queue = await queues[0].recipient.queue()
     await node.until(await node.add(strange, queue.notifier_id, queue.notifier_key), S.ACTIVE)
-    lines = node.metrics.render().splitlines()
-    for line in (
-        'ntf_subscriptions_active{server="localhost"} 5',
-        "ntf_subscriptions_active_other 1",
-        "ntf_subscriptions_active_other_servers 1",
-        'ntf_smp_sessions{server="localhost"} 1',
-        "ntf_smp_sessions_other 1",
-    ):
-        assert line in lines
+    for gauge, own, other in ((ServerGauge.SUBSCRIPTIONS, 5, 1), (ServerGauge.SESSIONS, 1, 1)):
+        assert sample(node.metrics, gauge, server="localhost") == own
+        assert sample(node.metrics, gauge.other) == other
+        assert sample(node.metrics, gauge.other_servers) == 1
 
 
 async def test_failures_to_connect_are_counted(node: Node, smp_server: SmpServer, queues: list[Queue]) -> None:

@@ -10,7 +10,7 @@ import node as node_module
 import pytest
 from node import Node, connect_service, notified, service_credentials, settled, take_over
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.smp import inbox as module
 from ntf_server.store.records import Change, ChangeKind, ServiceState, Session
 from smp_bridge import ntf, smp

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from ntf_server.observe.metrics import Counter, KindCounter, Metrics
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Counter, KindCounter
 from ntf_server.store import effects as module
 from ntf_server.store.effects import Arrivals, tell
 from ntf_server.store.memory import Effects

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from redis_stores import BUCKETS, How, Nodes, ask, bucket, fault
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.contract import DamagedRecordError
 from ntf_server.store.records import Added, Confirmed, Session, ToAudit, Token
 from ntf_server.store.redis.engine import RedisStore

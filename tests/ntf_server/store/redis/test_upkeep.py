@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 import pytest
 from redis_stores import SHARDS, How, Nodes, ask, fault, keys, patched
 
-from ntf_server.observe.metrics import Counter, KindCounter
+from ntf_server.observe.names import Counter, KindCounter
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.redis import rendezvous

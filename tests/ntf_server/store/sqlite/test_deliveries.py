@@ -415,7 +415,7 @@ async def test_a_code_is_given_up_after_its_time(store: SqliteStore, clock: Fake
 
 
 async def test_messages_are_given_up_after_their_time_and_counted(store: SqliteStore, clock: FakeClock) -> None:
-    from ntf_server.observe.metrics import KindCounter
+    from ntf_server.observe.names import KindCounter
 
     token = await activate(store)
     await subscribe(store, token, b"a", b"b")
@@ -546,7 +546,7 @@ async def test_what_was_stamped_before_a_step_and_stored_after_it_is_not_late(
 async def test_a_step_is_counted_and_told(
     store: SqliteStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ntf_server.observe.metrics import Counter
+    from ntf_server.observe.names import Counter
 
     clock.set_by(-3600)
     await store.tend()

@@ -24,7 +24,7 @@ from sealed_world import (
 )
 from store_world import acquire, delivered, notify, take
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.records import Confirmed, NewToken, Replacement, Token
 from ntf_server.store.sealing import Sealer

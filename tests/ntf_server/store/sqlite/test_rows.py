@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_world import MASTER, OTHER_SMP, SMP, TABLET, register, take
 
-from ntf_server.observe.metrics import KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.rows import NO_IDS, DamagedRowError, lane_of, quarantine, server_address

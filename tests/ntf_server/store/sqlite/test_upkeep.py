@@ -22,7 +22,7 @@ from store_world import (
     take_one,
 )
 
-from ntf_server.observe.metrics import Counter, KindCounter
+from ntf_server.observe.names import Counter, KindCounter
 from ntf_server.store.contract import StoreCorruptError
 from ntf_server.store.records import ServiceCertificate
 from ntf_server.store.sqlite import upkeep as module

@@ -1,0 +1,73 @@
+"""The text that Prometheus reads, by the parsers of others."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from scrape import sample
+
+from ntf_server.observe.exposition import Exposition
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge, KindCounter, ServerCounter
+from smp_bridge.address import ServerAddress
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+OF_PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;"
+    "q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("text/plain", TEXT),
+        ("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8", TEXT),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/openmetrics-text ; version=1.0.0 ; q=0.000, */*", TEXT),
+        ("application/openmetrics-textile", TEXT),
+        (OF_PROMETHEUS, OPEN),
+        ("application/openmetrics-text", OPEN),
+        ("text/plain;q=0.1,  Application/OpenMetrics-Text ;version=7", OPEN),
+        ("application/openmetrics-text;version=\xff;;=", OPEN),
+    ],
+)
+def test_what_is_asked_for(accept: str, kind: str) -> None:
+    page = Exposition(Metrics()).page(accept)
+    assert page.content_type == kind
+    assert page.text.endswith("# EOF\n") == (kind == OPEN)
+
+
+def test_both_formats_say_the_same() -> None:
+    metrics = Metrics(["simplex.example"])
+    metrics.count_kind(KindCounter.PUSHES_DELIVERED, "AP", 7)
+    metrics.count_server(ServerCounter.RECEIVED, ServerAddress("smp", ("a.simplex.example",), "", bytes(32)), 3)
+    metrics.gauge(Gauge.TOKENS_DUE, lambda: 2.5)
+    show = Exposition(metrics)
+    text = [s for family in parse_text(show.page().text) for s in family.samples]
+    assert text == [s for family in parse_open_metrics(show.page(OPEN).text) for s in family.samples]
+    assert {s.name for s in text} >= {KindCounter.PUSHES_DELIVERED, Gauge.TOKENS_DUE}
+    assert sample(metrics, KindCounter.PUSHES_DELIVERED, provider="AP") == 7
+
+
+@given(st.floats())
+def test_any_number_can_be_read_back(value: float) -> None:
+    metrics = Metrics()
+    metrics.gauge(Gauge.TOKENS_DUE, lambda: value)
+    read = sample(metrics, Gauge.TOKENS_DUE)
+    assert read == value or (math.isnan(read) and math.isnan(value))
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#,;/@[]:"), min_size=1))
+def test_any_host_can_be_a_label(name: str) -> None:
+    metrics = Metrics(["simplex.example"])
+    host = f"{name}.simplex.example"
+    metrics.count_server(ServerCounter.RECEIVED, ServerAddress("smp", (host,), "", bytes(32)))
+    assert sample(metrics, ServerCounter.RECEIVED, server=host.lower()) == 1
+    list(parse_open_metrics(Exposition(metrics).page(OPEN).text))
