@@ -168,7 +168,7 @@ class Relay:
         checks = periodic.Checks(store, settings.delivery.checks)
         supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
-        supervisor.part("tokens due", periodic.Backlog(store, providers.table, self._metrics).run)
+        supervisor.part("tokens due", periodic.Backlogs(store, providers.table, self._metrics).run)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
@@ -242,7 +242,13 @@ class Relay:
         config = DispatcherConfig(schedules=schedules)
         self._trail = trail = Trail(store.fingerprint, providers.origin, self._clock)
         return Dispatcher(
-            store, providers.table, config, service=providers.service, on_ended=trail.add, metrics=self._metrics
+            store,
+            providers.table,
+            config,
+            service=providers.service,
+            on_ended=trail.add,
+            metrics=self._metrics,
+            clock=self._clock,
         )
 
     def _make_listener(self, commands: Commands) -> Listener:

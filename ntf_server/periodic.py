@@ -8,8 +8,9 @@ from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge
+from ntf_server.observe.names import KindGauge
 from ntf_server.store.contract import Store, StoreUnavailableError
+from ntf_server.store.records import Backlog
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
@@ -66,23 +67,25 @@ async def tend(store: Store) -> None:
         await asyncio.sleep(max(_MIN_PAUSE, pause))
 
 
-class Backlog:
-    """How many tokens are due, as a gauge: the store counts them now and then. Its `run` never ends."""
+class Backlogs:
+    """What is due of each provider, as gauges: the store counts it now and then. Its `run` never ends."""
 
     def __init__(
         self, store: Store, providers: Collection[Provider], metrics: Metrics, *, interval: float = LOOK
     ) -> None:
         self._store = store
-        self._providers = providers
         self._interval = interval
-        self._due = 0
-        metrics.gauge(Gauge.TOKENS_DUE, lambda: self._due)
+        self._found = dict.fromkeys(providers, Backlog(0, 0, 0.0))
+        metrics.kind_gauge(KindGauge.TOKENS_DUE, lambda: {p: found.due for p, found in self._found.items()})
+        metrics.kind_gauge(KindGauge.TOKENS_WAITING, lambda: {p: found.waiting for p, found in self._found.items()})
+        metrics.kind_gauge(KindGauge.OLDEST_DUE, lambda: {p: found.oldest for p, found in self._found.items()})
 
     async def run(self) -> None:
-        """Count, until cancelled. While the store cannot, the last number stands."""
+        """Count, until cancelled. While the store cannot, the last numbers stand."""
         while True:
-            try:
-                self._due = sum([await self._store.due_count(provider) for provider in self._providers])
-            except StoreUnavailableError as e:
-                log.debug("the tokens that are due were not counted: %s", e)
+            for provider in self._found:
+                try:
+                    self._found[provider] = await self._store.backlog(provider)
+                except StoreUnavailableError as e:
+                    log.debug("the tokens that are due were not counted: %s", e)
             await asyncio.sleep(self._interval)

@@ -31,9 +31,12 @@ async def opened(
     prepare: Operation[None] = lambda _: None,
     on_error: Callable[[Exception], None] = unexpected,
     turns: Turns | None = None,
+    on_commit: Callable[[float], None] = lambda _: None,
 ) -> AsyncIterator[Database]:
     file = open_file(path, *migrations, prepare=prepare)
-    database = Database(file.path, file.connection, connect=file.connect, on_error=on_error, turns=turns)
+    database = Database(
+        file.path, file.connection, connect=file.connect, on_error=on_error, turns=turns, on_commit=on_commit
+    )
     try:
         yield database
     finally:

@@ -5,14 +5,15 @@ Loaded by who serves it only: many relays have nobody who asks.
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from prometheus_client import exposition as text_format
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as open_metrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from ntf_server.observe.metrics import Family, Metrics
+from ntf_server.observe.metrics import Family, HistogramFamily, Metrics
 
 _OPEN_METRICS: Final = "application/openmetrics-text"
 _NEVER: Final = re.compile(r"q=0(\.0*)?")
@@ -48,7 +49,8 @@ class _Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
-        return map(_shown, self._metrics.families())
+        yield from map(_shown, self._metrics.families())
+        yield from map(_shown_histogram, self._metrics.histograms())
 
 
 def _shown(family: Family) -> Metric:
@@ -56,6 +58,14 @@ def _shown(family: Family) -> Metric:
     shown = of_kind(family.name, family.help, labels=family.labels)
     for labels, value in family.samples:
         shown.add_metric(labels, value)
+    return shown
+
+
+def _shown_histogram(family: HistogramFamily) -> Metric:
+    shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, found in family.samples:
+        bounds = [str(bound) for bound in found.bounds] + ["+Inf"]
+        shown.add_metric(labels, list(zip(bounds, accumulate(found.counts), strict=True)), found.total)
     return shown
 
 

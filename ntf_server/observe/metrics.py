@@ -3,6 +3,7 @@
 To count is to add to an entry of a dictionary: pushes pass here by the thousand. How it is shown is `exposition`'s.
 """
 
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -11,8 +12,11 @@ from ntf_server.observe.names import (
     PARTS,
     Counter,
     Gauge,
+    Histogram,
     KindCounter,
+    KindGauge,
     Metric,
+    PairCounter,
     ServerCounter,
     ServerGauge,
     ServerMetric,
@@ -22,8 +26,20 @@ from smp_bridge.address import ServerAddress
 MAX_HOSTS: Final = 1000  # own hosts with a label: whoever subscribes may invent names in a domain that has a wildcard
 
 ReadGauge: TypeAlias = Callable[[], float]
+ReadKindGauge: TypeAlias = Callable[[], Mapping[str, float]]  # kinds that are not there are not shown
 ReadServerGauge: TypeAlias = Callable[[], Iterable[tuple[ServerAddress, float]]]
 FamilyKind: TypeAlias = Literal["counter", "gauge"]
+
+
+class Distribution:
+    """How many values were observed up to each of the bounds, and beyond the last; and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
 
 
 class Family(NamedTuple):
@@ -34,6 +50,15 @@ class Family(NamedTuple):
     kind: FamilyKind
     labels: tuple[str, ...]
     samples: Sequence[tuple[tuple[str, ...], float]]
+
+
+class HistogramFamily(NamedTuple):
+    """The same of a histogram."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    samples: Sequence[tuple[tuple[str, ...], Distribution]]
 
 
 class Metrics:
@@ -48,8 +73,10 @@ class Metrics:
         self._own = frozenset(domains)
         self._own_suffixes = tuple(f".{d}" for d in domains)
         self._hosts: set[str] = set()
-        self._counts: Tally[tuple[Metric, str]] = Tally()
+        self._counts: Tally[tuple[Metric, str] | tuple[Metric, str, str]] = Tally()
+        self._distributions = {(h, kind): Distribution(h.buckets) for h in Histogram for kind in h.kinds or ("",)}
         self._gauges: dict[Gauge, ReadGauge] = {}
+        self._kind_gauges: dict[KindGauge, ReadKindGauge] = {}
         self._server_gauges: dict[ServerGauge, ReadServerGauge] = {}
 
     def is_own(self, server: ServerAddress) -> bool:
@@ -65,6 +92,18 @@ class Metrics:
         """Add to the count of a kind. Raises ValueError if it is none of the counter's."""
         self._counts[name, _checked(name, kind)] += n
 
+    def count_pair(self, name: PairCounter, kind: str, second: str, n: int = 1) -> None:
+        """Add to the count of a kind and a second one. Raises ValueError if it is none of the counter's."""
+        if second not in name.seconds:
+            raise ValueError(f"{name} has no {name.second_label} {second!r}")
+        self._counts[name, _checked(name, kind), second] += n
+
+    def observe(self, name: Histogram, seconds: float, kind: str = "", n: int = 1) -> None:
+        """Of `n` together. Raises KeyError if there is no such kind."""
+        distribution = self._distributions[name, kind]
+        distribution.counts[bisect_left(distribution.bounds, seconds)] += n
+        distribution.total += seconds * n
+
     def count_part(self, name: str) -> None:
         """Add to the failures of a part of the relay: `push AP 1` counts as push."""
         label = name.lower().replace(" ", "_")
@@ -77,15 +116,24 @@ class Metrics:
         self._counts[name, self._label(server)] += n
 
     def gauge(self, name: Gauge, read: ReadGauge) -> None:
-        """Have a gauge read; without this it is not rendered."""
+        """Have a gauge read; without this it is not shown."""
         self._gauges[name] = read
+
+    def kind_gauge(self, name: KindGauge, read: ReadKindGauge) -> None:
+        """Have a gauge read that gives values by kind; without this it is not shown."""
+        self._kind_gauges[name] = read
 
     def server_gauge(self, name: ServerGauge, read: ReadServerGauge) -> None:
         """Have a gauge read that gives (server, value) pairs; values of one own host are added up."""
         self._server_gauges[name] = read
 
-    def value(self, name: Counter | KindCounter | ServerCounter, label: str = "") -> int:
-        """A count; `label`: the kind (ValueError if it is none), or the own server's host, empty for all others'."""
+    def value(self, name: Counter | KindCounter | PairCounter | ServerCounter, label: str = "") -> int:
+        """A count; `label`: the kind (ValueError if it is none), or the own server's host, empty for all others'.
+
+        Of a counter with a second label: all of these together.
+        """
+        if isinstance(name, PairCounter):
+            return sum(self._counts[name, _checked(name, label), second] for second in name.seconds)
         return self._counts[name, _checked(name, label) if isinstance(name, KindCounter) else label.lower()]
 
     def _label(self, server: ServerAddress) -> str:
@@ -98,18 +146,31 @@ class Metrics:
         self._hosts.add(host)
         return host
 
+    def histograms(self) -> Iterator[HistogramFamily]:
+        """All histograms, as they are now."""
+        for name in Histogram:
+            found = [((kind,) if kind else (), self._distributions[name, kind]) for kind in name.kinds or ("",)]
+            yield HistogramFamily(name, name.help, name.labels, found)
+
     def families(self) -> Iterator[Family]:
-        """All that is to be shown, as it is now."""
+        """All else, as it is now."""
         for counter in Counter:
             yield Family(counter, counter.help, "counter", (), [((), self._counts[counter, ""])])
         for kinds in KindCounter:
             samples = [((kind,), self._counts[kinds, kind]) for kind in kinds.kinds]
-            yield Family(kinds, kinds.help, "counter", (kinds.label,), samples)
+            yield Family(kinds, kinds.help, "counter", kinds.labels, samples)
+        for pairs in PairCounter:
+            both = [(kind, second) for kind in pairs.kinds for second in pairs.seconds]
+            yield Family(pairs, pairs.help, "counter", pairs.labels, [(b, self._counts[pairs, *b]) for b in both])
         for servers in ServerCounter:
             counts = {host: self._counts[servers, host] for host in ["", *sorted(self._hosts)]}
             yield from _server_families(servers, "counter", counts)
         for gauge, read in self._gauges.items():
             yield Family(gauge, gauge.help, "gauge", (), [((), read())])
+        for kind_gauge, read_kinds in self._kind_gauges.items():
+            values = read_kinds()
+            shown = [((kind,), values[kind]) for kind in kind_gauge.kinds if kind in values]
+            yield Family(kind_gauge, kind_gauge.help, "gauge", kind_gauge.labels, shown)
         for server_gauge, read_pairs in self._server_gauges.items():
             yield from self._server_gauge_families(server_gauge, read_pairs())
 
@@ -126,7 +187,7 @@ class Metrics:
         yield Family(name.other_servers, f"Servers behind {name.other}.", "gauge", (), [((), others)])
 
 
-def _checked(name: KindCounter, kind: str) -> str:
+def _checked(name: KindCounter | PairCounter, kind: str) -> str:
     if kind not in name.kinds:
         raise ValueError(f"{name} has no kind {kind!r}")
     return str(kind)

@@ -6,6 +6,8 @@ from typing import Final, Self
 from smp_bridge.ntf import Provider
 
 PROVIDERS: Final = tuple(p.value for p in Provider)
+WAYS: Final = ("open", "paused", "probed")
+PUSH_KINDS: Final = ("verification", "messages", "check")
 # What the supervisor looks after, and closes; "other" for what is not named here.
 PARTS: Final = (
     "push",
@@ -29,6 +31,12 @@ PARTS: Final = (
 )
 
 
+# Upper bounds in seconds.
+_QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_ANSWER: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_WAY: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+
 class Metric(StrEnum):
     """A name with its help text, and where it has a label, that and its values: `kinds`."""
 
@@ -38,10 +46,39 @@ class Metric(StrEnum):
 
     def __new__(cls, name: str, text: str, label: str = "", kinds: tuple[str, ...] = ()) -> Self:
         """As the tables below give them."""
+        return cls._made(name, text, label, kinds)
+
+    @classmethod
+    def _made(cls, name: str, text: str, label: str, kinds: tuple[str, ...]) -> Self:
         member = str.__new__(cls, name)
         member._value_ = name
         member.help, member.label, member.kinds = text, label, kinds
         return member
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Their names."""
+        return (self.label,) if self.label else ()
+
+
+class PairMetric(Metric):
+    """With a second label, and its values: `seconds`."""
+
+    second_label: str
+    seconds: tuple[str, ...]
+
+    def __new__(
+        cls, name: str, text: str, first: tuple[str, tuple[str, ...]], second: tuple[str, tuple[str, ...]]
+    ) -> Self:
+        """As the tables below give them."""
+        member = cls._made(name, text, *first)
+        member.second_label, member.seconds = second
+        return member
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.label, self.second_label
 
 
 class ServerMetric(Metric):
@@ -75,30 +112,6 @@ WRONG_ADDRESS: Final = "wrong_address"
 class KindCounter(Metric):
     """Counters with one label, and its values."""
 
-    PUSHES_DELIVERED = (
-        "ntf_pushes_delivered_total",
-        "Pushes that the provider took.",
-        "provider",
-        PROVIDERS,
-    )
-    PUSHES_FAILED = (
-        "ntf_pushes_failed_total",
-        "Pushes that failed because the device token is dead.",
-        "provider",
-        PROVIDERS,
-    )
-    PUSHES_RETRIED = (
-        "ntf_pushes_retried_total",
-        "Pushes that failed and are tried again.",
-        "provider",
-        PROVIDERS,
-    )
-    PUSHES_REFUSED = (
-        "ntf_pushes_refused_total",
-        "Pushes refused for a fault of this server's configuration or payloads; tried again, slowly.",
-        "provider",
-        PROVIDERS,
-    )
     EXPIRED = (
         "ntf_expired_total",
         "What was given up, as it was over its time to live before a provider took it.",
@@ -202,6 +215,35 @@ class KindCounter(Metric):
     )
 
 
+class PairCounter(PairMetric):
+    """Counters with two labels, and their values."""
+
+    PUSHES_DELIVERED = (
+        "ntf_pushes_delivered_total",
+        "Pushes that the provider took.",
+        ("provider", PROVIDERS),
+        ("kind", PUSH_KINDS),
+    )
+    PUSHES_FAILED = (
+        "ntf_pushes_failed_total",
+        "Pushes that failed because the device token is dead.",
+        ("provider", PROVIDERS),
+        ("kind", PUSH_KINDS),
+    )
+    PUSHES_RETRIED = (
+        "ntf_pushes_retried_total",
+        "Pushes that failed and are tried again.",
+        ("provider", PROVIDERS),
+        ("kind", PUSH_KINDS),
+    )
+    PUSHES_REFUSED = (
+        "ntf_pushes_refused_total",
+        "Pushes refused for a fault of this server's configuration or payloads; tried again, slowly.",
+        ("provider", PROVIDERS),
+        ("kind", PUSH_KINDS),
+    )
+
+
 class ServerCounter(ServerMetric):
     """Counters per own SMP server, and for all others together."""
 
@@ -211,16 +253,95 @@ class ServerCounter(ServerMetric):
     FAILED = "ntf_notifications_failed_total", "Undelivered notifications in pushes that found the device token dead."
 
 
-class Gauge(Metric):
-    """Gauges, read when they are rendered."""
+class Histogram(Metric):
+    """How often what took how many seconds. `buckets`: upper bounds."""
 
-    PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers."
-    TOKENS_DUE = "ntf_tokens_due", "Device tokens that have something to be pushed and are not being pushed to."
+    buckets: tuple[float, ...]
+
+    def __new__(
+        cls, name: str, text: str, buckets: tuple[float, ...], label: str = "", kinds: tuple[str, ...] = ()
+    ) -> Self:
+        """As the table below gives them."""
+        member = cls._made(name, text, label, kinds)
+        member.buckets = buckets
+        return member
+
+    NOTIFICATION_STORED = (
+        "ntf_notification_stored_seconds",
+        "From a notification's NMSG until it is stored.",
+        _QUICK,
+    )
+    NOTIFICATION_DELIVERED = (
+        "ntf_notification_delivered_seconds",
+        "From a notification's NMSG until a provider took it for the first time.",
+        _WAY,
+    )
+    PUSH_ANSWERED = (
+        "ntf_push_answered_seconds",
+        "From the sending of a push until its provider's answer, or until there will be none.",
+        *(_ANSWER, "provider", PROVIDERS),
+    )
+    STORE_COMMIT = (
+        "ntf_store_commit_seconds",
+        "What one commit of the store takes, of many operations or one.",
+        _QUICK,
+    )
+
+
+class Gauge(Metric):
+    """Gauges, read when they are shown."""
+
     CLIENT_SESSIONS = "ntf_client_sessions", "Sessions of clients."
     CLIENT_HANDSHAKES = "ntf_client_handshakes", "Connections of clients whose handshake is not done yet."
     SMP_CONNECTING = "ntf_smp_connecting", "Connects to known SMP servers that are under way, or wait for their turn."
     SMP_CONNECTING_NEW = "ntf_smp_connecting_new", "The same of servers that never confirmed a subscription."
     START_TIME = "ntf_process_start_time_seconds", "When the server was started, in Unix seconds."
+
+
+class KindGauge(Metric):
+    """Gauges with one label, and its values."""
+
+    PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers.", "provider", PROVIDERS
+    PUSHES_HELD = (
+        "ntf_pushes_held",
+        "Of these, pushes that are taken from the store but not yet given to the provider.",
+        *("provider", PROVIDERS),
+    )
+    TOKENS_DUE = (
+        "ntf_tokens_due",
+        "Device tokens that have something to be pushed now and are not being pushed to.",
+        *("provider", PROVIDERS),
+    )
+    TOKENS_WAITING = (
+        "ntf_tokens_waiting",
+        "Device tokens that have something to be pushed later: after a failure, or when their code has its turn.",
+        *("provider", PROVIDERS),
+    )
+    OLDEST_DUE = (
+        "ntf_oldest_due_seconds",
+        "For how long the device token that is due for longest has been; 0: none is.",
+        *("provider", PROVIDERS),
+    )
+    LAST_DELIVERED = (
+        "ntf_last_delivered_time_seconds",
+        "When the provider took a push last, since the start, in Unix seconds.",
+        *("provider", PROVIDERS),
+    )
+    PROVIDER_PAUSED = (
+        "ntf_provider_paused",
+        "1: the provider failed as a whole, and nothing is pushed through it for a while.",
+        *("provider", PROVIDERS),
+    )
+    PROVIDER_PROBED = (
+        "ntf_provider_probed",
+        "1: after a pause single pushes try whether the provider is back.",
+        *("provider", PROVIDERS),
+    )
+    ORIGINS = (
+        "ntf_push_origins",
+        "Push services of Web Push that were pushed to of late.",
+        *("state", WAYS),
+    )
 
 
 class ServerGauge(ServerMetric):

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from typing import Final
 
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, KindCounter, ServerCounter
+from ntf_server.observe.names import Histogram, KindGauge, PairCounter, ServerCounter
 from ntf_server.push.health import Notice
+from ntf_server.push.journeys import Journeys
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Ours, PushProvider, Verdict
 from ntf_server.store.contract import Deliveries, PartlyUnavailableError, StoreError, StoreUnavailableError
-from ntf_server.store.records import Claim, Ended, Entry, Outcome
+from ntf_server.store.records import Claim, Ended, Entry, Outcome, PushKind
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
@@ -30,10 +32,12 @@ events = EventLog(__name__)
 _BATCH: Final = 100  # claims taken at once
 _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
 
-_KINDS: Final[Mapping[type[Verdict], KindCounter]] = {
-    DeadToken: KindCounter.PUSHES_FAILED,
-    Again: KindCounter.PUSHES_RETRIED,
-    Ours: KindCounter.PUSHES_REFUSED,
+_ANSWERED: Final = Histogram.PUSH_ANSWERED  # to look up a member of an enum takes as long as to observe it
+_KINDS: Final = {kind: kind.name.lower() for kind in PushKind}  # in metrics
+_COUNTERS: Final[Mapping[type[Verdict], PairCounter]] = {
+    DeadToken: PairCounter.PUSHES_FAILED,
+    Again: PairCounter.PUSHES_RETRIED,
+    Ours: PairCounter.PUSHES_REFUSED,
 }
 
 
@@ -75,6 +79,7 @@ class _Lane:
         self.schedule = schedule
         self.to_send: deque[Claim] = deque()  # begun, but not yet given to the provider
         self.blocked = False  # origins were passed over
+        self.delivered_at: float | None = None  # last
         self.changes = 0  # so often something ended, or was mended
         self._clock = asyncio.get_running_loop().time
         self._due_at: float | None = self._clock()
@@ -157,8 +162,11 @@ class Dispatcher:
         on_ended: Callable[[Outcome], None] = lambda _: None,
         metrics: Metrics | None = None,
         rng: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`service`: the push service of a claim, in words, where a provider has many. `on_ended` hears of each try."""
+        """`service`: the push service of a claim, in words, where a provider has many. `on_ended` hears of each try;
+        `clock`: Unix seconds.
+        """
         self._store = store
         self._config = config = config or DispatcherConfig()
         self._service = service
@@ -166,6 +174,8 @@ class Dispatcher:
         self._metrics = metrics or Metrics()
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
+        self._wall = clock
+        self.journeys: Final = Journeys(self._metrics, self._clock, clock)
         self._lanes = {
             name: _Lane(name, provider, Schedule(name.value, config.schedules.get(name, config.schedule), rng))
             for name, provider in providers.items()
@@ -177,8 +187,26 @@ class Dispatcher:
         self._recorded = asyncio.Event()
         self._recording = False
         self._closing = False
-        self._metrics.gauge(Gauge.PUSHES_IN_FLIGHT, self._in_flight)
+        self._show_lanes()
         store.watch(self._on_due)
+
+    def _show_lanes(self) -> None:
+        """As gauges."""
+
+        def show(name: KindGauge, value: Callable[[_Lane], float]) -> None:
+            self._metrics.kind_gauge(name, lambda: {lane.name: value(lane) for lane in self._lanes.values()})
+
+        def delivered() -> Mapping[str, float]:
+            ahead = self._wall() - self._clock()
+            return {p: lane.delivered_at + ahead for p, lane in self._lanes.items() if lane.delivered_at is not None}
+
+        show(KindGauge.PUSHES_IN_FLIGHT, lambda lane: lane.schedule.in_flight)
+        show(KindGauge.PUSHES_HELD, lambda lane: len(lane.to_send))
+        show(KindGauge.PROVIDER_PAUSED, lambda lane: lane.schedule.health.is_paused(self._clock()))
+        show(KindGauge.PROVIDER_PROBED, lambda lane: lane.schedule.health.is_probed(self._clock()))
+        self._metrics.kind_gauge(KindGauge.LAST_DELIVERED, delivered)
+        if (web_push := self._lanes.get(Provider.WEB_PUSH)) is not None:
+            self._metrics.kind_gauge(KindGauge.ORIGINS, lambda: web_push.schedule.origins(self._clock()))
 
     @property
     def providers(self) -> frozenset[Provider]:
@@ -194,7 +222,7 @@ class Dispatcher:
 
     async def warn_of_unserved(self) -> None:
         """Say which providers have something due, but are not configured. Raises StoreError."""
-        off = [p.value for p in Provider if p not in self._lanes and await self._store.due_count(p)]
+        off = [p.value for p in Provider if p not in self._lanes and (await self._store.backlog(p)).tokens]
         if off:
             text = "pushes wait for providers that are not configured: %s"
             events.tell(Event.PROVIDER_MISSING, text, ", ".join(off), providers=",".join(off))
@@ -287,12 +315,12 @@ class Dispatcher:
             self._loop.call_soon(self._send_some, lane)
 
     def _start(self, lane: _Lane, claims: Sequence[Claim]) -> None:
-        left = set(claims)
+        left, since = set(claims), self._clock()
 
         def on_verdict(claim: Claim, verdict: Verdict) -> None:
             if claim in left:
                 left.remove(claim)
-                self._on_verdict(lane, claim, verdict)
+                self._on_verdict(lane, claim, verdict, since)
 
         try:
             lane.provider.send(claims, on_verdict)
@@ -301,9 +329,15 @@ class Dispatcher:
             for claim in [c for c in claims if c in left]:
                 on_verdict(claim, Again("the push could not be made"))
 
-    def _on_verdict(self, lane: _Lane, claim: Claim, verdict: Verdict) -> None:
-        outcome, notice = lane.schedule.end(claim, verdict, self._clock(), self._service)
-        if outcome.ended is not Ended.DELIVERED:  # those are counted together
+    def _on_verdict(self, lane: _Lane, claim: Claim, verdict: Verdict, since: float) -> None:
+        """`since`: when it was sent."""
+        now = self._clock()
+        outcome, notice = lane.schedule.end(claim, verdict, now, self._service)
+        self._metrics.observe(_ANSWERED, now - since, lane.name)
+        if outcome.ended is Ended.DELIVERED:  # those are counted together
+            lane.delivered_at = now
+            self.journeys.delivered(outcome.held)
+        else:
             self._count(lane, claim, verdict, outcome)
         if notice is not None:
             _tell(notice)
@@ -319,7 +353,8 @@ class Dispatcher:
 
     def _count(self, lane: _Lane, claim: Claim, verdict: Verdict, outcome: Outcome) -> None:
         suspected = isinstance(verdict, DeadToken) and outcome.ended is not Ended.DEAD  # but nothing is done to it
-        self._metrics.count_kind(KindCounter.PUSHES_RETRIED if suspected else _KINDS[type(verdict)], lane.name)
+        counter = PairCounter.PUSHES_RETRIED if suspected else _COUNTERS[type(verdict)]
+        self._metrics.count_pair(counter, lane.name, _KINDS[claim.kind])
         if isinstance(verdict, DeadToken) and not suspected:
             reason = verdict.reason.value
             events.tell(Event.TOKEN_DEAD, "a device token is invalid", provider=lane.name.value, reason=reason)
@@ -327,8 +362,8 @@ class Dispatcher:
 
     def _count_delivered(self, outcomes: Sequence[Outcome]) -> None:
         delivered = [o for o in outcomes if o.ended is Ended.DELIVERED]
-        for provider, count in Tally([o.claim.lane.provider for o in delivered]).items():
-            self._metrics.count_kind(KindCounter.PUSHES_DELIVERED, provider, count)
+        for (provider, kind), count in Tally([(o.claim.lane.provider, o.claim.kind) for o in delivered]).items():
+            self._metrics.count_pair(PairCounter.PUSHES_DELIVERED, provider, _KINDS[kind], count)
         self._count_entries(ServerCounter.DELIVERED, [entry for o in delivered for entry in o.held])
 
     def _count_entries(self, name: ServerCounter, entries: Iterable[Entry]) -> None:

@@ -83,6 +83,10 @@ class Health:
         """A pause is over: one push at a time, until one goes through."""
         return self._paused and now >= self.paused_until
 
+    def way(self, now: float) -> str:
+        """One of `names.WAYS`."""
+        return "open" if not self._paused else "paused" if now < self.paused_until else "probed"
+
     def succeeded(self, name: str, now: float) -> Notice | None:
         """A push went through: the way is open."""
         if self._paused or self.troubled_since is not None or not self.proven:

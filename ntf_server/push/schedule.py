@@ -6,10 +6,11 @@ gets one more, up to all places. So a service that is alone may use everything, 
 nothing.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ntf_server.observe.names import WAYS
 from ntf_server.push.health import Health, HealthConfig, Notice
 from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, Scope, Verdict
 from ntf_server.store.records import Claim, Ended, Outcome
@@ -107,6 +108,11 @@ class Schedule:
     def resumed(self, since: float, now: float) -> bool:
         """Whether the pause of an origin ended in between."""
         return any(since < o.health.paused_until <= now for o in self._origins.values())
+
+    def origins(self, now: float) -> Mapping[str, int]:
+        """How many of them are open, paused and probed."""
+        ways = Counter(o.health.way(now) for o in self._origins.values())
+        return {way: ways[way] for way in WAYS}
 
     def mended(self, now: float) -> None:
         """The operator may have mended what was wrong: everything is tried at once."""

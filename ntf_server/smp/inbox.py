@@ -88,6 +88,7 @@ class Inbox:
         messages = [(e.entity_id, e.message) for e in events if isinstance(e.message, smp.NMsg)]
         if messages:
             first, now = self._store.arrive(session, len(messages))
+            self._dispatcher.journeys.arrived(first, len(messages))
             waiting.notifications += [
                 Notification(notifier_id, seq, now, message.nonce, message.meta)
                 for seq, (notifier_id, message) in enumerate(messages, first)
@@ -214,6 +215,7 @@ class Inbox:
             return ()
         if not again:
             self._metrics.count_server(ServerCounter.RECEIVED, session.server, len(notifications))
+        self._dispatcher.journeys.stored(notifications, but=notified.unstored)
         if notified.unknown:
             self._metrics.count_server(ServerCounter.RECEIVED_UNKNOWN, session.server, notified.unknown)
         return notified.unstored

@@ -13,6 +13,7 @@ from ntf_server.store.records import (
     NO_LIMITS,
     Added,
     Arrival,
+    Backlog,
     Change,
     Confirmed,
     Cursor,
@@ -256,8 +257,8 @@ class Deliveries(Protocol):
         """
         ...
 
-    async def due_count(self, provider: Provider) -> int:
-        """Tokens that are due or wait for a retry and are not claimed."""
+    async def backlog(self, provider: Provider) -> Backlog:
+        """Tokens that have something to be pushed and are not claimed, as far as this node has them."""
         ...
 
 

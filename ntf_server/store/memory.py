@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ntf_server.store.clock import Clock
-from ntf_server.store.records import Change, Claim, Record
+from ntf_server.store.records import Backlog, Change, Claim, Record
 from ntf_server.store.sealing import Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
@@ -307,6 +307,13 @@ class State:
         elif again:
             self.ready.put(token, Ready(lane, self.now_ms))
             self.effects.due(provider_of(lane), 0.0)
+
+    def with_ready(self, lane: bytes, now_ms: float, written: Backlog) -> Backlog:
+        """Of a provider: what rows say, and what only memory knows. Also from another thread."""
+        ready = [ready.since for ready in list(self.ready.values()) if ready.lane[:2] == lane]
+        eager = sum(of[:2] == lane for of in list(self.eager.values()))
+        oldest = max([written.oldest, *((now_ms - since) / 1000 for since in ready)])
+        return Backlog(written.due + len(ready), written.waiting + eager, max(0.0, oldest))
 
     def _warm(self, token: Any) -> None:
         self.cooling.drop(token)

@@ -286,6 +286,21 @@ class Taken(Record, frozen=True, eq=False, gc=False):
     next_in: float | None = None
 
 
+class Backlog(NamedTuple):
+    """Tokens that are `due` now, that are `waiting` for a retry or their turn; for how many seconds the first of those
+    that are due has been.
+    """
+
+    due: int
+    waiting: int
+    oldest: float
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.due + self.waiting
+
+
 class Notified(Record, frozen=True, eq=False, gc=False):
     """What NMSGs came to: claims that were handed out at once, and how many NMSGs were for no subscription.
 

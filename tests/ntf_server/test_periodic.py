@@ -15,8 +15,9 @@ from ntf_server import periodic
 from ntf_server.app import Relay
 from ntf_server.config.files import CONFIG_FILE, Config
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge
+from ntf_server.observe.names import KindGauge
 from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
+from ntf_server.store.records import Backlog
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -374,31 +375,35 @@ async def test_upkeep_goes_on_after_a_failing_store(
 
 
 async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
-    answers: list[Any] = [3, 4, StoreUnavailableError("busy"), 0, 0]
+    three, four, none = Backlog(3, 1, 5.5), Backlog(4, 0, 0.5), Backlog(0, 2, 0.0)
+    answers: list[Any] = [three, four, StoreUnavailableError("busy"), none, none, none]
     metrics, asked = Metrics(), list[Provider]()
 
     class Counted:
-        async def due_count(self, provider: Provider) -> int:
+        async def backlog(self, provider: Provider) -> Backlog:
             asked.append(provider)
-            answer = answers.pop(0) if answers else 9
+            answer = answers.pop(0) if answers else Backlog(9, 0, 0.0)
             if isinstance(answer, Exception):
                 raise answer
-            return int(answer)
+            assert isinstance(answer, Backlog)
+            return answer
 
-    def shown() -> float:
-        return sample(metrics, Gauge.TOKENS_DUE)
+    def shown() -> list[Backlog]:
+        gauges = KindGauge.TOKENS_DUE, KindGauge.TOKENS_WAITING, KindGauge.OLDEST_DUE
+        values = [[sample(metrics, gauge, provider=p) for gauge in gauges] for p in providers]
+        return [Backlog(int(due), int(waiting), oldest) for due, waiting, oldest in values]
 
     store: Any = Counted()
     providers = [Provider.APNS, Provider.FCM]
-    task = asyncio.create_task(periodic.Backlog(store, providers, metrics, interval=0.05).run())
-    assert shown() == 0
-    expected = [7, 0, 18]
+    task = asyncio.create_task(periodic.Backlogs(store, providers, metrics, interval=0.05).run())
+    assert shown() == [Backlog(0, 0, 0.0)] * 2
+    expected = [[three, four], [three, none], [none, none], [Backlog(9, 0, 0.0)] * 2]
     async with asyncio.timeout(10):
         while expected:
             if shown() == expected[0]:
                 del expected[0]
             await asyncio.sleep(0.001)
-    assert asked[:5] == [*providers, Provider.APNS, *providers]
+    assert asked[:6] == providers * 3
     task.cancel()
     await asyncio.wait([task])
 

@@ -159,6 +159,7 @@ class SimRelay:
             DispatcherConfig(schedules=self._schedules()),
             metrics=self.metrics,
             rng=self._rng.random,
+            clock=self._clock.wall,
         )
         supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(min(left, GRACE)))
         for name, part in dispatcher.parts():

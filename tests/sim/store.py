@@ -27,8 +27,8 @@ MASTER_KEY: Final = MasterKey(bytes(range(32)))
 _MAX_GROUP: Final = 512
 _READS: Final = frozenset(
     [
+        "backlog",
         "device_of",
-        "due_count",
         "find_registration",
         "find_subscription",
         "find_token",

@@ -89,6 +89,7 @@ class Database:
         self._durability = durability
         self._on_error = on_error
         self.on_lost: Callable[[], None] = lambda: None  # what was written and answered last may not be there any more
+        self.on_commit: Callable[[float], None] = lambda _: None  # what was written is durable, after so many seconds
         self.told: list[Facts] = []  # by the primaries, when it was opened
         self._dialer = dialer
         self._topology = Topology(url, dialer)

@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter
+from ntf_server.observe.names import Histogram, KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -30,6 +31,7 @@ from ntf_server.store.records import (
     NO_LIMITS,
     Added,
     Arrival,
+    Backlog,
     Change,
     ChangeKind,
     Claim,
@@ -133,6 +135,7 @@ class RedisStore:
 
         node.on_corrupt = gone
         database.on_lost = store._doubt
+        database.on_commit = partial(store._metrics.observe, Histogram.STORE_COMMIT)
         after = {key: await stream.newest(database, key) for key in (names.changes, names.bell)}
         await node.open()
         try:  # once more, now that others see that this node lives
@@ -345,9 +348,9 @@ class RedisStore:
         """See `Store`."""
         return await self._do(lambda: deliveries.record(self._node, outcomes))
 
-    async def due_count(self, provider: Provider) -> int:
+    async def backlog(self, provider: Provider) -> Backlog:
         """See `Store`."""
-        return await self._do(lambda: taking.count(self._node, provider))
+        return await self._do(lambda: taking.backlog(self._node, provider))
 
     # --- sessions
 

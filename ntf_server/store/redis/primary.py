@@ -29,7 +29,11 @@ Dial = Callable[[Endpoint], Awaitable[Connection]]
 
 
 class Owner(Protocol):
-    """Who hears of how calls end, and of connections that are made."""
+    """Who hears of how calls end, and of connections that are made; `on_commit`: how many seconds a pipeline took that
+    wrote something.
+    """
+
+    on_commit: Callable[[float], None]
 
     def answered(self, pending: Pending, answer: Any) -> None:
         """It is done."""
@@ -183,9 +187,12 @@ class Primary:
             if connection is None:
                 connection = await self._connect()
             self.pipelines += 1
-            self.busy_until = max(self.busy_until, self._now() + longest)
+            sent_at = self._now()
+            self.busy_until = max(self.busy_until, sent_at + longest)
             await connection.exchange([*commands, *barrier], answers, count, self._patience + longest)
             self.heard_at = self._now()
+            if any(pending.writes for pending in batch):
+                self._owner.on_commit(self.heard_at - sent_at)
         except TROUBLE as e:
             error = e
         except Exception as e:

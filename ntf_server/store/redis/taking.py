@@ -6,7 +6,7 @@ from typing import Final
 
 from ntf_server.store.contract import Places, StoreError
 from ntf_server.store.memory import Round, provider_of
-from ntf_server.store.records import Claim, Taken
+from ntf_server.store.records import Backlog, Claim, Taken
 from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.content import claim
 from ntf_server.store.redis.deliveries import park
@@ -191,11 +191,9 @@ async def _lanes(node: Node) -> tuple[dict[bytes, float], float, float]:
     return found, next_at, now
 
 
-async def count(node: Node, provider: Provider) -> int:
-    """See `Store.due_count`: of shards that this node holds and can have now."""
-    s = node.state
-    lane = provider.encode()
-    counts = await node.ask_some("count", [lane], {shard: [] for shard in node.fences})
-    ready = sum(r.lane[:2] == lane for r in s.ready.values())
-    eager = sum(of[:2] == lane for of in s.eager.values())
-    return int(sum(counts)) + ready + eager
+async def backlog(node: Node, provider: Provider) -> Backlog:
+    """See `Store.backlog`: of shards that this node holds and can have now."""
+    s, lane = node.state, provider.encode()
+    answers = await node.ask_some("backlog", [node.ahead, lane], {shard: [] for shard in node.fences})
+    due, waiting = sum(a[0] for a in answers), sum(a[1] for a in answers)
+    return s.with_ready(lane, s.now_ms, Backlog(due, waiting, max([0, *(a[2] for a in answers)]) / 1000))

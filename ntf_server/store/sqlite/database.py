@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -129,7 +130,8 @@ class Database:
     """`run` and `read` operations from any asyncio task of one loop; `close` at the end.
 
     `connect` gives the connection once more, should that ever be needed; None: in memory, where operations are done at
-    once in the loop's own thread (`inline`). `on_error` hears, in the loop, of every operation that failed.
+    once in the loop's own thread (`inline`). `on_error` hears, in the loop, of every operation that failed, `on_commit`
+    how many seconds each commit took, with all that it made durable.
     """
 
     def __init__(
@@ -140,12 +142,14 @@ class Database:
         connect: Callable[[], sqlite3.Connection] | None,
         turns: Turns | None = None,
         on_error: Callable[[Exception], None] = lambda _: None,
+        on_commit: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._path = path
         self._connection = connection
         self._connect = connect
         self._turns = turns or NoTurns()
         self._on_error = on_error
+        self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._urgent: list[_Item] = []  # asked for, and not given to the thread yet
@@ -305,13 +309,15 @@ class Database:
         results: list[_Result] = []
         pause, longest = _PAUSES
         while True:
+            began = time.monotonic()
             try:
                 values, after = self._transaction([item.operation for item in items])
             except Exception as e:
                 error = e
             else:
                 done = [_Result(item, value, None) for item, value in zip(items, values, strict=True)]
-                return results + done, [after] if after else []
+                took = partial(self._on_commit, time.monotonic() - began)
+                return results + done, [took, after] if after else [took]
             told = translate(self._path, error)
             if not isinstance(told, StoreUnavailableError):
                 break

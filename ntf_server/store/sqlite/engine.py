@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter
+from ntf_server.observe.names import Histogram, KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -30,6 +30,7 @@ from ntf_server.store.records import (
     NO_LIMITS,
     Added,
     Arrival,
+    Backlog,
     Change,
     ChangeKind,
     Claim,
@@ -102,6 +103,7 @@ class SqliteStore:
             connect=file.connect if file else None,
             turns=Turn(state, self._apply),
             on_error=self._on_error,
+            on_commit=partial(metrics.observe, Histogram.STORE_COMMIT),
         )
 
     @classmethod
@@ -320,9 +322,9 @@ class SqliteStore:
         """See `Store`."""
         return await self._write(lambda c: deliveries.record(c, self._state, outcomes), linger=LONG_LINGER)
 
-    async def due_count(self, provider: Provider) -> int:
+    async def backlog(self, provider: Provider) -> Backlog:
         """See `Store`."""
-        return await self._read(lambda c: taking.count(c, self._state, provider))
+        return await self._read(lambda c: taking.backlog(c, self._state, provider))
 
     # --- sessions
 

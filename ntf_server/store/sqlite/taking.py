@@ -8,7 +8,7 @@ from typing import Final
 
 from ntf_server.store.contract import Places
 from ntf_server.store.memory import Round, State, provider_of
-from ntf_server.store.records import Taken
+from ntf_server.store.records import Backlog, Taken
 from ntf_server.store.sqlite.content import load
 from ntf_server.store.sqlite.due import park
 from ntf_server.store.sqlite.rows import Rows, one_row
@@ -131,13 +131,12 @@ def _next_lane(
     return written
 
 
-def count(c: sqlite3.Connection, s: State, provider: Provider) -> int:
-    """See `Store.due_count`. Also from the reader's thread."""
-    lane = provider.encode()
-    [written] = c.execute(
-        "SELECT count(*) FROM deliveries WHERE lane >= ? AND lane < ? AND due_at IS NOT NULL",
-        (lane, lane + b"\xff" * 17),
+def backlog(c: sqlite3.Connection, s: State, provider: Provider) -> Backlog:
+    """See `Store.backlog`. Also from the reader's thread."""
+    lane, now = provider.encode(), round(s.clock.wall() * 1000)
+    count, due, since = c.execute(
+        "SELECT count(*), count(*) FILTER (WHERE due_at <= :now), min(due_at) FROM deliveries"
+        " WHERE lane >= :lane AND lane < :end AND due_at IS NOT NULL",
+        {"lane": lane, "end": lane + b"\xff" * 17, "now": now},
     ).fetchone()
-    ready = sum(ready.lane[:2] == lane for ready in list(s.ready.values()))
-    eager = sum(of[:2] == lane for of in list(s.eager.values()))
-    return int(written) + ready + eager
+    return s.with_ready(lane, now, Backlog(due, count - due, 0.0 if since is None else (now - since) / 1000))

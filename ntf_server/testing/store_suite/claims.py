@@ -47,10 +47,10 @@ async def a_claimed_token_is_not_handed_out(bench: Bench) -> None:
     bench.clock.pass_(60)
     taken = await store.take(Provider.APNS, ROOM)
     assert taken.claims == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await record(store, delivered(claim))
     assert await take(store) == []
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     next_in = (await store.take(Provider.APNS, ROOM)).next_in
     assert next_in is not None
     assert 0 < next_in <= 0.5
@@ -98,7 +98,7 @@ async def notify_hands_out_where_there_is_room(bench: Bench) -> None:
     queues = [b"%d" % n for n in range(5)]
     notified = await notify(store, session, *queues, places={Provider.APNS: ROOM._replace(total=2)})
     assert len(notified.claims) == 2
-    assert await store.due_count(Provider.APNS) == 3
+    assert (await store.backlog(Provider.APNS)).tokens == 3
     rest = await take(store)
     assert {q for c in notified.claims + rest for q in names(c)} == set(queues)
     assert len(rest) == 3
@@ -280,7 +280,7 @@ async def a_dead_token_keeps_its_messages(bench: Bench) -> None:
     assert await status(store, token) == (TokenStatus.INVALID, InvalidReason.EXPIRED)
     await notify(store, session, b"2")
     assert await drain(bench, store) == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await register(store, new)
     assert await store.verify(token.ref, new.code)
     assert [names(c) for c in await drain(bench, store)] == [[b"1", b"2"]]
@@ -292,7 +292,7 @@ async def what_was_not_tried_is_due(bench: Bench) -> None:
     await register(store, new_token(1))
     claim = await take_one(store)
     await record(store, Outcome(claim, Ended.UNTRIED))
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     bench.clock.pass_(0.01)
     anew = await take_one(store)
     assert (anew.attempts, anew.since) == (0, claim.since)

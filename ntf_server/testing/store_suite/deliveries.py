@@ -38,7 +38,7 @@ async def nothing_is_due_at_first(bench: Bench) -> None:
     for provider in Provider:
         taken = await store.take(provider, ROOM)
         assert (taken.claims, taken.next_in) == ([], None)
-        assert await store.due_count(provider) == 0
+        assert (await store.backlog(provider)).tokens == 0
 
 
 async def a_notification_is_pushed(bench: Bench) -> None:
@@ -53,14 +53,14 @@ async def a_notification_is_pushed(bench: Bench) -> None:
     assert nmsg.received_at == int(bench.clock.wall())
     bench.clock.pass_(3)
     assert (await store.notify(session, [nmsg], {})).claims == []
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     claim = await take_one(store)
     assert (claim.kind, claim.device, claim.secret, claim.code) == (PushKind.MESSAGES, new.device, new.secret, b"")
     assert claim.since == nmsg.received_at
     [entry] = claim.entries
     assert (entry.server, entry.notifier_id, entry.seq, entry.sent) == (SMP, b"queue", nmsg.seq, False)
     assert (entry.received_at, entry.nonce, entry.meta) == (nmsg.received_at, nmsg.nonce, b"\0sealed\xff")
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await record(store, delivered(claim))
     assert await drain(bench, store) == []
 
@@ -207,8 +207,30 @@ async def no_more_are_taken_than_there_is_room_for(bench: Bench) -> None:
     taken = await store.take(Provider.APNS, ROOM._replace(total=3))
     assert len(taken.claims) == 3
     assert taken.next_in == 0
-    assert await store.due_count(Provider.APNS) == 2
+    assert (await store.backlog(Provider.APNS)).tokens == 2
     assert len((await store.take(Provider.APNS, ROOM)).claims) == 2
+
+
+async def what_is_due_is_told_from_what_waits(bench: Bench) -> None:
+    """And for how long it has been due; what is claimed counts nowhere."""
+    store = await bench.open()
+    assert await store.backlog(Provider.APNS) == (0, 0, 0)
+    for n in range(2):
+        await register(store, new_token(n))
+        bench.clock.pass_(7)
+    backlog = await store.backlog(Provider.APNS)
+    assert backlog[:2] == (2, 0) and 13 < backlog.oldest <= 15
+    [claim] = await take(store, places=ROOM._replace(total=1))
+    backlog = await store.backlog(Provider.APNS)
+    assert backlog[:2] == (1, 0) and 6 < backlog.oldest <= 8
+    await record(store, again(claim, 30))
+    assert (await store.backlog(Provider.APNS))[:2] == (1, 1)
+    assert len(await take(store)) == 1
+    assert await store.backlog(Provider.APNS) == (0, 1, 0)
+    bench.clock.pass_(32)
+    backlog = await store.backlog(Provider.APNS)
+    assert backlog[:2] == (1, 0) and 1 < backlog.oldest <= 3
+    assert await store.backlog(Provider.FCM) == (0, 0, 0)
 
 
 async def providers_are_apart(bench: Bench) -> None:
@@ -218,7 +240,7 @@ async def providers_are_apart(bench: Bench) -> None:
     for number, provider in enumerate(Provider):
         wanted[provider] = (await register(store, new_token(number, provider))).ref
     for provider, ref in wanted.items():
-        assert await store.due_count(provider) == 1
+        assert (await store.backlog(provider)).tokens == 1
         assert [c.token for c in await take(store, provider)] == [ref]
 
 
@@ -237,7 +259,7 @@ async def due_state_survives_reopening(bench: Bench) -> None:
     await record(store, *map(delivered, claims))
     for kill in (True, False):
         store = await bench.reopen(store, kill=kill)
-        assert await store.due_count(Provider.APNS) == 3
+        assert (await store.backlog(Provider.APNS)).tokens == 3
     assert len({c.token for c in claims + await drain(bench, store)}) == 4
 
 
@@ -293,7 +315,7 @@ async def a_late_message_is_not_handed_out(bench: Bench) -> None:
     assert [e.notifier_id for e in claim.entries if not e.sent] == [b"new"]
     await record(store, delivered(claim))
     assert await drain(bench, store) == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await tend(bench, store)
     assert await bench.medium.expired(store) == 2
 
@@ -306,7 +328,7 @@ async def a_late_code_is_not_handed_out(bench: Bench) -> None:
     bench.clock.pass_(601)
     taken = await store.take(Provider.APNS, ROOM)
     assert (taken.claims, taken.next_in) == ([], None)
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await tend(bench, store)
     assert await bench.medium.expired(store) == 1
     await register(store, new)
@@ -341,7 +363,7 @@ async def what_nobody_takes_expires_too(bench: Bench) -> None:
     assert await take_cool(bench, store) == []
     await tend(bench, store)
     assert await bench.medium.expired(store) == 7
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     store = await bench.reopen(store)
     assert await take(store) == []
 

@@ -147,7 +147,7 @@ async def many_are_forgotten_in_slices(bench: Bench) -> None:
     await _later(bench, store, 30 * DAY)
     assert not any([await _has(store, t) for t in tokens])
     assert await store.subscription_count() == 0
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def a_clock_that_is_years_ahead_forgets_nobody(bench: Bench) -> None:

@@ -115,7 +115,7 @@ async def a_lane_without_room_is_passed_over(bench: Bench) -> None:
     assert counted[slow] >= 5
     assert counted[healthy] == 20
     left = 60 - len(claims)
-    assert await store.due_count(_WP) == left
+    assert (await store.backlog(_WP)).tokens == left
     rest = _count(await _take_all(store))
     assert rest[paused] == 20
     since = {c.since for c in lanes[paused]}
@@ -193,7 +193,7 @@ async def notify_keeps_to_the_room_of_a_lane(bench: Bench) -> None:
     notified = await notify(store, session, b"0", b"1", places={_WP: Room(10, 10, {lanes[0]: 0})})
     claims = notified.claims + await take(store, _WP, Room(10, 10, {lanes[0]: 0}))
     assert [c.lane.origin for c in claims] == [lanes[1]]
-    assert await store.due_count(_WP) == 1
+    assert (await store.backlog(_WP)).tokens == 1
 
 
 async def a_token_moves_to_another_lane(bench: Bench) -> None:

@@ -239,14 +239,14 @@ class _Walk:
         else:
             raise AssertionError(f"seed {self.seed}: nobody was told of {[d.number for d in due]}")
         waiting = sum(d.kind is not None and d.claim is None for d in self.devices)
-        assert waiting <= await self.store.due_count(Provider.APNS) <= len(self.devices), self.seed
+        assert waiting <= (await self.store.backlog(Provider.APNS)).tokens <= len(self.devices), self.seed
 
     async def finish(self) -> None:
         """Everything that is left reaches its device."""
         for _ in range(1000):
             left = [d for d in self.devices if d.kind is not None or d.claim is not None]
             if not left:
-                assert await self.store.due_count(Provider.APNS) == 0, self.seed
+                assert (await self.store.backlog(Provider.APNS)).tokens == 0, self.seed
                 return
             held = [d for d in self.devices if d.claim is not None]
             outcomes = [Outcome(d.claim, Ended.DELIVERED, held=d.claim.entries) for d in held if d.claim is not None]

@@ -180,7 +180,7 @@ async def a_deleted_subscription_is_gone(bench: Bench) -> None:
     await store.unsubscribe(ref)  # again
     assert await store.find_subscription(subscription_id) is None
     assert await take(store) == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     assert not await store.is_wanted(SMP)
     assert await store.subscription_count() == 0
     await subscribe(store, other, b"queue")

@@ -34,14 +34,14 @@ async def a_retry_waits_in_the_store(bench: Bench) -> None:
     await register(store, new_token(1))
     claim = await take_one(store)
     await record(store, again(claim, 30))
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     taken = await store.take(Provider.APNS, ROOM)
     assert taken.claims == []
     assert taken.next_in is not None
     assert 29 <= taken.next_in <= 30.1
     bench.clock.pass_(20)
     store = await bench.reopen(store, kill=True)
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     assert await take(store) == []
     bench.clock.pass_(10.1)
     assert (await take_one(store)).since == claim.since
@@ -89,7 +89,7 @@ async def a_notification_hastens_no_retry(bench: Bench) -> None:
         bench.clock.pass_(9)
         assert (await notify(store, session, b"2", places={Provider.APNS: ROOM})).claims == []
         assert await take(store) == []
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     bench.clock.pass_(4)
     claim = await take_one(store)
     assert [e.notifier_id for e in claim.entries] == [b"1", b"2"]
@@ -142,7 +142,7 @@ async def a_retry_is_not_worth_more_than_its_time(bench: Bench) -> None:
     await record(store, *(again(c, 200) for c in await take(store)))
     bench.clock.pass_(201)
     assert await take(store) == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def those_that_wait_keep_nobody_out(bench: Bench) -> None:
@@ -158,7 +158,7 @@ async def those_that_wait_keep_nobody_out(bench: Bench) -> None:
     taken = await store.take(Provider.APNS, ROOM)
     assert taken.next_in is not None
     assert 99 <= taken.next_in <= 100.1
-    assert await store.due_count(Provider.APNS) == 200
+    assert (await store.backlog(Provider.APNS)).tokens == 200
 
 
 async def a_place_that_is_free_tries_the_oldest_retry(bench: Bench) -> None:

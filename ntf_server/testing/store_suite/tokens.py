@@ -102,7 +102,7 @@ async def another_client_key_is_refused(bench: Bench) -> None:
     token = await activate(store, 1)
     assert await store.register(replace(new_token(1), client_dh=b"x" * 32)) is None
     assert await status(store, token) == (TokenStatus.ACTIVE, None)
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def another_verify_key_is_another_registration(bench: Bench) -> None:
@@ -213,7 +213,7 @@ async def messages_wait_for_verification(bench: Bench) -> None:
     session = await acquire(store)
     await notify(store, session, b"queue")
     assert await take_cool(bench, store) == []
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     assert await store.verify(token.ref, b"c" * 32)
     assert (await take_one(store)).kind is PushKind.MESSAGES
 
@@ -273,7 +273,7 @@ async def replacing_what_is_gone_is_refused(bench: Bench) -> None:
     token = await activate(store, 1)
     await store.delete_token(token.ref)
     assert not await store.replace(token.ref, Replacement(device(2), b"c" * 32))
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 # --- an operator's
@@ -336,7 +336,7 @@ async def a_deleted_token_is_gone_at_once(bench: Bench) -> None:
         assert [await store.find_subscription(i) for i in ids[::50]] == [None] * len(ids[::50])
         assert await store.subscription_count() == 1
         assert await take(store) == []
-        assert await store.due_count(Provider.APNS) == 0
+        assert (await store.backlog(Provider.APNS)).tokens == 0
         assert [w.notifier_id for w in await pages(store, session)] == [b"other"]
         late = stamp(store, session, queues[0], queues[-1])
         assert (await store.notify(session, late, {})).unknown == 2

@@ -307,7 +307,11 @@ async def test_a_relay_has_it_when_it_is_asked_for(make_config: Callable[..., Co
         assert await asyncio.to_thread(fetch, port, "/health")
         status, _, body = await asyncio.to_thread(fetch, port, "/metrics")
         assert status == 200
-        for name in ("ntf_pushes_in_flight 0", "ntf_tokens_due 0", "ntf_process_start_time_seconds "):
+        for name in (
+            'ntf_pushes_in_flight{provider="AN"} 0',
+            'ntf_tokens_due{provider="AN"} 0',
+            "ntf_process_start_time_seconds ",
+        ):
             assert f"\n{name}" in body.decode()
         asking = GET + b"Accept: application/openmetrics-text;version=1.0.0\r\n\r\n"
         assert (await ask(port, asking)).endswith(b"\n# EOF\n")

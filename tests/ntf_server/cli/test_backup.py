@@ -98,7 +98,7 @@ async def test_it_ends_while_much_is_written(made: Path, tmp_path: Path) -> None
         await store.close()
     assert await has(copy, made, first)
     saved = await opened(copy, made)
-    assert await saved.due_count(Provider.APNS) >= before
+    assert (await saved.backlog(Provider.APNS)).tokens >= before
     await saved.close()
 
 

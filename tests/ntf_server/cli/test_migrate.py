@@ -141,7 +141,7 @@ async def test_killed_in_the_middle_it_goes_on(made: Path, server: Server, *, to
     assert done.returncode == 0, done.stderr
     assert f"{MANY} registrations" in done.stdout
     store = await opened(made, pair[1])
-    assert await store.due_count(Provider.APNS) == MANY
+    assert (await store.backlog(Provider.APNS)).tokens == MANY
     await store.close()
 
 

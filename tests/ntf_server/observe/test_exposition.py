@@ -11,7 +11,7 @@ from scrape import sample
 
 from ntf_server.observe.exposition import Exposition
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, KindCounter, ServerCounter
+from ntf_server.observe.names import Gauge, Histogram, PairCounter, ServerCounter
 from smp_bridge.address import ServerAddress
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,21 +46,22 @@ def test_what_is_asked_for(accept: str, kind: str) -> None:
 
 def test_both_formats_say_the_same() -> None:
     metrics = Metrics(["simplex.example"])
-    metrics.count_kind(KindCounter.PUSHES_DELIVERED, "AP", 7)
+    metrics.count_pair(PairCounter.PUSHES_DELIVERED, "AP", "check", 7)
+    metrics.observe(Histogram.STORE_COMMIT, 0.02)
     metrics.count_server(ServerCounter.RECEIVED, ServerAddress("smp", ("a.simplex.example",), "", bytes(32)), 3)
-    metrics.gauge(Gauge.TOKENS_DUE, lambda: 2.5)
+    metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: 2.5)
     show = Exposition(metrics)
     text = [s for family in parse_text(show.page().text) for s in family.samples]
     assert text == [s for family in parse_open_metrics(show.page(OPEN).text) for s in family.samples]
-    assert {s.name for s in text} >= {KindCounter.PUSHES_DELIVERED, Gauge.TOKENS_DUE}
-    assert sample(metrics, KindCounter.PUSHES_DELIVERED, provider="AP") == 7
+    assert {s.name for s in text} >= {PairCounter.PUSHES_DELIVERED, Gauge.CLIENT_SESSIONS}
+    assert sample(metrics, PairCounter.PUSHES_DELIVERED, provider="AP", kind="check") == 7
 
 
 @given(st.floats())
 def test_any_number_can_be_read_back(value: float) -> None:
     metrics = Metrics()
-    metrics.gauge(Gauge.TOKENS_DUE, lambda: value)
-    read = sample(metrics, Gauge.TOKENS_DUE)
+    metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: value)
+    read = sample(metrics, Gauge.CLIENT_SESSIONS)
     assert read == value or (math.isnan(read) and math.isnan(value))
 
 

@@ -1,10 +1,21 @@
 """What is counted, and when gauges are read."""
 
 import pytest
+from prometheus_client.samples import Sample
 from scrape import sample, samples
 
 from ntf_server.observe.metrics import MAX_HOSTS, Metrics
-from ntf_server.observe.names import WRONG_ADDRESS, Counter, Gauge, KindCounter, ServerCounter, ServerGauge
+from ntf_server.observe.names import (
+    WRONG_ADDRESS,
+    Counter,
+    Gauge,
+    Histogram,
+    KindCounter,
+    KindGauge,
+    PairCounter,
+    ServerCounter,
+    ServerGauge,
+)
 from smp_bridge.address import ServerAddress
 from smp_bridge.failure import ConnectFailure
 from smp_bridge.ntf import Provider
@@ -14,6 +25,10 @@ OWN = ("simplex.example", ".smp.example.org")
 
 def server(*hosts: str, port: str = "") -> ServerAddress:
     return ServerAddress("smp", hosts, port, bytes(32))
+
+
+def samples_of(metrics: Metrics, name: str) -> list[Sample]:
+    return [s for s in samples(metrics) if s.name == name]
 
 
 def shown(metrics: Metrics, *names: str) -> dict[tuple[str, str], float]:
@@ -58,13 +73,54 @@ def test_other_kinds_are_an_error_and_not_counted(kind: str) -> None:
     assert shown(metrics) == before
 
 
+def test_pairs_are_counted_apart_and_their_second_labels_are_bounded_too() -> None:
+    metrics = Metrics()
+    name = PairCounter.PUSHES_DELIVERED
+    assert len(samples_of(metrics, name)) == len(name.kinds) * len(name.seconds)
+    metrics.count_pair(name, "AP", "messages", 3)
+    metrics.count_pair(name, "AP", "check")
+    metrics.count_pair(name, Provider.FCM, "check")
+    assert sample(metrics, name, provider="AP", kind="messages") == 3
+    assert sample(metrics, name, provider="FC", kind="check") == 1
+    assert (metrics.value(name, "AP"), metrics.value(name, "FC"), metrics.value(name, "WP")) == (4, 1, 0)
+    for kind, second in (("AP", "nonsense"), ("nonsense", "check")):
+        with pytest.raises(ValueError, match=r"has no (kind|provider) 'nonsense'|has no kind"):
+            metrics.count_pair(name, kind, second)
+    assert len(samples_of(metrics, name)) == len(name.kinds) * len(name.seconds)
+
+
 def test_members_of_an_enum_are_kinds() -> None:
     metrics = Metrics()
     assert set(KindCounter.SMP_CONNECT_FAILED.kinds) == {*ConnectFailure, WRONG_ADDRESS}
-    assert set(KindCounter.PUSHES_DELIVERED.kinds) == set(Provider)
+    assert set(PairCounter.PUSHES_DELIVERED.kinds) == set(Provider)
     metrics.count_kind(KindCounter.SMP_CONNECT_FAILED, ConnectFailure.IDENTITY)
     assert metrics.value(KindCounter.SMP_CONNECT_FAILED, "identity") == 1
     assert sample(metrics, KindCounter.SMP_CONNECT_FAILED, kind="identity") == 1
+
+
+# --- times
+
+
+def test_what_took_how_long() -> None:
+    metrics = Metrics()
+    name = Histogram.PUSH_ANSWERED
+    metrics.observe(name, 0.005, "AP")  # a bound counts to its bucket
+    metrics.observe(name, 0.3, Provider.APNS, n=2)
+    metrics.observe(name, 7000.0, "AP")
+    metrics.observe(name, 1.0, "FC")
+    buckets = {s.labels["le"]: s.value for s in samples_of(metrics, f"{name}_bucket") if s.labels["provider"] == "AP"}
+    assert list(buckets) == [*map(str, name.buckets), "+Inf"]
+    assert [buckets[le] for le in ("0.005", "0.25", "0.5", "30.0", "+Inf")] == [1, 1, 3, 3, 4]
+    assert sample(metrics, f"{name}_count", provider="AP") == 4
+    assert sample(metrics, f"{name}_sum", provider="AP") == 0.005 + 0.6 + 7000
+    assert sample(metrics, f"{name}_count", provider="WP") == 0
+    with pytest.raises(KeyError):
+        metrics.observe(name, 1.0, "nonsense")
+
+
+@pytest.mark.parametrize("name", Histogram)
+def test_buckets_grow(name: Histogram) -> None:
+    assert list(name.buckets) == sorted(set(name.buckets)) and name.buckets[0] > 0
 
 
 # --- own servers
@@ -132,12 +188,21 @@ def test_names_that_are_invented_in_an_own_domain_take_no_memory_without_bound()
 
 def test_gauges_are_read_when_they_are_shown() -> None:
     metrics = Metrics()
-    assert not shown(metrics, Gauge.TOKENS_DUE)
+    assert not shown(metrics, Gauge.CLIENT_SESSIONS)
     value = 1.5
-    metrics.gauge(Gauge.TOKENS_DUE, lambda: value)
-    assert sample(metrics, Gauge.TOKENS_DUE) == 1.5
+    metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: value)
+    assert sample(metrics, Gauge.CLIENT_SESSIONS) == 1.5
     value = 2
-    assert sample(metrics, Gauge.TOKENS_DUE) == 2
+    assert sample(metrics, Gauge.CLIENT_SESSIONS) == 2
+
+
+def test_gauges_of_kinds_show_those_that_are_there() -> None:
+    metrics = Metrics()
+    values: dict[str, float] = {"FC": 2, Provider.APNS: 0.5, "a stranger's": 7}
+    metrics.kind_gauge(KindGauge.OLDEST_DUE, lambda: values)
+    assert shown(metrics, KindGauge.OLDEST_DUE) == {(KindGauge.OLDEST_DUE, "AP"): 0.5, (KindGauge.OLDEST_DUE, "FC"): 2}
+    values.clear()
+    assert not shown(metrics, KindGauge.OLDEST_DUE)
 
 
 def test_server_gauges_add_up_what_has_one_label() -> None:

@@ -1,30 +1,42 @@
 """The table of names: it is whole, and the documentation agrees with it."""
 
 import re
+from functools import partial
 from pathlib import Path
 
-from ntf_server.observe.metrics import Family, Metrics
-from ntf_server.observe.names import Counter, Gauge, KindCounter, ServerCounter, ServerGauge
+from ntf_server.observe import names
+from ntf_server.observe.metrics import Family, HistogramFamily, Metrics
+from ntf_server.observe.names import Gauge, KindGauge, Metric, ServerGauge
 
 PAGE = Path(__file__).parents[3] / "docs/reference/metrics.md"
-NAMES = [*Counter, *KindCounter, *ServerCounter, *Gauge, *ServerGauge]
 
 
-def families() -> list[Family]:
+def families() -> list[Family | HistogramFamily]:
     """All that there can be."""
     metrics = Metrics()
     for gauge in Gauge:
         metrics.gauge(gauge, lambda: 1)
+    for kind_gauge in KindGauge:
+        metrics.kind_gauge(kind_gauge, partial(dict.fromkeys, kind_gauge.kinds, 1.0))
     for server_gauge in ServerGauge:
         metrics.server_gauge(server_gauge, list)
-    return list(metrics.families())
+    return [*metrics.families(), *metrics.histograms()]
+
+
+def kind(family: Family | HistogramFamily) -> str:
+    return family.kind if isinstance(family, Family) else "histogram"
+
+
+def tables() -> list[type[Metric]]:
+    return [t for t in vars(names).values() if isinstance(t, type) and issubclass(t, Metric) and len(t)]
 
 
 def test_names_and_types() -> None:
     shown = families()
     assert all(re.fullmatch(r"ntf_[a-z_]+", f.name) for f in shown)
-    assert {f.name for f in shown if f.kind == "counter"} == {f.name for f in shown if f.name.endswith("_total")}
-    assert {str(name) for name in NAMES} <= {f.name for f in shown}
+    assert {f.name for f in shown if kind(f) == "counter"} == {f.name for f in shown if f.name.endswith("_total")}
+    assert all(f.name.endswith("_seconds") for f in shown if kind(f) == "histogram")
+    assert {str(name) for table in tables() for name in table} <= {f.name for f in shown}
     assert len({f.name for f in shown}) == len(shown)
     assert all(f.help.endswith(".") for f in shown)
 
@@ -34,7 +46,7 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     shown = families()
     assert set(rows) == {f.name for f in shown}
     for family in shown:
-        kind, labels, *_ = re.split(r" *\| *", rows[family.name])
-        assert kind == family.kind
+        documented, labels, *_ = re.split(r" *\| *", rows[family.name])
+        assert documented == kind(family)
         assert all(f"`{label}`" in labels for label in family.labels), family.name
         assert all(f"`{value}`" in labels for values, _ in family.samples for value in values), family.name

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 from claims import claim as make_claim
+from prometheus_client.samples import Sample
+from scrape import sample, samples
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter, ServerCounter
+from ntf_server.observe.names import Histogram, KindGauge, PairCounter, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, OnVerdict, Ours, Scope, Verdict
@@ -548,7 +551,7 @@ async def test_outcomes_that_a_part_of_the_store_does_not_take_hold_no_other_up(
         left.clear()
         await asyncio.wait_for(closing, 5)
         assert await world.status(tokens[0]) is TokenStatus.CONFIRMED
-        assert world.metrics.value(KindCounter.PUSHES_DELIVERED, Provider.APNS) == 4
+        assert world.metrics.value(PairCounter.PUSHES_DELIVERED, Provider.APNS) == 4
 
 
 async def test_a_restart_takes_up_what_was_not_delivered(world: World) -> None:
@@ -598,7 +601,7 @@ async def test_what_is_handed_out_while_it_closes_is_given_back(world: World) ->
         sent = [c for c in world.apns.sent if c.kind is not PushKind.VERIFICATION]
         assert not sent
         async with asyncio.timeout(5):
-            while await world.store.due_count(Provider.APNS) != 1:
+            while (await world.store.backlog(Provider.APNS)).tokens != 1:
                 await asyncio.sleep(0.01)
 
 
@@ -621,10 +624,10 @@ async def test_what_waits_for_a_provider_that_is_not_configured_is_said(
 
 async def test_every_verdict_is_counted_for_its_provider(world: World) -> None:
     verdicts = {
-        KindCounter.PUSHES_DELIVERED: Delivered(),
-        KindCounter.PUSHES_FAILED: DeadToken(InvalidReason.BAD),
-        KindCounter.PUSHES_RETRIED: Again("429"),
-        KindCounter.PUSHES_REFUSED: Ours("413", Scope.TOKEN),
+        PairCounter.PUSHES_DELIVERED: Delivered(),
+        PairCounter.PUSHES_FAILED: DeadToken(InvalidReason.BAD),
+        PairCounter.PUSHES_RETRIED: Again("429"),
+        PairCounter.PUSHES_REFUSED: Ours("413", Scope.TOKEN),
     }
     async with world.running(SLOW):
         for verdict in verdicts.values():
@@ -632,6 +635,45 @@ async def test_every_verdict_is_counted_for_its_provider(world: World) -> None:
             world.apns.finish(await world.apns.next(), verdict)
         assert [world.metrics.value(name, "AP") for name in verdicts] == [1, 1, 1, 1]
         assert [world.metrics.value(name, "AD") for name in verdicts] == [0, 0, 0, 0]
+
+
+async def test_verifications_messages_and_checks_are_counted_apart(world: World) -> None:
+    async with world.running():
+        token = await world.token()  # its code is pushed
+        await world.notify(await world.queue(token))
+        world.apns.finish(await world.apns.next())
+        await world.until(lambda: world.metrics.value(PairCounter.PUSHES_DELIVERED, "AP") == 2)
+    delivered = {s.labels["kind"]: s.value for s in samples(world.metrics) if _is(s, PairCounter.PUSHES_DELIVERED)}
+    assert delivered == {"verification": 1, "messages": 1, "check": 0}
+    assert sample(world.metrics, f"{Histogram.NOTIFICATION_DELIVERED}_count") == 1
+
+
+def _is(s: Sample, name: str) -> bool:
+    return s.name == name and s.labels["provider"] == "AP"
+
+
+async def test_gauges_show_how_each_provider_is(world: World) -> None:
+    def gauge(name: KindGauge) -> float:
+        return sample(world.metrics, name, provider="AP")
+
+    async with world.running(SLOW) as dispatcher:
+        await world.token(active=False)
+        claim = await world.apns.next()
+        assert (gauge(KindGauge.PUSHES_IN_FLIGHT), gauge(KindGauge.PUSHES_HELD)) == (1, 0)
+        with pytest.raises(KeyError):
+            gauge(KindGauge.LAST_DELIVERED)
+        await asyncio.sleep(0.03)
+        world.apns.finish(claim)
+        assert abs(gauge(KindGauge.LAST_DELIVERED) - time.time()) < 5
+        assert gauge(KindGauge.PUSHES_IN_FLIGHT) == gauge(KindGauge.PROVIDER_PAUSED) == 0
+        assert sample(world.metrics, f"{Histogram.PUSH_ANSWERED}_count", provider="AP") == 1
+        assert 0.03 <= sample(world.metrics, f"{Histogram.PUSH_ANSWERED}_sum", provider="AP") < 5
+        await world.token(active=False)
+        world.apns.finish(await world.apns.next(), Ours("403 InvalidProviderToken"))
+        assert (gauge(KindGauge.PROVIDER_PAUSED), gauge(KindGauge.PROVIDER_PROBED)) == (1, 0)
+        dispatcher.mended()
+        assert (gauge(KindGauge.PROVIDER_PAUSED), gauge(KindGauge.PROVIDER_PROBED)) == (0, 1)
+        assert sample(world.metrics, KindGauge.ORIGINS, state="open") == 0
 
 
 async def test_a_token_that_is_only_suspected_is_not_said_to_be_invalid(
@@ -643,13 +685,13 @@ async def test_a_token_that_is_only_suspected_is_not_said_to_be_invalid(
         queue = await world.queue(token)
         await world.notify(queue)
         world.apns.finish(await world.apns.next())
-        await world.until(lambda: world.metrics.value(KindCounter.PUSHES_DELIVERED, "AP") > 1)  # its code too
+        await world.until(lambda: world.metrics.value(PairCounter.PUSHES_DELIVERED, "AP") > 1)  # its code too
         dispatcher.mended()  # from now on nothing has gone through
         await asyncio.sleep(0.1)
         await world.notify(queue)
         world.apns.finish(await world.apns.next(), DeadToken(InvalidReason.TOPIC))
-        assert world.metrics.value(KindCounter.PUSHES_FAILED, "AP") == 0
-        assert world.metrics.value(KindCounter.PUSHES_RETRIED, "AP") == 1
+        assert world.metrics.value(PairCounter.PUSHES_FAILED, "AP") == 0
+        assert world.metrics.value(PairCounter.PUSHES_RETRIED, "AP") == 1
         assert await world.status(token) is TokenStatus.ACTIVE
     assert "invalid" not in caplog.text
 
@@ -697,7 +739,7 @@ async def test_everything_is_delivered_in_the_end(world: World, seed: int) -> No
             await asyncio.sleep(rng.random() * 0.005)
         await world.until(lambda: set(got) == sent)
         async with asyncio.timeout(10):
-            while await world.store.due_count(Provider.APNS) or world.dispatcher._in_flight():
+            while (await world.store.backlog(Provider.APNS)).tokens or world.dispatcher._in_flight():
                 await asyncio.sleep(0.01)
 
 

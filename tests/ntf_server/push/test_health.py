@@ -3,6 +3,7 @@
 import pytest
 
 from ntf_server.observe.events import Event
+from ntf_server.observe.names import WAYS
 from ntf_server.push.health import Health, HealthConfig
 
 
@@ -31,6 +32,16 @@ def test_a_way_that_cannot_be_reached_is_tried_every_half_minute() -> None:
         h.unreachable(now, "connection refused", None)
         pause, now = h.paused_until - now, h.paused_until
     assert pause == 30
+
+
+def test_which_way_it_is() -> None:
+    h = health()
+    assert h.way(0) == "open"
+    h.unreachable(0, "timed out", None)
+    assert (h.way(0.9), h.way(1)) == ("paused", "probed")
+    h.succeeded("AP", 2)
+    assert h.way(2) == "open"
+    assert {h.way(0), "paused", "probed"} == set(WAYS)
 
 
 def test_late_answers_do_not_lengthen_a_pause() -> None:

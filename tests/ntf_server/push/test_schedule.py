@@ -228,3 +228,14 @@ def test_a_pause_that_ends_while_the_store_is_asked_is_noticed() -> None:
     assert not s.resumed(10.0, end - 0.1)
     assert s.resumed(end - 0.1, end)
     assert not s.resumed(end, end + 100.0)
+
+
+def test_origins_are_counted_by_their_way() -> None:
+    s = schedule(by_origin=True)
+    push(s, Delivered(), claim(b"a"))
+    for origin in (b"b", b"c"):
+        push(s, Again("refused", Scope.ORIGIN), claim(origin))
+    assert s.origins(0) == {"open": 1, "paused": 2, "probed": 0}
+    push(s, Delivered(), claim(b"c"), now=1.5)
+    assert s.origins(1.5) == {"open": 2, "paused": 0, "probed": 1}
+    assert schedule().origins(0) == {"open": 0, "paused": 0, "probed": 0}

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from node import FaultyStore, Pushed
+from scrape import sample
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter, ServerCounter
+from ntf_server.observe.names import Histogram, KindCounter, ServerCounter
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.smp import inbox as module
@@ -41,7 +42,7 @@ class World:
         self.ended: list[tuple[Session, int]] = []
         self.tasks: list[asyncio.Task[None]] = []
         quick = DispatcherConfig(ScheduleConfig(min_backoff=0.01), store_backoff=0.01)
-        self.dispatcher = Dispatcher(store, {Provider.APNS_NULL: self.pushed}, quick)
+        self.dispatcher = Dispatcher(store, {Provider.APNS_NULL: self.pushed}, quick, metrics=self.metrics)
         self.inbox = Inbox(
             store,
             self.dispatcher,
@@ -135,6 +136,8 @@ async def test_events_go_to_the_store_and_are_counted(world: World) -> None:
     assert world.ended == [(session, 1), (session, 1)]
     assert world.metrics.value(ServerCounter.RECEIVED, SERVERS[0].hosts[0]) == 2
     assert world.metrics.value(ServerCounter.RECEIVED_UNKNOWN, SERVERS[0].hosts[0]) == 1
+    assert sample(world.metrics, f"{Histogram.NOTIFICATION_STORED}_count") == 2
+    assert sample(world.metrics, f"{Histogram.NOTIFICATION_STORED}_sum") < 5
     assert (world.metrics.value(ENDED, "end"), world.metrics.value(ENDED, "deleted")) == (1, 1)
 
 

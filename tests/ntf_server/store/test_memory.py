@@ -19,7 +19,7 @@ from ntf_server.store.memory import (
     Times,
     provider_of,
 )
-from ntf_server.store.records import Claim, Lane, PushKind
+from ntf_server.store.records import Backlog, Claim, Lane, PushKind
 from ntf_server.store.sealing import Sealer
 from smp_bridge.ntf import DeviceToken, Provider
 
@@ -181,3 +181,14 @@ def test_those_that_are_seen_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.add(n, NOW, NOW + 24 * 3600)
     seen.add(10, NOW, NOW + 24 * 3600 - 1)
     assert [seen.take() for _ in range(3)] == [[0, 1, 2], [3, 4], []]
+
+
+def test_the_backlog_of_a_provider_has_what_only_memory_knows(state: State) -> None:
+    written, now = Backlog(2, 3, 1.5), state.now_ms
+    assert state.with_ready(LANE, now, written) == written
+    state.ready.put(1, Ready(LANE, now - 4000))
+    state.ready.put(2, Ready(b"FC", now - 9000))
+    state.cool(3, Cooling(state.steady, LANE, again=True))
+    state.cool(4, Cooling(state.steady, b"FC", again=True))
+    assert state.with_ready(LANE, now, written) == (3, 4, 4.0)
+    assert state.with_ready(b"WP", now, Backlog(0, 1, -5.0)) == (0, 1, 0)  # what is first is due later

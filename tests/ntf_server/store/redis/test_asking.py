@@ -45,17 +45,18 @@ from smp_bridge.ntf import Provider
 T = TypeVar("T")
 
 EVERYWHERE = dict.fromkeys(Provider, ROOM)
+HEAD = [b"0", b"AP"]
 QUICK = Bounds(limit=1.0, connect=0.5, answer=0.5)
 SOON = 1.0  # seconds that whatever does not concern who is away may take
 
 
 async def test_what_spans_shards_is_one_call_where_it_can_be(nodes: Nodes) -> None:
     node = (await nodes.open())._node
-    assert await node.run_on("count", [b"AP"], {}) == []
-    assert await node.run_on("count", [b"AP"], {shard: [] for shard in node.names.shards}) == [0]
-    assert await node.run_some("count", [b"AP"], {}) == ([], [])
-    some = await node.run_some("count", [b"AP"], {shard: [] for shard in node.names.shards})
-    assert some == ([0], node.names.shards)
+    assert await node.run_on("backlog", HEAD, {}) == []
+    assert await node.run_on("backlog", HEAD, {shard: [] for shard in node.names.shards}) == [[0, 0, 0]]
+    assert await node.run_some("backlog", HEAD, {}) == ([], [])
+    some = await node.run_some("backlog", HEAD, {shard: [] for shard in node.names.shards})
+    assert some == ([[0, 0, 0]], node.names.shards)
     tokens = [b"%d" % n for n in range(50)]
     parts = node.by_shard(tokens)
     assert sorted(token for part in parts.values() for token in part) == sorted(tokens)
@@ -247,7 +248,7 @@ async def test_a_primary_stands_still_and_what_others_have_goes_on(partial: Clus
         away.thaw()
     assert work.slowest < SOON
     assert {names.shards[n] for n in store._node.silent} == {s for s in names.shards if partial.owner_of(s) is away}
-    assert (await store.due_count(Provider.APNS)) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     await regained(store)
     assert dict(store._node.held) == held  # nobody could take them
     assert await work.go_on(0.5) == set(work.queues)

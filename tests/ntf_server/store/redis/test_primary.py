@@ -23,6 +23,8 @@ class Asker:
         self.answers: dict[Pending, Any] = {}
         self.errors: dict[Pending, Exception] = {}
         self.histories: list[str] = []
+        self.commits: list[float] = []
+        self.on_commit = self.commits.append
 
     def pending(self, *words: Word, writes: bool = False) -> Pending:
         future = asyncio.get_running_loop().create_future()
@@ -169,6 +171,19 @@ async def test_writes_wait_for_replicas_and_reads_do_not(asker: Asker, server: S
     assert asker.answers == {read: None}
     assert "0 of 1 replicas" in str(asker.errors[write]) and "unknown command" in str(asker.errors[wrong])
     await primary.close()
+
+
+async def test_how_long_writes_took_is_told(primary: Primary, asker: Asker, server: Server) -> None:
+    await put(primary, asker, [(b"GET", b"k")])
+    assert not asker.commits
+    write = asker.pending(b"SET", b"k", 1, writes=True)
+    server.freeze()
+    primary.put(write)
+    await asyncio.sleep(0.1)
+    server.thaw()
+    await asker.until(lambda: write in asker.answers)
+    [seconds] = asker.commits
+    assert 0.09 < seconds < 5
 
 
 async def test_one_that_refuses_writes_is_asked_again_who_it_is(

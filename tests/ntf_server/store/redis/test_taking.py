@@ -187,11 +187,11 @@ async def test_how_many_are_due(nodes: Nodes, store: RedisStore) -> None:
     """Claimed ones are not."""
     await due(store, 10)
     await due(store, 3, WEB)
-    assert (await store.due_count(Provider.APNS), await store.due_count(WEB)) == (10, 3)
+    assert ((await store.backlog(Provider.APNS)).tokens, (await store.backlog(WEB)).tokens) == (10, 3)
     claims = await take(store, places=Room(total=4))
-    assert await module.count(store._node, Provider.APNS) == 6
+    assert (await module.backlog(store._node, Provider.APNS)).tokens == 6
     await record(store, again(claims[0], 60))
-    assert await store.due_count(Provider.APNS) == 7
+    assert (await store.backlog(Provider.APNS)).tokens == 7
 
 
 async def test_lanes_in_turn_go_on_where_the_last_take_stopped(store: RedisStore) -> None:

@@ -37,7 +37,7 @@ async def test_a_backup_ends_under_load_and_opens(store: SqliteStore, path: Path
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     copy = await SqliteStore.open(target, master_key=MASTER, clock=FakeClock().clock)
     assert await copy.find_token(token.token_id) == token
-    assert await copy.due_count(Provider.APNS) >= before
+    assert (await copy.backlog(Provider.APNS)).tokens >= before
     assert await copy.verify(token.ref, CODE)
     await copy.close()
 

@@ -75,6 +75,19 @@ async def test_operations_that_wait_together_share_a_commit_and_keep_their_order
     assert statements.count("COMMIT") == 3  # the gate's, the group's, and that of the look at it
 
 
+async def test_how_long_a_commit_took_is_told_before_its_answers(path: Path) -> None:
+    commits: list[float] = []
+    async with opened(path, FIRST, on_commit=commits.append) as database:
+        await asyncio.gather(*(database.run(insert(bytes([i]))) for i in range(9)))
+        assert len(commits) == 1
+        await database.run(lambda _: time.sleep(0.05))
+        assert 0.05 <= commits[1] < 5
+        with pytest.raises(ZeroDivisionError):
+            await database.run(lambda _: 1 / 0)
+        await database.read(values)
+        assert len(commits) == 2
+
+
 async def test_a_huge_queue_is_committed_in_bounded_groups(database: Database) -> None:
     wanted = [i.to_bytes(2) for i in range(1100)]
     statements = traced(database)

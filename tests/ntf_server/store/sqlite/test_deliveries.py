@@ -168,7 +168,7 @@ async def test_what_waits_longer_goes_first(store: SqliteStore) -> None:
     assert [said(c) for c in await take(store)] == [[b"q0"], [b"q1"]]
     claims = (await notify(store, session, b"q1", places=anywhere())).claims
     assert not claims  # in flight
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def test_other_providers_rooms_do_not_count(store: SqliteStore) -> None:
@@ -212,7 +212,7 @@ async def test_what_arrives_just_after_a_push_waits_a_little(store: SqliteStore,
     assert not (await notify(store, session, b"b", places=anywhere())).claims
     [(provider, seconds)] = woken
     assert (provider, seconds) == (Provider.APNS, pytest.approx(0.015))
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     clock.pass_(0.015)
     assert said(await take_one(store)) == [b"a", b"b"]
 
@@ -411,7 +411,7 @@ async def test_a_code_is_given_up_after_its_time(store: SqliteStore, clock: Fake
     await register(store)
     clock.pass_(600)
     assert not await take(store)
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def test_messages_are_given_up_after_their_time_and_counted(store: SqliteStore, clock: FakeClock) -> None:

@@ -133,5 +133,5 @@ async def test_a_clock_that_is_set_while_nobody_looks(path: Path, boot: str) -> 
     claims = await take(store)
     assert [c.token for c in claims] == ([token.ref] if boot == "this run" else [])
     clock.set_by(-400 * 86_400)
-    await store.due_count(Provider.APNS)
+    await store.backlog(Provider.APNS)
     await store.close()

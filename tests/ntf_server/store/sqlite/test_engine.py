@@ -5,6 +5,7 @@ import sqlite3
 from dataclasses import dataclass, field
 
 import pytest
+from scrape import sample
 from store_world import (
     CODE,
     MASTER,
@@ -22,6 +23,7 @@ from store_world import (
     untried,
 )
 
+from ntf_server.observe.names import Histogram
 from ntf_server.store.records import Added, Claim, Ended, Outcome, Ref, Session, Token
 from ntf_server.store.sqlite.engine import SqliteStore
 from smp_bridge.ntf import DeviceToken, Provider, TokenStatus
@@ -203,7 +205,16 @@ async def test_whatever_is_stored_for_an_active_token_reaches_it(seed: int) -> N
         left = [queue for queue, token in world.queues.items() if queue in world.unsent and token.ref in active]
         assert not left
         for provider in PROVIDERS:
-            assert await world.store.due_count(provider) == 0
+            assert (await world.store.backlog(provider)).tokens == 0
         assert world.pushes
         await world.store.close()
     connection.close()
+
+
+async def test_what_commits_take_is_measured(store: SqliteStore) -> None:
+    before = sample(store._metrics, f"{Histogram.STORE_COMMIT}_count")
+    await store.backlog(Provider.APNS)
+    assert sample(store._metrics, f"{Histogram.STORE_COMMIT}_count") == before
+    await store.tend()
+    assert sample(store._metrics, f"{Histogram.STORE_COMMIT}_count") == before + 1
+    assert 0 < sample(store._metrics, f"{Histogram.STORE_COMMIT}_sum") < 10

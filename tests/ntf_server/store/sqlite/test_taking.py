@@ -78,7 +78,7 @@ async def test_nothing_is_due(store: SqliteStore) -> None:
     for provider in Provider:
         taken = await store.take(provider, Room())
         assert (taken.claims, taken.next_in) == ([], None)
-        assert await store.due_count(provider) == 0
+        assert (await store.backlog(provider)).tokens == 0
 
 
 async def test_next_in_is_when_the_first_retry_is_due(store: SqliteStore, clock: FakeClock) -> None:
@@ -87,7 +87,7 @@ async def test_next_in_is_when_the_first_retry_is_due(store: SqliteStore, clock:
         [claim] = await take(store)
         await store.record([again(claim, after)])
     assert (await store.take(Provider.APNS, Room())).next_in == 20
-    assert await store.due_count(Provider.APNS) == 3
+    assert (await store.backlog(Provider.APNS)).tokens == 3
     clock.pass_(20)
     taken = await store.take(Provider.APNS, Room())
     assert (len(taken.claims), taken.next_in) == (1, 30)
@@ -116,7 +116,7 @@ async def test_origins_without_room_are_passed_over_and_keep_their_rows(store: S
     assert origins(taken.claims) == {"https://well": 5}
     assert set(room.asked) == set(hashes.values())
     assert (await store.take(WP, room)).next_in is None
-    assert await store.due_count(WP) == 50
+    assert (await store.backlog(WP)).tokens == 50
     assert origins(await take(store, WP)) == {"https://dead": 50}
 
 
@@ -163,7 +163,7 @@ async def test_more_paused_origins_than_one_take_looks_at_hide_nothing_and_cost_
             break
     assert origins(found) == {well: 1}
     assert (await _until_none(store, room)) <= 6
-    assert await store.due_count(WP) == 22
+    assert (await store.backlog(WP)).tokens == 22
 
 
 async def _until_none(store: SqliteStore, room: Room) -> int:
@@ -183,7 +183,7 @@ async def test_what_is_ready_where_there_is_no_room_waits_in_the_store(store: Sq
     clock.pass_(1)
     assert not (await store.take(WP, Room(10, {claim.lane.origin: 0}))).claims
     assert not store._state.ready
-    assert await store.due_count(WP) == 1
+    assert (await store.backlog(WP)).tokens == 1
     assert len(await take(store, WP)) == 1
 
 

@@ -152,7 +152,7 @@ async def test_the_right_code_makes_a_living_token_active(store: SqliteStore) ->
     assert await store.verify(token.ref, CODE)
     assert (await look(store, token)).status is TokenStatus.ACTIVE
     assert not await take(store)  # the code is pushed no more
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def test_a_dead_or_absent_token_cannot_be_verified(store: SqliteStore) -> None:
@@ -347,7 +347,7 @@ async def test_a_damaged_token_is_set_aside_and_the_rest_goes_on(store: SqliteSt
         with pytest.raises(DamagedRecordError):
             await store.find_token(token.token_id)
     assert await look(store, other) == as_found(other)
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 @pytest.mark.parametrize("column", ["device_token", "server_dh", "client_dh"])

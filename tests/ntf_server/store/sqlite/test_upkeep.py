@@ -63,10 +63,10 @@ async def test_what_expired_in_a_lane_that_nobody_takes_from_is_given_up(
     await store.record([again(await take_one(store), 3600)])
     clock.pass_(23 * 3600)
     await tended(store)
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     clock.pass_(3600)
     assert await tended(store) > 3
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
     assert store._metrics.value(KindCounter.EXPIRED, "notification") == 10
     assert not await take(store)
 
@@ -80,11 +80,11 @@ async def test_a_code_and_a_check_that_nobody_took_are_given_up(store: SqliteSto
     clock.pass_(600)
     await tended(store)
     assert store._metrics.value(KindCounter.EXPIRED, "verification") == 0  # TVFY took that registration away
-    assert await store.due_count(Provider.APNS) == 1
+    assert (await store.backlog(Provider.APNS)).tokens == 1
     clock.pass_(24 * 3600)
     await tended(store)
     assert store._metrics.value(KindCounter.EXPIRED, "check") == 1
-    assert await store.due_count(Provider.APNS) == 0
+    assert (await store.backlog(Provider.APNS)).tokens == 0
 
 
 async def test_what_is_in_flight_is_not_given_up_under_it(store: SqliteStore, clock: FakeClock) -> None:
