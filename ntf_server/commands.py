@@ -10,7 +10,7 @@ from ntf_server.admission.gate import Admission
 from ntf_server.admission.sessions import Peer
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter
+from ntf_server.observe.names import KindCounter, PairCounter
 from ntf_server.push.front import Front, Refusal
 from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.contract import DamagedRecordError, Store
@@ -106,6 +106,11 @@ class Commands:
         """From the next command on."""
         self._servers, self._limits = servers, limits
 
+    def answered(self, command: Message, answer: Message) -> None:
+        """Count it."""
+        kind = "invalid" if isinstance(command, Err) else command.tag.decode()
+        self._metrics.count_pair(PairCounter.COMMANDS, kind, answer.code if isinstance(answer, Err) else "OK")
+
     async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         """Authorize and do one command, which `parse` gave. Raises StoreError, StoreCorruptError.
 
@@ -152,22 +157,22 @@ class Commands:
         asked = await self._admission.turn_of_registration(peer, command.token, known)
         if asked is None:
             return ERR_QUOTA
-        token = await self._store.register(
-            NewToken(
-                os.urandom(ntf.ENTITY_ID_SIZE),
-                command.token,
-                verify_key,
-                command.dh_key.public_bytes_raw(),
-                public,
-                secret,
-                os.urandom(ntf.CODE_SIZE),
-                front.origin(command.token),
-                vapid_key=front.key_id,
-            ),
-            asked.wait,
+        new = NewToken(
+            os.urandom(ntf.ENTITY_ID_SIZE),
+            command.token,
+            verify_key,
+            command.dh_key.public_bytes_raw(),
+            public,
+            secret,
+            os.urandom(ntf.CODE_SIZE),
+            front.origin(command.token),
+            vapid_key=front.key_id,
         )
+        token = await self._store.register(new, asked.wait)
         if token is None:
             return ERR_AUTH
+        if token.token_id == new.token_id:  # else it was there before
+            self._metrics.count_kind(KindCounter.TOKEN_EVENTS, "created")
         await self._admission.made(asked, token.ref, self._store.put_off)
         return ntf.IdTkn(token.token_id, X25519PublicKey.from_public_bytes(token.server_dh))
 
@@ -181,11 +186,13 @@ class Commands:
             case ntf.TVfy(code):
                 if not await self._store.verify(token.ref, code):
                     return ERR_AUTH
+                self._metrics.count_kind(KindCounter.TOKEN_EVENTS, "verified")
                 await self._admission.verified(token.ref)
             case ntf.TRpl(device):
                 return await self._replace(token, device, peer)
             case ntf.TDel():
                 await self._store.delete_token(token.ref)
+                self._metrics.count_kind(KindCounter.TOKEN_EVENTS, "deleted")
             case ntf.TCrn(minutes):
                 if 0 < minutes < ntf.MIN_PERIOD:
                     return ERR_QUOTA
@@ -204,6 +211,7 @@ class Commands:
         new = Replacement(device, os.urandom(ntf.CODE_SIZE), front.origin(device), vapid_key=front.key_id)
         if not await self._store.replace(token.ref, new, asked.wait):
             return ERR_AUTH
+        self._metrics.count_kind(KindCounter.TOKEN_EVENTS, "replaced")
         await self._admission.made(asked, token.ref, self._store.put_off)
         return ntf.Ok()
 
@@ -235,6 +243,8 @@ class Commands:
             return ERR_AUTH
         if isinstance(added, LimitReached):
             return self._refuse_subscription(f"{added.value}_limit", ERR_QUOTA)
+        if added.created:
+            self._metrics.count_kind(KindCounter.SUBSCRIPTION_EVENTS, "created")
         return ntf.IdSub(added.subscription_id)
 
     def _refuse_subscription(self, why: str, error: Err) -> Err:
@@ -250,6 +260,7 @@ class Commands:
         if isinstance(command, ntf.SChk):
             return self._subscriber.status(subscription)
         await self._store.unsubscribe(subscription.ref)
+        self._metrics.count_kind(KindCounter.SUBSCRIPTION_EVENTS, "deleted")
         return ntf.Ok()
 
     def _is_authorized(self, session: Session, t: Transmission, token: Token | None) -> bool:

@@ -279,11 +279,13 @@ class Listener:
 
     async def _answer(self, session: Session, t: Transmission | Invalid, command: Message, peer: Peer) -> bytes:
         if isinstance(t, Invalid):
+            self._commands.answered(command, command)
             return _encode(session, t.corr_id, b"", command)
         try:
             answer = await self._commands.handle(session, t, command, peer)
         except (StoreError, StoreCorruptError) as e:
             answer = _store_error(e)
+        self._commands.answered(command, answer)
         return _encode(session, t.corr_id, t.entity_id, answer)
 
 

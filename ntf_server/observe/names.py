@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Final, Self
 
-from smp_bridge.ntf import Provider
+from smp_bridge import ntf
 
-PROVIDERS: Final = tuple(p.value for p in Provider)
+PROVIDERS: Final = tuple(p.value for p in ntf.Provider)
 WAYS: Final = ("open", "paused", "probed")
 PUSH_KINDS: Final = ("verification", "messages", "check")
 # What the supervisor looks after, and closes; "other" for what is not named here.
@@ -31,6 +31,8 @@ PARTS: Final = (
 )
 
 
+COMMANDS: Final = (*(tag.decode() for tag in ntf.COMMANDS), "invalid")
+ANSWERS: Final = ("OK", "AUTH", "BLOCK", "CMD", "INTERNAL", "QUOTA", "SESSION", "STORE")
 # Upper bounds in seconds.
 _QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _ANSWER: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -168,6 +170,18 @@ class KindCounter(Metric):
         "kind",
         ("refused", "changed", "lost", "mismatch", "audited", "ended"),
     )
+    TOKEN_EVENTS = (
+        "ntf_token_events_total",
+        "Registrations that clients made anew, verified, gave another device token, and deleted.",
+        "kind",
+        ("created", "verified", "replaced", "deleted"),
+    )
+    SUBSCRIPTION_EVENTS = (
+        "ntf_subscription_events_total",
+        "Subscriptions that clients made anew, and deleted.",
+        "kind",
+        ("created", "deleted"),
+    )
     SNEW_REFUSED = (
         "ntf_snew_refused_total",
         "Subscriptions that this server refused to devices.",
@@ -241,6 +255,12 @@ class PairCounter(PairMetric):
         "Pushes refused for a fault of this server's configuration or payloads; tried again, slowly.",
         ("provider", PROVIDERS),
         ("kind", PUSH_KINDS),
+    )
+    COMMANDS = (
+        "ntf_commands_total",
+        "Commands of clients; invalid: those that could not be parsed.",
+        ("command", COMMANDS),
+        ("answer", ANSWERS),
     )
 
 

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,11 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x448 import X448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from harness import Phone
+from scrape import samples
 
+from ntf_server import commands as commands_module
+from ntf_server import listener as listener_module
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindCounter
+from ntf_server.observe.names import ANSWERS, KindCounter, PairCounter
 from ntf_server.store.clock import since_boot
 from ntf_server.store.sealing import Sealer
 from ntf_server.store.sqlite import upkeep
@@ -40,8 +43,10 @@ from smp_bridge.transmission import (
     ERR_NO_AUTH,
     ERR_PROHIBITED,
     ERR_QUOTA,
+    ERR_SESSION,
     ERR_SYNTAX,
     ERR_UNKNOWN,
+    Err,
     Message,
 )
 
@@ -779,6 +784,52 @@ async def start(
             return await dial(relay), client, made[-1]
 
         yield open_session
+
+
+async def test_commands_and_what_became_of_registrations_are_counted(start: Start, phone: Phones) -> None:
+    wire, client, metrics = await start(allow_private_hosts=True)
+    device = phone()
+    await device.register(client)
+    assert await client.request(tnew(device), key=device.key) == await client.request(tnew(device), key=device.key)
+    with pytest.raises(ServerError):
+        await client.request(ntf.TVfy(bytes(32)), device.token_id, device.key)
+    await device.verify(client)
+    answer = await wire.ask(snew(device.token_id), key=device.key)
+    assert isinstance(answer, ntf.IdSub)
+    assert await wire.ask(ntf.SDel(), answer.subscription_id, device.key) == ntf.Ok()
+    other = replace(device.device, token=os.urandom(32).hex().encode())
+    assert await client.request(ntf.TRpl(other), device.token_id, device.key) == ntf.Ok()
+    assert await wire.ask(b"NONSENSE", device.token_id, device.key) == ERR_UNKNOWN
+    assert await client.request(ntf.TDel(), device.token_id, device.key) == ntf.Ok()
+    with pytest.raises(ServerError):
+        await client.request(ntf.TChk(), device.token_id, device.key)
+
+    def kinds(name: KindCounter) -> dict[str, int]:
+        return {kind: metrics.value(name, kind) for kind in name.kinds}
+
+    counted = {
+        (s.labels["command"], s.labels["answer"]): s.value for s in samples(metrics) if s.name == PairCounter.COMMANDS
+    }
+    assert {labels: n for labels, n in counted.items() if n} == {
+        ("TNEW", "OK"): 3,
+        ("TVFY", "AUTH"): 1,
+        ("TVFY", "OK"): 1,
+        ("SNEW", "OK"): 1,
+        ("SDEL", "OK"): 1,
+        ("TRPL", "OK"): 1,
+        ("invalid", "CMD"): 1,
+        ("TDEL", "OK"): 1,
+        ("TCHK", "AUTH"): 1,
+    }
+    assert kinds(KindCounter.TOKEN_EVENTS) == {"created": 1, "verified": 1, "replaced": 1, "deleted": 1}
+    assert kinds(KindCounter.SUBSCRIPTION_EVENTS) == {"created": 1, "deleted": 1}
+
+
+def test_every_answer_has_a_label() -> None:
+    answers = {
+        v.code for module in (commands_module, listener_module) for v in vars(module).values() if isinstance(v, Err)
+    }
+    assert answers | {"OK", ERR_SESSION.code} == set(ANSWERS)
 
 
 def refusals(metrics: Metrics) -> dict[str, int]:

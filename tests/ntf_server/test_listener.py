@@ -28,7 +28,7 @@ from ntf_server.config.limits import parse_limits
 from ntf_server.config.settings import Limits
 from ntf_server.listener import ERR_STORE, Listener, ListenerConfig, ListenError
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, KindCounter
+from ntf_server.observe.names import Gauge, KindCounter, PairCounter
 from ntf_server.store.contract import (
     StoreConflictError,
     StoreCorruptError,
@@ -58,6 +58,7 @@ class StubCommands(Commands):
     """PING is answered at once, TCHK when the test says so, TDEL by whatever `fault` is."""
 
     def __init__(self) -> None:
+        self.metrics = self._metrics = Metrics()
         self.fault: Exception = StoreFullError("disk full")
         self.answer: Message = ntf.Ok()
         self.started = asyncio.Event()
@@ -352,6 +353,7 @@ class Recording(StubCommands):
 
     def __init__(self) -> None:
         super().__init__()
+        self._metrics = Metrics()
         self.log: list[Message] = []
         self.under_way = 0
         self.most = 0
@@ -455,6 +457,9 @@ async def test_a_failing_store(listen: Any, dial: Any, commands: StubCommands, f
     wire.send(wire.encode(ntf.TDel(), corr_id=b"1"), wire.encode(ntf.Ping(), corr_id=b"2"))
     answers = await wire.receive()
     assert [(a.corr_id, a.command) for a in answers] == [(b"1", answer), (b"2", b"PONG")]
+    code = answer.split()[1].decode()
+    assert sample(commands.metrics, PairCounter.COMMANDS, command="invalid", answer=code) == 1  # it is not signed
+    assert sample(commands.metrics, PairCounter.COMMANDS, command="PING", answer="OK") == 1
 
 
 # --- budgets of strangers
