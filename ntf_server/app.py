@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Self
 
+import pycurl
+
 from ntf_server import periodic, systemd
 from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.health import Admin
@@ -27,7 +29,7 @@ from ntf_server.memory import settle
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge
+from ntf_server.observe.names import Info, KindGauge
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
@@ -40,6 +42,7 @@ from ntf_server.store.clock import Clock, boot_id, since_boot
 from ntf_server.store.contract import Store, StoreCorruptError
 from ntf_server.store.memory import Times
 from ntf_server.store.open import Shared, open_store
+from ntf_server.store.redis.url import RedisUrl
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
 from ntf_server.version import VERSION
 from smp_bridge.address import DEFAULT_PORT, ServerAddress
@@ -75,6 +78,10 @@ class Relay:
         self._steady = steady
         self._started = clock()
         self._metrics = Metrics(config.settings.subscriber.own_server_domains)
+        self._metrics.info(
+            Info.BUILD, {"version": VERSION, "store": _engine_of(config), "libcurl": pycurl.version_info()[1]}
+        )
+        self._metrics.kind_gauge(KindGauge.CERTIFICATE_ENDS, self._certificates_end)
         self._admission = Admission(config.budgets, metrics=self._metrics, clock=steady)
         self._supervisor = Supervisor(self._metrics.count_part)
         self._listener: Listener | None = None
@@ -115,7 +122,6 @@ class Relay:
     async def _start(self) -> None:
         """From the store outwards."""
         config, settings, supervisor = self._config, self._config.settings, self._supervisor
-        self._metrics.gauge(Gauge.START_TIME, lambda: self._started)
         if config.client_certificate and (warning := config.client_certificate.warning()):
             log.warning("%s", warning)
         store = await self._open_store()
@@ -168,10 +174,11 @@ class Relay:
         checks = periodic.Checks(store, settings.delivery.checks)
         supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
-        supervisor.part("tokens due", periodic.Backlogs(store, providers.table, self._metrics).run)
+        supervisor.part("tokens due", periodic.StoreGauges(store, providers.table, self._metrics).run)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
+        supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
@@ -292,6 +299,10 @@ class Relay:
             Part.LOG: set_up_log,
         }
 
+    def _certificates_end(self) -> Mapping[str, float]:
+        config = self._config if self._reloader is None else self._reloader.config
+        return config.certificates_end()
+
     def _grace(self, left: float) -> float:
         """Seconds of a stop that what is under way gets: none if it had its time before, or cannot be stored."""
         had_its_time = self._drain is not None and self._drain.finished.is_set()
@@ -369,6 +380,10 @@ class Relay:
             "providers": sorted(provider.value for provider in self._providers.table),
             "waiting": sorted(self._supervisor.waiting),
         }
+
+
+def _engine_of(config: Config) -> str:
+    return "redis" if isinstance(config.store, RedisUrl) else "sqlite"
 
 
 def _allow_many_files() -> None:

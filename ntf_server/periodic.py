@@ -3,20 +3,23 @@ at what is due.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindGauge
+from ntf_server.observe.names import Gauge, Histogram, KindGauge
 from ntf_server.store.contract import Store, StoreUnavailableError
-from ntf_server.store.records import Backlog
+from ntf_server.store.records import Backlog, Space
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
 INTERVAL: Final = 5.0  # seconds between two looks: what is due in one goes out together
 LOOK: Final = 15.0  # seconds between two looks at how many tokens are due
+_LAG_PAUSE: Final = 0.5
 _SLICE: Final = 500  # tokens marked at once
 _SLICE_PAUSE: Final = 0.5  # seconds: after an outage all are due, and are not to be pushed to in one second
 _ERROR_PAUSE: Final = 5.0
@@ -67,13 +70,14 @@ async def tend(store: Store) -> None:
         await asyncio.sleep(max(_MIN_PAUSE, pause))
 
 
-class Backlogs:
-    """What is due of each provider, as gauges: the store counts it now and then. Its `run` never ends."""
+class StoreGauges:
+    """What is due of each provider, and what space the store takes: it is asked now and then. Its `run` never ends."""
 
     def __init__(
         self, store: Store, providers: Collection[Provider], metrics: Metrics, *, interval: float = LOOK
     ) -> None:
         self._store = store
+        self._metrics = metrics
         self._interval = interval
         self._found = dict.fromkeys(providers, Backlog(0, 0, 0.0))
         metrics.kind_gauge(KindGauge.TOKENS_DUE, lambda: {p: found.due for p, found in self._found.items()})
@@ -81,11 +85,33 @@ class Backlogs:
         metrics.kind_gauge(KindGauge.OLDEST_DUE, lambda: {p: found.oldest for p, found in self._found.items()})
 
     async def run(self) -> None:
-        """Count, until cancelled. While the store cannot, the last numbers stand."""
+        """Ask, until cancelled. While the store cannot say, the last numbers stand."""
         while True:
             for provider in self._found:
-                try:
+                with _late("the tokens that are due were not counted"):
                     self._found[provider] = await self._store.backlog(provider)
-                except StoreUnavailableError as e:
-                    log.debug("the tokens that are due were not counted: %s", e)
+            with _late("the space that the store takes was not looked at"):
+                self._show(await self._store.space())
             await asyncio.sleep(self._interval)
+
+    def _show(self, space: Space) -> None:
+        for name, value in zip((Gauge.STORE_BYTES, Gauge.STORE_LOG, Gauge.STORE_ROOM), space, strict=True):
+            if value is not None:
+                self._metrics.gauge(name, partial(float, value))
+
+
+@contextlib.contextmanager
+def _late(what: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailableError as e:  # the store itself says why
+        log.debug("%s: %s", what, e)
+
+
+async def watch_loop(metrics: Metrics) -> None:
+    """See by how much the event loop is late, until cancelled."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + _LAG_PAUSE
+        await asyncio.sleep(_LAG_PAUSE)
+        metrics.observe(Histogram.LOOP_LAG, max(0.0, clock() - due))

@@ -92,6 +92,14 @@ class Config:
     admin_socket: Path
     environ: Mapping[str, str] = field(repr=False)
 
+    def certificates_end(self) -> Mapping[str, float]:
+        """When those in use do, in Unix seconds, by `names.CERTIFICATES`."""
+        online, identity = self.credentials.chain[:2]
+        ends = {"online": online.not_valid_after_utc, "identity": identity.not_valid_after_utc}
+        if self.client_certificate is not None:
+            ends["apns"] = self.client_certificate.not_after
+        return {name: end.timestamp() for name, end in ends.items()}
+
 
 def config_dir(path: str | None, environ: Mapping[str, str] = os.environ) -> Path:
     """`--path`, else $NTF_SERVER_CFG_PATH, else the reference's directory."""

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 from prometheus_client import exposition as text_format
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as open_metrics
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ntf_server.observe.metrics import Family, HistogramFamily, Metrics
@@ -27,11 +29,13 @@ class Page(NamedTuple):
 
 
 class Exposition:
-    """Shows metrics, as they are when they are asked for."""
+    """Shows metrics, as they are when they are asked for, and those of the process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Families(metrics))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
 
     def page(self, accept: str = "") -> Page:
         """As OpenMetrics 1.0 where a header `Accept` names that, else in the text format 0.0.4."""

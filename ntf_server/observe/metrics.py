@@ -13,6 +13,7 @@ from ntf_server.observe.names import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     KindCounter,
     KindGauge,
     Metric,
@@ -78,6 +79,7 @@ class Metrics:
         self._gauges: dict[Gauge, ReadGauge] = {}
         self._kind_gauges: dict[KindGauge, ReadKindGauge] = {}
         self._server_gauges: dict[ServerGauge, ReadServerGauge] = {}
+        self._infos: dict[Info, Mapping[str, str]] = {}
 
     def is_own(self, server: ServerAddress) -> bool:
         """Whether the server's host is in one of the own domains."""
@@ -118,6 +120,10 @@ class Metrics:
     def gauge(self, name: Gauge, read: ReadGauge) -> None:
         """Have a gauge read; without this it is not shown."""
         self._gauges[name] = read
+
+    def info(self, name: Info, what: Mapping[str, str]) -> None:
+        """Show it; keys are labels."""
+        self._infos[name] = what
 
     def kind_gauge(self, name: KindGauge, read: ReadKindGauge) -> None:
         """Have a gauge read that gives values by kind; without this it is not shown."""
@@ -165,6 +171,8 @@ class Metrics:
         for servers in ServerCounter:
             counts = {host: self._counts[servers, host] for host in ["", *sorted(self._hosts)]}
             yield from _server_families(servers, "counter", counts)
+        for info, what in self._infos.items():
+            yield Family(info, info.help, "gauge", tuple(what), [(tuple(what.values()), 1)])
         for gauge, read in self._gauges.items():
             yield Family(gauge, gauge.help, "gauge", (), [((), read())])
         for kind_gauge, read_kinds in self._kind_gauges.items():

@@ -19,6 +19,7 @@ PARTS: Final = (
     "periodic_checks",
     "upkeep_of_the_store",
     "tokens_due",
+    "loop_lag",
     "audit",
     "reload",
     "listener",
@@ -31,6 +32,7 @@ PARTS: Final = (
 )
 
 
+CERTIFICATES: Final = ("online", "identity", "apns")
 COMMANDS: Final = (*(tag.decode() for tag in ntf.COMMANDS), "invalid")
 ANSWERS: Final = ("OK", "AUTH", "BLOCK", "CMD", "INTERNAL", "QUOTA", "SESSION", "STORE")
 # Upper bounds in seconds.
@@ -301,6 +303,11 @@ class Histogram(Metric):
         "From the sending of a push until its provider's answer, or until there will be none.",
         *(_ANSWER, "provider", PROVIDERS),
     )
+    LOOP_LAG = (
+        "ntf_loop_lag_seconds",
+        "By how much the event loop is late, looked at twice a second.",
+        _QUICK,
+    )
     STORE_COMMIT = (
         "ntf_store_commit_seconds",
         "What one commit of the store takes, of many operations or one.",
@@ -315,12 +322,28 @@ class Gauge(Metric):
     CLIENT_HANDSHAKES = "ntf_client_handshakes", "Connections of clients whose handshake is not done yet."
     SMP_CONNECTING = "ntf_smp_connecting", "Connects to known SMP servers that are under way, or wait for their turn."
     SMP_CONNECTING_NEW = "ntf_smp_connecting_new", "The same of servers that never confirmed a subscription."
-    START_TIME = "ntf_process_start_time_seconds", "When the server was started, in Unix seconds."
+    STORE_BYTES = "ntf_store_bytes", "What the store takes: the database's files, or the memory of Redis."
+    STORE_LOG = "ntf_store_wal_bytes", "What of these the database's write-ahead log takes."
+    STORE_ROOM = "ntf_store_room_bytes", "What the store may still take: of the disk, or until Redis's maxmemory."
+    STORE_SHARDS = "ntf_store_shards_held", "Parts of a shared store that this node has the lease of."
+    STORE_NODES = "ntf_store_nodes", "Nodes that live on a shared store, as this one sees it."
+
+
+class Info(Metric):
+    """What does not change, as the labels of a gauge that is 1."""
+
+    BUILD = "ntf_build_info", "Which program it is, and with what it runs."
 
 
 class KindGauge(Metric):
     """Gauges with one label, and its values."""
 
+    CERTIFICATE_ENDS = (
+        "ntf_certificate_end_time_seconds",
+        "When a certificate in use ends, in Unix seconds.",
+        "certificate",
+        CERTIFICATES,
+    )
     PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers.", "provider", PROVIDERS
     PUSHES_HELD = (
         "ntf_pushes_held",
@@ -368,7 +391,9 @@ class ServerGauge(ServerMetric):
     """Gauges per own SMP server, and for all others together."""
 
     SESSIONS = "ntf_smp_sessions", "Sessions with SMP servers."
+    SERVICES = "ntf_smp_service_sessions", "Those of them in which this server is a service."
     SUBSCRIPTIONS = "ntf_subscriptions_active", "Subscriptions active on SMP servers."
+    PENDING = "ntf_subscriptions_pending", "Subscriptions asked for in a session, and not confirmed yet."
 
     @property
     def other_servers(self) -> str:

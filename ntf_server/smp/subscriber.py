@@ -13,9 +13,9 @@ from typing import Final, TypeVar
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import WRONG_ADDRESS, Counter, Gauge, KindCounter, ServerGauge
+from ntf_server.observe.names import WRONG_ADDRESS, Counter, KindCounter
 from ntf_server.push.dispatcher import Dispatcher
-from ntf_server.smp import told
+from ntf_server.smp import gauges, told
 from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
@@ -113,10 +113,7 @@ class Subscriber:
         self._shares = Shares(store, self._agent.start, self._agent.release, self._let_go)
         self._impersonated: set[str] = set()  # hosts, perhaps: that was told, and they were not connected to since
         self._unwanted: set[ServerAddress] = set()  # perhaps: to be looked at
-        for gauge, proven in ((Gauge.SMP_CONNECTING, True), (Gauge.SMP_CONNECTING_NEW, False)):
-            self._metrics.gauge(gauge, partial(self._agent.connecting, proven=proven))
-        self._metrics.server_gauge(ServerGauge.SESSIONS, self._count_sessions)
-        self._metrics.server_gauge(ServerGauge.SUBSCRIPTIONS, self._count_subscriptions)
+        gauges.show(self._metrics, self._agent, self._sessions)
 
     def parts(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         """What is to be run as long as the relay lives, by name."""
@@ -164,12 +161,6 @@ class Subscriber:
     def knows(self, server: ServerAddress) -> bool:
         """Whether the server is connected or being connected to."""
         return self._agent.knows(server)
-
-    def _count_sessions(self) -> Iterator[tuple[ServerAddress, float]]:
-        return ((server, 1) for server in self._sessions)
-
-    def _count_subscriptions(self) -> Iterator[tuple[ServerAddress, float]]:
-        return ((server, session.confirmed) for server, session in self._sessions.items())
 
     # --- changes
 

@@ -34,6 +34,7 @@ from ntf_server.store.records import (
     ServiceState,
     Session,
     Share,
+    Space,
     Subscription,
     Taken,
     ToAudit,
@@ -416,6 +417,10 @@ class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
         command for long. Servers without subscriptions and session are forgotten: at once if none was ever confirmed
         there, else after a week.
         """
+        ...
+
+    async def space(self) -> Space:
+        """What it takes of its medium, and may still take."""
         ...
 
     async def close(self) -> None:

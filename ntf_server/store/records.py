@@ -301,6 +301,16 @@ class Backlog(NamedTuple):
         return self.due + self.waiting
 
 
+class Space(NamedTuple):
+    """Bytes: what the store takes; of these what its log does, None: that is not apart; what it may still take, None:
+    that has no limit, or is not known.
+    """
+
+    used: int
+    log: int | None
+    room: int | None
+
+
 class Notified(Record, frozen=True, eq=False, gc=False):
     """What NMSGs came to: claims that were handed out at once, and how many NMSGs were for no subscription.
 

@@ -15,9 +15,9 @@ from ntf_server import periodic
 from ntf_server.app import Relay
 from ntf_server.config.files import CONFIG_FILE, Config
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import KindGauge
+from ntf_server.observe.names import Gauge, Histogram, KindGauge
 from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
-from ntf_server.store.records import Backlog
+from ntf_server.store.records import Backlog, Space
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -388,6 +388,11 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
             assert isinstance(answer, Backlog)
             return answer
 
+        async def space(self) -> Space:
+            if len(asked) == 3:
+                raise StoreUnavailableError("busy")
+            return Space(700, None, 300)
+
     def shown() -> list[Backlog]:
         gauges = KindGauge.TOKENS_DUE, KindGauge.TOKENS_WAITING, KindGauge.OLDEST_DUE
         values = [[sample(metrics, gauge, provider=p) for gauge in gauges] for p in providers]
@@ -395,7 +400,7 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
 
     store: Any = Counted()
     providers = [Provider.APNS, Provider.FCM]
-    task = asyncio.create_task(periodic.Backlogs(store, providers, metrics, interval=0.05).run())
+    task = asyncio.create_task(periodic.StoreGauges(store, providers, metrics, interval=0.05).run())
     assert shown() == [Backlog(0, 0, 0.0)] * 2
     expected = [[three, four], [three, none], [none, none], [Backlog(9, 0, 0.0)] * 2]
     async with asyncio.timeout(10):
@@ -404,6 +409,29 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
                 del expected[0]
             await asyncio.sleep(0.001)
     assert asked[:6] == providers * 3
+    assert (sample(metrics, Gauge.STORE_BYTES), sample(metrics, Gauge.STORE_ROOM)) == (700, 300)
+    with pytest.raises(KeyError):
+        sample(metrics, Gauge.STORE_LOG)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(periodic, "_LAG_PAUSE", 0.01)
+    metrics = Metrics()
+    task = asyncio.create_task(periodic.watch_loop(metrics))
+
+    def lag(name: str) -> float:
+        return sample(metrics, f"{Histogram.LOOP_LAG}_{name}")
+
+    async with asyncio.timeout(10):
+        while lag("count") < 3:
+            await asyncio.sleep(0.005)
+    before = lag("sum")
+    time.sleep(0.2)  # noqa: ASYNC251  that is what it is about
+    async with asyncio.timeout(10):
+        while lag("sum") < before + 0.15:
+            await asyncio.sleep(0.005)
     task.cancel()
     await asyncio.wait([task])
 

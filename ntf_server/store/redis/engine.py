@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Histogram, KindCounter
+from ntf_server.observe.names import Gauge, Histogram, KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -55,6 +55,7 @@ from ntf_server.store.records import (
     ServiceState,
     Session,
     Share,
+    Space,
     Subscription,
     Taken,
     ToAudit,
@@ -96,6 +97,8 @@ class RedisStore:
         self.ledger: Final = RedisLedger(node, self._do)
         self._due = Due(node, self._spawn)
         node.made_due = self._due.ring
+        metrics.gauge(Gauge.STORE_SHARDS, lambda: len(node.held))
+        metrics.gauge(Gauge.STORE_NODES, lambda: len(node.rendezvous.nodes))
 
     @classmethod
     async def open(
@@ -471,6 +474,10 @@ class RedisStore:
         return await self._do(lambda: sessions.certificate(self._node, server, make))
 
     # --- upkeep
+
+    async def space(self) -> Space:
+        """See `Store`."""
+        return await self._do(lambda: upkeep.space(self._node))
 
     async def tend(self) -> float:
         """See `Store`."""

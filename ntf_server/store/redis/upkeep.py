@@ -7,7 +7,9 @@ from typing import Final
 
 from ntf_server.store.contract import FencedError, StoreUnavailableError
 from ntf_server.store.portable import batches
+from ntf_server.store.records import Space
 from ntf_server.store.redis.buckets import empty_parts
+from ntf_server.store.redis.connection import info_fields
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.queues import CUT_OFF, counts, settle
@@ -150,3 +152,12 @@ async def _weigh(node: Node) -> None:
         await node.database.command(b"HSET", key, *changed, key=key)
     if gone:
         await node.database.command(b"HDEL", key, *gone, key=key)
+
+
+async def space(node: Node) -> Space:
+    """See `Store.space`: the memory of all primaries that are there, and the room of the one that has least."""
+    told = await node.database.command_everywhere(b"INFO", b"memory")
+    fields = [info_fields(info) for info in told.values()]
+    memory = [(int(each.get("used_memory", 0)), int(each.get("maxmemory", 0))) for each in fields]
+    rooms = [max(0, limit - used) for used, limit in memory if limit]
+    return Space(sum(used for used, _ in memory), None, min(rooms, default=None))

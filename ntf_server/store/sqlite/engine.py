@@ -54,6 +54,7 @@ from ntf_server.store.records import (
     ServiceState,
     Session,
     Share,
+    Space,
     Subscription,
     Taken,
     ToAudit,
@@ -465,6 +466,10 @@ class SqliteStore:
         return await self._write(lambda c: sessions.keep_certificate(c, self._state, server, new))
 
     # --- upkeep
+
+    async def space(self) -> Space:
+        """See `Store`."""
+        return Space(0, None, None) if self._file is None else await asyncio.to_thread(self._file.space)
 
     async def tend(self) -> float:
         """See `Store`."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.portable import being_filled
+from ntf_server.store.records import Space
 from ntf_server.store.sealing import SealingError, WrongMasterKeyError
 from ntf_server.store.sqlite.database import Operation, corrupt_error, is_corrupt, primary_code, translate
 from ntf_server.store.sqlite.migrations import APPLICATION_ID, Migration, migrate
@@ -69,14 +70,26 @@ class DatabaseFile:
 
     def wal_size(self) -> int:
         """Bytes of the -wal."""
-        try:
-            return self.path.with_name(self.path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
+        return _size(self.path.with_name(self.path.name + "-wal"))
+
+    def space(self) -> Space:
+        """What it takes of its disk, and may still take. Blocks."""
+        wal = self.wal_size()
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.path.parent)
+            return Space(_size(self.path) + wal, wal, disk.f_bavail * disk.f_frsize)
+        return Space(_size(self.path) + wal, wal, None)
 
     def release(self) -> None:
         """Let others have it."""
         self._lock.close()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def lock_file(path: Path) -> Any:

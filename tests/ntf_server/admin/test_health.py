@@ -310,7 +310,9 @@ async def test_a_relay_has_it_when_it_is_asked_for(make_config: Callable[..., Co
         for name in (
             'ntf_pushes_in_flight{provider="AN"} 0',
             'ntf_tokens_due{provider="AN"} 0',
-            "ntf_process_start_time_seconds ",
+            "process_start_time_seconds ",
+            "ntf_build_info{",
+            'ntf_certificate_end_time_seconds{certificate="online"} ',
         ):
             assert f"\n{name}" in body.decode()
         asking = GET + b"Accept: application/openmetrics-text;version=1.0.0\r\n\r\n"

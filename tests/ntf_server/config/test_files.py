@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from certificates import client_certificate
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -21,6 +22,7 @@ from ntf_server.config import identity_files
 from ntf_server.config.files import Config, ConfigError, NotNowError
 from ntf_server.config.server_list import ANY_SERVER, ServerList
 from ntf_server.config.settings import ApnsHost, Settings
+from ntf_server.observe.names import CERTIFICATES
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import generate_key_text
 from smp_bridge.network import Network
@@ -637,6 +639,17 @@ def test_a_client_certificate(load: Load, identity_dir: Path) -> None:
     assert loaded.client_certificate is not None
     assert loaded.client_certificate.key == (identity_dir / "push.key").read_bytes()
     assert set(loaded.ca_files) == {"apns.production", "apns.sandbox"}
+    ends = loaded.certificates_end()
+    assert ends["apns"] == loaded.client_certificate.not_after.timestamp()
+    assert set(ends) == set(CERTIFICATES)
+
+
+def test_when_certificates_end(load: Load, identity_dir: Path) -> None:
+    ends = load().certificates_end()
+    for name, file in (("online", "server.crt"), ("identity", "ca.crt")):
+        [certificate, *_] = x509.load_pem_x509_certificates((identity_dir / file).read_bytes())
+        assert ends.pop(name) == certificate.not_valid_after_utc.timestamp()
+    assert not ends
 
 
 def test_what_is_off_is_none(load: Load) -> None:

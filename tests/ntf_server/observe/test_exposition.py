@@ -1,6 +1,7 @@
 """The text that Prometheus reads, by the parsers of others."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -51,10 +52,18 @@ def test_both_formats_say_the_same() -> None:
     metrics.count_server(ServerCounter.RECEIVED, ServerAddress("smp", ("a.simplex.example",), "", bytes(32)), 3)
     metrics.gauge(Gauge.CLIENT_SESSIONS, lambda: 2.5)
     show = Exposition(metrics)
-    text = [s for family in parse_text(show.page().text) for s in family.samples]
-    assert text == [s for family in parse_open_metrics(show.page(OPEN).text) for s in family.samples]
+    text = [s for f in parse_text(show.page().text) for s in f.samples if s.name.startswith("ntf_")]
+    open_ = [s for f in parse_open_metrics(show.page(OPEN).text) for s in f.samples if s.name.startswith("ntf_")]
+    assert text == open_
     assert {s.name for s in text} >= {PairCounter.PUSHES_DELIVERED, Gauge.CLIENT_SESSIONS}
     assert sample(metrics, PairCounter.PUSHES_DELIVERED, provider="AP", kind="check") == 7
+
+
+def test_the_process_is_shown_too() -> None:
+    metrics = Metrics()
+    assert sample(metrics, "process_resident_memory_bytes") > 10**6
+    assert sample(metrics, "process_open_fds") >= 3
+    assert abs(sample(metrics, "process_start_time_seconds") - time.time()) < 3600
 
 
 @given(st.floats())

@@ -10,6 +10,7 @@ from ntf_server.observe.names import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     KindCounter,
     KindGauge,
     PairCounter,
@@ -32,8 +33,8 @@ def samples_of(metrics: Metrics, name: str) -> list[Sample]:
 
 
 def shown(metrics: Metrics, *names: str) -> dict[tuple[str, str], float]:
-    """(name, its one label's value, or empty) of these."""
-    found = [s for s in samples(metrics) if not names or s.name in names]
+    """(name, its one label's value, or empty) of these, or of all of ours."""
+    found = [s for s in samples(metrics) if (s.name in names if names else s.name.startswith("ntf_"))]
     return {(s.name, next(iter(s.labels.values()), "")): s.value for s in found}
 
 
@@ -203,6 +204,12 @@ def test_gauges_of_kinds_show_those_that_are_there() -> None:
     assert shown(metrics, KindGauge.OLDEST_DUE) == {(KindGauge.OLDEST_DUE, "AP"): 0.5, (KindGauge.OLDEST_DUE, "FC"): 2}
     values.clear()
     assert not shown(metrics, KindGauge.OLDEST_DUE)
+
+
+def test_what_does_not_change_is_shown_as_labels() -> None:
+    metrics = Metrics()
+    metrics.info(Info.BUILD, {"version": "1.2.3", "store": 'a "store"'})
+    assert sample(metrics, Info.BUILD, version="1.2.3", store='a "store"') == 1
 
 
 def test_server_gauges_add_up_what_has_one_label() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ntf_server.observe import names
 from ntf_server.observe.metrics import Family, HistogramFamily, Metrics
-from ntf_server.observe.names import Gauge, KindGauge, Metric, ServerGauge
+from ntf_server.observe.names import Gauge, Info, KindGauge, Metric, ServerGauge
 
 PAGE = Path(__file__).parents[3] / "docs/reference/metrics.md"
 
@@ -18,6 +18,8 @@ def families() -> list[Family | HistogramFamily]:
         metrics.gauge(gauge, lambda: 1)
     for kind_gauge in KindGauge:
         metrics.kind_gauge(kind_gauge, partial(dict.fromkeys, kind_gauge.kinds, 1.0))
+    for info in Info:
+        metrics.info(info, {})
     for server_gauge in ServerGauge:
         metrics.server_gauge(server_gauge, list)
     return [*metrics.families(), *metrics.histograms()]

@@ -5,9 +5,11 @@ import re
 from collections.abc import Awaitable
 
 import pytest
+from redis_servers import Server
 from redis_stores import SHARDS, How, Nodes, ask, fault, keys, patched
+from scrape import sample
 
-from ntf_server.observe.names import Counter, KindCounter
+from ntf_server.observe.names import Counter, Gauge, KindCounter
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.redis import rendezvous
@@ -247,3 +249,19 @@ async def test_large_servers_are_weighed(nodes: Nodes, store: RedisStore, monkey
     nodes.clock.pass_(600)
     await tended(nodes, store)
     assert await ask(store, b"EXISTS", key) == 0
+
+
+async def test_what_is_used_and_what_room_is_left(store: RedisStore, server: Server) -> None:
+    used, log, room = await store.space()
+    assert 2**18 < used < 2**30
+    assert (log, room) == (None, None)  # it has no limit
+    server.ask("CONFIG", "SET", "maxmemory", 2**40)
+    space = await store.space()
+    assert space.room is not None and 2**40 - 2**30 < space.room < 2**40 - 2**18
+    server.ask("CONFIG", "SET", "maxmemory", 1)
+    assert (await store.space()).room == 0
+
+
+async def test_what_this_node_holds_is_shown(store: RedisStore) -> None:
+    assert sample(store._metrics, Gauge.STORE_SHARDS) == len(store._node.held) == SHARDS
+    assert sample(store._metrics, Gauge.STORE_NODES) == 1

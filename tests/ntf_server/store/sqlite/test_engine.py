@@ -218,3 +218,9 @@ async def test_what_commits_take_is_measured(store: SqliteStore) -> None:
     await store.tend()
     assert sample(store._metrics, f"{Histogram.STORE_COMMIT}_count") == before + 1
     assert 0 < sample(store._metrics, f"{Histogram.STORE_COMMIT}_sum") < 10
+
+
+async def test_the_space_that_it_takes(store: SqliteStore) -> None:
+    space = await store.space()
+    assert space.log is not None and space.room is not None
+    assert space.used >= space.log > 0

@@ -346,3 +346,16 @@ async def test_corruption_that_shows_later_is_reported(path: Path, tmp_path: Pat
         with pytest.raises(StoreCorruptError, match="restore a backup"):
             await database.run(values)
         assert isinstance(await asyncio.wait_for(reported, 10), StoreCorruptError)
+
+
+async def test_the_space_that_it_takes(path: Path) -> None:
+    file = open_file(path, FIRST)
+    file.connection.execute("CREATE TABLE large AS SELECT zeroblob(200000)")
+    used, log, room = file.space()
+    assert log is not None and log > 200_000
+    assert used == path.stat().st_size + log
+    assert room is not None and room > 2**20
+    file.connection.close()
+    file.release()
+    path.parent.rename(path.parent.with_name("gone"))
+    assert file.space() == (0, 0, None)
