@@ -178,6 +178,7 @@ class Relay:
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
+        supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
         supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)

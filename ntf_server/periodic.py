@@ -10,15 +10,17 @@ from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, Histogram, KindGauge
+from ntf_server.observe.names import Gauge, Histogram, KindGauge, PairGauge
 from ntf_server.store.contract import Store, StoreUnavailableError
-from ntf_server.store.records import Backlog, Space
+from ntf_server.store.records import ACTIVE_SPANS, Backlog, Census, Space
 from smp_bridge.ntf import Provider
 
 log = logging.getLogger(__name__)
 
 INTERVAL: Final = 5.0  # seconds between two looks: what is due in one goes out together
 LOOK: Final = 15.0  # seconds between two looks at how many tokens are due
+_CENSUS: Final = 600.0  # seconds between two rounds of counting tokens
+_CENSUS_PAUSE: Final = 0.05  # seconds between two slices of it
 _LAG_PAUSE: Final = 0.5
 _SLICE: Final = 500  # tokens marked at once
 _SLICE_PAUSE: Final = 0.5  # seconds: after an outage all are due, and are not to be pushed to in one second
@@ -98,6 +100,38 @@ class StoreGauges:
         for name, value in zip((Gauge.STORE_BYTES, Gauge.STORE_LOG, Gauge.STORE_ROOM), space, strict=True):
             if value is not None:
                 self._metrics.gauge(name, partial(float, value))
+
+
+class CensusGauges:
+    """What tokens and subscriptions there are: counted in slices, a round now and then. Its `run` never ends."""
+
+    def __init__(
+        self, store: Store, metrics: Metrics, *, interval: float = _CENSUS, pause: float = _CENSUS_PAUSE
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._interval = interval
+        self._pause = pause
+
+    async def run(self) -> None:
+        """Count, until cancelled. While the store cannot, the last numbers stand."""
+        while True:
+            with _late("tokens were not counted"):
+                self._show(await self._count(), await self._store.subscription_count())
+            await asyncio.sleep(self._interval)
+
+    async def _count(self) -> Census:
+        counted, cursor = await self._store.census(None, _SLICE)
+        while cursor is not None:
+            await asyncio.sleep(self._pause)
+            more, cursor = await self._store.census(cursor, _SLICE)
+            counted.add(more)
+        return counted
+
+    def _show(self, counted: Census, subscriptions: int) -> None:
+        self._metrics.pair_gauge(PairGauge.TOKENS, lambda: counted.tokens)
+        self._metrics.kind_gauge(KindGauge.TOKENS_ACTIVE, lambda: {span: counted.active[span] for span in ACTIVE_SPANS})
+        self._metrics.gauge(Gauge.SUBSCRIPTIONS_STORED, lambda: subscriptions)
 
 
 @contextlib.contextmanager

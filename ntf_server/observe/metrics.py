@@ -18,6 +18,7 @@ from ntf_server.observe.names import (
     KindGauge,
     Metric,
     PairCounter,
+    PairGauge,
     ServerCounter,
     ServerGauge,
     ServerMetric,
@@ -28,6 +29,7 @@ MAX_HOSTS: Final = 1000  # own hosts with a label: whoever subscribes may invent
 
 ReadGauge: TypeAlias = Callable[[], float]
 ReadKindGauge: TypeAlias = Callable[[], Mapping[str, float]]  # kinds that are not there are not shown
+ReadPairGauge: TypeAlias = Callable[[], Mapping[tuple[str, str], float]]  # likewise
 ReadServerGauge: TypeAlias = Callable[[], Iterable[tuple[ServerAddress, float]]]
 FamilyKind: TypeAlias = Literal["counter", "gauge"]
 
@@ -78,6 +80,7 @@ class Metrics:
         self._distributions = {(h, kind): Distribution(h.buckets) for h in Histogram for kind in h.kinds or ("",)}
         self._gauges: dict[Gauge, ReadGauge] = {}
         self._kind_gauges: dict[KindGauge, ReadKindGauge] = {}
+        self._pair_gauges: dict[PairGauge, ReadPairGauge] = {}
         self._server_gauges: dict[ServerGauge, ReadServerGauge] = {}
         self._infos: dict[Info, Mapping[str, str]] = {}
 
@@ -129,6 +132,10 @@ class Metrics:
         """Have a gauge read that gives values by kind; without this it is not shown."""
         self._kind_gauges[name] = read
 
+    def pair_gauge(self, name: PairGauge, read: ReadPairGauge) -> None:
+        """Have a gauge read that gives values by both kinds; without this it is not shown."""
+        self._pair_gauges[name] = read
+
     def server_gauge(self, name: ServerGauge, read: ReadServerGauge) -> None:
         """Have a gauge read that gives (server, value) pairs; values of one own host are added up."""
         self._server_gauges[name] = read
@@ -179,6 +186,11 @@ class Metrics:
             values = read_kinds()
             shown = [((kind,), values[kind]) for kind in kind_gauge.kinds if kind in values]
             yield Family(kind_gauge, kind_gauge.help, "gauge", kind_gauge.labels, shown)
+        for pair_gauge, read_both in self._pair_gauges.items():
+            found = read_both()
+            both = [(kind, second) for kind in pair_gauge.kinds for second in pair_gauge.seconds]
+            shown_of_both = [(labels, found[labels]) for labels in both if labels in found]
+            yield Family(pair_gauge, pair_gauge.help, "gauge", pair_gauge.labels, shown_of_both)
         for server_gauge, read_pairs in self._server_gauges.items():
             yield from self._server_gauge_families(server_gauge, read_pairs())
 

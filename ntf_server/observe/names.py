@@ -19,6 +19,7 @@ PARTS: Final = (
     "periodic_checks",
     "upkeep_of_the_store",
     "tokens_due",
+    "census",
     "loop_lag",
     "audit",
     "reload",
@@ -33,6 +34,7 @@ PARTS: Final = (
 
 
 CERTIFICATES: Final = ("online", "identity", "apns")
+TOKEN_STATUSES: Final = (*(status.value for status in ntf.TokenStatus), "damaged")
 COMMANDS: Final = (*(tag.decode() for tag in ntf.COMMANDS), "invalid")
 ANSWERS: Final = ("OK", "AUTH", "BLOCK", "CMD", "INTERNAL", "QUOTA", "SESSION", "STORE")
 # Upper bounds in seconds.
@@ -322,6 +324,7 @@ class Gauge(Metric):
     CLIENT_HANDSHAKES = "ntf_client_handshakes", "Connections of clients whose handshake is not done yet."
     SMP_CONNECTING = "ntf_smp_connecting", "Connects to known SMP servers that are under way, or wait for their turn."
     SMP_CONNECTING_NEW = "ntf_smp_connecting_new", "The same of servers that never confirmed a subscription."
+    SUBSCRIPTIONS_STORED = "ntf_subscriptions", "Subscriptions that are stored, in whatever status."
     STORE_BYTES = "ntf_store_bytes", "What the store takes: the database's files, or the memory of Redis."
     STORE_LOG = "ntf_store_wal_bytes", "What of these the database's write-ahead log takes."
     STORE_ROOM = "ntf_store_room_bytes", "What the store may still take: of the disk, or until Redis's maxmemory."
@@ -338,6 +341,12 @@ class Info(Metric):
 class KindGauge(Metric):
     """Gauges with one label, and its values."""
 
+    TOKENS_ACTIVE = (
+        "ntf_tokens_active",
+        "Registrations that took a push within so long.",
+        "within",
+        ("day", "week", "month"),
+    )
     CERTIFICATE_ENDS = (
         "ntf_certificate_end_time_seconds",
         "When a certificate in use ends, in Unix seconds.",
@@ -384,6 +393,17 @@ class KindGauge(Metric):
         "ntf_push_origins",
         "Push services of Web Push that were pushed to of late.",
         *("state", WAYS),
+    )
+
+
+class PairGauge(PairMetric):
+    """Gauges with two labels, and their values."""
+
+    TOKENS = (
+        "ntf_tokens",
+        "Registrations that are stored; damaged: they cannot be read, and are set aside.",
+        ("provider", PROVIDERS),
+        ("status", TOKEN_STATUSES),
     )
 
 

@@ -14,6 +14,7 @@ from ntf_server.store.records import (
     Added,
     Arrival,
     Backlog,
+    Census,
     Change,
     Confirmed,
     Cursor,
@@ -176,6 +177,12 @@ class Tokens(Protocol):
     ) -> tuple[int, Cursor | None]:
         """An operator's: of `limit` tokens behind a cursor those of a status are INVALID now, as if a provider had said
         that they are dead. How many; where the next slice begins, None: that was the last.
+        """
+        ...
+
+    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+        """Count `limit` tokens behind a cursor, of those that this node has; where the next slice begins, None: that
+        was the last.
         """
         ...
 

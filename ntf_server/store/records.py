@@ -5,6 +5,7 @@ lives, is never sent to anyone, and nobody but the engine looks into it. No reco
 that are made for every push are without `gc`: none is part of a cycle, and the collector has less to go through.
 """
 
+from collections import Counter as Tally
 from collections.abc import Hashable
 from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -97,6 +98,25 @@ class Replacement(Record, frozen=True):
     origin: str = ""
     app: str = ""
     vapid_key: bytes = b""
+
+
+# Spans of the past, in seconds, by which tokens count as active.
+ACTIVE_SPANS: Final = {"day": 24 * 3600, "week": 7 * 24 * 3600, "month": 30 * 24 * 3600}
+
+
+class Census:
+    """How many tokens there are by provider and status (`damaged`: they are set aside), and how many took a push within
+    each of ACTIVE_SPANS.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: Tally[tuple[str, str]] = Tally()
+        self.active: Tally[str] = Tally()
+
+    def add(self, other: "Census") -> None:
+        """What was counted elsewhere."""
+        self.tokens.update(other.tokens)
+        self.active.update(other.active)
 
 
 class LastPush(Record, frozen=True):

@@ -15,9 +15,9 @@ from ntf_server import periodic
 from ntf_server.app import Relay
 from ntf_server.config.files import CONFIG_FILE, Config
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, Histogram, KindGauge
+from ntf_server.observe.names import Gauge, Histogram, KindGauge, PairGauge
 from ntf_server.store.contract import StoreConflictError, StoreFullError, StoreUnavailableError
-from ntf_server.store.records import Backlog, Space
+from ntf_server.store.records import ACTIVE_SPANS, Backlog, Census, Space
 from ntf_server.testing import Answer, MockApns
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
@@ -412,6 +412,48 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
     assert (sample(metrics, Gauge.STORE_BYTES), sample(metrics, Gauge.STORE_ROOM)) == (700, 300)
     with pytest.raises(KeyError):
         sample(metrics, Gauge.STORE_LOG)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_tokens_are_counted_in_slices_and_shown_when_all_are() -> None:
+    def counted(n: int) -> Census:
+        census = Census()
+        census.tokens["AP", "ACTIVE"] = n
+        census.active["week"] = n
+        return census
+
+    metrics, asked = Metrics(), list[Any]()
+    failing = True
+
+    class Counted:
+        async def census(self, after: Any, limit: int) -> tuple[Census, Any]:
+            asked.append(after)
+            if failing and after == 2:
+                raise StoreUnavailableError("busy")
+            after = (after or 0) + 1
+            return counted(after), after if after < 4 else None
+
+        async def subscription_count(self) -> int:
+            return 99
+
+    def shown(name: str, **labels: str) -> float:
+        try:
+            return sample(metrics, name, **labels)
+        except KeyError:
+            return -1
+
+    store: Any = Counted()
+    task = asyncio.create_task(periodic.CensusGauges(store, metrics, interval=0.01, pause=0.001).run())
+    async with asyncio.timeout(10):
+        while asked.count(None) < 2:
+            await asyncio.sleep(0.001)
+        assert shown(PairGauge.TOKENS, provider="AP", status="ACTIVE") == -1
+        failing = False
+        while shown(PairGauge.TOKENS, provider="AP", status="ACTIVE") != 1 + 2 + 3 + 4:
+            await asyncio.sleep(0.001)
+    assert [shown(KindGauge.TOKENS_ACTIVE, within=span) for span in ACTIVE_SPANS] == [0, 10, 0]
+    assert shown(Gauge.SUBSCRIPTIONS_STORED) == 99
     task.cancel()
     await asyncio.wait([task])
 

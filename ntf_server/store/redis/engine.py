@@ -8,12 +8,11 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Gauge, Histogram, KindCounter
+from ntf_server.observe.names import KindCounter
 from ntf_server.store.changes import Changes
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
@@ -32,6 +31,7 @@ from ntf_server.store.records import (
     Added,
     Arrival,
     Backlog,
+    Census,
     Change,
     ChangeKind,
     Claim,
@@ -62,8 +62,8 @@ from ntf_server.store.records import (
     Token,
     Wanted,
 )
+from ntf_server.store.redis import census, deliveries, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.redis import changes as stream
-from ntf_server.store.redis import deliveries, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.redis.database import CLOSE, Database
 from ntf_server.store.redis.due import Due
 from ntf_server.store.redis.ledger import RedisLedger
@@ -97,8 +97,7 @@ class RedisStore:
         self.ledger: Final = RedisLedger(node, self._do)
         self._due = Due(node, self._spawn)
         node.made_due = self._due.ring
-        metrics.gauge(Gauge.STORE_SHARDS, lambda: len(node.held))
-        metrics.gauge(Gauge.STORE_NODES, lambda: len(node.rendezvous.nodes))
+        upkeep.show(node, metrics)
 
     @classmethod
     async def open(
@@ -138,7 +137,6 @@ class RedisStore:
 
         node.on_corrupt = gone
         database.on_lost = store._doubt
-        database.on_commit = partial(store._metrics.observe, Histogram.STORE_COMMIT)
         after = {key: await stream.newest(database, key) for key in (names.changes, names.bell)}
         await node.open()
         try:  # once more, now that others see that this node lives
@@ -288,6 +286,10 @@ class RedisStore:
     ) -> tuple[int, Cursor | None]:
         """See `Store`."""
         return await self._do(lambda: tokens.invalidate(self._node, status, reason, after, limit))
+
+    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+        """See `Store`."""
+        return await self._do(lambda: census.census(self._node, after, limit))
 
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""

@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
+from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.names import Gauge, Histogram
 from ntf_server.store.contract import FencedError, StoreUnavailableError
 from ntf_server.store.portable import batches
 from ntf_server.store.records import Space
@@ -152,6 +155,13 @@ async def _weigh(node: Node) -> None:
         await node.database.command(b"HSET", key, *changed, key=key)
     if gone:
         await node.database.command(b"HDEL", key, *gone, key=key)
+
+
+def show(node: Node, metrics: Metrics) -> None:
+    """What this node holds, and how long what it writes takes."""
+    metrics.gauge(Gauge.STORE_SHARDS, lambda: len(node.held))
+    metrics.gauge(Gauge.STORE_NODES, lambda: len(node.rendezvous.nodes))
+    node.database.on_commit = partial(metrics.observe, Histogram.STORE_COMMIT)
 
 
 async def space(node: Node) -> Space:

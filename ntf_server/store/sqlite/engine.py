@@ -31,6 +31,7 @@ from ntf_server.store.records import (
     Added,
     Arrival,
     Backlog,
+    Census,
     Change,
     ChangeKind,
     Claim,
@@ -62,7 +63,7 @@ from ntf_server.store.records import (
     Wanted,
 )
 from ntf_server.store.sealing import MasterKey, Sealer
-from ntf_server.store.sqlite import deliveries, due, queues, sessions, standings, taking, tokens, upkeep
+from ntf_server.store.sqlite import census, deliveries, due, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, Database, Operation
 from ntf_server.store.sqlite.file import DatabaseFile, opened
 from ntf_server.store.sqlite.keys import load_key, prepare
@@ -259,6 +260,10 @@ class SqliteStore:
     ) -> tuple[int, Cursor | None]:
         """See `Store`."""
         return await self._write(lambda c: tokens.invalidate(c, status, reason, after, limit))
+
+    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+        """See `Store`."""
+        return await self._read(lambda c: census.census(c, self._state, after, limit))
 
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""

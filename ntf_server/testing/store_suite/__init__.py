@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Final
 
 from ntf_server.testing.store_suite import (
+    census,
     claims,
     clocks,
     deliveries,
@@ -39,7 +40,7 @@ __all__ = ["Bench", "Check", "ManualClock", "Medium", "Times", "checks", "name",
 
 _ONE_NODE: Final = (
     tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, standings, services, expiry,
-    lost, paging, races, model,
+    census, lost, paging, races, model,
 )  # fmt: skip
 
 

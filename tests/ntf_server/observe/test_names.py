@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ntf_server.observe import names
 from ntf_server.observe.metrics import Family, HistogramFamily, Metrics
-from ntf_server.observe.names import Gauge, Info, KindGauge, Metric, ServerGauge
+from ntf_server.observe.names import Gauge, Info, KindGauge, Metric, PairGauge, ServerGauge
 
 PAGE = Path(__file__).parents[3] / "docs/reference/metrics.md"
 
@@ -18,6 +18,9 @@ def families() -> list[Family | HistogramFamily]:
         metrics.gauge(gauge, lambda: 1)
     for kind_gauge in KindGauge:
         metrics.kind_gauge(kind_gauge, partial(dict.fromkeys, kind_gauge.kinds, 1.0))
+    for pair_gauge in PairGauge:
+        both = {(kind, second): 1.0 for kind in pair_gauge.kinds for second in pair_gauge.seconds}
+        metrics.pair_gauge(pair_gauge, partial(dict, both))
     for info in Info:
         metrics.info(info, {})
     for server_gauge in ServerGauge:

@@ -14,6 +14,8 @@ from ntf_server.store.records import (
     NO_LIMITS,
     Added,
     Arrival,
+    Backlog,
+    Census,
     Change,
     Confirmed,
     Cursor,
@@ -217,7 +219,20 @@ class ChecksForWhatIsLostAgainAndAgain(SqliteStore):
         return await super().mark_lost(session, after, limit, within)
 
 
+class CountsWhatWaitsAsDue(SqliteStore):
+    async def backlog(self, provider: Provider) -> Backlog:
+        found = await super().backlog(provider)
+        return Backlog(found.tokens, 0, found.oldest)
+
+
+class CountsSomeTwice(SqliteStore):
+    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+        counted, cursor = await super().census(after, limit)
+        return counted, cursor and cursor - 1
+
+
 BROKEN = (
+    CountsWhatWaitsAsDue, CountsSomeTwice,
     TakesAnyCode, ForgetsOtherRegistrations, KnowsCase, ReplacesTwice, HasNoLimits, TakesAnyKey, LosesTheLast,
     HandsOutTwice, TakesTooMany, IgnoresPauses, SaysNothingIsRefused, RetriesAtOnce, TellsNobody, BeginsNumbersAnew,
     EndsForOldSessions, ConfirmsForOldSessions, SkipsOne, ForgetsServices, KeepsAssociations, MakesNewCertificates,
