@@ -55,3 +55,9 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
         assert documented == kind(family)
         assert all(f"`{label}`" in labels for label in family.labels), family.name
         assert all(f"`{value}`" in labels for values, _ in family.samples for value in values), family.name
+
+
+def test_the_page_names_no_metric_that_there_is_not() -> None:
+    """Also where it says what the reference's names are here."""
+    named = set(re.findall(r"`(ntf_[a-z_]+)(?:\{[^`]*)?`", PAGE.read_text()))
+    assert named == {f.name for f in families()}
