@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Self
 
+import msgspec
 import pycurl
 
 from ntf_server import periodic, systemd
 from ntf_server.admin.drain import DRAIN, Drain, seconds_of
+from ntf_server.admin.facts import Parts, gather
 from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminError, AdminSocket, Handler
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
@@ -26,6 +28,7 @@ from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
 from ntf_server.config.reload import Part, Reloader, Report, Swap
 from ntf_server.listener import Listener, ListenerConfig, ListenError
 from ntf_server.memory import settle
+from ntf_server.observe.condition import Condition, Phase, judge
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Metrics
@@ -76,7 +79,7 @@ class Relay:
         self._config = config
         self._clock = clock
         self._steady = steady
-        self._started = clock()
+        self._began = steady()
         self._metrics = Metrics(config.settings.subscriber.own_server_domains)
         self._metrics.info(
             Info.BUILD, {"version": VERSION, "store": _engine_of(config), "libcurl": pycurl.version_info()[1]}
@@ -90,6 +93,8 @@ class Relay:
         self._trail: Trail | None = None
         self._reloader: Reloader | None = None
         self._drain: Drain | None = None
+        self._parts: Parts | None = None  # once it has started
+        self._stopping = False
 
     @property
     def drained(self) -> asyncio.Event:
@@ -117,11 +122,13 @@ class Relay:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._stopping = True
         await self._supervisor.stop(STOP_DEADLINE)
 
     async def _start(self) -> None:
-        """From the store outwards."""
+        """From the store outwards; before it, who asks is told that it starts."""
         config, settings, supervisor = self._config, self._config.settings, self._supervisor
+        await self._start_health()
         if config.client_certificate and (warning := config.client_certificate.warning()):
             log.warning("%s", warning)
         store = await self._open_store()
@@ -174,7 +181,8 @@ class Relay:
         checks = periodic.Checks(store, settings.delivery.checks)
         supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
-        supervisor.part("tokens due", periodic.StoreGauges(store, providers.table, self._metrics).run)
+        gauges = periodic.StoreGauges(store, providers.table, self._metrics)
+        supervisor.part("tokens due", gauges.run)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
@@ -184,6 +192,7 @@ class Relay:
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
+        self._parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
         self._tell_started(providers)
 
     def _tell_started(self, providers: Providers) -> None:
@@ -310,7 +319,7 @@ class Relay:
         return 0.0 if had_its_time or self._supervisor.failed_with(StoreCorruptError) else min(left, GRACE)
 
     async def _start_admin(self, store: Store, drain: Drain) -> None:
-        """Last: healthy is who has started, and not begun to stop."""
+        """Last: it is for who has started, and not begun to stop."""
         assert self._trail is not None
         if error := socket_path_error(self._config.admin_socket):
             log.warning("no admin socket: %s", error)
@@ -325,16 +334,30 @@ class Relay:
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())
             await operators.start()
+
+    async def _start_health(self) -> None:
+        """First, and it ends last: also who starts, or stops, says how it is."""
         settings = self._config.settings.metrics
         if not settings.port:
             return
         from ntf_server.observe.exposition import Exposition  # noqa: PLC0415  not loaded where nobody reads it
 
         page = Exposition(self._metrics).page
-        admin = Admin(settings.bind or None, settings.port, page, is_leaving=lambda: drain.begun)
-        self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: admin.close())
+        endpoint = Admin(settings.bind or None, settings.port, page, self.condition)
+        self._supervisor.on_stop(Stage.CLOSE, "admin", lambda _: endpoint.close())
         with self._listening("[metrics] bind, port"):
-            await admin.start()
+            await endpoint.start()
+
+    def condition(self) -> Condition:
+        """How it is."""
+        phase = Phase.RUNNING
+        if self._stopping:
+            phase = Phase.STOPPING
+        elif self._parts is None:
+            phase = Phase.STARTING
+        elif self._drain is not None and self._drain.begun:
+            phase = Phase.DRAINING
+        return judge(gather(phase, self._steady() - self._began, self._parts), self._clock())
 
     @contextlib.contextmanager
     def _listening(self, keys: str) -> Iterator[None]:
@@ -372,14 +395,16 @@ class Relay:
         return await drain.on_drain(request)
 
     async def _on_status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
-        assert self._providers is not None
+        transport = self._config.settings.transport
+        port = "" if self.port == DEFAULT_PORT["ntf"] else str(self.port)
+        address = ServerAddress("ntf", (transport.host or "localhost",), port, self._config.credentials.key_hash)
         return {
             "version": VERSION,
             "pid": os.getpid(),
-            "started": self._started,
             "port": self.port,
-            "providers": sorted(provider.value for provider in self._providers.table),
-            "waiting": sorted(self._supervisor.waiting),
+            "address": str(address),
+            "url": str(self._config.store),
+            **msgspec.to_builtins(self.condition()),
         }
 
 

@@ -82,9 +82,16 @@ class StoreGauges:
         self._metrics = metrics
         self._interval = interval
         self._found = dict.fromkeys(providers, Backlog(0, 0, 0.0))
+        self._clock = asyncio.get_running_loop().time
+        self._found_at = self._clock()
         metrics.kind_gauge(KindGauge.TOKENS_DUE, lambda: {p: found.due for p, found in self._found.items()})
         metrics.kind_gauge(KindGauge.TOKENS_WAITING, lambda: {p: found.waiting for p, found in self._found.items()})
         metrics.kind_gauge(KindGauge.OLDEST_DUE, lambda: {p: found.oldest for p, found in self._found.items()})
+
+    def due(self, provider: Provider) -> tuple[int, float | None]:
+        """How many tokens, also those that wait for a retry; for how many seconds the oldest that is due now is so."""
+        found = self._found[provider]
+        return found.tokens, found.oldest + self._clock() - self._found_at if found.due else None
 
     async def run(self) -> None:
         """Ask, until cancelled. While the store cannot say, the last numbers stand."""
@@ -92,6 +99,7 @@ class StoreGauges:
             for provider in self._found:
                 with _late("the tokens that are due were not counted"):
                     self._found[provider] = await self._store.backlog(provider)
+                    self._found_at = self._clock()
             with _late("the space that the store takes was not looked at"):
                 self._show(await self._store.space())
             await asyncio.sleep(self._interval)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, Generic
 
@@ -93,6 +93,11 @@ class Agent(Generic[S]):
         """How many servers are connected or being connected to."""
         return len(self._servers)
 
+    def away(self) -> Iterator[tuple[ServerAddress, bool, float]]:
+        """Servers without a session: whether each is proven, and for how many seconds it has been so."""
+        now = asyncio.get_running_loop().time()
+        return ((w.address, w.is_proven, now - w.away_since) for w in self._servers.values() if w.session is None)
+
     async def close(self, grace: float = CLOSE_GRACE) -> int:
         """End all sessions: nothing more is sent, what was received reaches the owner, then connections are closed.
 
@@ -139,6 +144,7 @@ class _Server(Generic[S]):
         self.address = address
         self.asked = False
         self.session: QueueSession[S] | None = None
+        self.away_since = asyncio.get_running_loop().time()  # without a session
         self.untaken = 0  # blocks that were read and not taken when the agent was closed
         self._in_session = False  # from `connected` to the end of `disconnected`
         self._ending = False
@@ -151,6 +157,11 @@ class _Server(Generic[S]):
         self._taking_back: asyncio.TimerHandle | None = None  # until this session ends, as another one took it over
         self._shown: tuple[tuple[bytes, ...], ssl.SSLContext] | None = None  # TLS with this chain of the service
         self.task = asyncio.create_task(self._run(), name="smp agent")
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it confirmed subscriptions before, as far as is known."""
+        return self._standing.is_proven
 
     def ask(self) -> None:
         """Something more is wanted."""
@@ -272,7 +283,7 @@ class _Server(Generic[S]):
                 raise
             await client.finish()
         finally:
-            self.session = None
+            self.session, self.away_since = None, asyncio.get_running_loop().time()
             try:
                 untaken = await client.stop()
                 self.untaken = untaken if self._ending else 0  # else the owner failed, which was logged

@@ -1,4 +1,7 @@
-"""The metrics and health endpoint: plain HTTP/1.1 (RFC 9112), GET and HEAD only, one request a connection."""
+"""The metrics and health endpoint: plain HTTP/1.1 (RFC 9112), GET and HEAD only, one request a connection.
+
+`/live`: this process answers. `/ready`: clients may be sent here. `/health`: how everything is that it depends on.
+"""
 
 import asyncio
 import logging
@@ -7,7 +10,10 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
+import msgspec
+
 from ntf_server.listener import listen_errors
+from ntf_server.observe.condition import Condition
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +27,14 @@ _REQUEST: Final = re.compile(
 _HOST: Final = re.compile(rb"^host:", re.IGNORECASE | re.MULTILINE)
 _ACCEPT: Final = re.compile(rb"^accept:[ \t]*(.*)\r$", re.IGNORECASE | re.MULTILINE)
 _TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
 
 
 class Admin:
     """The endpoint's socket and the connections on it. `start` it in a running loop; `close` it.
 
     `host` None: all interfaces; `render` gives the metrics, for a header `Accept`: their content type and text;
-    `is_leaving`: whether /health is to say that no new clients are taken; `timeout` in seconds.
+    `condition`: how the relay is; `timeout` in seconds.
     """
 
     def __init__(
@@ -35,14 +42,14 @@ class Admin:
         host: str | None,
         port: int,
         render: Callable[[str], tuple[str, str]],
+        condition: Callable[[], Condition],
         *,
-        is_leaving: Callable[[], bool] = lambda: False,
         timeout: float = TIMEOUT,
     ) -> None:
         self._host = host
         self._port = port
         self._render = render
-        self._is_leaving = is_leaving
+        self._condition = condition
         self._timeout = timeout
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -87,7 +94,7 @@ class Admin:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
-            log.debug("a request for metrics came to nothing: %s", type(e).__name__)
+            log.debug("a request for metrics or health came to nothing: %s", type(e).__name__)
         finally:
             writer.transport.abort()
 
@@ -99,7 +106,7 @@ class Admin:
         try:
             return self._answer_head(head)
         except Exception:
-            log.exception("metrics cannot be read")
+            log.exception("metrics or health cannot be read")
             return _answer(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _answer_head(self, head: bytes) -> bytes:
@@ -109,15 +116,34 @@ class Admin:
         method, path, minor = request.groups()
         if minor != b"0" and not _HOST.search(head):
             return _answer(HTTPStatus.BAD_REQUEST)
-        if path not in (b"/metrics", b"/health"):
+        pages = {
+            b"/metrics": lambda: self._metrics(head),
+            b"/live": lambda: (HTTPStatus.OK, "live\n", _TEXT),
+            b"/ready": self._ready,
+            b"/health": self._health,
+        }
+        if path not in pages:
             return _answer(HTTPStatus.NOT_FOUND, with_body=method != b"HEAD")
         if method not in (b"GET", b"HEAD"):
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, fields="Allow: GET, HEAD\r\n")
-        if path == b"/health" and self._is_leaving():
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "draining\n", with_body=method == b"GET")
+        return _answer(*pages[path](), with_body=method == b"GET")
+
+    def _metrics(self, head: bytes) -> tuple[HTTPStatus, str, str]:
         accept = b",".join(_ACCEPT.findall(head)).decode("latin-1")
-        kind, text = self._render(accept) if path == b"/metrics" else (_TEXT, "ok\n")
-        return _answer(HTTPStatus.OK, text, kind, with_body=method == b"GET")
+        kind, text = self._render(accept)
+        return HTTPStatus.OK, text, kind
+
+    def _ready(self) -> tuple[HTTPStatus, str, str]:
+        unready = self._condition().unready
+        return _status(well=not unready), f"{unready or 'ready'}\n", _TEXT
+
+    def _health(self) -> tuple[HTTPStatus, str, str]:
+        condition = self._condition()
+        return _status(well=condition.delivers), msgspec.json.encode(condition).decode() + "\n", _JSON
+
+
+def _status(*, well: bool) -> HTTPStatus:
+    return HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _answer(

@@ -162,9 +162,12 @@ def ask(path: Path, command: str, *, timeout: float = WORK, **arguments: Any) ->
         raise AdminError(f"{path}: {e.strerror or e}") from e
     if not line.endswith(b"\n"):
         raise AdminError(f"{path}: the server hung up; be its user, or root")
-    answer: dict[str, Any] = msgspec.json.decode(line)
-    if answer.pop("ok") is not True:
-        raise AdminError(answer["error"])
+    try:
+        answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+        if answer.pop("ok") is not True:
+            raise AdminError(str(answer["error"]))
+    except (msgspec.DecodeError, KeyError):
+        raise AdminError(f"{path}: who listens there does not answer as an ntf-server does") from None
     return answer
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from ntf_server.observe.condition import WayFacts
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Histogram, KindGauge, PairCounter, ServerCounter
@@ -79,7 +80,6 @@ class _Lane:
         self.schedule = schedule
         self.to_send: deque[Claim] = deque()  # begun, but not yet given to the provider
         self.blocked = False  # origins were passed over
-        self.delivered_at: float | None = None  # last
         self.changes = 0  # so often something ended, or was mended
         self._clock = asyncio.get_running_loop().time
         self._due_at: float | None = self._clock()
@@ -198,7 +198,8 @@ class Dispatcher:
 
         def delivered() -> Mapping[str, float]:
             ahead = self._wall() - self._clock()
-            return {p: lane.delivered_at + ahead for p, lane in self._lanes.items() if lane.delivered_at is not None}
+            times = {p: lane.schedule.health.accepted_at for p, lane in self._lanes.items()}
+            return {p: at + ahead for p, at in times.items() if at is not None}
 
         show(KindGauge.PUSHES_IN_FLIGHT, lambda lane: lane.schedule.in_flight)
         show(KindGauge.PUSHES_HELD, lambda lane: len(lane.to_send))
@@ -242,6 +243,11 @@ class Dispatcher:
             by_provider.setdefault(claim.lane.provider, []).append(claim)
         for name, those in by_provider.items():
             self._send(self._lanes[name], those)
+
+    def ways(self) -> list[WayFacts]:
+        """How each provider is, but for what the store alone knows."""
+        now = self._clock()
+        return [lane.schedule.facts(now) for lane in self._lanes.values()]
 
     def mended(self) -> None:
         """A fault of ours may be mended: what waits for that is tried at once."""
@@ -335,7 +341,6 @@ class Dispatcher:
         outcome, notice = lane.schedule.end(claim, verdict, now, self._service)
         self._metrics.observe(_ANSWERED, now - since, lane.name)
         if outcome.ended is Ended.DELIVERED:  # those are counted together
-            lane.delivered_at = now
             self.journeys.delivered(outcome.held)
         else:
             self._count(lane, claim, verdict, outcome)

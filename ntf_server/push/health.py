@@ -8,6 +8,7 @@ Times are seconds of one monotonic clock.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ntf_server.observe.condition import WayFacts
 from ntf_server.observe.events import Event
 from ntf_server.store.records import Record
 
@@ -52,6 +53,8 @@ class Health:
         "_paused",
         "_rng",
         "_said_at",
+        "accepted_at",
+        "is_ours",
         "paused_until",
         "pauses",
         "proven",
@@ -67,6 +70,8 @@ class Health:
         self._loud = loud
         self._paused = False
         self._said_at: float | None = None  # when its trouble was told last
+        self.accepted_at: float | None = None  # the last push that went through
+        self.is_ours = False  # the trouble is the operator's to mend, or ours
         self.paused_until = 0.0
         self.proven = False  # something went through since the start, or since `mended`
         self.pauses = 0  # in a row
@@ -89,6 +94,7 @@ class Health:
 
     def succeeded(self, name: str, now: float) -> Notice | None:
         """A push went through: the way is open."""
+        self.accepted_at = now
         if self._paused or self.troubled_since is not None or not self.proven:
             return self._recovered(name, now)
         self.refused = 0
@@ -96,7 +102,7 @@ class Health:
 
     def _recovered(self, name: str, now: float) -> Notice | None:
         since, told, reason = self.troubled_since, self._said_at is not None, self.reason
-        self._paused, self.proven = False, True
+        self._paused, self.is_ours, self.proven = False, False, True
         self.pauses = self.refused = self.suspected = 0
         self.troubled_since = self._said_at = None
         if not told or since is None:
@@ -108,7 +114,7 @@ class Health:
     def answered(self, now: float) -> None:
         """An answer that is about the push alone: whoever was out of reach is there again."""
         if self.is_probed(now):
-            self._paused = False
+            self._paused = self.is_ours = False
             self.pauses = 0
 
     def pause(self, now: float, reason: str, *, longest: float, after: float | None = None) -> None:
@@ -129,12 +135,14 @@ class Health:
 
     def ours(self, name: str, now: float, reason: str) -> Notice | None:
         """The operator's fault, or ours: pause, and say so at once."""
+        self.is_ours = True
         self.pause(now, reason, longest=self._config.longest_pause)
         return self._say(name, now, f"{name} refuses pushes for a fault of this server: {reason}")
 
     def unreachable(self, now: float, reason: str, after: float | None) -> None:
         """It cannot be reached, or asks to be left alone."""
         self.pause(now, reason, longest=self._config.longest_silence, after=after)
+        self.is_ours = False
 
     def refuse(self, name: str, now: float, reason: str) -> Notice | None:
         """A push was refused for whatever reason. Whoever refuses everything is paused."""
@@ -151,6 +159,7 @@ class Health:
         self.suspected += 1
         if self.suspected < self._config.suspicious:
             return None
+        self.is_ours = True
         self.pause(now, reason, longest=self._config.longest_pause)
         text = (
             f"{name} calls tokens bad that it took before, and has taken none since the start ({reason}): are topic,"
@@ -165,6 +174,18 @@ class Health:
         if since is None or now - since < self._config.loud_after or not (self._loud or self.proven):
             return None
         return self._say(name, now, f"{name}: no push has gone through for {now - since:.0f} s: {reason}")
+
+    def facts(self, name: str, now: float) -> WayFacts:
+        """How this way is. `name`: of the provider."""
+        return WayFacts(
+            name,
+            troubled_for=None if self.troubled_since is None else now - self.troubled_since,
+            paused_for=self.paused_until - now if self.is_paused(now) else 0.0,
+            is_probed=self.is_probed(now),
+            is_ours=self.is_ours,
+            reason=self.reason,
+            accepted_ago=None if self.accepted_at is None else now - self.accepted_at,
+        )
 
     def mended(self, now: float) -> None:
         """The operator may have mended it: try at once, and trust nothing that was proven before."""

@@ -10,6 +10,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
+from ntf_server.observe.condition import WayFacts
 from ntf_server.observe.names import WAYS
 from ntf_server.push.health import Health, HealthConfig, Notice
 from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, Scope, Verdict
@@ -113,6 +116,16 @@ class Schedule:
         """How many of them are open, paused and probed."""
         ways = Counter(o.health.way(now) for o in self._origins.values())
         return {way: ways[way] for way in WAYS}
+
+    def facts(self, now: float) -> WayFacts:
+        """How this provider is."""
+        proven = [origin.health for origin in self._origins.values() if origin.health.proven]
+        return replace(
+            self.health.facts(self.name, now),
+            in_flight=self.in_flight,
+            services=len(proven),
+            services_in_trouble=sum(health.troubled_since is not None for health in proven),
+        )
 
     def mended(self, now: float) -> None:
         """The operator may have mended what was wrong: everything is tried at once."""

@@ -4,12 +4,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ntf_server.store.records import Cursor, Ref, Removed, ServiceState, Session, Subscription, Wanted
+from ntf_server.store.records import Confirmed, Cursor, Ref, Removed, ServiceState, Session, Subscription, Wanted
 from smp_bridge.address import ServerAddress
-from smp_bridge.subscriptions import NsubRequest
+from smp_bridge.failure import NsubAnswer
+from smp_bridge.ntf import SubscriptionStatus
+from smp_bridge.subscriptions import NsubRequest, NsubResult
 
 _TO_WRITE: Final = 1  # tag of subscriptions whose confirmation the store does not have yet
 _MAX_REMOVED: Final = 10_000  # that are remembered
+_MAX_ERROR: Final = 128  # bytes kept of a server's error text: SCHK's answer has to fit a block
+
+_STATUS: Final = {
+    NsubAnswer.SUBSCRIBED: SubscriptionStatus.ACTIVE,
+    NsubAnswer.ASSOCIATED: SubscriptionStatus.ACTIVE,
+    NsubAnswer.AUTH: SubscriptionStatus.AUTH,
+    NsubAnswer.SERVICE: SubscriptionStatus.SERVICE,
+    NsubAnswer.ERROR: SubscriptionStatus.ERR,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -113,3 +124,9 @@ class ServerSession:
         if s.ref in self.audited:
             self.audited.discard(s.ref)
             self.removed.add(s.ref)
+
+
+def confirmed(r: NsubResult) -> Confirmed:
+    """What an answer to an NSUB means to the store."""
+    error = r.error.encode()[:_MAX_ERROR].decode(errors="ignore")
+    return Confirmed(r.ref, _STATUS[r.answer], error, True if r.answer is NsubAnswer.ASSOCIATED else None)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from ntf_server.config.server_list import ANY_SERVER, ServerList
+from ntf_server.observe.condition import AwayFacts, ServersFacts
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import WRONG_ADDRESS, Counter, KindCounter
 from ntf_server.push.dispatcher import Dispatcher
@@ -19,14 +20,13 @@ from ntf_server.smp import gauges, told
 from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.smp.inbox import Inbox, Spawn
 from ntf_server.smp.lost import LostConfig, LostWays
-from ntf_server.smp.server_session import ServerSession
+from ntf_server.smp.server_session import ServerSession, confirmed
 from ntf_server.smp.shares import Shares
 from ntf_server.store.contract import FencedError, Store
 from ntf_server.store.records import (
     WANTED,
     Change,
     ChangeKind,
-    Confirmed,
     Ref,
     ServiceState,
     Session,
@@ -49,15 +49,6 @@ from smp_bridge.turns import Admit
 T = TypeVar("T")
 
 RELEASE_AFTER: Final = 60.0  # seconds that a session stays when nothing is wanted of its server any more
-_MAX_ERROR: Final = 128  # bytes kept of a server's error text: SCHK's answer has to fit a block
-
-_STATUS: Final = {
-    NsubAnswer.SUBSCRIBED: SubscriptionStatus.ACTIVE,
-    NsubAnswer.ASSOCIATED: SubscriptionStatus.ACTIVE,
-    NsubAnswer.AUTH: SubscriptionStatus.AUTH,
-    NsubAnswer.SERVICE: SubscriptionStatus.SERVICE,
-    NsubAnswer.ERROR: SubscriptionStatus.ERR,
-}
 _SUBSCRIBED: Final = frozenset([NsubAnswer.SUBSCRIBED, NsubAnswer.ASSOCIATED])
 _MAX_ALARMS: Final = 1000  # hosts that are said to be impersonated
 _GIVEN_UP: Final = 500  # subscriptions at once
@@ -147,6 +138,16 @@ class Subscriber:
     def sessions(self) -> int:
         """SMP servers that are connected."""
         return len(self._sessions)
+
+    def facts(self) -> ServersFacts:
+        """How the SMP servers of this node are."""
+        away = list(self._agent.away())
+        known = [
+            AwayFacts(seconds, server.hosts[0] if self._metrics.is_own(server) else "")
+            for server, proven, seconds in away
+            if proven
+        ]
+        return ServersFacts(self._agent.servers, len(self._sessions), tuple(known), len(away) - len(known))
 
     def status(self, s: Subscription) -> Sub:
         """What SCHK answers: the stored status, seen against the server's current session."""
@@ -377,9 +378,9 @@ class Subscriber:
 
     async def results(self, session: ServerSession, results: Sequence[NsubResult]) -> None:
         """See `Subscriptions`."""
-        confirmed = [_confirmed(r) for r in results if r.tag or r.answer not in _SUBSCRIBED]
-        if confirmed:
-            await self._insist(lambda: self._store.confirm(session.stored, confirmed))
+        answers = [confirmed(r) for r in results if r.tag or r.answer not in _SUBSCRIBED]
+        if answers:
+            await self._insist(lambda: self._store.confirm(session.stored, answers))
         if any(r.answer in _SUBSCRIBED for r in results):
             await self._prove(session)
         refused = 0
@@ -480,8 +481,3 @@ class Subscriber:
 
 def _associations(state: ServiceState) -> Associations:
     return Associations(state.associated + state.released, state.released, state.ids_hash, state.released_hash)
-
-
-def _confirmed(r: NsubResult) -> Confirmed:
-    error = r.error.encode()[:_MAX_ERROR].decode(errors="ignore")
-    return Confirmed(r.ref, _STATUS[r.answer], error, True if r.answer is NsubAnswer.ASSOCIATED else None)

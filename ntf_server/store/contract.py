@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from ntf_server.store.ledger import Ledger
+from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -415,6 +416,11 @@ class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
     @property
     def ledger(self) -> Ledger | None:
         """What nodes count together; None: no other node may have the store."""
+        ...
+
+    @property
+    def pulse(self) -> Pulse:
+        """Whether it does what it is asked for, and what of it is this node's."""
         ...
 
     async def tend(self) -> float:

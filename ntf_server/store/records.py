@@ -366,6 +366,18 @@ class Share(Record, frozen=True):
     unsettled: bool = False
 
 
+class Glance(Record, frozen=True):
+    """What a store tells whoever has not opened it: registrations by status, or "all" of them; tokens that are due, by
+    provider, and for how many seconds the oldest is; nodes that live. None: it cannot tell.
+    """
+
+    registrations: dict[str, int]
+    subscriptions: int | None
+    due: dict[str, int] = {}
+    oldest_due: float | None = None
+    nodes: int | None = None
+
+
 class ServiceState(Record, frozen=True):
     """Our service on an SMP server, as this session has it.
 

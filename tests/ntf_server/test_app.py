@@ -290,7 +290,8 @@ async def test_a_part_that_fails_is_started_again_and_counted(
             while starts < 3:
                 await asyncio.sleep(0.01)
         assert relay._metrics.value(KindCounter.PART_FAILURES, "periodic_checks") >= 2
-        assert (await asyncio.to_thread(ask, relay_config.admin_socket, "status"))["waiting"] == ["periodic checks"]
+        status = await asyncio.to_thread(ask, relay_config.admin_socket, "status")
+        assert (status["failing_parts"], status["well"]) == (["periodic checks"], False)
         assert await client.request(ntf.Ping()) == ntf.Pong()  # nobody else suffers
 
 

@@ -400,7 +400,9 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
 
     store: Any = Counted()
     providers = [Provider.APNS, Provider.FCM]
-    task = asyncio.create_task(periodic.StoreGauges(store, providers, metrics, interval=0.05).run())
+    gauges = periodic.StoreGauges(store, providers, metrics, interval=0.05)
+    assert gauges.due(Provider.APNS) == (0, None)
+    task = asyncio.create_task(gauges.run())
     assert shown() == [Backlog(0, 0, 0.0)] * 2
     expected = [[three, four], [three, none], [none, none], [Backlog(9, 0, 0.0)] * 2]
     async with asyncio.timeout(10):
@@ -412,6 +414,8 @@ async def test_tokens_that_are_due_are_counted_while_the_store_can() -> None:
     assert (sample(metrics, Gauge.STORE_BYTES), sample(metrics, Gauge.STORE_ROOM)) == (700, 300)
     with pytest.raises(KeyError):
         sample(metrics, Gauge.STORE_LOG)
+    count, oldest = gauges.due(Provider.FCM)
+    assert count == 9 and oldest is not None and 0.0 < oldest < 10.0  # it grows while nobody looks
     task.cancel()
     await asyncio.wait([task])
 

@@ -73,7 +73,7 @@ async def test_many_subscriptions_on_one_connection(server: SmpServer, owner: Ow
     assert server.accepted == before + 1
     assert owner.sessions == [("connected", server.address)]
     assert agent.is_connected(server.address)
-    assert agent.servers == 1
+    assert (agent.servers, list(agent.away())) == (1, [])
 
 
 async def test_more_pages_than_the_window_holds(server: SmpServer) -> None:
@@ -363,6 +363,8 @@ async def test_resubscribes_after_an_outage(
     await server.stop()
     await owner.until(lambda: owner.asked >= asked + 4)  # some attempts
     assert not agent.is_connected(server.address)
+    [(address, _, seconds)] = agent.away()
+    assert address == server.address and 0 < seconds < 20
     assert [kind for kind, _ in owner.sessions] == ["connected", "disconnected"]
     await server.start()
     await owner.all_active(server.address)

@@ -26,6 +26,7 @@ from ntf_server.store.contract import (
 )
 from ntf_server.store.effects import Arrivals, tell
 from ntf_server.store.memory import Effects, Seen, State, Times
+from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -92,6 +93,7 @@ class RedisStore:
         self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
         self._seen = Seen[bytes]()
+        self.pulse: Final = Pulse(node.holding)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.ledger: Final = RedisLedger(node, self._do)
@@ -198,7 +200,8 @@ class RedisStore:
             finally:
                 node.done()
 
-        return await (unless_cancelled(done(), lost) if lost else done())
+        watched = self.pulse.watch(done())
+        return await (unless_cancelled(watched, lost) if lost else watched)
 
     async def _handing(self, work: Awaitable[T]) -> T:
         with self._node.handed.under_way():

@@ -21,6 +21,7 @@ from ntf_server.store.contract import (
     StoreUnavailableError,
 )
 from ntf_server.store.memory import State, provider_of
+from ntf_server.store.pulse import Holding
 from ntf_server.store.redis.asking import Ask, Asking, Parts, Word
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import PROMPT, Database
@@ -168,6 +169,10 @@ class Node(Asking):
     def is_alone(self) -> bool:
         """No other node lives, as far as is known."""
         return list(self.rendezvous.nodes) == [self.id]
+
+    def holding(self) -> Holding:
+        """What this node has, as far as is known."""
+        return Holding(len(self.held), len(self.names.shards), len(self.silent), len(self.rendezvous.nodes))
 
     async def look(self) -> None:
         """Who lives, and what is to be taken, is not as it was."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Histogram, KindCounter
@@ -26,6 +26,7 @@ from ntf_server.store.contract import (
 )
 from ntf_server.store.effects import Arrivals, tell
 from ntf_server.store.memory import Effects, Seen, State, Times
+from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
     NO_LIMITS,
     Added,
@@ -98,6 +99,7 @@ class SqliteStore:
         self._arrivals = Arrivals()
         self._sweep = upkeep.Sweep()
         self._seen = Seen[int]()
+        self.pulse: Final = Pulse()  # of what is written
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(
             file.path if file else "memory",
@@ -164,7 +166,7 @@ class SqliteStore:
         self, operation: Operation[T], *, linger: float = 0.0, lost: Callable[[T], None] | None = None
     ) -> T:
         try:
-            return await self._database.run(operation, linger=linger, lost=lost)
+            return await self.pulse.watch(self._database.run(operation, linger=linger, lost=lost))
         except DamagedRowError as e:
             raise await self._set_aside(e) from e
 

@@ -111,6 +111,18 @@ def lock_file(path: Path) -> Any:
     return file
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process uses the database. Raises OSError if that cannot be told."""
+    try:
+        with path.with_name(path.name + ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
     try:

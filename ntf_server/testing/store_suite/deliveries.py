@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from ntf_server.store.contract import Store
 from ntf_server.store.records import MAX_ENTRIES, Ended, Outcome, PushKind
 from ntf_server.testing.store_suite.medium import (
     DAY,
@@ -39,6 +40,38 @@ async def nothing_is_due_at_first(bench: Bench) -> None:
         taken = await store.take(provider, ROOM)
         assert (taken.claims, taken.next_in) == ([], None)
         assert (await store.backlog(provider)).tokens == 0
+
+
+async def _oldest(store: Store, provider: Provider) -> float | None:
+    found = await store.backlog(provider)
+    return found.oldest if found.due else None
+
+
+async def how_long_the_oldest_is_due(bench: Bench) -> None:
+    """Of what is due now, whether the medium or memory says so; not of what waits, nor of other providers."""
+    store = await bench.open()
+    session = await acquire(store)
+    for number, name in enumerate((b"one", b"two")):
+        await subscribe(store, await activate(store, number), name)
+        assert await _oldest(store, Provider.APNS) == (None if not number else 2.0)
+        await notify(store, session, name)
+        bench.clock.pass_(2)
+    assert await _oldest(store, Provider.APNS) == 4.0
+    assert await _oldest(store, Provider.FCM) is None
+    claims = await take(store)
+    assert len(claims) == 2
+    assert await _oldest(store, Provider.APNS) is None
+    await record(store, again(claims[0], 60.0), delivered(claims[1]))
+    assert await _oldest(store, Provider.APNS) is None
+    bench.clock.pass_(61)
+    assert round(await _oldest(store, Provider.APNS) or 0.0, 1) == 1.0
+
+
+async def what_works_is_well(bench: Bench) -> None:
+    """And says so."""
+    store = await bench.open()
+    await activate(store, 1)
+    assert store.pulse.failing is None
 
 
 async def a_notification_is_pushed(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from fuzz import life, relay
 from fuzz.target import Target, add
 from ntf_server.admin import health, socket
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
+from ntf_server.observe.condition import Facts, Phase, judge
 from ntf_server.observe.exposition import Exposition
 from ntf_server.observe.metrics import Metrics
 
@@ -69,7 +70,7 @@ _STATUSES: Final = (200, 400, 404, 405, 431)
 
 
 async def _http(data: bytes) -> None:
-    endpoint = health.Admin(None, 0, Exposition(Metrics()).page)
+    endpoint = health.Admin(None, 0, Exposition(Metrics()).page, lambda: judge(Facts(Phase.RUNNING), 0.0))
     answer = await _serve(endpoint._run, data, health.MAX_HEAD)
     if b"\r\n\r\n" not in data:
         assert not answer or answer.startswith(b"HTTP/1.1 431 ")
@@ -88,6 +89,8 @@ def _http_seeds() -> list[bytes]:
         b"GET /metrics" + end,
         b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,*/*\r\n\r\n",
         b"HEAD /health" + end,
+        b"GET /live" + end,
+        b"GET /ready" + end,
         b"POST /health" + end,
         b"GET http://localhost/health?x=1" + end,
         b"GET /metrics HTTP/1.0\r\n\r\n",
@@ -111,6 +114,8 @@ add(
             b"HEAD ",
             b"/metrics",
             b"/health",
+            b"/live",
+            b"/ready",
             b" HTTP/1.1\r\n",
             b"Host: ",
             b"Accept: ",

@@ -8,7 +8,9 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,12 +20,18 @@ from ntf_server.admin.health import MAX_HEAD, Admin
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.listener import ListenError
+from ntf_server.observe.condition import Condition, Facts, Phase, StoreFacts, WayFacts, judge
 
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = "# HELP ntf_x X.\n# TYPE ntf_x gauge\nntf_x 1\n"
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
 
 Listen = Callable[..., Awaitable[Admin]]
+
+
+def how(phase: Phase = Phase.RUNNING, **facts: Any) -> Condition:
+    """A relay is."""
+    return judge(Facts(phase, 1000.0, **facts), 1_800_000_000.0)
 
 
 @pytest.fixture
@@ -34,11 +42,9 @@ async def listen() -> AsyncIterator[Listen]:
         async def start(
             render: Callable[[], str] = lambda: TEXT,
             timeout: float = admin.TIMEOUT,
-            is_leaving: Callable[[], bool] = lambda: False,
+            condition: Callable[[], Condition] = how,
         ) -> Admin:
-            endpoint = Admin(
-                "127.0.0.1", 0, lambda accept: (KIND + accept, render()), timeout=timeout, is_leaving=is_leaving
-            )
+            endpoint = Admin("127.0.0.1", 0, lambda accept: (KIND + accept, render()), condition, timeout=timeout)
             stack.push_async_callback(endpoint.close)
             await endpoint.start()
             return endpoint
@@ -72,15 +78,35 @@ async def ask(port: int, *parts: bytes, half_close: bool = False) -> bytes:
         writer.transport.abort()
 
 
-async def test_who_takes_no_new_clients_is_not_well(listen: Listen) -> None:
-    """A balancer sends them elsewhere; metrics go on."""
-    leaving = False
-    endpoint = await listen(is_leaving=lambda: leaving)
-    assert (await asyncio.to_thread(fetch, endpoint.port, "/health"))[::2] == (200, b"ok\n")
-    leaving = True
-    assert (await asyncio.to_thread(fetch, endpoint.port, "/health"))[::2] == (503, b"draining\n")
-    assert (await asyncio.to_thread(fetch, endpoint.port, "/health", "HEAD"))[::2] == (503, b"")
-    assert (await asyncio.to_thread(fetch, endpoint.port, "/metrics"))[0] == 200
+FULL = StoreFacts(5.0, "full")
+STALLED = (WayFacts("AP", due=1, oldest_due=600.0),)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("condition", "ready", "health"),
+    [
+        (how(), (200, "ready\n"), 200),
+        (how(Phase.STARTING), (503, "starting\n"), 200),
+        (how(Phase.DRAINING), (503, "draining\n"), 200),
+        (how(Phase.STOPPING), (503, "stopping\n"), 200),
+        (how(store=FULL), (503, "the store fails, for 5 s: full: there is no room\n"), 503),
+        (how(ways=STALLED), (200, "ready\n"), 503),
+    ],
+)
+async def test_who_is_live_who_is_ready_and_how_it_is(
+    listen: Listen, condition: Condition, ready: tuple[int, str], health: int
+) -> None:
+    """Whoever answers lives; metrics go on in any case."""
+    port = (await listen(condition=lambda: condition)).port
+    assert (await asyncio.to_thread(fetch, port, "/live"))[::2] == (200, b"live\n")
+    assert (await asyncio.to_thread(fetch, port, "/metrics"))[0] == 200
+    for path, status, body in (
+        ("/ready", ready[0], ready[1].encode()),
+        ("/health", health, msgspec.json.encode(condition) + b"\n"),
+    ):
+        assert (await asyncio.to_thread(fetch, port, path))[::2] == (status, body)
+        assert (await asyncio.to_thread(fetch, port, path, "HEAD"))[::2] == (status, b"")
 
 
 def free_port() -> int:
@@ -99,7 +125,9 @@ def free_port() -> int:
         ("/metrics", TEXT.encode(), KIND),
         ("/metrics?name=a&b", TEXT.encode(), KIND),
         ("http://127.0.0.1/metrics", TEXT.encode(), KIND),
-        ("/health", b"ok\n", "text/plain; charset=utf-8"),
+        ("/live", b"live\n", "text/plain; charset=utf-8"),
+        ("/ready", b"ready\n", "text/plain; charset=utf-8"),
+        ("/health", msgspec.json.encode(how()) + b"\n", "application/json"),
     ],
 )
 async def test_get_and_head(listen: Listen, path: str, body: bytes, content_type: str) -> None:
@@ -187,7 +215,7 @@ async def test_bad_requests(listen: Listen, status: int, request_: bytes) -> Non
 @given(st.binary())
 def test_any_bytes_are_answered_or_not_but_never_more(data: bytes) -> None:
     async def attack() -> None:
-        endpoint = Admin("127.0.0.1", 0, lambda _: (KIND, TEXT))
+        endpoint = Admin("127.0.0.1", 0, lambda _: (KIND, TEXT), how)
         await endpoint.start()
         try:
             answer = await ask(endpoint.port, data, half_close=True)
@@ -268,8 +296,8 @@ async def test_metrics_that_cannot_be_read_are_an_error_without_a_traceback(
     for _ in range(2):
         status, _, body = await asyncio.to_thread(fetch, port, "/metrics")
         assert (status, body) == (500, b"Internal Server Error\n")
-    assert [r.getMessage() for r in logged if r.levelno >= logging.ERROR] == ["metrics cannot be read"] * 2
-    assert (await asyncio.to_thread(fetch, port, "/health"))[2] == b"ok\n"
+    assert [r.getMessage() for r in logged if r.levelno >= logging.ERROR] == ["metrics or health cannot be read"] * 2
+    assert (await asyncio.to_thread(fetch, port, "/health"))[0] == 200
 
 
 # --- start and stop
@@ -294,7 +322,7 @@ async def test_where_it_cannot_listen(listen: Listen) -> None:
     port = (await listen()).port
     for host, number in (("127.0.0.1", port), ("999.1.1.1", 0), ("a" * 64, 0)):
         with pytest.raises(ListenError, match=f"^{host}:{number}: "):
-            await Admin(host, number, lambda _: (KIND, TEXT)).start()
+            await Admin(host, number, lambda _: (KIND, TEXT), how).start()
 
 
 # --- in a relay

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ntf_server.observe.condition import WayFacts
 from ntf_server.observe.events import Event
 from ntf_server.observe.names import WAYS
 from ntf_server.push.health import Health, HealthConfig
@@ -151,3 +152,38 @@ def test_what_was_mended_is_tried_at_once_and_nothing_is_proven_any_more() -> No
     assert h.is_paused(now)
     h.mended(now)
     assert h.is_probed(now) and not h.proven
+
+
+# --- what is known of it
+
+
+def test_how_a_way_is() -> None:
+    """Since when, why, whose it is to mend; and when it took something last."""
+    h = health()
+    assert h.facts("AP", 5) == WayFacts("AP")
+    h.succeeded("AP", 10)
+    assert h.facts("AP", 15) == WayFacts("AP", accepted_ago=5.0)
+    h.unreachable(20, "connection refused", None)
+    assert h.facts("AP", 20.5) == WayFacts(
+        "AP", troubled_for=0.5, paused_for=0.5, reason="connection refused", accepted_ago=10.5
+    )
+    assert h.facts("AP", 22) == WayFacts(
+        "AP", troubled_for=2.0, is_probed=True, reason="connection refused", accepted_ago=12.0
+    )
+    h.succeeded("AP", 30)
+    assert h.facts("AP", 31) == WayFacts("AP", reason="connection refused", accepted_ago=1.0)
+
+
+def test_whose_it_is_to_mend() -> None:
+    """Ours until something is taken, a token is judged, or the trouble is another by now."""
+    h = health(suspicious=1)
+    for ours in (lambda: h.ours("AP", 0, "403"), lambda: h.suspect("AP", 0, "BAD")):
+        for end in (lambda: h.succeeded("AP", 9), lambda: h.answered(9), lambda: h.unreachable(9, "gone", None)):
+            ours()
+            assert h.facts("AP", 1).is_ours
+            end()
+            assert not h.facts("AP", 10).is_ours
+            h.succeeded("AP", 10)
+            h.mended(10)
+    h.failed("AP", 11, "500")
+    assert not h.facts("AP", 11).is_ours

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ntf_server.observe.condition import WayFacts
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Delivered, Ours, Scope, Verdict
 from ntf_server.store.records import Claim, Ended, Lane, Outcome, PushKind
@@ -239,3 +240,30 @@ def test_origins_are_counted_by_their_way() -> None:
     push(s, Delivered(), claim(b"c"), now=1.5)
     assert s.origins(1.5) == {"open": 2, "paused": 0, "probed": 1}
     assert schedule().origins(0) == {"open": 0, "paused": 0, "probed": 0}
+
+
+def test_how_a_provider_is() -> None:
+    s = schedule()
+    push(s, Delivered(), now=1.0)
+    s.begin([claim(), claim()])
+    assert s.facts(3.0) == WayFacts("AP", in_flight=2, accepted_ago=2.0)
+    assert push(s, Ours("403 InvalidProviderToken"), now=4.0).ended is Ended.OURS
+    found = s.facts(5.5)
+    assert (found.is_ours, found.is_probed, found.troubled_for, found.reason) == (
+        True,
+        True,
+        1.5,
+        "403 InvalidProviderToken",
+    )
+
+
+def test_how_web_push_is() -> None:
+    """Those of its push services count that took something; what they do is no trouble of the whole."""
+    s = schedule(by_origin=True)
+    for origin in (b"one", b"two", b"three"):
+        push(s, Delivered(), claim(origin), 1.0)
+    push(s, Again("connection refused", Scope.ORIGIN), claim(b"one"), 2.0)
+    push(s, Again("connection refused", Scope.ORIGIN), claim(b"stranger"), 2.0)
+    assert s.facts(3.0) == WayFacts("AP", accepted_ago=2.0, services=3, services_in_trouble=1)
+    push(s, Ours("our key"), claim(b"two"), 4.0)
+    assert s.facts(4.0).is_ours

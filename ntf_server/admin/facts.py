@@ -1,0 +1,57 @@
+"""What is known of a running relay, for `observe.condition` to judge."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from ntf_server.listener import Listener
+from ntf_server.observe.condition import Facts, Phase, StoreFacts, WayFacts
+from ntf_server.periodic import StoreGauges
+from ntf_server.push.dispatcher import Dispatcher
+from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.contract import Store
+from smp_bridge.ntf import Provider
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of a relay that has started."""
+
+    store: Store
+    dispatcher: Dispatcher
+    subscriber: Subscriber
+    listener: Listener
+    gauges: StoreGauges
+    failing: Callable[[], frozenset[str]]  # what waits to be started again
+
+
+def gather(phase: Phase, up_for: float, parts: Parts | None) -> Facts:
+    """As it is now. `parts`: None while it starts."""
+    if parts is None:
+        return Facts(phase, up_for)
+    return Facts(
+        phase,
+        up_for,
+        store_facts(parts.store),
+        tuple(_with_due(way, parts.gauges) for way in parts.dispatcher.ways()),
+        parts.subscriber.facts(),
+        parts.listener.sessions,
+        tuple(sorted(parts.failing())),
+    )
+
+
+def store_facts(store: Store) -> StoreFacts:
+    """Of a store that is open."""
+    facts, failing, holding = StoreFacts(), store.pulse.failing, store.pulse.holding()
+    if failing is not None:
+        facts = replace(facts, failing_for=failing.seconds, kind=failing.kind, partly=failing.partly)
+    if holding is not None:
+        shards, of = holding.shards, holding.all_shards
+        facts = replace(facts, shards=shards, all_shards=of, silent_shards=holding.silent, nodes=holding.nodes)
+    return facts
+
+
+def _with_due(way: WayFacts, gauges: StoreGauges) -> WayFacts:
+    due, oldest = gauges.due(Provider(way.name))
+    return replace(way, due=due, oldest_due=oldest)
