@@ -12,6 +12,7 @@ import redis
 from compose import CONFIGURATION, DEPLOY, Compose, load
 from harness import Phone
 
+from ntf_server.cli import status
 from ntf_server.store.redis.names import Names
 from ntf_server.supervisor import STOP_DEADLINE
 from ntf_server.testing import MockApns
@@ -81,11 +82,21 @@ def test_addresses_are_those_of_who_is_meant(services: dict[str, Any]) -> None:
         (name, f"{front}:{settings['NTF_SERVER__TRANSPORT__PORT']}") for name, front in zip(RELAYS, fronts, strict=True)
     ]
     assert f"check port {settings['NTF_SERVER__METRICS__PORT']} " in proxy
+    assert "http-check send meth GET uri /ready " in proxy
     for name in (*SERVERS, *SENTINELS):
         address = services[name]["networks"]["store"]["ipv4_address"]
         assert services[name]["command"] == ["--bind", address]
         assert f"announce-ip {address}" in services[name]["environment"]["FIRST"]
         assert address in services[name]["healthcheck"]["test"]
+
+
+def test_a_relay_is_healthy_that_may_have_clients(services: dict[str, Any]) -> None:
+    """Docker knows 0 and 1 only, and waits for longer than the command does."""
+    for name in RELAYS:
+        check = services[name]["healthcheck"]
+        assert check["test"] == ["CMD-SHELL", "ntf-server status --ready || exit 1"]
+        assert int(check["timeout"].removesuffix("s")) > status.TIMEOUT
+    assert "CMD ntf-server status --ready || exit 1\n" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
@@ -160,6 +171,10 @@ async def test_the_way_of_a_message_while_things_end(
     await compose.start(*RELAYS)
     primary = Names("ntf").nodes.decode()
     await until("relays", lambda: len(ask(compose, "redis1", "ZRANGE", primary, "0", "-1")) == 3, compose)
+    async with asyncio.timeout(40):
+        for name in RELAYS:
+            while await compose.run(name, "status", "--ready") != (0, "ready\n"):
+                await asyncio.sleep(0.1)
     device = phone()
     async with compose.balancer() as (host, port), await Recipient.connect(smp_server.address) as recipient:
         address = ServerAddress("ntf", (host,), str(port), key_hash)
