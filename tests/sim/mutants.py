@@ -159,8 +159,8 @@ MUTANTS: Final = (
         "who refuses all that we send is left alone",
         _HEALTH,
         "        self.pause(now, reason, longest=self._config.longest_pause)\n"
-        '        return self._say(now, f"{name} refuses pushes for a fault',
-        '        return self._say(now, f"{name} refuses pushes for a fault',
+        '        return self._say(name, now, f"{name} refuses pushes for a fault',
+        '        return self._say(name, now, f"{name} refuses pushes for a fault',
     ),
     Mutant(
         "K1 whoever asks gets a new provider token",

@@ -65,7 +65,7 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.redis import census, deliveries, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.redis import changes as stream
-from ntf_server.store.redis.database import CLOSE, Database
+from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.due import Due
 from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
@@ -168,17 +168,9 @@ class RedisStore:
             await asyncio.wait(list(self._tasks))
         if self._node.corrupt is None:
             with contextlib.suppress(StoreError, StoreCorruptError):
-                await self._release_all()
+                await sessions.release_all(self._node)
                 await self._node.close()
         await self._node.database.close()
-
-    async def _release_all(self) -> None:
-        """In a cluster the others do not wait for one that cannot be had."""
-        held = [Session(server, fence) for server, fence in self._state.fences.items()]
-        releasing = asyncio.gather(*(sessions.release(self._node, session) for session in held), return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE):
-                await releasing
 
     # --- the ways to the node
 

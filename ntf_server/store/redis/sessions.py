@@ -3,6 +3,8 @@
 Each is held by one node, under a lease with a fence.
 """
 
+import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
@@ -23,6 +25,7 @@ from ntf_server.store.records import (
 )
 from ntf_server.store.redis import buckets, changes
 from ntf_server.store.redis.asking import Word
+from ntf_server.store.redis.database import CLOSE
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node
 from ntf_server.store.redis.quarantine import set_queues_aside
@@ -79,6 +82,15 @@ async def release(node: Node, session: Session) -> None:
     wanted, _ = (await buckets.are_wanted(node, [server])).get(server, (True, 0)) if done else (False, 0)
     if wanted:
         await changes.tell(node.database, node.names, Change(ChangeKind.FREE, session.server))
+
+
+async def release_all(node: Node) -> None:
+    """All that this node has. In a cluster the others do not wait for one that cannot be had."""
+    held = [Session(server, fence) for server, fence in node.state.fences.items()]
+    releasing = asyncio.gather(*(release(node, session) for session in held), return_exceptions=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE):
+            await releasing
 
 
 async def announce(node: Node, session: Session, *, whole: bool) -> None:
