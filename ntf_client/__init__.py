@@ -12,7 +12,10 @@ from ntf_client.push import (
     open_push,
 )
 from ntf_client.state import StateError, StateNotFoundError, Subscription
+from ntf_client.version import VERSION
 from ntf_client.webpush import subscription_text, subscription_token
+
+__version__ = VERSION
 
 __all__ = [
     "CheckMessages",
@@ -31,6 +34,7 @@ __all__ = [
     "SubscriptionCheck",
     "TokenCheck",
     "VerificationCode",
+    "__version__",
     "open_push",
     "subscription_text",
     "subscription_token",

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from ntf_client.device import Queue
 from ntf_client.state import parse_id, parse_secret
+from ntf_client.version import VERSION
 from ntf_client.webpush import subscription_token
 from smp_bridge import crypto
 from smp_bridge.address import Scheme, ServerAddress
@@ -43,6 +44,8 @@ def _parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
         parents=[common],
         allow_abbrev=False,
     )
+    text = f"ntf-client {VERSION}"
+    parser.add_argument("--version", action="version", version=text, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:

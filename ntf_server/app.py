@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Self
 
@@ -24,9 +24,10 @@ from ntf_server.admin.trace import TRACE, on_trace
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.log_lines import LogLines
 from ntf_server.commands import Commands
-from ntf_server.config.files import CONFIG_FILE, Config, socket_path_error
+from ntf_server.config.files import Config, socket_path_error
 from ntf_server.config.reload import Part, Reloader, Report, Swap
-from ntf_server.listener import Listener, ListenerConfig, ListenError
+from ntf_server.config.source import CONFIG_FILE
+from ntf_server.listener import Listener, ListenerConfig, of_settings
 from ntf_server.memory import settle
 from ntf_server.observe.condition import Condition, Phase, judge
 from ntf_server.observe.events import Event, EventLog
@@ -175,7 +176,7 @@ class Relay:
         )
         self._listener = listener = self._make_listener(commands)
         supervisor.on_stop(Stage.ACCEPT, "listener", lambda left: listener.close(self._grace(left)))
-        with self._listening("[transport] bind, port"):
+        with of_settings(f"{config.directory / CONFIG_FILE}: [transport] bind, port"):
             await listener.start()
         await subscriber.start()
         checks = periodic.Checks(store, settings.delivery.checks)
@@ -345,7 +346,7 @@ class Relay:
         page = Exposition(self._metrics).page
         endpoint = Admin(settings.bind or None, settings.port, page, self.condition)
         self._supervisor.on_stop(Stage.CLOSE, "admin", lambda _: endpoint.close())
-        with self._listening("[metrics] bind, port"):
+        with of_settings(f"{self._config.directory / CONFIG_FILE}: [metrics] bind, port"):
             await endpoint.start()
 
     def condition(self) -> Condition:
@@ -358,16 +359,6 @@ class Relay:
         elif self._drain is not None and self._drain.begun:
             phase = Phase.DRAINING
         return judge(gather(phase, self._steady() - self._began, self._parts), self._clock())
-
-    @contextlib.contextmanager
-    def _listening(self, keys: str) -> Iterator[None]:
-        """Says which setting a ListenError is about."""
-        try:
-            yield
-        except ListenError as e:
-            where = f"{self._config.directory / CONFIG_FILE}: {keys}"
-            text = f"{where}: {e}; choose another one, or stop what uses it"
-            raise ListenError(text, may_pass=e.may_pass) from e
 
     async def reload(self) -> Report:
         """Load the configuration anew and swap what can be; what waits for that is pushed. Never raises."""

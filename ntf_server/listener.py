@@ -45,6 +45,9 @@ _BACKLOG: Final = 4096
 _ACCEPTED_AT_ONCE: Final = 4  # connections: what else is in that turn of the loop has to wait for them
 _ACCEPTED_EACH: Final = 0.002  # seconds: so that at most 2,000 a second are accepted, and perhaps closed at once
 _MAX_BLOCKS: Final = 16  # that are answered together
+# asyncio tells an address that is not there without a number, if it is the only one.
+_PASSING: Final = (None, errno.EADDRINUSE, errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
+_GIVE: Final = "give an IP address of this machine, or none to listen on all"
 
 
 class ListenError(Exception):
@@ -63,11 +66,30 @@ def listen_errors(host: str | None, port: int) -> Iterator[None]:
     except ssl.SSLError:
         raise
     except OSError as e:
-        # asyncio tells an address that is not there without a number, if it is the only one.
-        passing = e.errno in (None, errno.EADDRINUSE, errno.EADDRNOTAVAIL, socket.EAI_AGAIN)
-        raise ListenError(f"{host or '*'}:{port}: {e.strerror or e}", may_pass=passing) from e
+        raise ListenError(f"{host or '*'}:{port}: {_why(e, port)}", may_pass=e.errno in _PASSING) from e
     except UnicodeError as e:  # an empty or too long label
-        raise ListenError(f"{host}:{port}: is not a host name") from e
+        raise ListenError(f"{host}:{port}: is not a host name; {_GIVE}") from e
+
+
+@contextlib.contextmanager
+def of_settings(where: str) -> Iterator[None]:
+    """Says which settings a ListenError is about."""
+    try:
+        yield
+    except ListenError as e:
+        raise ListenError(f"{where}: {e}", may_pass=e.may_pass) from e
+
+
+def _why(error: OSError, port: int) -> str:
+    """The reason, and the cure."""
+    if error.errno == errno.EADDRINUSE:
+        return f"is in use; stop what uses it, which `ss -ltnp sport = :{port}` shows, or choose another one"
+    if error.errno in (None, errno.EADDRNOTAVAIL):
+        return "this machine has no such address now; give one that `ip address` shows, or none to listen on all"
+    if error.errno == errno.EACCES:
+        cure = "start the server by its unit, which gives it CAP_NET_BIND_SERVICE, or choose one from 1024 on"
+        return f"the system keeps this port for the privileged; {cure}"
+    return f"{error.strerror or error}; {_GIVE}"
 
 
 class ListenerConfig(msgspec.Struct, frozen=True):

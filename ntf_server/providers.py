@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from ntf_server.config import files as configuration
+from ntf_server.config.contradictions import apns_hosts
 from ntf_server.config.files import Config
 from ntf_server.config.settings import Settings
 from ntf_server.push import jose
@@ -156,7 +156,7 @@ def apns_settings(config: Config, any_key: EllipticCurvePrivateKey) -> ApnsSetti
     Without a key only the test host is on: a mock that checks no signatures is content with `any_key`.
     """
     s, certificate = config.settings.apns, config.client_certificate
-    hosts = configuration.apns_hosts(config.settings)
+    hosts = apns_hosts(config.settings)
     if not hosts:
         return None
     signing = SigningKey(config.apns_key or any_key, s.key_id or "test", s.team_id or "test")

@@ -19,6 +19,7 @@ import msgspec
 
 from ntf_server.config.files import socket_path_error
 from ntf_server.listener import ListenError
+from ntf_server.permissions import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ class AdminSocket:
             self._server = await asyncio.start_unix_server(self._on_connected, sock=bound, limit=MAX_LINE)
         except OSError as e:
             bound.close()
-            raise ListenError(f"{self._path}: {e.strerror or e}") from e
+            raise ListenError(
+                f"{self._path}: {unwritable(self._path.parent, '[admin] socket') or e.strerror or e}"
+            ) from e
         except BaseException:
             bound.close()
             raise
@@ -139,6 +142,16 @@ class AdminSocket:
             return _failure("it failed; the server's log says why")
 
 
+def check_path(path: Path) -> None:
+    """Raises ListenError if `AdminSocket` would; makes nothing, and leaves a stale socket."""
+    try:
+        _is_stale(path)
+    except OSError as e:
+        raise ListenError(f"{path}: {e.strerror or e}") from e
+    if (barred := unwritable(path.parent, "[admin] socket")) is not None:
+        raise ListenError(f"{path}: {barred}")
+
+
 def ask(path: Path, command: str, *, timeout: float = WORK, **arguments: Any) -> dict[str, Any]:
     """Have a running relay do something; its answer. Blocks. Raises AdminError."""
     if error := socket_path_error(path):
@@ -188,10 +201,16 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _remove_stale(path: Path) -> None:
     """Raises OSError if somebody listens there, or if it is no socket."""
+    if _is_stale(path):
+        path.unlink()
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether it is a socket that nobody listens on any more. Raises OSError if somebody does, or if it is none."""
     try:
         found = path.lstat()
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(found.st_mode):
         raise FileExistsError(None, "is in the way, and no socket; move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
@@ -199,6 +218,5 @@ def _remove_stale(path: Path) -> None:
         try:
             s.connect(os.fspath(path))
         except ConnectionRefusedError:
-            path.unlink()
-            return
+            return True
     raise FileExistsError(None, "another ntf-server listens there")

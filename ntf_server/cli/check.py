@@ -1,54 +1,141 @@
 """`ntf-server check`."""
 
 import argparse
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from ntf_server.cli import arguments as common
-from ntf_server.config import files as config
-from ntf_server.config import identity_files
+from ntf_server.cli.errors import FINAL, UsageError, exit_code, lines
+from ntf_server.cli.service_user import ServiceUser, service_user
+from ntf_server.config.contradictions import apns_hosts
+from ntf_server.config.files import Config, load_admin_socket, look_over
+from ntf_server.config.mistakes import ConfigError
+from ntf_server.config.source import read_settings
+from ntf_server.permissions import may, user_name
+from ntf_server.preflight import Found, preflight, running_relay, try_ports
 from ntf_server.push.apns.settings import SECTIONS
 from ntf_server.push.webpush.vapid import Vapid
+
+_LATE: Final = (  # what is imported where it is needed, and may be out of reach of the service's user
+    *("concurrent.futures.thread", "difflib", "encodings.idna", "encodings.utf_8_sig", "msgspec.inspect", "traceback"),
+    "ntf_server.store.redis.engine",
+)
+
+
+_NOT_ITS: Final = "{}: user {} may not read the program: install it where that user may"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_path(parser)
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help="whom the server runs as, if root asks (User= of the unit, else the owner of the folder)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load all that `start` loads, and show it."""
-    for name, value in _lines(config.load(common.directory(arguments))):
-        print(f"{name:<11} {value}")
-    return 0
+    """Do what `start` does, short of serving, and show it: all that is in its way is told at once."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what is in the way is told below
+    directory = common.directory(arguments)
+    user = service_user(arguments.user, directory)
+    before = _become(user, directory) if user else None
+    try:
+        config, mistakes = look_over(directory)
+        found = asyncio.run(preflight(config, ports=before is None))
+    except (ImportError, LookupError) as e:
+        if _may_run():
+            raise
+        raise UsageError(_NOT_ITS.format(sys.prefix, user_name())) from e
+    troubles = [*([mistakes.error] if mistakes else []), *(before.troubles if before else ()), *found.troubles]
+    if not mistakes:
+        for name, value in _lines(config, found, user):
+            print(f"{name:<11} {value}")
+        sys.stdout.flush()
+    for trouble in troubles:
+        for line in lines(trouble):
+            print(f"ntf-server: {line}", file=sys.stderr)
+    codes = {exit_code(trouble) or FINAL for trouble in troubles}
+    return FINAL if FINAL in codes else max(codes, default=0)
 
 
-def _lines(loaded: config.Config) -> Iterator[tuple[str, object]]:
-    settings = loaded.settings
+def _become(user: ServiceUser, directory: Path) -> Found | None:
+    """From now on this is the service's user. What its unit lets it listen on is tried before: what was found."""
+    found = asyncio.run(_try_low_ports(directory)) if user.low_ports else None
+    for name in _LATE:
+        importlib.import_module(name)
+    user.become()
+    return found
+
+
+async def _try_low_ports(directory: Path) -> Found:
+    found = Found()
+    with contextlib.suppress(ConfigError):  # which is told later
+        found.running = await running_relay(load_admin_socket(directory))
+    await try_ports(directory, read_settings(directory)[0], found)
+    return found
+
+
+def _lines(config: Config, found: Found, user: ServiceUser | None) -> Iterator[tuple[str, object]]:
+    settings = config.settings
     transport = settings.transport
-    yield (
-        "address",
-        common.server_address(transport.host or "localhost", transport.port, loaded.credentials.key_hash),
-    )
+    yield "address", common.server_address(transport.host or "localhost", transport.port, config.credentials.key_hash)
     yield "listen on", f"{transport.bind or '*'}:{transport.port}"
-    if isinstance(loaded.store, Path):
-        yield "database", f"{loaded.store} ({'exists' if loaded.store.exists() else 'will be created'})"
-    else:
-        yield "store", f"{loaded.store}, keys {loaded.store.prefix}:…"
-    hosts = config.apns_hosts(settings)
+    yield "user", f"{user_name()}{f' ({user.why})' if user else ''}"
+    if found.running is not None:
+        yield (
+            "running",
+            f"process {found.running.get('pid', 'of another user')}, with this configuration or an older one",
+        )
+    if settings.metrics.port:
+        yield "metrics", f"{settings.metrics.bind or '*'}:{settings.metrics.port}"
+    kind, where = ("database", "") if isinstance(config.store, Path) else ("store", f", keys {config.store.prefix}:…")
+    yield kind, f"{config.store}{where}{f' ({found.store})' if found.store else ''}"
+    yield "SMP hosts", _way(config)
+    yield from _pushes(config)
+    yield from (("warning", warning) for warning in found.warnings)
+    if not _may_run():
+        yield "warning", _NOT_ITS.format(sys.prefix, user_name())
+
+
+def _may_run() -> bool:
+    """Whether the service's user may read the program."""
+    return may(Path(os.__file__), os.R_OK)
+
+
+def _way(config: Config) -> str:
+    """How SMP servers are reached."""
+    network = config.network
+    hosts = f"{network.host_mode} ones {'only' if network.required_host_mode else 'first'}"
+    if network.socks_proxy is None:
+        return f"{hosts}, without a proxy"
+    through = "all" if network.socks_mode == "always" else "onion ones"
+    return f"{hosts}, {through} through {network.socks_proxy.host}:{network.socks_proxy.port}"
+
+
+def _pushes(config: Config) -> Iterator[tuple[str, str]]:
+    """Each way to devices."""
+    settings = config.settings
+    hosts = apns_hosts(settings)
+    by = {"apns": settings.apns.proxy, "fcm": settings.fcm.proxy, "web_push": settings.web_push.proxy}
+    proxy = {section: ", by way of a proxy" if url else "" for section, url in by.items()}
     for section, host in hosts.items():
-        yield "push", f"{SECTIONS[section]} through {host.host}:{host.port}"
-    if certificate := loaded.client_certificate:
+        yield "push", f"{SECTIONS[section]} through {host.host}:{host.port}{proxy['apns']}"
+    if certificate := config.client_certificate:
         yield "certificate", f"{certificate.name}, good until {certificate.not_after:%Y-%m-%d}"
-        if warning := certificate.warning():
-            yield "warning", warning
-    if loaded.service_account:
-        project = loaded.service_account.project_id
-        yield "push", f"FC through {settings.fcm.host}:{settings.fcm.port}, project {project}"
-    if loaded.vapid_key:
-        key = Vapid(loaded.vapid_key, settings.web_push.contact).public_key
-        yield "push", f"WP; apps subscribe with the application server key {key}"
+    if config.service_account:
+        project = config.service_account.project_id
+        yield "push", f"FC through {settings.fcm.host}:{settings.fcm.port}, project {project}{proxy['fcm']}"
+    if config.vapid_key:
+        key = Vapid(config.vapid_key, settings.web_push.contact).public_key
+        yield "push", f"WP; apps subscribe with the application server key {key}{proxy['web_push']}"
     if not hosts:
         yield "push", "no Apple devices: set [apns] key_file, key_id and team_id"
-    if (loaded.directory / identity_files.CA_KEY).exists():
-        yield "warning", f"{loaded.directory / identity_files.CA_KEY} should be offline"

@@ -8,6 +8,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
+from ntf_server.config.source import CONFIG_FILE
 from ntf_server.store.sqlite.file import lock_file
 
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """1 if the answer was no."""
     directory = common.directory(arguments)
-    file = directory / config.CONFIG_FILE
+    file = directory / CONFIG_FILE
     if not file.exists():
         raise UsageError(f"{file}: not found; nothing was deleted")
     store = config.load_store(directory)
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             for suffix in ("", "-wal", "-shm", ".lock"):
                 store.with_name(store.name + suffix).unlink(missing_ok=True)
     socket.unlink(missing_ok=True)  # one that a killed server left
-    for name in (config.CONFIG_FILE, *identity_files.FILES):
+    for name in (CONFIG_FILE, *identity_files.FILES):
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         shutil.rmtree(directory)

@@ -1,11 +1,12 @@
 """What an error that ends a command means to whoever started it."""
 
 import ssl
+from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.admin.socket import AdminError
-from ntf_server.config.files import ConfigError, NotNowError
 from ntf_server.config.identity_files import IdentityFileError
+from ntf_server.config.mistakes import ConfigError, NotNowError
 from ntf_server.listener import ListenError
 from ntf_server.store.contract import StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.migrate import DifferentError
@@ -37,8 +38,13 @@ def exit_code(error: Exception) -> int | None:
     return None
 
 
+def lines(error: Exception) -> Sequence[str]:
+    """What to tell: a line for each mistake."""
+    return error.mistakes if isinstance(error, ConfigError) else (one_line(error),)
+
+
 def one_line(error: Exception) -> str:
-    """What to tell."""
+    """The same as one line."""
     if isinstance(error, ssl.SSLError):
         return f"the server's certificate cannot be used: {error}; run `ntf-server cert`"
     if isinstance(error, OSError):

@@ -13,7 +13,7 @@ from ntf_server.cli.errors import UsageError
 from ntf_server.config import identity_files
 from ntf_server.config.ca import default_ca_file
 from ntf_server.config.contact import is_public_name
-from ntf_server.config.files import CONFIG_FILE
+from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from smp_bridge.address import parse_host

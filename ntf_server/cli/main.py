@@ -53,12 +53,13 @@ def _run(argv: Sequence[str], chosen: str, signals: Signals) -> int:
     try:
         code: int = arguments.run(arguments)
     except Exception as e:
-        from ntf_server.cli.errors import exit_code, one_line  # noqa: PLC0415  takes all that can fail
+        from ntf_server.cli.errors import exit_code, lines  # noqa: PLC0415  takes all that can fail
 
         found = exit_code(e)
         if found is None:
             raise
-        print(f"ntf-server: {one_line(e)}", file=sys.stderr)
+        for line in lines(e):
+            print(f"ntf-server: {line}", file=sys.stderr)
         return found
     return code
 

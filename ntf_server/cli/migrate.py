@@ -10,6 +10,7 @@ from typing import Final, TextIO
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
+from ntf_server.config.source import CONFIG_FILE, load_settings
 from ntf_server.store.migrate import Migrated, migrate
 from ntf_server.store.open import Shared
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """While no server runs on either."""
     directory = common.directory(arguments)
-    settings = config.load_settings(directory)
+    settings = load_settings(directory)
     source = config.parse_store(arguments.source, directory, "FROM-URL")
     target = config.parse_store(arguments.target, directory, "TO-URL")
     for name, most in _MOST.items():
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress.end()
     print(told(done))
     print(
-        f"Put TO-URL into {directory / config.CONFIG_FILE}, [store] url, on each node, and start. The old store is as"
+        f"Put TO-URL into {directory / CONFIG_FILE}, [store] url, on each node, and start. The old store is as"
         " it was: never start a server on it again, or what devices do meanwhile is lost."
     )
     return 0

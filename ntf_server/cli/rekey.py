@@ -8,6 +8,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
+from ntf_server.config.source import CONFIG_FILE, load_settings
 from ntf_server.store.sealing import MasterKey, generate_key_text
 from ntf_server.store.sqlite.rekey import rekey
 
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """While the server is stopped."""
     directory = common.directory(arguments)
     database = config.load_database_path(directory)
-    settings = config.load_settings(directory)
+    settings = load_settings(directory)
     old = new = config.load_master_key(directory, settings)
     if arguments.new_key_file:
         path = Path(arguments.new_key_file)
@@ -40,7 +41,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reseal:
         print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
     if new is not old:
-        print(
-            f"The database needs the new master key from now on: name it in {directory / config.CONFIG_FILE}, [store]."
-        )
+        print(f"The database needs the new master key from now on: name it in {directory / CONFIG_FILE}, [store].")
     return 0

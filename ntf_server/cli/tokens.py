@@ -9,6 +9,7 @@ from ntf_server.admin.tokens import INVALIDATE, invalidate
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
+from ntf_server.config.source import load_settings
 from ntf_server.store.open import open_store
 from ntf_server.store.redis.url import RedisUrl
 from smp_bridge.ntf import InvalidReason, TokenStatus
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _on_the_store(directory: Path, place: Path | RedisUrl, status: TokenStatus, reason: InvalidReason) -> int:
-    master_key = config.load_master_key(directory, config.load_settings(directory))
+    master_key = config.load_master_key(directory, load_settings(directory))
     store = await open_store(place, directory=directory, master_key=master_key)
     try:
         return await invalidate(store, status, reason)

@@ -1,39 +1,39 @@
-"""Configuration: `ntf-server.toml`, variables `NTF_SERVER__SECTION__KEY` over it, and the files that it names.
+"""Configuration: settings and the files that they name.
 
 `load` reads each of them once and gives one frozen object, which is all that the relay knows of them.
 """
 
-import ipaddress
 import os
-import re
 import shlex
-import tomllib
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ntf_server.admission.addresses import Network as AddressNetwork
 from ntf_server.admission.budgets import Budgets
 from ntf_server.config.ca import default_ca_file
 from ntf_server.config.client_certificate import ClientCertificate, ClientCertificateError
-from ntf_server.config.contact import ContactError, check_contact
+from ntf_server.config.contradictions import apns_hosts, contradictions
 from ntf_server.config.identity_files import IdentityFileError, load_credentials
 from ntf_server.config.limits import LimitsError, parse_limits, parse_networks
+from ntf_server.config.mistakes import ConfigError, Mistakes, NotNowError
 from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
 from ntf_server.config.service_account import parse_service_account
-from ntf_server.config.settings import ApnsHost, Settings
+from ntf_server.config.settings import Settings
+from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings, read_settings
+from ntf_server.permissions import unreadable, unwritable
 from ntf_server.push.fcm.settings import ServiceAccount, ServiceAccountError
 from ntf_server.push.jose import KeyFileError, load_key
 from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.records import Limits
 from ntf_server.store.redis.url import RedisUrl, is_redis_url, parse_redis_url
 from ntf_server.store.sealing import MasterKey, SealingError
-from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import Credentials
 from smp_bridge.network import Network
@@ -41,25 +41,10 @@ from smp_bridge.socks import SocksProxy
 
 T = TypeVar("T")
 
-CONFIG_FILE: Final = "ntf-server.toml"
 DATABASE: Final = "ntf-server.db"
 DEFAULT_DIR: Final = "/etc/opt/simplex-notifications"
 REFERENCE_VAPID_KEY: Final = "vapid.privkey"  # where the reference's server keeps it, as SEC1 PEM
 MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
-_PREFIX: Final = "NTF_SERVER__"
-_LISTS: Final = (
-    "proxies", "name_servers", "shared", "old_key_files", "allow_hosts", "own_server_domains", "allow_servers",
-    "deny_servers",
-)  # fmt: skip
-_REFERENCE: Final = "see docs/reference/configuration.md"
-
-
-class ConfigError(Exception):
-    """One line: where, which key, and what to do."""
-
-
-class NotNowError(ConfigError):
-    """It may pass by itself: what the master key comes from cannot be asked now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,66 +97,74 @@ def load(directory: Path, environ: Mapping[str, str] = os.environ, *, running: C
     `running`: what the relay runs with. Its master key is kept if it came from a command that is still the same: the
     command is not asked again for what cannot change while the relay runs.
     """
-    return assemble(directory, load_settings(directory, environ), environ, running=running)
+    config, mistakes = look_over(directory, environ, running=running)
+    mistakes.end()
+    return config
 
 
-def assemble(
-    directory: Path, settings: Settings, environ: Mapping[str, str] = os.environ, *, running: Config | None = None
-) -> Config:
+def look_over(
+    directory: Path, environ: Mapping[str, str] = os.environ, *, running: Config | None = None
+) -> tuple[Config, Mistakes]:
+    """As `load`, with all mistakes, and without what they are about: that is None. Raises ConfigError if there are no
+    settings.
+    """
+    settings, mistakes = read_settings(directory, environ)
+    return _parsed(directory, settings, environ, mistakes, running), mistakes
+
+
+def assemble(directory: Path, settings: Settings, environ: Mapping[str, str] = os.environ) -> Config:
     """What settings mean, with the files that they name. Raises ConfigError, NotNowError."""
-    try:
-        credentials = load_credentials(directory)
-    except IdentityFileError as e:
-        raise ConfigError(str(e)) from e
-    _check(directory, settings)
+    mistakes = Mistakes()
+    config = _parsed(directory, settings, environ, mistakes, None)
+    mistakes.end()
+    return config
+
+
+def _parsed(
+    directory: Path, settings: Settings, environ: Mapping[str, str], mistakes: Mistakes, running: Config | None
+) -> Config:
+    """With what `Mistakes.find` gives in the place of what has a mistake."""
     apns, fcm, subscriber = settings.apns, settings.fcm, settings.subscriber
-    vapid_file = _vapid_file(directory, settings)
+    find, vapid_file = mistakes.find, _vapid_file(directory, settings)
     command = settings.store.master_key_command
     keep = running if running and command and command == running.settings.store.master_key_command else None
-    store = _store(directory, settings)
+    credentials = find(lambda: _credentials(directory))
+    for section, line in contradictions(directory / CONFIG_FILE, settings, web_push=bool(vapid_file)):
+        mistakes.find(partial(_refuse, line), section)
+    store = find(lambda: _store(directory, settings), "store")
     return Config(
         directory=directory,
         settings=settings,
         credentials=credentials,
         store=store,
-        servers=_server_list(directory, settings),
-        push_hosts=_patterns(directory, "[web_push] allow_hosts", settings.web_push.allow_hosts),
-        network=_smp_network(directory, settings),
+        servers=find(lambda: _server_list(directory, settings)),
+        push_hosts=find(lambda: _patterns(directory, "[web_push] allow_hosts", settings.web_push.allow_hosts)),
+        network=find(lambda: _smp_network(directory, settings)),
         limits=Limits(subscriber.max_subscriptions_per_token, subscriber.max_subscriptions_per_server),
-        budgets=_budgets(directory, settings),
-        proxies=_proxies(directory, settings),
-        apns_key=_apns_key(directory, settings) if apns.key_file else None,
-        client_certificate=_client_certificate(directory, settings),
-        service_account=_service_account(directory, settings) if fcm.service_account_file else None,
-        vapid_key=_vapid_key(directory, vapid_file) if vapid_file else None,
-        old_vapid_keys=_old_vapid_keys(directory, settings) if vapid_file else (),
-        ca_files=_ca_files(directory, settings),
-        admin_socket=_admin_socket(directory, settings, store),
-        environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(_PREFIX)}),
-        master_key=keep.master_key if keep else load_master_key(directory, settings),  # last: a command may take long
+        budgets=find(lambda: _budgets(directory, settings)),
+        proxies=find(lambda: _proxies(directory, settings)),
+        apns_key=find(lambda: _apns_key(directory, settings) if apns.key_file else None),
+        client_certificate=find(lambda: _client_certificate(directory, settings), "apns"),
+        service_account=find(lambda: _service_account(directory, settings) if fcm.service_account_file else None),
+        vapid_key=find(lambda: _vapid_key(directory, vapid_file) if vapid_file else None),
+        old_vapid_keys=find(lambda: _old_vapid_keys(directory, settings) if vapid_file else ()),
+        ca_files=_ca_files(directory, settings, mistakes),
+        admin_socket=find(lambda: _admin_socket(directory, settings, store) if store else directory, "admin"),
+        environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(PREFIX)}),
+        # last: a command may take long
+        master_key=keep.master_key if keep else find(lambda: load_master_key(directory, settings), "store"),
     )
 
 
-def load_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings alone. Raises ConfigError."""
-    file = directory / CONFIG_FILE
+def _refuse(line: str) -> None:
+    raise ConfigError(line)
+
+
+def _credentials(directory: Path) -> Credentials:
     try:
-        values = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: not found; run `ntf-server init --path {directory}`, or give --path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise ConfigError(f"{file}: cannot be read: {e}") from e
-    source = str(file)
-    for name, value in sorted(environ.items()):
-        if name.startswith(_PREFIX):
-            source = f"{file} with {_PREFIX}… variables"
-            _override(values, name, value)
-    try:
-        return msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as e:
-        raise ConfigError(f"{source}: {_explain(str(e))}") from None
-    except UnicodeEncodeError:
-        raise ConfigError(f"{source}: one of them is not UTF-8") from None
+        return load_credentials(directory)
+    except IdentityFileError as e:
+        raise ConfigError(str(e)) from e
 
 
 def load_database_path(directory: Path, environ: Mapping[str, str] = os.environ) -> Path:
@@ -210,85 +203,8 @@ def _admin_socket(directory: Path, settings: Settings, store: Path | RedisUrl) -
     if error := socket_path_error(path):
         raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {error}")
     if not path.parent.is_dir():
-        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {path.parent}: no such folder; create it")
+        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {unwritable(path.parent, '[admin] socket')}")
     return path
-
-
-def _override(values: dict[str, Any], name: str, value: str) -> None:
-    *sections, key = name.removeprefix(_PREFIX).lower().split("__")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{name}: {section} is not a section; {_REFERENCE}")
-    if not sections or not all([*sections, key]):
-        raise ConfigError(f"{name}: should be {_PREFIX}SECTION__KEY, as in {_PREFIX}TRANSPORT__PORT")
-    values[key] = value.replace(",", " ").split() if key in _LISTS else value
-
-
-def _explain(error: str) -> str:
-    """`[section] key: what is wrong` from msgspec's `what is wrong - at `$.section.key``."""
-    what, _, where = error.partition(" - at `$")
-    path = where.rstrip("`").lstrip(".").split(".") if where else []
-    for kind in ("unknown", "missing required"):
-        if f"{kind} field `" in what:
-            path.append(what.rpartition("field `")[2].rstrip("`"))
-            what = "unknown key; remove it or mend its name" if kind == "unknown" else "is missing; set it"
-    if not what.startswith(("unknown", "is missing")):
-        what = f"{what}; {_REFERENCE}"
-    path = [p for p in path if p]
-    section = ".".join(path[:-1])
-    key = path[-1] if path else "the file"
-    return (f"[{section}] " if section else "") + f"{key}: {what[:1].lower()}{what[1:]}"
-
-
-def _check(directory: Path, settings: Settings) -> None:
-    """What no file is needed for."""
-    file = directory / CONFIG_FILE
-    apns, delivery = settings.apns, settings.delivery
-    _host(file, "transport", settings.transport.host or "localhost")
-    for key in ("topic", "key_id", "team_id"):
-        value = getattr(apns, key)
-        if (apns.key_file and not value) or not re.fullmatch(r"[!-~]*", value):
-            raise ConfigError(f"{file}: [apns] {key}: goes with key_file; set it to the one that Apple shows")
-    if apns.key_file and apns.certificate_file:
-        raise ConfigError(f"{file}: [apns] certificate_file: goes without key_file; remove one of them")
-    for name, host in apns_hosts(settings).items():
-        _host(file, f"apns.{name}", host.host)
-    if settings.fcm.service_account_file:
-        _host(file, "fcm", settings.fcm.host)
-    if _vapid_file(directory, settings):
-        try:
-            check_contact(settings.web_push.contact)
-        except ContactError as e:
-            mend = "give one that push services can reach you by, as in mailto:push@ntf.example.org"
-            raise ConfigError(f"{file}: [web_push] contact: {e}; {mend}") from e
-    for section in ("apns", "fcm", "web_push"):
-        proxy = getattr(settings, section).proxy
-        if not re.fullmatch(r"((https?|socks5h?)://[!-~]+)?", proxy):
-            raise ConfigError(f"{file}: [{section}] proxy: must be http://, https://, socks5:// or socks5h://HOST:PORT")
-    _check_name_servers(file, settings)
-    _check_subscriber(directory, settings)
-    if delivery.min_backoff > delivery.max_backoff:
-        raise ConfigError(f"{file}: [delivery] min_backoff: is more than max_backoff; set it to less")
-
-
-def _check_subscriber(directory: Path, settings: Settings) -> None:
-    file, subscriber = directory / CONFIG_FILE, settings.subscriber
-    for domain in subscriber.own_server_domains:
-        if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", domain):
-            raise ConfigError(f"{file}: [subscriber] own_server_domains: {domain!r} is none; give domains")
-    if not subscriber.socks_proxy:
-        if subscriber.socks_mode == "always":
-            raise ConfigError(f"{file}: [subscriber] socks_mode: always needs socks_proxy; set it")
-        if subscriber.host_mode == "onion" and subscriber.required_host_mode:
-            raise ConfigError(f"{file}: [subscriber] host_mode: onion, if required, needs socks_proxy; set it")
-
-
-def _host(file: Path, section: str, host: str) -> None:
-    try:
-        parse_host(host)
-    except ParseError as e:
-        raise ConfigError(f"{file}: [{section}] host: {e}; give a host name or an IP address") from e
 
 
 def _server_list(directory: Path, settings: Settings) -> ServerList:
@@ -313,7 +229,9 @@ def _budgets(directory: Path, settings: Settings) -> Budgets | None:
     try:
         return parse_limits(settings.limits)
     except LimitsError as e:
-        raise ConfigError(f"{directory / CONFIG_FILE}: [limits] {e}; {_REFERENCE}") from e
+        raise ConfigError(
+            f"{directory / CONFIG_FILE}: [limits] {e}; give one as in 300 + 5/s, addresses or networks"
+        ) from e
 
 
 def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:
@@ -323,16 +241,6 @@ def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:
     except ValueError as e:
         mend = "give IP addresses or networks"
         raise ConfigError(f"{directory / CONFIG_FILE}: [transport] proxies: {e}; {mend}") from e
-
-
-def _check_name_servers(file: Path, settings: Settings) -> None:
-    for text in settings.transport.name_servers:
-        m = re.fullmatch(r"\[(?P<v6>[^\]]*)\](:[0-9]{1,5})?|(?P<v4>[^:]*)(:[0-9]{1,5})?|(?P<plain>.*:.*:.*)", text)
-        try:
-            ipaddress.ip_address(m["v6"] or m["v4"] or m["plain"] or "" if m else "")
-        except ValueError:
-            mend = "give addresses of DNS servers: IP, IP:PORT or [IPV6]:PORT"
-            raise ConfigError(f"{file}: [transport] name_servers: {text!r} is no IP address; {mend}") from None
 
 
 def _smp_network(directory: Path, settings: Settings) -> Network:
@@ -352,14 +260,6 @@ def _smp_network(directory: Path, settings: Settings) -> Network:
         allow_private=subscriber.allow_private_hosts,
         denied=_server_list(directory, settings).denied_networks,
     )
-
-
-def apns_hosts(settings: Settings) -> dict[str, ApnsHost]:
-    """The APNs hosts that are in use, by section name."""
-    apns = settings.apns
-    real = apns.key_file or apns.certificate_file
-    hosts = {"production": apns.production, "sandbox": apns.sandbox} if real else {}
-    return {**hosts, "test": apns.test} if apns.test else hosts
 
 
 def _apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey:
@@ -417,47 +317,52 @@ def _read(
 ) -> T:
     """A file that a setting names, parsed. Raises ConfigError."""
     path = directory / name
+    where = f"{directory / CONFIG_FILE}: [{section}] {key}"
     try:
         return parse(path.read_bytes())
-    except (OSError, KeyFileError, ServiceAccountError) as e:
-        reason = e.strerror if isinstance(e, OSError) else e
-        raise ConfigError(f"{directory / CONFIG_FILE}: [{section}] {key}: {path}: {reason}; {mend}") from e
+    except OSError as e:
+        raise ConfigError(f"{where}: {unreadable(path, e, mend)}") from e
+    except (KeyFileError, ServiceAccountError) as e:
+        raise ConfigError(f"{where}: {path}: {e}; {mend}") from e
 
 
-def _ca_files(directory: Path, settings: Settings) -> Mapping[str, str]:
+def _ca_files(directory: Path, settings: Settings, mistakes: Mistakes) -> Mapping[str, str]:
     """Those of the providers that are on."""
     names = {f"apns.{name}": host.ca_file for name, host in apns_hosts(settings).items()}
     if settings.fcm.service_account_file:
         names["fcm"] = settings.fcm.ca_file
     if _vapid_file(directory, settings):
         names["web_push"] = settings.web_push.ca_file
-    return MappingProxyType({section: _ca_file(directory, section, name) for section, name in names.items()})
+    return MappingProxyType({s: mistakes.find(partial(_ca_file, directory, s, name)) for s, name in names.items()})
 
 
 def _ca_file(directory: Path, section: str, name: str) -> str:
     """The CA bundle to check a push provider with. Raises ConfigError."""
-    file = directory / CONFIG_FILE
-    path = str(directory / name) if name else default_ca_file()
-    if path is None:
-        raise ConfigError(
-            f"{file}: [{section}] ca_file: the system has no CA bundle; install ca-certificates or set it"
-        )
-    if not Path(path).is_file():
-        raise ConfigError(f"{file}: [{section}] ca_file: {path}: no such file; give a PEM bundle")
-    return path
+    where = f"{directory / CONFIG_FILE}: [{section}] ca_file"
+    if not name:
+        if (default := default_ca_file()) is None:
+            raise ConfigError(f"{where}: the system has no CA bundle; install ca-certificates or set it")
+        return default
+    path = directory / name
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ConfigError(f"{where}: {path}: holds no certificate; give a PEM bundle") from None
+    except OSError as e:
+        raise ConfigError(f"{where}: {unreadable(path, e, 'give a PEM bundle')}") from e
+    return str(path)
 
 
 def load_master_key(directory: Path, settings: Settings) -> MasterKey:
     """The key that the database is sealed with. Raises ConfigError, NotNowError (its command failed)."""
     store, file = settings.store, directory / CONFIG_FILE
-    try:
-        if store.master_key:
+    if store.master_key:
+        try:
             return MasterKey.from_text(store.master_key)
-        if not store.master_key_command:
-            return MasterKey.from_file(directory / store.master_key_file)
-    except SealingError as e:
-        keys = "master_key, master_key_command, master_key_file"
-        raise ConfigError(f"{file}: [store] {keys}: {e}; `openssl rand -base64 32` makes a key") from e
+        except SealingError as e:
+            raise ConfigError(f"{file}: [store] master_key: {e}") from e
+    if not store.master_key_command:
+        return _master_key_of_file(directory, settings)
     where = f"{file}: [store] master_key_command"
     try:
         command = shlex.split(store.master_key_command)
@@ -469,6 +374,30 @@ def load_master_key(directory: Path, settings: Settings) -> MasterKey:
         # A program that is not there stays away; one that failed, a key service that is down say, may not.
         kind = ConfigError if isinstance(e.__cause__, OSError) or not command else NotNowError
         raise kind(f"{where}: {e}") from e
+
+
+def _master_key_of_file(directory: Path, settings: Settings) -> MasterKey:
+    """A new key is a cure only where nothing was sealed with another one."""
+    where, path = f"{directory / CONFIG_FILE}: [store] master_key_file", directory / settings.store.master_key_file
+    try:
+        return MasterKey.from_file(path)
+    except SealingError as e:
+        error = e
+    is_new = _is_new_store(directory, settings)
+    new = f"make one: `umask 077; openssl rand -base64 32 >{path}`"
+    cure = new if is_new else "restore it from your copy: what is in the store opens with no other key"
+    if isinstance(error.__cause__, OSError):
+        raise ConfigError(f"{where}: {unreadable(path, error.__cause__, cure)}") from error
+    raise ConfigError(f"{where}: {error}" if is_new else f"{where}: {error}; {cure}") from error
+
+
+def _is_new_store(directory: Path, settings: Settings) -> bool:
+    """Whether nothing can be in it yet; of a Redis nobody knows without a look."""
+    try:
+        place = _store(directory, settings)
+    except ConfigError:
+        return False
+    return isinstance(place, Path) and not place.exists()
 
 
 def _store(directory: Path, settings: Settings) -> Path | RedisUrl:
@@ -491,7 +420,7 @@ def parse_store(url: str, directory: Path, where: str) -> Path | RedisUrl:
         )
     full = directory / path
     if not full.parent.is_dir():
-        raise ConfigError(f"{where}: {full.parent}: no such folder; create it")
+        raise ConfigError(f"{where}: {unwritable(full.parent, '[store] url')}")
     if full.is_dir():
         raise ConfigError(f"{where}: {full}: is a folder; give a file")
     return full

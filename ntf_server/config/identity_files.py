@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from ntf_server.permissions import unreadable
 from smp_bridge.encoding import b64url
 from smp_bridge.identity import (
     Credentials,
@@ -31,6 +32,7 @@ FINGERPRINT: Final = "fingerprint"
 MASTER_KEY: Final = "master.key"
 VAPID_KEY: Final = "vapid.key"
 FILES: Final = (CA_CRT, CA_KEY, SERVER_CRT, SERVER_KEY, FINGERPRINT, MASTER_KEY, VAPID_KEY)
+_IDENTITY: Final = "restore it from a copy: it is the server's identity, which cannot be made again"
 MAX_NAME: Final = 64  # characters of a common name (RFC 5280, ub-common-name)
 
 
@@ -63,12 +65,12 @@ def create_identity(directory: Path, algorithm: SignAlgorithm, common_name: str)
 
 def renew_certificate(directory: Path, ca_key_file: Path, algorithm: SignAlgorithm, common_name: str | None) -> None:
     """A new online key and certificate of the same identity. Raises IdentityFileError."""
-    ca = _parsed(directory / CA_CRT, load_certificates)[0]
-    ca_key = _parsed(ca_key_file, load_private_key)
+    ca = _parsed(directory / CA_CRT, load_certificates, _IDENTITY)[0]
+    ca_key = _parsed(ca_key_file, load_private_key, "give the identity's key, which you keep offline: --ca-key FILE")
     if ca_key.public_key() != ca.public_key():
         raise IdentityFileError(f"{ca_key_file}: is not the key of {directory / CA_CRT}; give the identity's key")
     if common_name is None:
-        old = _parsed(directory / SERVER_CRT, load_certificates)[0]
+        old = _parsed(directory / SERVER_CRT, load_certificates, "give the name that it has by --fqdn")[0]
         names = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         if not names:
             raise IdentityFileError(f"{directory / SERVER_CRT}: has no common name; give one by --fqdn")
@@ -82,25 +84,36 @@ def renew_certificate(directory: Path, ca_key_file: Path, algorithm: SignAlgorit
 def load_credentials(directory: Path) -> Credentials:
     """What `start` shows to clients; `ca.key` is not needed. Raises IdentityFileError."""
     crt, ca, key = (directory / name for name in (SERVER_CRT, CA_CRT, SERVER_KEY))
+    if not any(map(os.path.lexists, (crt, ca, key))):
+        names = ", ".join((SERVER_CRT, CA_CRT, SERVER_KEY))
+        raise IdentityFileError(f"{directory}: has no {names}; restore them, or run `ntf-server init` in a new folder")
+    identity, leaf, leaf_key = _read(ca, _IDENTITY), _read(crt, _renew(" --fqdn NAME")), _read(key, _renew())
     try:
-        credentials = Credentials.load(_read(crt), _read(ca), _read(key))
+        credentials = Credentials.load(leaf, identity, leaf_key)
     except IdentityError as e:
-        raise IdentityFileError(f"{crt}, {ca}, {key}: {e}; run `ntf-server cert` with the key of {CA_CRT}") from e
+        _parsed(ca, load_certificates, _IDENTITY)
+        raise IdentityFileError(f"{crt}, {ca}, {key}: {e}; {_renew()}, with the key of {CA_CRT}") from e
     fingerprint = directory / FINGERPRINT
-    if fingerprint.exists() and _read(fingerprint).decode("latin-1").strip() != b64url(credentials.key_hash):
+    if fingerprint.exists() and _read(fingerprint, "restore it").decode("latin-1").strip() != b64url(
+        credentials.key_hash
+    ):
         raise IdentityFileError(f"{fingerprint}: is not of {ca}; restore the one that belongs to it, or delete it")
     return credentials
 
 
-def _read(path: Path) -> bytes:
+def _renew(options: str = "") -> str:
+    return f"make a new online certificate of the same identity: `ntf-server cert --ca-key FILE{options}`"
+
+
+def _read(path: Path, cure: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise IdentityFileError(f"{path}: {e.strerror}; restore it, or run `ntf-server init` in a new folder") from e
+        raise IdentityFileError(unreadable(path, e, cure)) from e
 
 
-def _parsed(path: Path, parse: Callable[[bytes], T]) -> T:
+def _parsed(path: Path, parse: Callable[[bytes], T], cure: str) -> T:
     try:
-        return parse(_read(path))
+        return parse(_read(path, cure))
     except IdentityError as e:
-        raise IdentityFileError(f"{path}: {e}") from e
+        raise IdentityFileError(f"{path}: {e}; {cure}") from e

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ntf_server.config import files
-from ntf_server.config.files import Config, ConfigError
+from ntf_server.config.files import Config
+from ntf_server.config.mistakes import ConfigError
 from ntf_server.config.settings import Limits, Settings
 from ntf_server.observe.events import Event, EventLog
 

@@ -1,7 +1,9 @@
 """Which engine a URL means."""
 
+import asyncio
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.store.clock import Clock
-from ntf_server.store.contract import Store, StoreConflictError, StoreCorruptError
+from ntf_server.store.contract import Store, StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.memory import Times
+from ntf_server.store.portable import being_filled
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
+from ntf_server.store.sqlite.file import inspect
+from ntf_server.store.sqlite.keys import look_at_key
+from ntf_server.store.sqlite.schema import migrations
 
 if TYPE_CHECKING:
     from ntf_server.store.redis.database import Database
@@ -64,7 +70,9 @@ async def open_store(
     clock is the only one. Raises StoreError, StoreCorruptError.
     """
     if isinstance(place, RedisUrl):
-        database = await _connect(place, shared)
+        database, warnings = await _connect(place, shared)
+        for warning in warnings:
+            log.warning("%s", warning)
         try:
             return await _open_redis(
                 database,
@@ -90,16 +98,65 @@ async def open_store(
     )
 
 
-async def _connect(url: RedisUrl, shared: Shared) -> "Database":
+@dataclass(frozen=True)
+class Inspected:
+    """What is in a store, in words, and what an operator has to know about it."""
+
+    what: str
+    warnings: tuple[str, ...] = ()
+
+
+async def inspect_store(
+    place: Path | RedisUrl, *, master_key: MasterKey, shared: Shared = Shared(), in_use: bool = False
+) -> Inspected:
+    """What opening it would meet; nothing is made or changed. `in_use`: it is known that a relay uses the file. Raises
+    as `open_store`.
+    """
+    if isinstance(place, RedisUrl):
+        return await _inspect_redis(place, master_key, shared)
+    return await asyncio.to_thread(_inspect_file, place, master_key, in_use)
+
+
+def _inspect_file(path: Path, master_key: MasterKey, in_use: bool) -> Inspected:
+    newest = len(migrations(master_key))
+    found = inspect(path, newest, lambda c: look_at_key(c, master_key), in_use=in_use)
+    if found == 0:
+        return Inspected("will be created")
+    if found == newest:
+        return Inspected("exists, and opens with the key")
+    free, needed = shutil.disk_usage(path.parent).free, 2 * path.stat().st_size  # the copy, and what is written anew
+    no_room = f"{path.parent}: {free >> 20} MiB are free, and the upgrade takes {needed >> 20}: make room first"
+    what = f"is of schema {found}: start brings it to {newest}, and keeps a copy"
+    return Inspected(what, () if free > needed else (no_room,))
+
+
+async def _inspect_redis(url: RedisUrl, master_key: MasterKey, shared: Shared) -> Inspected:
+    from ntf_server.store.redis.names import Names  # noqa: PLC0415  not loaded where it is not used
+    from ntf_server.store.redis.schema import look  # noqa: PLC0415
+
+    database, warnings = await _connect(url, shared)
+    try:
+        found = await look(database, Names(database.prefix), master_key)
+        if found is not None and found.mark is not None:
+            raise being_filled(str(url))
+        what = "will be created" if found is None else f"exists, {found.shards} shards, and opens with the key"
+        return Inspected(what, tuple(warnings))
+    finally:
+        await database.close()
+
+
+async def _connect(url: RedisUrl, shared: Shared) -> "tuple[Database, list[str]]":
+    """With what an operator has to know."""
     from ntf_server.store.redis.database import Database  # noqa: PLC0415  not loaded where it is not used
     from ntf_server.store.redis.durability import Durability  # noqa: PLC0415
     from ntf_server.store.redis.facts import warnings  # noqa: PLC0415
 
     durability = Durability(shared.wait_replicas, shared.wait_aof)
-    database = await Database.open(url, durability=durability)
-    for warning in warnings(database.told, durability):
-        log.warning("%s", warning)
-    return database
+    try:
+        database = await Database.open(url, durability=durability)
+    except StoreUnavailableError as e:
+        raise type(e)(f"{url}: {e}; start it, or mend [store] url") from e
+    return database, warnings(database.told, durability)
 
 
 async def _open_redis(database: "Database", name: str, **options: Any) -> Store:

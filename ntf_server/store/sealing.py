@@ -34,6 +34,7 @@ NOTIFIER_KEY: Final = b"subscriptions.notifier_key:"
 SERVICE_KEY: Final = b"servers.certificate_key:"
 
 KEY_SIZE: Final = 32
+ANOTHER_KEY: Final = "restore that one from your copy, or set [store] url to a new store"  # the cure
 COMMAND_TIMEOUT: Final = 30.0
 _NONCE: Final = 12
 _TAG: Final = 16
@@ -100,7 +101,7 @@ class MasterKey:
             with path.open("rb") as file:
                 data = file.read(4096)
         except OSError as e:
-            raise SealingError(f"{path}: {e.strerror}; restore the master key") from e
+            raise SealingError(f"{path}: {e.strerror}") from e
         return cls.from_bytes(data, str(path))
 
     @classmethod
@@ -128,7 +129,7 @@ class MasterKey:
         except InvalidTag:
             pass
         if key_id != self.key_id:
-            raise WrongMasterKeyError(f"the database key was sealed with master key {key_id.hex()}, this is {self!r}")
+            raise WrongMasterKeyError(f"it is {self.key_id.hex()}, and should be {key_id.hex()}")
         raise SealingError("the wrapped database key is damaged")
 
 

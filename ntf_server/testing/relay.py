@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ntf_server.app import Relay
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
+from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from ntf_server.testing.apns import MockApns
@@ -44,7 +45,7 @@ async def running_relay(
     vapid_key = generate_key()
     identity_files.write_file(directory / identity_files.VAPID_KEY, key_pem(vapid_key))
     identity_files.write_file(directory / identity_files.MASTER_KEY, f"{generate_key_text()}\n".encode())
-    (directory / config.CONFIG_FILE).touch()
+    (directory / CONFIG_FILE).touch()
     settings = {
         "TRANSPORT__HOST": "localhost",
         "TRANSPORT__BIND": "127.0.0.1",

@@ -15,7 +15,7 @@ from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import BUCKETS, SHARDS, Names
 from ntf_server.store.redis.script import Script
-from ntf_server.store.sealing import KEY_SIZE, MasterKey
+from ntf_server.store.sealing import ANOTHER_KEY, KEY_SIZE, MasterKey, SealingError, WrongMasterKeyError
 
 SCHEMA: Final = 3
 MARK: Final = b"filling"  # the field that a store has while another one is moved into it
@@ -80,4 +80,11 @@ async def look(database: Database, names: Names, master: MasterKey) -> Identity 
             f"{database.url}: the store is of an older ntf-server (schema {int(schema)}, this one has {SCHEMA});"
             " install the ntf-relay that made it, and upgrade as its CHANGELOG says"
         )
-    return Identity(store_id, int(shards), int(buckets), master.unwrap(wrapped), mark)
+    try:
+        return Identity(store_id, int(shards), int(buckets), master.unwrap(wrapped), mark)
+    except WrongMasterKeyError as e:
+        raise WrongMasterKeyError(
+            f"{database.url}: the master key is not the one that this store was sealed with ({e}); {ANOTHER_KEY}"
+        ) from e
+    except SealingError as e:
+        raise SealingError(f"{database.url}: {e}; restore the store from a backup") from e

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from ntf_server.permissions import may, unwritable, user_name
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.portable import being_filled
 from ntf_server.store.records import Space
-from ntf_server.store.sealing import SealingError, WrongMasterKeyError
+from ntf_server.store.sealing import ANOTHER_KEY, SealingError, WrongMasterKeyError
 from ntf_server.store.sqlite.database import Operation, corrupt_error, is_corrupt, primary_code, translate
 from ntf_server.store.sqlite.migrations import APPLICATION_ID, Migration, migrate
 
@@ -102,7 +103,8 @@ def lock_file(path: Path) -> Any:
         file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
         lock.chmod(0o600)  # whoever may open it may hold it: older relays made it for all
     except OSError as e:
-        raise StoreError(f"{path}: cannot create the database there: {e.strerror}") from e
+        why = f"give it to user {user_name()}, or delete it" if lock.exists() else "choose a folder that can be written"
+        raise StoreError(unwritable(path.parent, "[store] url") or f"{lock}: {e.strerror}; {why}") from e
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -144,7 +146,7 @@ def opening_errors(path: Path) -> Any:
         yield
     except WrongMasterKeyError as e:
         raise StoreError(
-            f"{path}: the master key is not the one that this database was sealed with ({e}); give the right one"
+            f"{path}: the master key is not the one that this database was sealed with ({e}); {ANOTHER_KEY}"
         ) from e
     except SealingError as e:  # of the key of all values
         raise corrupt_error(path, e) from e
@@ -162,8 +164,7 @@ def _open(
 ) -> sqlite3.Connection:
     with opening_errors(path):
         path.touch(mode=0o600)
-        if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):  # SQLite would open it, and fail later
-            raise StoreError(f"{path}: cannot be written to: give the file to the user that the relay runs as")
+        _check_rights(path)
         _check(path, len(migrations), filling=filling)
         connection = _connect(path)
         try:
@@ -179,14 +180,18 @@ def _open(
     return connection
 
 
+def _uri(path: Path) -> str:
+    """The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's."""
+    mode = "ro" if path.with_name(path.name + "-wal").exists() else "rw"
+    return f"{path.as_uri()}?mode={mode}"
+
+
 def _check(path: Path, newest: int, *, filling: bool) -> None:
     """Refuse what is not ours, is damaged, or is newer than this program, and leave it as it is."""
-    # The last writable connection to close moves the -wal into the file: not into a damaged one, nor another's.
     wal = path.with_name(path.name + "-wal")
-    mode = "ro" if wal.exists() else "rw"
-    if mode == "ro" and wal.stat().st_size and not path.stat().st_size:
+    if wal.exists() and wal.stat().st_size and not path.stat().st_size:
         raise corrupt_error(path, "it is empty, its -wal is not")  # SQLite would begin anew, and delete the -wal
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(_uri(path), uri=True)) as connection:
         [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         [application] = connection.execute("PRAGMA application_id").fetchone()
         if tables and application != APPLICATION_ID:
@@ -202,6 +207,35 @@ def _check(path: Path, newest: int, *, filling: bool) -> None:
             [result] = connection.execute("PRAGMA quick_check(1)").fetchone()
             if result != "ok":
                 raise corrupt_error(path, result.splitlines()[-1])
+
+
+def _check_rights(path: Path) -> None:
+    if not may(path, os.R_OK | os.W_OK):  # SQLite would open it, and fail later
+        user = user_name()
+        raise StoreError(f"{path}: user {user} may not write to it; give it the file: `chown {user} {path}`")
+
+
+def inspect(path: Path, newest: int, look: Operation[None], *, in_use: bool) -> int:
+    """What opening it would meet, but for migrations: the number of its schema, 0 if nothing is there yet. Nothing is
+    made or changed.
+
+    `look`: as `prepare`, but for one that only reads; `in_use`: it is known that a relay uses it. Raises as
+    `DatabaseFile.open` does.
+    """
+    path = path.resolve()
+    if (barred := unwritable(path.parent, "[store] url")) is not None:
+        raise StoreError(barred)
+    if not path.exists():
+        return 0
+    with opening_errors(path):
+        _check_rights(path)
+        if not in_use and path.with_name(path.name + ".lock").exists():
+            lock_file(path).close()
+        _check(path, newest, filling=False)
+        with contextlib.closing(sqlite3.connect(_uri(path), uri=True)) as connection:
+            look(connection)
+            [version] = connection.execute("PRAGMA user_version").fetchone()
+            return int(version)
 
 
 async def opened(opening: Callable[[], DatabaseFile]) -> DatabaseFile:

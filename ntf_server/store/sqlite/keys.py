@@ -41,6 +41,13 @@ def load_key(c: sqlite3.Connection, master: MasterKey) -> bytes:
     return master.unwrap(row[0])
 
 
+def look_at_key(c: sqlite3.Connection, master: MasterKey) -> None:
+    """Whether it opens the database, if that is sealed. Raises as `load_key`."""
+    [version] = c.execute("PRAGMA user_version").fetchone()
+    if version > 1:
+        load_key(c, master)
+
+
 def replace_key(c: sqlite3.Connection, key: bytes, master: MasterKey) -> None:
     """Keep `key`, wrapped by `master`; the old one is scrubbed at the next opening. Run inside a transaction."""
     c.execute("UPDATE keys SET wrapped = ?, to_scrub = 1", (master.wrap(key),))

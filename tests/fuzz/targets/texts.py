@@ -12,9 +12,11 @@ from typing import Any
 from fuzz.target import Target, add
 from ntf_server.admission import addresses, proxy_header
 from ntf_server.admission.budgets import Rate
-from ntf_server.config import files
+from ntf_server.config import files, source
 from ntf_server.config.contact import ContactError, check_contact
+from ntf_server.config.contradictions import contradictions
 from ntf_server.config.limits import LimitsError, parse_limits, parse_networks
+from ntf_server.config.mistakes import ConfigError
 from ntf_server.config.server_list import ServerList, matches, parse_pattern
 from ntf_server.config.settings import Limits, Settings
 from ntf_server.store.contract import StoreConflictError
@@ -248,15 +250,20 @@ def _directory() -> Path:
 def _settings(data: bytes) -> Settings:
     """The file; after a null byte, variables over it."""
     file, *variables = data.split(b"\0")
-    (_directory() / files.CONFIG_FILE).write_bytes(file)
+    (_directory() / source.CONFIG_FILE).write_bytes(file)
     pairs = [_text(v).partition("=") for v in variables[:4]]
-    return files.load_settings(_directory(), {f"NTF_SERVER__{name}": value for name, _, value in pairs})
+    try:
+        return source.load_settings(_directory(), {f"NTF_SERVER__{name}": value for name, _, value in pairs})
+    except ConfigError as e:
+        assert all(line.isprintable() for line in e.mistakes)
+        raise
 
 
 def _check_settings(settings: Settings) -> None:
     """What has to be a file is none here; what needs no file gives settings or ConfigError."""
-    for check in (files._check, files._server_list, files._budgets, files._proxies, files._smp_network):
-        with contextlib.suppress(files.ConfigError):
+    assert all("\n" not in line for _, line in contradictions(_directory(), settings, web_push=True))
+    for check in (files._server_list, files._budgets, files._proxies, files._smp_network):
+        with contextlib.suppress(ConfigError):
             check(_directory(), settings)
 
 
@@ -298,8 +305,8 @@ add(
             b"\0X=1",
             b"a = 2026-01-01T00:00:00Z",
         ],
-        ["ntf_server.config.files.load_settings"],
-        (files.ConfigError,),
+        ["ntf_server.config.source.load_settings"],
+        (ConfigError,),
         _check_settings,
         max_size=800,
         share=0.25,

@@ -364,7 +364,7 @@ async def test_a_port_in_use_is_one_line_and_everything_is_closed(
         await Relay(config).__aenter__()
     where = f"{config.directory}/ntf-server.toml: [metrics] bind, port: 127.0.0.1:{port}: "
     assert str(e.value).startswith(where)
-    assert str(e.value).endswith("; choose another one, or stop what uses it")
+    assert str(e.value).endswith(" shows, or choose another one")
     assert "\n" not in str(e.value)
     async with Relay(make_config()):  # it let go of port and database
         pass

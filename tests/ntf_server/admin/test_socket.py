@@ -226,7 +226,7 @@ async def test_another_s_file_is_not_removed_at_the_end(path: Path, listen: List
 
 
 async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ListenError, match="No such file or directory"):
+    with pytest.raises(ListenError, match="no such folder; create it"):
         await AdminSocket(tmp_path / "missing" / "s", {}).start()
 
 

@@ -1,16 +1,26 @@
 """`ntf-server check`."""
 
+import asyncio
 import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import client_certificate
 from command_line import contents, in_process, one_line, run
+from redis_servers import Server
 
 from ntf_server.config import files as config
+from ntf_server.config import source
 from ntf_server.config.identity_files import FILES
 from ntf_server.push.jose import load_key
 from ntf_server.push.webpush.vapid import Vapid
+from ntf_server.store.open import open_store
+from ntf_server.store.redis.url import parse_redis_url
+
+LOCALHOST = "warning     the address says localhost, where apps elsewhere do not find the server: set [transport] host to its name"
 
 
 def test_check(made: Path) -> None:
@@ -20,7 +30,9 @@ def test_check(made: Path) -> None:
     assert lines["listen on"] == "127.0.0.1:0"
     assert lines["database"] == f"{made / 'ntf-server.db'} (will be created)"
     assert lines["push"].startswith("no Apple devices")
+    assert lines["SMP hosts"] == "public ones first, without a proxy"
     assert lines["warning"] == f"{made / 'ca.key'} should be offline"
+    assert LOCALHOST in done.stdout.splitlines()
     assert contents(made).keys() == {*FILES, config.CONFIG_FILE}
 
 
@@ -42,12 +54,12 @@ def test_check_tells_what_is_pushed_through(
     for key, value in {"HOST": "localhost", "PORT": "2197", "CA_FILE": "ca.crt"}.items():
         monkeypatch.setenv(f"NTF_SERVER__APNS__TEST__{key}", value)
     (made / "ca.key").unlink()
-    (made / "ntf-server.db").touch()
+    (made / "ntf-server.db").touch(mode=0o600)
     code, out, _ = in_process(capsys, "check", "--path", made)
     assert code == 0
     assert "push        AT through localhost:2197\n" in out
-    assert f"{made / 'ntf-server.db'} (exists)" in out
-    assert "warning" not in out
+    assert f"{made / 'ntf-server.db'} (will be created)" in out  # an empty file has nothing in it
+    assert [line for line in out.splitlines() if line.startswith("warning")] == [LOCALHOST]
 
 
 def test_check_tells_how_long_a_client_certificate_is_good(
@@ -71,11 +83,95 @@ def test_check_tells_how_long_a_client_certificate_is_good(
     assert "is not the key of certificate_file" in err
 
 
-def test_check_tells_which_redis(
-    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_check_tells_which_redis(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(tmp_path / "valkey") as server:
+        url = f"redis://{server.address}/1?prefix=a"
+        for there in ("will be created", "exists, 64 shards, and opens with the key"):
+            code, out, err = asked(capsys, made, STORE__URL=url)
+            assert (code, err) == (0, "")
+            assert f"store       redis://{server.address}/1, keys a:… ({there})\n" in out
+            assert re.search(r"^warning .* has appendonly no: ", out, re.MULTILINE)
+            assert "database" not in out
+            asyncio.run(made_store(made, url))
+        assert server.ask("DBSIZE") == 0  # it was in another database, and check makes nothing
+
+
+async def made_store(made: Path, url: str) -> None:
+    store = await open_store(parse_redis_url(url), directory=made, master_key=config.load(made, {}).master_key)
+    await store.close()
+
+
+def test_how_smp_servers_are_reached(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tor:
+        proxy = f"127.0.0.1:{tor.getsockname()[1]}"
+        environ = {"SUBSCRIBER__SOCKS_PROXY": proxy, "SUBSCRIBER__HOST_MODE": "onion"}
+        _, out, _ = asked(capsys, made, **environ)
+        assert f"SMP hosts   onion ones first, onion ones through {proxy}\n" in out
+        assert "Tor" not in out
+    _, out, _ = asked(capsys, made, **environ, SUBSCRIBER__REQUIRED_HOST_MODE="true", SUBSCRIBER__SOCKS_MODE="always")
+    assert f"SMP hosts   onion ones only, all through {proxy}\n" in out
+    assert f"warning     [subscriber] socks_proxy: nobody listens at {proxy}: is Tor running?\n" in out
+
+
+async def test_a_running_server_is_in_nobodys_way(
+    made: Path, start: Callable[..., Any], tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    monkeypatch.setenv("NTF_SERVER__STORE__URL", "redis://relay:s3cret@localhost/1?prefix=a")
-    code, out, _ = in_process(capsys, "check", "--path", made)
-    assert code == 0
-    assert "store       redis://localhost:6379/1, keys a:…\n" in out
-    assert "database" not in out and "s3cret" not in out
+    """What it listens on is its own, and its database can be looked into."""
+    metrics = {"NTF_SERVER__METRICS__PORT": str(unused_tcp_port)}
+    process, port = await start(**metrics)
+    environ = {"NTF_SERVER__TRANSPORT__PORT": str(port), **metrics}
+    done = await asyncio.to_thread(run, "check", "--path", made, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"running     process {process.pid}, " in done.stdout
+    assert "(exists, and opens with the key)" in done.stdout
+    wrong = {"NTF_SERVER__STORE__MASTER_KEY": "eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHg"}
+    done = await asyncio.to_thread(run, "check", "--path", made, **environ, **wrong)
+    assert done.returncode == 2
+    assert "the master key is not the one that this database was sealed with" in one_line(done.stderr)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = {"NTF_SERVER__METRICS__PORT": str(other.getsockname()[1])}
+        done = await asyncio.to_thread(run, "check", "--path", made, **environ | taken)
+    assert done.returncode == 75
+    assert "[metrics] bind, port: " in one_line(done.stderr)
+
+
+def test_nothing_is_left_behind(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(made_file(made))
+    before = contents(made)
+    assert asked(capsys, made)[0] == 0
+    assert contents(made) == before
+
+
+async def made_file(made: Path) -> None:
+    store = await open_store(made / "ntf-server.db", directory=made, master_key=config.load(made, {}).master_key)
+    await store.close()
+
+
+def test_all_mistakes_at_once(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the file, of variables, of other files, of ports."""
+    with (made / source.CONFIG_FILE).open("a") as file:
+        file.write("[delivry]\ntimeout = 3\n")
+    (made / "server.key").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code, out, err = asked(capsys, made, METRICS__PORT=port, LOG__LEVEL="warn", APNS__KEY_FILE="no.p8")
+    assert (code, out) == (2, "")
+    wanted = [
+        "ntf-server.toml: delivry: unknown section; did you mean delivery?",
+        "NTF_SERVER__LOG__LEVEL: [log] level: unknown value 'warn'; did you mean warning?",
+        "server.key: No such file or directory",
+        "[apns] key_id: goes with key_file",
+        "[apns] team_id: goes with key_file",
+        "no.p8: No such file or directory",
+        f"[metrics] bind, port: 127.0.0.1:{port}: is in use",
+    ]
+    lines = err.splitlines()
+    assert len(lines) == len(wanted)
+    assert [words for words in wanted if not any(words in line for line in lines)] == []
+
+
+def asked(capsys: pytest.CaptureFixture[str], made: Path, **environ: str) -> tuple[int, str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environ.items():
+            patch.setenv(f"NTF_SERVER__{key}", value)
+        return in_process(capsys, "check", "--path", made)

@@ -1,5 +1,6 @@
 """`ntf-server init`."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -92,11 +93,11 @@ def test_web_push_is_on_where_push_services_can_reach_somebody(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "ca.pem").write_text("PEM")
     monkeypatch.setattr(init, "default_ca_file", lambda: str(tmp_path / "ca.pem"))
     monkeypatch.setenv("NTF_SERVER__WEB_PUSH__CA_FILE", str(tmp_path / "ca.pem"))
     directory = tmp_path / "relay"
     assert in_process(capsys, "init", "--path", directory, *arguments)[0] == 0
+    shutil.copy(directory / "ca.crt", tmp_path / "ca.pem")
     loaded = config.load(directory)
     assert loaded.settings.web_push.contact == contact
     assert (loaded.vapid_key is not None) == bool(contact)

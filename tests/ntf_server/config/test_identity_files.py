@@ -241,8 +241,16 @@ def five_certificates(directory: Path) -> None:
         (lambda d: (d / "server.crt").write_text(""), "server.crt", "not a PEM certificate file"),
         (lambda d: (d / "ca.crt").write_bytes(b"\xff"), "ca.crt", "not a PEM certificate file"),
         (lambda d: (d / "server.key").write_text(""), "server.key", "not an unencrypted PEM private key"),
-        (lambda d: (d / "server.key").unlink(), "server.key", "No such file or directory; restore it"),
-        (lambda d: (d / "ca.crt").unlink(), "ca.crt", "No such file or directory; restore it"),
+        (
+            lambda d: (d / "server.key").unlink(),
+            "server.key",
+            "No such file or directory; make a new online certificate",
+        ),
+        (
+            lambda d: (d / "ca.crt").unlink(),
+            "ca.crt",
+            "No such file or directory; restore it from a copy: it is the server's identity",
+        ),
         (lambda d: (d / "fingerprint").write_text("AAAA"), "fingerprint", "restore the one that belongs to it"),
         (lambda d: (d / "fingerprint").write_bytes(b"\xff\xfe"), "fingerprint", "restore the one that belongs to it"),
         (lambda d: (d / "fingerprint").write_text(""), "fingerprint", "restore the one that belongs to it"),

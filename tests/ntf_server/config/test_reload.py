@@ -22,8 +22,8 @@ ALL = tuple(Part)
 TEXT = """
 [apns]
 key_file = "apns.p8"
-key_id = "K"
-team_id = "T"
+key_id = "ABC123DEFG"
+team_id = "5NN7GUYB6T"
 [fcm]
 service_account_file = "account.json"
 [web_push]
@@ -73,9 +73,9 @@ def test_what_is_the_same(load: Load) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "shown", "part"),
     [
-        ("APNS__KEY_ID", "K2", "[apns] key_id", Part.APNS),
+        ("APNS__KEY_ID", "ABC123DEF2", "[apns] key_id", Part.APNS),
         ("APNS__TOPIC", "org.example.app", "[apns] topic", Part.APNS),
-        ("APNS__TEAM_ID", "T2", "[apns] team_id", Part.APNS),
+        ("APNS__TEAM_ID", "5NN7GUYB62", "[apns] team_id", Part.APNS),
         ("WEB_PUSH__CONTACT", "mailto:x@relay.example", "[web_push] contact", Part.WEB_PUSH),
         ("WEB_PUSH__ALLOW_HOSTS", "ntfy.lan", "[web_push] allow_hosts", Part.WEB_PUSH),
         ("SUBSCRIBER__ALLOW_SERVERS", "a.org", "[subscriber] allow_servers", Part.SUBSCRIBER),
@@ -93,7 +93,7 @@ def test_what_is_the_same(load: Load) -> None:
         ("METRICS__PORT", "9100", "[metrics] port", None),
         ("APNS__PROXY", "http://a:1", "[apns] proxy", None),
         ("APNS__PRODUCTION__PORT", "2197", "[apns] production", None),
-        ("SUBSCRIBER__HOST_MODE", "onion", "[subscriber] host_mode", None),
+        ("SUBSCRIBER__REQUIRED_HOST_MODE", "true", "[subscriber] required_host_mode", None),
         ("ADMIN__SOCKET", "other.sock", "[admin] socket", None),
         ("DELIVERY__TIMEOUT", "5", "[delivery] timeout", None),
         ("DELIVERY__CHECKS", "off", "[delivery] checks", Part.CHECKS),
@@ -201,7 +201,7 @@ def test_a_provider_that_is_turned_off_or_on(load: Load) -> None:
 
 async def test_parts_are_given_what_is_in_force(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    old, new = load(), load(APNS__KEY_ID="K2", TRANSPORT__PORT="5443")
+    old, new = load(), load(APNS__KEY_ID="ABC123DEF2", TRANSPORT__PORT="5443")
     given: list[Config] = []
     reloader = Reloader(old, {Part.APNS: given.append, Part.LOG: given.append}, lambda _: new)
     report = await reloader.reload()
@@ -209,7 +209,7 @@ async def test_parts_are_given_what_is_in_force(load: Load, caplog: pytest.LogCa
     assert caplog.messages == ["reload: in use now: [apns] key_id; restart to use it: [transport] port"]
     [config] = given
     assert config is reloader.config
-    assert (config.settings.apns.key_id, config.settings.transport.port) == ("K2", 443)
+    assert (config.settings.apns.key_id, config.settings.transport.port) == ("ABC123DEF2", 443)
     assert await reloader.reload() == Report((), ("[transport] port",))  # the rest still waits for it
     assert len(given) == 1
 
@@ -241,14 +241,14 @@ async def test_a_part_that_refuses(load: Load, caplog: pytest.LogCaptureFixture)
         raise ValueError("no such thing")
 
     given: list[Config] = []
-    old, new = load(), load(APNS__KEY_ID="K2", LOG__LEVEL="debug", WEB_PUSH__CONTACT="mailto:x@relay.example")
+    old, new = load(), load(APNS__KEY_ID="ABC123DEF2", LOG__LEVEL="debug", WEB_PUSH__CONTACT="mailto:x@relay.example")
     reloader = Reloader(old, {Part.APNS: given.append, Part.LOG: refuse, Part.WEB_PUSH: given.append}, lambda _: new)
     report = await reloader.reload()
     assert report == Report(("[apns] key_id",), error="[log] level: no such thing")
     assert len(given) == 1
     settings = reloader.config.settings
     assert (settings.apns.key_id, settings.log.level, settings.web_push.contact) == (
-        "K2",
+        "ABC123DEF2",
         "info",
         "mailto:push@relay.example",
     )

@@ -214,7 +214,7 @@ async def test_another_master_key_is_refused_and_the_file_left_as_it_is(path: Pa
     with pytest.raises(StoreError, match="not the one that this database was sealed with") as caught:
         await SqliteStore.open(path, master_key=NEW)
     assert str(path) in str(caught.value)
-    assert "give the right one" in str(caught.value)
+    assert "restore that one from your copy" in str(caught.value)
     assert files(path) == before
     async with opened(path) as store:
         await expect_all(store, made)
