@@ -73,6 +73,18 @@ class ApnsHost(_Section, frozen=True):
     ca_file: str = ""
 
 
+class ProductionHost(ApnsHost, frozen=True):
+    """That of apps from Apple's store."""
+
+    host: str = "api.push.apple.com"
+
+
+class SandboxHost(ApnsHost, frozen=True):
+    """That of apps under development."""
+
+    host: str = "api.sandbox.push.apple.com"
+
+
 class Apns(_Section, frozen=True):
     """`key_file`: the `.p8` file from Apple, or `certificate_file` and its key, PEM; one of them turns AD and AP on.
 
@@ -87,8 +99,8 @@ class Apns(_Section, frozen=True):
     topic: str = "chat.simplex.app"
     proxy: str = ""
     in_flight: _InFlight | None = None
-    production: ApnsHost = ApnsHost(host="api.push.apple.com")
-    sandbox: ApnsHost = ApnsHost(host="api.sandbox.push.apple.com")
+    production: ProductionHost = ProductionHost()
+    sandbox: SandboxHost = SandboxHost()
     test: ApnsHost | None = None
 
 

@@ -12,6 +12,7 @@ import msgspec
 from ntf_server.config.identity_files import CA_CRT
 from ntf_server.config.mistakes import ConfigError, Mistakes, nearest, shown
 from ntf_server.config.settings import Settings
+from ntf_server.permissions import unreadable
 
 CONFIG_FILE: Final = "ntf-server.toml"
 PREFIX: Final = "NTF_SERVER__"
@@ -41,7 +42,7 @@ def read_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> t
     except FileNotFoundError:
         raise ConfigError(f"{file}: not found; {_make(directory)}") from None
     except PermissionError as e:
-        raise ConfigError(f"{file}: cannot be read: {e.strerror}; be the server's user, or root") from None
+        raise ConfigError(f"{unreadable(file, e, '')}, or be the server's user") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise ConfigError(f"{file}: cannot be read: {e}; mend it") from e
     mistakes = Mistakes()

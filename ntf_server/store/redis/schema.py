@@ -5,8 +5,9 @@ The number is that of the form of what is kept: docs/explanation/rolling-upgrade
 one.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ntf_server.store.contract import StoreConflictError
@@ -51,7 +52,8 @@ async def identify(
 
     Raises StoreConflictError (another schema, being filled), SealingError (another master key).
     """
-    await database.run(Call(_MAKE, [names.store], fresh(master, shards, buckets)))
+    with _may_be_another_s(database):
+        await database.run(Call(_MAKE, [names.store], fresh(master, shards, buckets)))
     found = await look(database, names, master)
     if found is None:
         raise StoreConflictError(f"{database.url}: was emptied just now")
@@ -60,16 +62,29 @@ async def identify(
     return found
 
 
+@contextlib.contextmanager
+def _may_be_another_s(database: Database) -> Iterator[None]:
+    """Another program may keep something else under the same key."""
+    try:
+        yield
+    except StoreConflictError as e:
+        raise _another_s(database) if "WRONGTYPE" in str(e) else e from None
+
+
+def _another_s(database: Database) -> StoreConflictError:
+    what = f"what is there under the prefix {database.prefix} is no relay's store"
+    return StoreConflictError(f"{database.url}: {what}; set ?prefix= in [store] url to another one")
+
+
 async def look(database: Database, names: Names, master: MasterKey) -> Identity | None:
     """The store that is there. Raises as `identify`, but for one that is being filled."""
-    kept: Sequence[Any] = await database.command(b"HMGET", names.store, *_FIELDS, key=names.store, writes=False)
+    with _may_be_another_s(database):
+        kept: Sequence[Any] = await database.command(b"HMGET", names.store, *_FIELDS, key=names.store, writes=False)
     store_id, schema, shards, buckets, wrapped, mark = kept
     if not any(kept):
         return None
     if schema is None or not schema.isdigit():
-        raise StoreConflictError(
-            f"{database.url}: what is there under the prefix {database.prefix} is no relay's store"
-        )
+        raise _another_s(database)
     if int(schema) > SCHEMA:
         raise StoreConflictError(
             f"{database.url}: the store is of a newer ntf-server (schema {int(schema)}, this one has {SCHEMA}); upgrade"

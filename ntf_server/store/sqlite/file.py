@@ -163,7 +163,8 @@ def _open(
     path: Path, migrations: tuple[Migration, ...], prepare: Operation[None], *, filling: bool
 ) -> sqlite3.Connection:
     with opening_errors(path):
-        path.touch(mode=0o600)
+        if not path.exists():
+            path.touch(mode=0o600)
         _check_rights(path)
         _check(path, len(migrations), filling=filling)
         connection = _connect(path)

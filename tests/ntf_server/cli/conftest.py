@@ -11,8 +11,8 @@ import pytest
 from command_line import COMMAND
 
 from ntf_server.cli.init import config_text
-from ntf_server.config.files import CONFIG_FILE
-from ntf_server.config.identity_files import create_identity
+from ntf_server.config.identity_files import create_identity, write_file
+from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 
@@ -23,8 +23,8 @@ def made(tmp_path: Path) -> Path:
     directory = tmp_path / "relay"
     directory.mkdir()
     create_identity(directory, "ED25519", "localhost")
-    (directory / "master.key").write_text(generate_key_text())
-    (directory / "vapid.key").write_bytes(key_pem(generate_key()))
+    write_file(directory / "master.key", generate_key_text().encode())
+    write_file(directory / "vapid.key", key_pem(generate_key()))
     text = config_text("localhost", 0, web_push=False)
     (directory / CONFIG_FILE).write_text(text.replace('# bind = ""  ', 'bind = "127.0.0.1"'))
     return directory

@@ -20,7 +20,10 @@ from ntf_server.push.webpush.vapid import Vapid
 from ntf_server.store.open import open_store
 from ntf_server.store.redis.url import parse_redis_url
 
-LOCALHOST = "warning     the address says localhost, where apps elsewhere do not find the server: set [transport] host to its name"
+LOCALHOST = (
+    "warning     the address says localhost, which apps elsewhere do not reach: set [transport] host to the server's"
+    " name"
+)
 
 
 def test_check(made: Path) -> None:
