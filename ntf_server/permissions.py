@@ -42,6 +42,8 @@ def unreadable(path: Path, error: OSError, cure: str) -> str:
 def unwritable(folder: Path, setting: str) -> str | None:
     """Why nothing can be made in a folder that a setting names, and what to do; None if it can."""
     user = user_name()
+    if folder.exists() and not folder.is_dir():
+        return f"{folder}: is no folder; set {setting} to a path in one"
     if not folder.is_dir():
         return f"{folder}: no such folder; create it: `install -d -m 700 -o {user} {folder}`"
     if may(folder, os.W_OK | os.X_OK):

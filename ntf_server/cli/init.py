@@ -17,6 +17,7 @@ from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
 from smp_bridge.address import parse_host
+from smp_bridge.network import is_public_host
 
 _CONFIG_TEMPLATE: Final = """\
 # ntf-relay: settings of the notification server. Every one can also be given as an environment
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     host = arguments.fqdn or arguments.ip or _local_name()
     for name in (CONFIG_FILE, *identity_files.FILES):
         if os.path.lexists(directory / name):
-            raise UsageError(f"{directory / name}: exists; choose another folder, or `ntf-server delete` this one")
+            raise UsageError(f"{directory / name}: is there already, and is kept; give a new folder by --path")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         key_hash = identity_files.create_identity(directory, common.ALGORITHMS[arguments.sign_algorithm], host)
@@ -115,6 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
         " `ntf-server cert` needs it.",
         file=sys.stderr,
     )
+    if not is_public_host(host):
+        print(f"Apps elsewhere do not reach {host}: give the server's name by --fqdn.", file=sys.stderr)
     print(common.server_address(host, arguments.port, key_hash))
     return 0
 

@@ -41,5 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reseal:
         print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
     if new is not old:
-        print(f"The database needs the new master key from now on: name it in {directory / CONFIG_FILE}, [store].")
+        where = f"{directory / CONFIG_FILE}, [store]"
+        print(
+            f"The database needs the new master key from now on: name it in {where}, and let the server's user read it."
+            " `ntf-server check` tries that."
+        )
     return 0

@@ -104,7 +104,8 @@ def lock_file(path: Path) -> Any:
         lock.chmod(0o600)  # whoever may open it may hold it: older relays made it for all
     except OSError as e:
         why = f"give it to user {user_name()}, or delete it" if lock.exists() else "choose a folder that can be written"
-        raise StoreError(unwritable(path.parent, "[store] url") or f"{lock}: {e.strerror}; {why}") from e
+        barred = unwritable(path.parent, "[store] url") or f"{lock.name}: {e.strerror}; {why}"
+        raise StoreError(f"{path}: {barred}") from e
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -225,7 +226,7 @@ def inspect(path: Path, newest: int, look: Operation[None], *, in_use: bool) -> 
     """
     path = path.resolve()
     if (barred := unwritable(path.parent, "[store] url")) is not None:
-        raise StoreError(barred)
+        raise StoreError(f"{path}: {barred}")
     if not path.exists():
         return 0
     with opening_errors(path):

@@ -25,6 +25,13 @@ def test_init(tmp_path: Path) -> None:
     assert loaded.credentials.key_hash == ServerAddress.from_text(done.stdout.strip()).key_hash
 
 
+def test_init_on_a_machine_without_a_public_name(tmp_path: Path) -> None:
+    for i, (host, told) in enumerate([("localhost", True), ("192.168.1.2", True), ("ntf.example.org", False)]):
+        done = run("init", "--path", tmp_path / str(i), "--fqdn", host)
+        assert done.returncode == 0
+        assert (f"Apps elsewhere do not reach {host}: give the server's name by --fqdn." in done.stderr) == told
+
+
 @pytest.mark.parametrize(
     ("arguments", "address"),
     [
@@ -54,7 +61,7 @@ def test_init_never_overwrites(tmp_path: Path, present: str, capsys: pytest.Capt
     (tmp_path / present).write_text("precious")
     code, out, err = in_process(capsys, "init", "--path", tmp_path, "--fqdn", "localhost")
     assert (code, out) == (2, "")
-    assert f"{tmp_path / present}: exists; choose another folder" in one_line(err)
+    assert f"{tmp_path / present}: is there already, and is kept; give a new folder by --path" in one_line(err)
     assert contents(tmp_path) == {present: b"precious"}
 
 

@@ -14,6 +14,7 @@ from database_world import FIRST, SECOND, ask, crash_image, insert, open_file, o
 
 from ntf_server.store.contract import StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.sqlite.database import Database
+from ntf_server.store.sqlite.file import inspect
 from ntf_server.store.sqlite.migrations import APPLICATION_ID, Progress
 
 PAGE = 4096
@@ -359,3 +360,39 @@ async def test_the_space_that_it_takes(path: Path) -> None:
     file.release()
     path.parent.rename(path.parent.with_name("gone"))
     assert file.space() == (0, 0, None)
+
+
+# --- a look without opening it
+
+
+def look(c: sqlite3.Connection) -> None:
+    c.execute("SELECT * FROM sqlite_master").fetchall()
+
+
+async def test_a_look_makes_and_changes_nothing(path: Path) -> None:
+    before = sorted(path.parent.iterdir())
+    assert inspect(path, 1, look, in_use=False) == 0
+    assert sorted(path.parent.iterdir()) == before
+    async with opened(path) as database:
+        await database.run(insert(b"kept"))
+        crashed = crash_image(path, path.with_name("crashed.db"))  # with a -wal
+        with pytest.raises(StoreUnavailableError, match="another ntf-server uses this database"):
+            inspect(path, 1, look, in_use=False)
+        assert inspect(path, 1, look, in_use=True) == 1
+    for file in (path, crashed):
+        files = {f.name: f.read_bytes() for f in path.parent.iterdir() if f.suffix != ".db-shm"}
+        assert inspect(file, 1, look, in_use=False) == 1
+        after = {f.name: f.read_bytes() for f in path.parent.iterdir() if not f.name.endswith("-shm")}
+        assert after == {name: data for name, data in files.items() if not name.endswith("-shm")}
+
+
+async def test_a_look_finds_what_opening_would(path: Path) -> None:
+    async with opened(path) as database:
+        await database.run(insert(b"kept"))
+    with pytest.raises(StoreError, match="of a newer ntf-server"):
+        inspect(path, 0, look, in_use=False)
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreCorruptError, match="is corrupt"):
+        inspect(path, 1, look, in_use=False)
+    with pytest.raises(StoreError, match=r"absent: no such folder; create it"):
+        inspect(path.parent / "absent" / "relay.db", 1, look, in_use=False)
