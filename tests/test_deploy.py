@@ -146,9 +146,19 @@ def ask(compose: Compose, name: str, *words: str) -> Any:
         return client.execute_command(*words)
 
 
+async def start_store(compose: Compose) -> None:
+    await compose.start(*SERVERS)
+    for name in SERVERS:
+        await until(f"{name} starts", lambda name=name: ask(compose, name, "PING"), compose)  # type: ignore[misc]
+    await compose.start(*SENTINELS)
+    for name in SENTINELS:
+        await until("a quorum", lambda name=name: ask(compose, name, "SENTINEL", "CKQUORUM", "relay"), compose)  # type: ignore[misc]
+
+
 async def test_an_identity_is_made_and_its_relays_take_it(compose: Compose) -> None:
     code, out = await compose.run("init", "--fqdn", "ntf.example.com")
     assert code == 0 and "ntf://" in out
+    await start_store(compose)
     for name in RELAYS:
         code, out = await compose.run(name, "check")
         assert code == 0, out
@@ -162,12 +172,7 @@ async def test_the_way_of_a_message_while_things_end(
     """Through the balancer, with a relay drained, a primary killed, and all of it started again."""
     _, out = await compose.run("init", "--fqdn", "ntf.example.com", "--sign-algorithm", "ED25519")
     key_hash = ServerAddress.from_text(out.split()[-1]).key_hash
-    await compose.start(*SERVERS)
-    for name in SERVERS:
-        await until(f"{name} starts", lambda name=name: ask(compose, name, "PING"), compose)  # type: ignore[misc]
-    await compose.start(*SENTINELS)
-    for name in SENTINELS:
-        await until("a quorum", lambda name=name: ask(compose, name, "SENTINEL", "CKQUORUM", "relay"), compose)  # type: ignore[misc]
+    await start_store(compose)
     await compose.start(*RELAYS)
     primary = Names("ntf").nodes.decode()
     await until("relays", lambda: len(ask(compose, "redis1", "ZRANGE", primary, "0", "-1")) == 3, compose)

@@ -509,7 +509,9 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(13, "Permission denied", str(file))
 
         monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ConfigError, match=r"ntf-server\.toml: cannot be read: .*Permission denied"):
+    with pytest.raises(
+        ConfigError, match=r"ntf-server\.toml: Permission denied; let user .* read it: .*, or be the server's user$"
+    ):
         config.load(tmp_path, {})
 
 

@@ -380,10 +380,14 @@ async def test_a_look_makes_and_changes_nothing(path: Path) -> None:
             inspect(path, 1, look, in_use=False)
         assert inspect(path, 1, look, in_use=True) == 1
     for file in (path, crashed):
-        files = {f.name: f.read_bytes() for f in path.parent.iterdir() if f.suffix != ".db-shm"}
+        files = kept(path.parent)
         assert inspect(file, 1, look, in_use=False) == 1
-        after = {f.name: f.read_bytes() for f in path.parent.iterdir() if not f.name.endswith("-shm")}
-        assert after == {name: data for name, data in files.items() if not name.endswith("-shm")}
+        assert kept(path.parent) == files
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """Without what is shared while it is read."""
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith("-shm")}
 
 
 async def test_a_look_finds_what_opening_would(path: Path) -> None:
