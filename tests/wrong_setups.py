@@ -532,7 +532,8 @@ WRONG_SETUPS: Final = [
     WrongSetup(
         "a key service that is down",
         _set(STORE__MASTER_KEY_COMMAND="false"),
-        "[store] master_key_command: the master key's command false: ended with exit code 1; mend it",
+        "[store] master_key_command: the master key's command false: ended with exit code 1; run it as user USER"
+        " until it prints the key",
         75,
     ),
     WrongSetup(

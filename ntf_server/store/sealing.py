@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from ntf_server.permissions import user_name
 from smp_bridge.ntf import Provider
 
 # Where a sealed value belongs: what it is of which record, before the record's public id.
@@ -41,6 +42,7 @@ _TAG: Final = 16
 _KEY_ID: Final = 8
 _WRAPPED: Final = _KEY_ID + _NONCE + KEY_SIZE + _TAG
 _FORMS: Final = "give 32 random bytes: raw, as 64 hex digits, or as base64"
+_TRY: Final = "run it as user {} until it prints the key"
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
@@ -208,7 +210,7 @@ def _run(argv: Sequence[str], timeout: float) -> bytes:
         # A group of its own: what it started must end with it.
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0)  # noqa: S603
     except OSError as e:
-        raise SealingError(f"{name}: {e.strerror}; mend it") from e
+        raise SealingError(f"{name}: {e.strerror}; give the path of a program that user {user_name()} may run") from e
     except ValueError:  # a NUL in it
         raise SealingError(f"{name}: cannot be run; mend it") from None
     with process:
@@ -218,9 +220,11 @@ def _run(argv: Sequence[str], timeout: float) -> bytes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(e, subprocess.TimeoutExpired):
-                raise SealingError(f"{name}: gave nothing within {timeout:g} seconds; mend it") from None
+                raise SealingError(
+                    f"{name}: gave nothing within {timeout:g} seconds; {_TRY.format(user_name())}"
+                ) from None
             raise
     if process.returncode:
         how = f"exit code {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-        raise SealingError(f"{name}: ended with {how}; mend it")
+        raise SealingError(f"{name}: ended with {how}; {_TRY.format(user_name())}")
     return output

@@ -110,7 +110,7 @@ def lock_file(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         file.close()
-        raise StoreUnavailableError(f"{path}: another ntf-server uses this database") from e
+        raise StoreUnavailableError(f"{path}: another ntf-server uses this database; stop that one first") from e
     return file
 
 

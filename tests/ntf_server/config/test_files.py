@@ -367,7 +367,7 @@ MISTAKES: list[tuple[str, str, str]] = [  # text, the key that is named, what is
     ("[admin]\nsocket = 'missing/a.sock'\n", "[admin] socket", "missing: no such folder; create it"),
     ("[store]\nmaster_key_command = ' '\n", "[store] master_key_command", "is empty; give a program"),
     ("[store]\nmaster_key_command = 'x \"'\n", "[store] master_key_command", "no closing quotation; mend it"),
-    ("[store]\nmaster_key_command = '/nonexistent'\n", "[store] master_key_command", "No such file or directory; mend"),
+    ("[store]\nmaster_key_command = '/nonexistent'\n", "[store] master_key_command", "No such file or directory; give"),
     ("[delivery]\nmessage_ttl = 0\n", "[delivery] message_ttl", "is 0; give a whole number from 1 to 31536000"),
     (
         "[delivery]\nmessage_ttl = 99999999999999999999\n",
@@ -510,7 +510,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(
-        ConfigError, match=r"ntf-server\.toml: Permission denied; let user .* read it: .*, or be the server's user$"
+        ConfigError, match=r"\.toml: Permission denied; let user .* read it: .*, or be the server's user$"
     ):
         config.load(tmp_path, {})
 
