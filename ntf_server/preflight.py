@@ -16,7 +16,7 @@ from ntf_server.admin.socket import AdminError, NotRunningError, ask, check_path
 from ntf_server.config.files import Config, socket_path_error
 from ntf_server.config.identity_files import CA_KEY, SERVER_KEY
 from ntf_server.config.settings import Settings
-from ntf_server.config.source import CONFIG_FILE
+from ntf_server.config.source import CONFIG_FILE, PREFIX
 from ntf_server.listener import ListenError, listen_errors, of_settings
 from ntf_server.permissions import exposed
 from ntf_server.providers import Providers
@@ -154,6 +154,10 @@ def _private_files(config: Config) -> Iterator[Path]:
     names += [settings.web_push.key_file, *settings.web_push.old_key_files]
     if not store.master_key and not store.master_key_command:
         names.append(store.master_key_file)
-    yield from (config.directory / name for name in dict.fromkeys(names) if name)
     if isinstance(config.store, Path):
-        yield config.store
+        names.append(str(config.store))
+    elif config.store and config.store.login.password and f"{PREFIX}STORE__URL" not in config.environ:
+        names.append(CONFIG_FILE)
+    if store.master_key and f"{PREFIX}STORE__MASTER_KEY" not in config.environ:
+        names.append(CONFIG_FILE)
+    yield from (config.directory / name for name in dict.fromkeys(names) if name)

@@ -692,6 +692,12 @@ WRONG_SETUPS: Final = [
         0,
     ),
     WrongSetup(
+        "a master key in the configuration, which everybody may read",
+        lambda place: place.change('master_key_file = "master.key"', f"master_key = '{OTHER_KEY}'"),
+        "DIR/ntf-server.toml: everybody may read it (mode 0644), and it holds a secret: `chmod o= DIR/ntf-server.toml`",
+        0,
+    ),
+    WrongSetup(
         "Apple's key that everybody may read",
         _readable_apns,
         "DIR/AuthKey_ABC123DEFG.p8: everybody may read it (mode 0644), and it holds a secret: `chmod o=",
@@ -725,7 +731,7 @@ starts. `DIR` is the folder of the configuration, `PORT` a port, `USER` the user
 `tests/test_wrong_setups.py` makes these set-ups, and has both commands say this; `scripts/wrong-set-ups` writes this
 page.
 
-| what is wrong | what is said of it | exit code |
+| what is wrong | what is said of it, or the part that matters | exit code |
 | --- | --- | --- |
 """
 
@@ -734,8 +740,8 @@ def page() -> str:
     """The whole page."""
     rows = []
     for row in WRONG_SETUPS:
-        words = row.words.replace("|", "\\|").replace("`", "")
-        rows.append(f"| {row.what} | `{words}` | {row.code} |\n")
+        words = row.words.replace("|", "\\|")
+        rows.append(f"| {row.what} | `` {words} `` | {row.code} |\n")
     return _HEAD + "".join(rows)
 
 

@@ -69,9 +69,8 @@ class AdminSocket:
             self._server = await asyncio.start_unix_server(self._on_connected, sock=bound, limit=MAX_LINE)
         except OSError as e:
             bound.close()
-            raise ListenError(
-                f"{self._path}: {unwritable(self._path.parent, '[admin] socket') or e.strerror or e}"
-            ) from e
+            why = unwritable(self._path.parent, "[admin] socket") or e.strerror or e
+            raise ListenError(f"{self._path}: {why}") from e
         except BaseException:
             bound.close()
             raise

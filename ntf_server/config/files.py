@@ -229,9 +229,7 @@ def _budgets(directory: Path, settings: Settings) -> Budgets | None:
     try:
         return parse_limits(settings.limits)
     except LimitsError as e:
-        raise ConfigError(
-            f"{directory / CONFIG_FILE}: [limits] {e}; give one as in 300 + 5/s, addresses or networks"
-        ) from e
+        raise ConfigError(f"{directory / CONFIG_FILE}: [limits] {e}") from e
 
 
 def _proxies(directory: Path, settings: Settings) -> tuple[AddressNetwork, ...]:

@@ -94,9 +94,9 @@ def load_credentials(directory: Path) -> Credentials:
         _parsed(ca, load_certificates, _IDENTITY)
         raise IdentityFileError(f"{crt}, {ca}, {key}: {e}; {_renew()}, with the key of {CA_CRT}") from e
     fingerprint = directory / FINGERPRINT
-    if fingerprint.exists() and _read(fingerprint, "restore it").decode("latin-1").strip() != b64url(
-        credentials.key_hash
-    ):
+    if not fingerprint.exists():
+        return credentials
+    if _read(fingerprint, "restore it").decode("latin-1").strip() != b64url(credentials.key_hash):
         raise IdentityFileError(f"{fingerprint}: is not of {ca}; restore the one that belongs to it, or delete it")
     return credentials
 

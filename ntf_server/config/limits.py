@@ -17,7 +17,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 class LimitsError(ValueError):
-    """`KEY: what is wrong`."""
+    """`KEY: what is wrong; what to do`."""
 
 
 def parse_limits(limits: Limits) -> Budgets | None:
@@ -31,5 +31,6 @@ def parse_limits(limits: Limits) -> Budgets | None:
             if key not in _ELSEWHERE:
                 rates[key] = Rate.parse(value) if isinstance(value, str) else value
     except ValueError as e:
-        raise LimitsError(f"{key}: {e}") from None
+        cure = "give IP addresses or networks" if key == "shared" else "give a rate as in 300 + 5/s"
+        raise LimitsError(f"{key}: {e}; {cure}") from None
     return Budgets(shared, **rates) if limits.enabled else None  # type: ignore[arg-type]  # settings and fields agree

@@ -232,7 +232,7 @@ def inspect(path: Path, newest: int, look: Operation[None], *, in_use: bool) -> 
     with opening_errors(path):
         _check_rights(path)
         if not in_use and path.with_name(path.name + ".lock").exists():
-            lock_file(path).close()
+            lock_file(path).close()  # for an instant: a start in it is tried again by the unit
         _check(path, newest, filling=False)
         with contextlib.closing(sqlite3.connect(_uri(path), uri=True)) as connection:
             look(connection)

@@ -5,7 +5,7 @@ import ssl
 import pytest
 
 from ntf_server.admin.socket import AdminError
-from ntf_server.cli.errors import UsageError, exit_code, one_line
+from ntf_server.cli.errors import UsageError, exit_code, lines, one_line
 from ntf_server.config.files import ConfigError, NotNowError
 from ntf_server.config.identity_files import IdentityFileError
 from ntf_server.listener import ListenError
@@ -48,3 +48,5 @@ def test_lines() -> None:
     assert one_line(OSError("odd")) == "failed: odd"
     assert one_line(ssl.SSLError(1, "bad key")).startswith("the server's certificate cannot be used: ")
     assert one_line(ConfigError("a line")) == "a line"
+    assert lines(ConfigError("one", "two")) == ("one", "two")
+    assert lines(OSError("odd")) == ("failed: odd",)

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import old_databases
 import pytest
 from redis_servers import Server
 from store_world import MASTER, register, take_one
 
-from ntf_server.store.contract import StoreConflictError, StoreError
-from ntf_server.store.open import Shared, open_store, sqlite_path
+from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
+from ntf_server.store.open import Inspected, Shared, inspect_store, open_store, sqlite_path
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey, WrongMasterKeyError
@@ -55,6 +56,18 @@ async def test_one_in_memory_leaves_nothing(tmp_path: Path) -> None:
 async def test_a_place_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="absent"):
         await open_store("sqlite:///absent/relay.db", directory=tmp_path, master_key=MASTER)
+
+
+@pytest.mark.parametrize("schema", [1, 3, 5])
+async def test_a_look_at_an_older_file_leaves_it_so(tmp_path: Path, schema: int) -> None:
+    path = tmp_path / "relay.db"
+    old_databases.make(path, schema, [])
+    seen = await inspect_store(path, master_key=old_databases.MASTER)
+    assert seen.what.startswith(f"is of schema {schema}: start brings it to ")
+    assert old_databases.version(path) == schema
+    if schema > 1:  # the first one had no keys
+        with pytest.raises(StoreError, match="the master key is not the one"):
+            await inspect_store(path, master_key=MasterKey(b"another key of thirty-two bytes."))
 
 
 # --- a Redis
@@ -113,3 +126,30 @@ async def test_a_redis_with_too_few_replicas(server: Server, tmp_path: Path) -> 
         await open_store(
             parse_redis_url(server.url), directory=tmp_path, master_key=MASTER, shared=Shared(wait_replicas=1)
         )
+
+
+async def test_a_look_at_a_redis_makes_nothing(server: Server, tmp_path: Path) -> None:
+    url = parse_redis_url(server.url)
+    seen = await inspect_store(url, master_key=MASTER)
+    assert seen.what == "will be created"
+    assert any("appendonly no" in warning for warning in seen.warnings)
+    assert server.ask("DBSIZE") == 0
+    await (await open_store(url, directory=tmp_path, master_key=MASTER)).close()
+    before = sorted(server.ask("KEYS", "*"))
+    assert await inspect_store(url, master_key=MASTER) == Inspected(
+        "exists, 64 shards, and opens with the key", seen.warnings
+    )
+    assert sorted(server.ask("KEYS", "*")) == before
+    server.ask("HSET", "ntf:{g}:store", "filling", "mark")
+    with pytest.raises(StoreConflictError, match="being filled by `ntf-server migrate`"):
+        await inspect_store(url, master_key=MASTER)
+    assert len(server.ask("CLIENT", "LIST").decode().splitlines()) == 1  # ours, that asks
+
+
+async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
+    url = parse_redis_url("redis://127.0.0.1:1")
+    for opening in (inspect_store(url, master_key=MASTER), open_store(url, directory=tmp_path, master_key=MASTER)):
+        with pytest.raises(
+            StoreUnavailableError, match=r"^redis://127\.0\.0\.1:1: .*; start it, or mend \[store\] url$"
+        ):
+            await opening
