@@ -1,12 +1,17 @@
 """What is told of set-ups that are wrong: by the commands as they are run, with real files, ports and stores."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wrong_setups import PAGE, WRONG_SETUPS, Place, WrongSetup, page
+from wrong_setups import NOBODY, PAGE, WRONG_SETUPS, Place, WrongSetup, page
+
+from ntf_server.cli.service_user import UNIT
 
 
 @pytest.fixture
@@ -43,6 +48,34 @@ def test_a_wrong_set_up(place: Place, row: WrongSetup) -> None:
         assert words in started.stderr
         assert "Traceback" not in started.stderr
         assert started.stdout == ""
+
+
+_BY_A_UNIT = """
+import sys
+from ntf_server.cli import check, main, service_user
+find = service_user.service_user
+check.service_user = lambda name, directory: find(name, directory, [sys.argv[1]])
+main.main(["check", "--path", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_low_port_is_the_unit_s_to_give(place: Place, granted: bool) -> None:
+    """Root is told what that user would be; nobody else can give away a port."""
+    text = f"[Service]\nUser={NOBODY}\nExecStart=/opt/ntf-relay/bin/ntf-server start --path {place.folder}\n"
+    text += "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if granted else ""
+    (place.folder.parent / UNIT).write_text(text)
+    place.give_away()
+    place.set(TRANSPORT__PORT="81")
+    command = [sys.executable, "-c", _BY_A_UNIT, str(place.folder.parent), str(place.folder)]
+    done = subprocess.run(command, env=os.environ | place.environ, capture_output=True, text=True, check=False)
+    if place.is_for_nobody:
+        assert f"user        {NOBODY} (by User= of {place.folder.parent / UNIT})" in done.stdout
+    if granted and place.is_for_nobody:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 2
+        assert "the system keeps this port for the privileged" in done.stderr
 
 
 def test_enough_of_them() -> None:
