@@ -13,6 +13,7 @@ from ntf_server.admin.trace import TRACE, trace
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
+from ntf_server.config.source import load_settings
 from ntf_server.store.open import open_store
 from ntf_server.store.redis.url import RedisUrl
 
@@ -58,7 +59,7 @@ def _of_the_store(directory: Path, what: str) -> dict[str, Any]:
 
 
 async def _ask_the_store(directory: Path, place: Path | RedisUrl, what: str) -> dict[str, Any]:
-    master_key = config.load_master_key(directory, config.load_settings(directory))
+    master_key = config.load_master_key(directory, load_settings(directory))
     store = await open_store(place, directory=directory, master_key=master_key)
     try:
         return {**await trace(store, what, lambda _fingerprint, after: ([], after)), "pushes": None}
