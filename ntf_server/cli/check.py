@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import json
 import logging
 import os
 import sys
@@ -27,14 +28,13 @@ _LATE: Final = (  # what is imported where it is needed, and may be out of reach
     *("concurrent.futures.thread", "difflib", "encodings.idna", "encodings.utf_8_sig", "msgspec.inspect", "traceback"),
     "ntf_server.store.redis.engine",
 )
-
-
 _NOT_ITS: Final = "{}: user {} may not read the program: install it where that user may"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_path(parser)
+    parser.add_argument("--json", action="store_true", help="as one line of JSON")
     parser.add_argument(
         "--user",
         metavar="NAME",
@@ -56,15 +56,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise UsageError(_NOT_ITS.format(sys.prefix, user_name())) from e
     troubles = [*([mistakes.error] if mistakes else []), *(before.troubles if before else ()), *found.troubles]
-    if not mistakes:
-        for name, value in _lines(config, found, user):
-            print(f"{name:<11} {value}")
-        sys.stdout.flush()
-    for trouble in troubles:
-        for line in lines(trouble):
-            print(f"ntf-server: {line}", file=sys.stderr)
     codes = {exit_code(trouble) or FINAL for trouble in troubles}
-    return FINAL if FINAL in codes else max(codes, default=0)
+    code = FINAL if FINAL in codes else max(codes, default=0)
+    shown = [] if mistakes else [(name, str(value)) for name, value in _lines(config, found, user)]
+    wrong = [line for trouble in troubles for line in lines(trouble)]
+    if arguments.json:
+        print(json.dumps({"exit_code": code, "wrong": wrong, "found": shown}))
+        return code
+    for name, text in shown:
+        print(f"{name:<11} {text}")
+    sys.stdout.flush()
+    for line in wrong:
+        print(f"ntf-server: {line}", file=sys.stderr)
+    return code
 
 
 def _become(user: ServiceUser, directory: Path) -> Found | None:

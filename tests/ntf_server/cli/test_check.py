@@ -1,6 +1,7 @@
 """`ntf-server check`."""
 
 import asyncio
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -171,6 +172,19 @@ def test_all_mistakes_at_once(made: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = err.splitlines()
     assert len(lines) == len(wanted)
     assert [words for words in wanted if not any(words in line for line in lines)] == []
+
+
+def test_as_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = in_process(capsys, "check", "--json", "--path", made)
+    told = json.loads(out)
+    assert (code, err, told["exit_code"], told["wrong"]) == (0, "", 0, [])
+    assert ["listen on", "127.0.0.1:0"] in told["found"]
+    assert ["warning", f"{made / 'ca.key'} should be offline"] in told["found"]
+    (made / "server.key").unlink()
+    code, out, err = in_process(capsys, "check", "--json", "--path", made)
+    told = json.loads(out)
+    assert (code, err, told["exit_code"], told["found"]) == (2, "", 2, [])
+    assert [line.partition(":")[0] for line in told["wrong"]] == [str(made / "server.key")]
 
 
 def asked(capsys: pytest.CaptureFixture[str], made: Path, **environ: str) -> tuple[int, str, str]:
