@@ -103,11 +103,11 @@ class Metrics:
             raise ValueError(f"{name} has no {name.second_label} {second!r}")
         self._counts[name, _checked(name, kind), second] += n
 
-    def observe(self, name: Histogram, seconds: float, kind: str = "", n: int = 1) -> None:
-        """Of `n` together. Raises KeyError if there is no such kind."""
+    def observe(self, name: Histogram, seconds: float, kind: str = "") -> None:
+        """It took so long. Raises KeyError if there is no such kind."""
         distribution = self._distributions[name, kind]
-        distribution.counts[bisect_left(distribution.bounds, seconds)] += n
-        distribution.total += seconds * n
+        distribution.counts[bisect_left(distribution.bounds, seconds)] += 1
+        distribution.total += seconds
 
     def count_part(self, name: str) -> None:
         """Add to the failures of a part of the relay: `push AP 1` counts as push."""
