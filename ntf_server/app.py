@@ -29,7 +29,7 @@ from ntf_server.config.reload import Part, Reloader, Report, Swap
 from ntf_server.config.source import CONFIG_FILE
 from ntf_server.listener import Listener, ListenerConfig, of_settings
 from ntf_server.memory import settle
-from ntf_server.observe.condition import Condition, Phase, judge
+from ntf_server.observe.condition import Condition, Phase, assess
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Metrics
@@ -358,7 +358,7 @@ class Relay:
             phase = Phase.STARTING
         elif self._drain is not None and self._drain.begun:
             phase = Phase.DRAINING
-        return judge(gather(phase, self._steady() - self._began, self._parts), self._clock())
+        return assess(gather(phase, self._steady() - self._began, self._parts), self._clock())
 
     async def reload(self) -> Report:
         """Load the configuration anew and swap what can be; what waits for that is pushed. Never raises."""

@@ -279,7 +279,7 @@ async def test_apns_key_that_is_refused(make: Make, matrix: Matrix) -> None:
         file, side = world.directory / "key.p8", world.sides[0]
         file.write_bytes(key_pem(key))
         mine = {k.replace("test", which): v for k, v in world.settings.items() for which in ("production", "sandbox")}
-        keys = {"apns__key_file": file, "apns__key_id": "K", "apns__team_id": "T"}
+        keys = {"apns__key_file": file, "apns__key_id": "K" * 10, "apns__team_id": "T" * 10}
         await world.restart(**mine, **keys)
         device = await world.device(side)
         file.write_bytes(key_pem(generate_key()))

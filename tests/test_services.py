@@ -256,11 +256,11 @@ async def test_the_audit_finds_what_the_server_lost(relay: Relay, services: str)
     await relay.becomes(device, lost, S.AUTH)
     lines = await metrics(port)
     for line in (
-        'ntf_audit_drift_total{kind="refused"} 1',
-        'ntf_audit_drift_total{kind="service_count"} 0',
-        'ntf_subscriptions_refused_total{kind="auth"} 1',
-        'ntf_subscriptions_active{server="localhost"} 2',
-        "ntf_subscriptions_active_other 0",
+        'ntf_audit_drift_total{kind="refused"} 1.0',
+        'ntf_audit_drift_total{kind="service_count"} 0.0',
+        'ntf_subscriptions_refused_total{kind="auth"} 1.0',
+        'ntf_subscriptions_active{server="localhost"} 2.0',
+        "ntf_subscriptions_active_other 0.0",
     ):
         assert line in lines
     await relay.all_active(device)

@@ -1,4 +1,4 @@
-"""What is known of a running relay, for `observe.condition` to judge."""
+"""What is known of a running relay, for `observe.condition` to assess."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -212,7 +212,7 @@ class Condition(msgspec.Struct, frozen=True):
     failing_parts: tuple[str, ...]
 
 
-def judge(facts: Facts, now: float) -> Condition:
+def assess(facts: Facts, now: float) -> Condition:
     """`now`: Unix seconds."""
     troubles = tuple(_troubles(facts))
     store_fails = facts.store.failing_for is not None and not facts.store.partly

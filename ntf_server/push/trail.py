@@ -60,7 +60,9 @@ class Trail:
         self.added += 1
         self._kept.append(ended)
         if log.is_told(Event.PUSH_ENDED):
-            log.tell(Event.PUSH_ENDED, "a push ended", **self._fields(ended))
+            fields = self._fields(ended)
+            words = fields["provider"], ended.outcome, ended.reason or "taken"
+            log.tell(Event.PUSH_ENDED, "a push through %s: %s: %s", *words, **fields)
 
     def of(self, fingerprint: str, after: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Pushes to a device, oldest first, each with the fields of `push.ended` and `at`: of those that were added

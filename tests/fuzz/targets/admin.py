@@ -10,7 +10,7 @@ from fuzz import life, relay
 from fuzz.target import Target, add
 from ntf_server.admin import health, socket
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
-from ntf_server.observe.condition import Facts, Phase, judge
+from ntf_server.observe.condition import Facts, Phase, assess
 from ntf_server.observe.exposition import Exposition
 from ntf_server.observe.metrics import Metrics
 
@@ -70,7 +70,7 @@ _STATUSES: Final = (200, 400, 404, 405, 431)
 
 
 async def _http(data: bytes) -> None:
-    endpoint = health.Admin(None, 0, Exposition(Metrics()).page, lambda: judge(Facts(Phase.RUNNING), 0.0))
+    endpoint = health.Admin(None, 0, Exposition(Metrics()).page, lambda: assess(Facts(Phase.RUNNING), 0.0))
     answer = await _serve(endpoint._run, data, health.MAX_HEAD)
     if b"\r\n\r\n" not in data:
         assert not answer or answer.startswith(b"HTTP/1.1 431 ")

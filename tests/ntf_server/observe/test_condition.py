@@ -19,7 +19,7 @@ from ntf_server.observe.condition import (
     State,
     StoreFacts,
     WayFacts,
-    judge,
+    assess,
 )
 
 NOW = 1_800_000_000.0
@@ -28,7 +28,7 @@ REFUSED = "403 InvalidProviderToken"
 
 
 def judged(**facts: Any) -> Condition:
-    return judge(Facts(Phase.RUNNING, UP, **facts), NOW)
+    return assess(Facts(Phase.RUNNING, UP, **facts), NOW)
 
 
 def of_way(**facts: Any) -> Condition:
@@ -60,7 +60,7 @@ def test_what_is_told_can_be_read_again() -> None:
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.RUNNING])
 def test_clients_go_elsewhere_while_it_does_not_run(phase: Phase) -> None:
-    found = judge(Facts(phase), NOW)
+    found = assess(Facts(phase), NOW)
     assert (found.unready, found.well, found.delivers) == (phase.value, True, True)
 
 
@@ -159,8 +159,8 @@ def test_nothing_is_delivered_although_it_should_be(facts: dict[str, Any], is_st
 
 def test_a_server_that_has_just_started_has_its_time() -> None:
     way = WayFacts("AP", due=1, oldest_due=3600.0)  # as the store says, from before the start
-    assert judge(Facts(Phase.RUNNING, STALLED, ways=(way,)), NOW).delivers
-    assert not judge(Facts(Phase.RUNNING, STALLED + 1, ways=(way,)), NOW).delivers
+    assert assess(Facts(Phase.RUNNING, STALLED, ways=(way,)), NOW).delivers
+    assert not assess(Facts(Phase.RUNNING, STALLED + 1, ways=(way,)), NOW).delivers
 
 
 def test_one_provider_of_two_that_is_stalled() -> None:

@@ -323,6 +323,10 @@ class Keyspace:
         """ZCARD."""
         return len(self._get(key, ZSet) or ())
 
+    def zcount(self, key: bytes, low: bytes, high: bytes) -> int:
+        """ZCOUNT."""
+        return len(self.zrangebyscore(key, low, high))
+
     def zscore(self, key: bytes, member: bytes) -> bytes | None:
         """ZSCORE."""
         of = self._get(key, ZSet)
