@@ -20,7 +20,7 @@ from ntf_server.admin.health import MAX_HEAD, Admin
 from ntf_server.app import Relay
 from ntf_server.config.files import Config
 from ntf_server.listener import ListenError
-from ntf_server.observe.condition import Condition, Facts, Phase, StoreFacts, WayFacts, judge
+from ntf_server.observe.condition import Condition, Facts, Phase, StoreFacts, WayFacts, assess
 
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = "# HELP ntf_x X.\n# TYPE ntf_x gauge\nntf_x 1\n"
@@ -31,7 +31,7 @@ Listen = Callable[..., Awaitable[Admin]]
 
 def how(phase: Phase = Phase.RUNNING, **facts: Any) -> Condition:
     """A relay is."""
-    return judge(Facts(phase, 1000.0, **facts), 1_800_000_000.0)
+    return assess(Facts(phase, 1000.0, **facts), 1_800_000_000.0)
 
 
 @pytest.fixture
