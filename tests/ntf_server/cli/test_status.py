@@ -20,7 +20,7 @@ from redis_servers import Server
 from ntf_server.cli import status
 from ntf_server.cli.status import Answer, screen
 from ntf_server.config.identity_files import load_credentials
-from ntf_server.observe.condition import AwayFacts, Facts, Phase, ServersFacts, StoreFacts, WayFacts, judge
+from ntf_server.observe.condition import AwayFacts, Facts, Phase, ServersFacts, StoreFacts, WayFacts, assess
 from ntf_server.testing import Answer as Pushed
 from ntf_server.testing import MockApns
 from smp_bridge.address import ServerAddress
@@ -134,7 +134,7 @@ def test_what_the_screen_says() -> None:
         ServersFacts(5, 2, (AwayFacts(130.0), AwayFacts(300.0)), 1),
         12,
     )
-    answer = judge(facts, NOW)
+    answer = assess(facts, NOW)
     fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
     text = "\n".join(screen(Answer(**fields, version="1", pid=3, port=443, address="ntf://x@y", url="redis://z")))
     assert text == (

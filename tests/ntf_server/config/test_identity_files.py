@@ -47,6 +47,9 @@ class Pongs(Commands):
     async def handle(self, session: Session, t: Transmission, command: Message, peer: Peer) -> Message:
         return ntf.Pong()
 
+    def answered(self, command: Message, answer: Message) -> None:
+        pass
+
 
 async def serves(directory: Path) -> bool:
     """Whether clients that pin its identity get on with what is in this folder."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntf_server.store import sqlite as package
+from ntf_server.store.records import ACTIVE_SPANS
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.schema import migrations
@@ -504,6 +505,30 @@ TWINS["tokens._TO_CHECK"] = Twin(
     lambda _, rng: {"now": NOW + rng.randint(0, 9000), "limit": rng.randint(1, 4)}, _to_check, changes=False
 )
 TWINS["tokens._FROM_THE_FUTURE"] = Twin(lambda _, rng: {"now": NOW, "limit": 100}, _from_the_future, changes=False)
+
+# census.py
+
+
+def _census(c: sqlite3.Connection, p: Any) -> Rows:
+    kinds: dict[tuple[str, str], list[int]] = {}
+    query = "SELECT ref, provider, status, damaged FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?"
+    for ref, provider, status, damaged in c.execute(query, (p["after"], p["limit"])).fetchall():
+        kind = kinds.setdefault((provider, status if damaged is None else "damaged"), [0] * (2 + len(ACTIVE_SPANS)))
+        kind[0], kind[1] = ref, kind[1] + 1
+        [delivered_at] = _of(c, "SELECT delivered_at FROM deliveries WHERE token = ?", ref) or [None]
+        for n, seconds in enumerate(ACTIVE_SPANS.values(), 2):
+            kind[n] += delivered_at is not None and p["now"] - delivered_at < seconds
+    return [[*kind, *kinds[kind]] for kind in sorted(kinds)]
+
+
+def _spans(_: sqlite3.Connection, rng: random.Random) -> dict[str, Any]:
+    """Deliveries of the databases are NOW - 4: before, within and behind each span."""
+    ahead = rng.choice((-10, 3, *(seconds - 4 + n for seconds in ACTIVE_SPANS.values() for n in (-1, 0))))
+    return {"after": rng.randint(0, 20), "limit": rng.randint(1, 6), "now": NOW + ahead}
+
+
+TWINS["census._COUNT"] = Twin(_spans, _census, changes=False)
+
 
 # upkeep.py
 
