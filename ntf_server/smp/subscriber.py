@@ -451,7 +451,7 @@ class Subscriber:
         host = server.hosts[0].lower()
         if known and host not in self._impersonated and len(self._impersonated) < _MAX_ALARMS:
             self._impersonated.add(host)
-            told.impersonated(host)
+            told.impersonated(server)
 
     def service_refused(self, server: ServerAddress) -> None:
         """See `Subscriptions`."""
