@@ -50,6 +50,8 @@ class Metric(StrEnum):
     label: str
     kinds: tuple[str, ...]
 
+    __hash__ = str.__hash__  # an enum's own is Python's, and counts are looked up by names
+
     def __new__(cls, name: str, text: str, label: str = "", kinds: tuple[str, ...] = ()) -> Self:
         """As the tables below give them."""
         return cls._made(name, text, label, kinds)

@@ -35,9 +35,12 @@ class Journeys:
     def stored(self, notifications: Iterable[Notification], but: Iterable[Notification] = ()) -> None:
         """They are, but for some."""
         left: Set[Notification] = set(but)
+        now, late, early, observe = self._clock(), self._late.get, self._early.get, self._metrics.observe
         for n in notifications:
-            if n not in left:
-                self._metrics.observe(_STORED, self._age(n))
+            if left and n in left:
+                continue
+            at = late(n.seq) or early(n.seq)
+            observe(_STORED, self._age(n) if at is None else now - at)
 
     def delivered(self, held: Iterable[Entry]) -> None:
         """A provider took a push with these; those that were in an earlier one are told of already."""

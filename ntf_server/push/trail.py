@@ -3,28 +3,21 @@
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ntf_server.observe.events import Event, EventLog
-from ntf_server.store.records import Outcome, PushKind, push_uuid
+from ntf_server.store.records import Ended, Outcome, PushKind, push_uuid
 from smp_bridge.ntf import DeviceToken
 
 log = EventLog(__name__)
 
+_ENDED: Final = Event.PUSH_ENDED  # to look up a member of an enum takes a while
 KEPT: Final = 5000  # pushes, of all devices together
 
 
-class _Ended(NamedTuple):
-    """A try of a push that ended `at` (Unix seconds). The device token stays out of reprs, as `DeviceToken` does."""
-
-    at: float
-    device: DeviceToken
-    push_id: bytes
-    kind: PushKind
-    since: int
-    attempt: int
-    outcome: str
-    reason: str
+# A try of a push that ended: when (Unix seconds), device, push id, kind, since when it was due, failures before it,
+# what came of it, the provider's words. A bare tuple, as each push makes one.
+_Tried = tuple[float, DeviceToken, bytes, PushKind, int, int, Ended, str]
 
 
 class Trail:
@@ -42,27 +35,19 @@ class Trail:
         self._fingerprint = fingerprint
         self._origin = origin
         self._clock = clock
-        self._kept: deque[_Ended] = deque(maxlen=KEPT)
+        self._kept: deque[_Tried] = deque(maxlen=KEPT)
 
     def add(self, outcome: Outcome) -> None:
         """A provider answered, or did not."""
-        claim = outcome.claim
-        ended = _Ended(
-            self._clock(),
-            claim.device,
-            claim.push_id,
-            claim.kind,
-            claim.since,
-            claim.attempts + 1,
-            outcome.ended.value,
-            outcome.reason,
-        )
+        c = outcome.claim
+        now, ended, reason = self._clock(), outcome.ended, outcome.reason
+        tried: _Tried = (now, c.device, c.push_id, c.kind, c.since, c.attempts, ended, reason)
         self.added += 1
-        self._kept.append(ended)
-        if log.is_told(Event.PUSH_ENDED):
-            fields = self._fields(ended)
-            words = fields["provider"], ended.outcome, ended.reason or "taken"
-            log.tell(Event.PUSH_ENDED, "a push through %s: %s: %s", *words, **fields)
+        self._kept.append(tried)
+        if log.is_told(_ENDED):
+            fields = self._fields(tried)
+            words = fields["provider"], ended.value, reason or "taken"
+            log.tell(_ENDED, "a push through %s: %s: %s", *words, **fields)
 
     def of(self, fingerprint: str, after: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Pushes to a device, oldest first, each with the fields of `push.ended` and `at`: of those that were added
@@ -70,21 +55,22 @@ class Trail:
         """
         behind = max(0, len(self._kept) - (self.added - after))
         found = [
-            {"at": ended.at, **self._fields(ended)}
-            for ended in islice(self._kept, behind, None)
-            if self._fingerprint(ended.device) == fingerprint
+            {"at": tried[0], **self._fields(tried)}
+            for tried in islice(self._kept, behind, None)
+            if self._fingerprint(tried[1]) == fingerprint
         ]
         return found, self.added
 
-    def _fields(self, ended: _Ended) -> dict[str, Any]:
+    def _fields(self, tried: _Tried) -> dict[str, Any]:
+        at, device, push_id, kind, since, failures, ended, reason = tried
         return {
-            "push": push_uuid(ended.push_id),
-            "token": self._fingerprint(ended.device),
-            "provider": ended.device.provider.value,
-            "service": self._origin(ended.device),
-            "kind": ended.kind.name.lower(),
-            "age": round(max(0.0, ended.at - ended.since), 3),
-            "attempt": ended.attempt,
-            "outcome": ended.outcome,
-            "reason": ended.reason,
+            "push": push_uuid(push_id),
+            "token": self._fingerprint(device),
+            "provider": device.provider.value,
+            "service": self._origin(device),
+            "kind": kind.name.lower(),
+            "age": round(max(0.0, at - since), 3),
+            "attempt": failures + 1,
+            "outcome": ended.value,
+            "reason": reason,
         }

@@ -93,8 +93,10 @@ class Inbox:
                 Notification(notifier_id, seq, now, message.nonce, message.meta)
                 for seq, (notifier_id, message) in enumerate(messages, first)
             ]
-        ended = [e for e in events if isinstance(e.message, smp.End | smp.Deld)]
-        waiting.ended += ended
+        ended: list[Event] = []
+        if len(messages) != len(events):
+            ended = [e for e in events if isinstance(e.message, smp.End | smp.Deld)]
+            waiting.ended += ended
         waiting.count += len(messages) + len(ended)
         self._count += len(messages) + len(ended)
         if messages and not waiting.writing:
