@@ -49,7 +49,7 @@ from ntf_server.store.open import Shared, open_store
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
 from ntf_server.version import VERSION
-from smp_bridge.address import DEFAULT_PORT, ServerAddress
+from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
 from smp_bridge.queue_session import AgentConfig
 from smp_bridge.turns import TurnsConfig
@@ -187,8 +187,9 @@ class Relay:
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
-        supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
-        supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
+        if settings.metrics.port:  # else nobody reads that
+            supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
+            supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
@@ -196,10 +197,14 @@ class Relay:
         self._parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
         self._tell_started(providers)
 
+    @property
+    def _address(self) -> ServerAddress:
+        """As apps are given it."""
+        host = self._config.settings.transport.host or "localhost"
+        return ServerAddress.ntf(host, self.port, self._config.credentials.key_hash)
+
     def _tell_started(self, providers: Providers) -> None:
         config, settings = self._config, self._config.settings
-        host = settings.transport.host or "localhost"
-        port = "" if self.port == DEFAULT_PORT["ntf"] else str(self.port)
         on = sorted(provider.value for provider in providers.table)
         switched_off = {
             "checks": settings.delivery.checks == "off",
@@ -212,7 +217,7 @@ class Relay:
             Event.RELAY_STARTED,
             "serving clients",
             version=VERSION,
-            address=str(ServerAddress("ntf", (host,), port, config.credentials.key_hash)),
+            address=str(self._address),
             store=str(config.store),
             providers=",".join(on),
             off=",".join(name for name, off in switched_off.items() if off),
@@ -386,14 +391,11 @@ class Relay:
         return await drain.on_drain(request)
 
     async def _on_status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
-        transport = self._config.settings.transport
-        port = "" if self.port == DEFAULT_PORT["ntf"] else str(self.port)
-        address = ServerAddress("ntf", (transport.host or "localhost",), port, self._config.credentials.key_hash)
         return {
             "version": VERSION,
             "pid": os.getpid(),
             "port": self.port,
-            "address": str(address),
+            "address": str(self._address),
             "url": str(self._config.store),
             **msgspec.to_builtins(self.condition()),
         }

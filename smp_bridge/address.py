@@ -94,6 +94,11 @@ class ServerAddress:
     _identity: bytes = field(default=b"", init=False, repr=False)  # kept: it is asked for with each block
 
     @classmethod
+    def ntf(cls, host: str, port: int, key_hash: bytes) -> Self:
+        """A notification server's, as apps are given it."""
+        return cls("ntf", (host,), "" if port == DEFAULT_PORT["ntf"] else str(port), key_hash)
+
+    @classmethod
     def from_text(cls, text: str) -> Self:
         """Parse `smp://KEYHASH[:password]@host[,host…][:port]` or `ntf://…`. Raises ParseError."""
         m = _ADDRESS.fullmatch(text)

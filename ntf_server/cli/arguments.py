@@ -6,7 +6,7 @@ from typing import Final
 
 from ntf_server.config import identity_files
 from ntf_server.config.files import DEFAULT_DIR, config_dir
-from smp_bridge.address import DEFAULT_PORT, ServerAddress, parse_host
+from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import SignAlgorithm
 
@@ -42,8 +42,3 @@ def host(text: str) -> str:
         return parse_host(text)
     except ParseError as e:
         raise argparse.ArgumentTypeError(str(e)) from e
-
-
-def server_address(name: str, port: int, key_hash: bytes) -> ServerAddress:
-    """As apps are given it."""
-    return ServerAddress("ntf", (name,), "" if port == DEFAULT_PORT["ntf"] else str(port), key_hash)

@@ -23,6 +23,7 @@ from ntf_server.permissions import may, user_name
 from ntf_server.preflight import Found, preflight, running_relay, try_ports
 from ntf_server.push.apns.settings import SECTIONS
 from ntf_server.push.webpush.vapid import Vapid
+from smp_bridge.address import ServerAddress
 
 _LATE: Final = (  # what is imported where it is needed, and may be out of reach of the service's user
     *("concurrent.futures.thread", "difflib", "encodings.idna", "encodings.utf_8_sig", "msgspec.inspect", "traceback"),
@@ -91,7 +92,7 @@ async def _try_low_ports(directory: Path) -> Found:
 def _lines(config: Config, found: Found, user: ServiceUser | None) -> Iterator[tuple[str, object]]:
     settings = config.settings
     transport = settings.transport
-    yield "address", common.server_address(transport.host or "localhost", transport.port, config.credentials.key_hash)
+    yield "address", ServerAddress.ntf(transport.host or "localhost", transport.port, config.credentials.key_hash)
     yield "listen on", f"{transport.bind or '*'}:{transport.port}"
     yield "user", f"{user_name()}{f' ({user.why})' if user else ''}"
     if found.running is not None:

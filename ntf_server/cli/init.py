@@ -16,7 +16,7 @@ from ntf_server.config.contact import is_public_name
 from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.store.sealing import generate_key_text
-from smp_bridge.address import parse_host
+from smp_bridge.address import ServerAddress, parse_host
 from smp_bridge.network import is_public_host
 
 _CONFIG_TEMPLATE: Final = """\
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not is_public_host(host):
         print(f"Apps elsewhere do not reach {host}: give the server's name by --fqdn.", file=sys.stderr)
-    print(common.server_address(host, arguments.port, key_hash))
+    print(ServerAddress.ntf(host, arguments.port, key_hash))
     return 0
 
 

@@ -35,21 +35,20 @@ class Journeys:
     def stored(self, notifications: Iterable[Notification], but: Iterable[Notification] = ()) -> None:
         """They are, but for some."""
         left: Set[Notification] = set(but)
-        now, late, early, observe = self._clock(), self._late.get, self._early.get, self._metrics.observe
+        now = self._clock()
         for n in notifications:
-            if left and n in left:
-                continue
-            at = late(n.seq) or early(n.seq)
-            observe(_STORED, self._age(n) if at is None else now - at)
+            if n not in left:
+                self._metrics.observe(_STORED, self._age(n, now))
 
     def delivered(self, held: Iterable[Entry]) -> None:
         """A provider took a push with these; those that were in an earlier one are told of already."""
+        now = self._clock()
         for entry in held:
             if not entry.sent:
-                self._metrics.observe(_DELIVERED, self._age(entry))
+                self._metrics.observe(_DELIVERED, self._age(entry, now))
 
-    def _age(self, n: Notification | Entry) -> float:
+    def _age(self, n: Notification | Entry, now: float) -> float:
         at = self._late.get(n.seq) or self._early.get(n.seq)
         if at is not None:
-            return self._clock() - at
+            return now - at
         return max(0.0, self._wall() - n.received_at - 0.5)  # that was cut off

@@ -255,3 +255,8 @@ def test_any_spelling(address, rng):
     other = ServerAddress("smp", tuple(hosts), port.zfill(rng.randint(0, 5)) if port else "", address.key_hash)
     assert other == address
     assert parse(other.encode()).identity == address.identity == address.plain.identity
+
+
+def test_a_notification_servers_names_no_usual_port():
+    assert str(ServerAddress.ntf("ntf.example.org", 443, bytes(32))).endswith("@ntf.example.org")
+    assert str(ServerAddress.ntf("ntf.example.org", 5443, bytes(32))).endswith("@ntf.example.org:5443")

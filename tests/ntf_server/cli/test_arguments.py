@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ntf_server.cli.arguments import add_path, directory, host, server_address
+from ntf_server.cli.arguments import add_path, directory, host
 from ntf_server.config.files import DEFAULT_DIR
 
 
@@ -22,8 +22,3 @@ def test_hosts() -> None:
     for text in ("a b", "x" * 65, ""):
         with pytest.raises(argparse.ArgumentTypeError):
             host(text)
-
-
-def test_addresses() -> None:
-    assert str(server_address("ntf.example.org", 443, bytes(32))).endswith("@ntf.example.org")
-    assert str(server_address("ntf.example.org", 5443, bytes(32))).endswith("@ntf.example.org:5443")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import COMMAND, in_process, one_line, run, stop
-from harness import Phone
+from harness import Phone, environment
 from redis_servers import Server
 
 from ntf_server.cli import status
@@ -32,12 +32,7 @@ NOW = 1_800_000_000.0
 
 
 def of(mock_apns: MockApns) -> dict[str, str]:
-    return {
-        "NTF_SERVER__APNS__TEST__HOST": "localhost",
-        "NTF_SERVER__APNS__TEST__PORT": str(mock_apns.port),
-        "NTF_SERVER__APNS__TEST__CA_FILE": str(mock_apns.ca_file),
-        "NTF_SERVER__LIMITS__ENABLED": "false",
-    }
+    return environment(mock_apns) | {"NTF_SERVER__TRANSPORT__BIND": "127.0.0.1"}
 
 
 async def client(made: Path, port: int) -> Client:
