@@ -21,6 +21,7 @@ from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminError, AdminSocket, Handler
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
 from ntf_server.admin.trace import TRACE, on_trace
+from ntf_server.admin.vapid import VAPID, told
 from ntf_server.admission.gate import Admission
 from ntf_server.admission.log_lines import LogLines
 from ntf_server.commands import Commands
@@ -336,6 +337,7 @@ class Relay:
                 DRAIN: partial(self._on_drain, drain),
                 INVALIDATE: partial(on_invalidate, store),
                 TRACE: partial(on_trace, store, self._trail.of),
+                VAPID: self._on_vapid,
             }
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())
@@ -385,6 +387,10 @@ class Relay:
         if report.error:
             raise AdminError(str(report))
         return {"swapped": report.swapped, "needs_restart": report.needs_restart}
+
+    async def _on_vapid(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        config = self._config if self._reloader is None else self._reloader.config
+        return told(config.vapid_key, config.old_vapid_keys)
 
     async def _on_drain(self, drain: Drain, request: Mapping[str, Any]) -> Mapping[str, Any]:
         self._supervisor.spawn(drain.run(seconds_of(request)), "drain")

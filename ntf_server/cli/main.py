@@ -26,7 +26,9 @@ COMMANDS: Final = {
     "migrate": "Move a store into another one, between SQLite and Redis; no server may run.",
     "trace": "Say what became of a device's pushes, while the server runs or not.",
     "tokens": "Make registrations invalid, while the server runs or not.",
+    "vapid": "Print the public key that apps subscribe to Web Push with.",
     "delete": "Delete the server's identity, configuration and database.",
+    "completions": "Print a script that has bash, zsh or fish complete this command.",
     "demo": "Show a wake-up from end to end, on this machine alone.",
 }
 INTERRUPTED: Final = 130
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str], chosen: str, signals: Signals) -> int:
-    arguments = _parser(chosen).parse_args(argv)
+    arguments = parser_of(chosen).parse_args(argv)
     arguments.signals = signals
     try:
         code: int = arguments.run(arguments)
@@ -64,15 +66,15 @@ def _run(argv: Sequence[str], chosen: str, signals: Signals) -> int:
     return code
 
 
-def _parser(chosen: str) -> argparse.ArgumentParser:
-    """Only the chosen command is imported: `status` needs no push engine."""
+def parser_of(*chosen: str) -> argparse.ArgumentParser:
+    """Only the chosen commands are imported: `status` needs no push engine."""
     parser = argparse.ArgumentParser(prog="ntf-server", description="SimpleX push notification server.")
     version = f"ntf-server {VERSION}"
     parser.add_argument("--version", action="version", version=version, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == chosen:
+        if name in chosen:
             module = importlib.import_module(f"ntf_server.cli.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)

@@ -284,6 +284,16 @@ def _old_vapid_keys(directory: Path, settings: Settings) -> tuple[ec.EllipticCur
     return tuple(_read(directory, "web_push", "old_key_files", name, load_key, mend=mend) for name in names)
 
 
+def load_vapid_keys(
+    directory: Path,
+) -> tuple[ec.EllipticCurvePrivateKey | None, tuple[ec.EllipticCurvePrivateKey, ...]]:
+    """The VAPID key in force, None: Web Push is off; and the older ones. Raises ConfigError."""
+    settings = load_settings(directory)
+    if not (name := _vapid_file(directory, settings)):
+        return None, ()
+    return _vapid_key(directory, name), _old_vapid_keys(directory, settings)
+
+
 def _service_account(directory: Path, settings: Settings) -> ServiceAccount:
     """What `[fcm] service_account_file` holds. Raises ConfigError."""
     name, mend = settings.fcm.service_account_file, "give the JSON key of a service account from Google"
