@@ -20,7 +20,9 @@ NODE_SEEDS = 2
 
 
 def simulate(*arguments: str, hash_seed: str = "0", timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": hash_seed}
+    # Which lines are reached is not counted in worlds: that makes each take more than twice as long.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    environment |= {"PYTHONPATH": str(ROOT / "tests"), "PYTHONHASHSEED": hash_seed}
     command = [sys.executable, "-m", "sim", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
@@ -55,7 +57,7 @@ def test_what_is_promised_holds_in_many_worlds() -> None:
 
 @pytest.mark.long
 def test_what_is_promised_holds_in_many_worlds_of_several_nodes() -> None:
-    check(Store.REDIS, 300, 0)
+    check(Store.REDIS, 150, 0)
 
 
 @pytest.mark.long
