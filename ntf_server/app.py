@@ -32,6 +32,7 @@ from ntf_server.listener import Listener, ListenerConfig, of_settings
 from ntf_server.memory import settle
 from ntf_server.observe.condition import Condition, Phase, assess
 from ntf_server.observe.events import Event, EventLog
+from ntf_server.observe.expiry import Expiry
 from ntf_server.observe.logs import set_up_logging
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Info, KindGauge
@@ -88,6 +89,7 @@ class Relay:
         )
         self._metrics.kind_gauge(KindGauge.CERTIFICATE_ENDS, self._certificates_end)
         self._admission = Admission(config.budgets, metrics=self._metrics, clock=steady)
+        self._expiry = Expiry(self._certificates_end, clock)
         self._supervisor = Supervisor(self._metrics.count_part)
         self._listener: Listener | None = None
         self._providers: Providers | None = None
@@ -131,8 +133,6 @@ class Relay:
         """From the store outwards; before it, who asks is told that it starts."""
         config, settings, supervisor = self._config, self._config.settings, self._supervisor
         await self._start_health()
-        if config.client_certificate and (warning := config.client_certificate.warning()):
-            log.warning("%s", warning)
         store = await self._open_store()
         supervisor.on_stop(Stage.CLOSE, "store", lambda _: store.close())
         if store.ledger is not None:
@@ -191,6 +191,7 @@ class Relay:
         if settings.metrics.port:  # else nobody reads that
             supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
             supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
+        supervisor.part("certificates", self._expiry.run)
         self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
@@ -365,7 +366,9 @@ class Relay:
             phase = Phase.STARTING
         elif self._drain is not None and self._drain.begun:
             phase = Phase.DRAINING
-        return assess(gather(phase, self._steady() - self._began, self._parts), self._clock())
+        now = self._clock()
+        left = {name: ends - now for name, ends in self._certificates_end().items()}
+        return assess(gather(phase, self._steady() - self._began, self._parts, left), now)
 
     async def reload(self) -> Report:
         """Load the configuration anew and swap what can be; what waits for that is pushed. Never raises."""
@@ -376,6 +379,7 @@ class Relay:
             return await self._reloader.reload()
         finally:
             self._dispatcher.mended()
+            self._expiry.look()
             systemd.ready()
 
     def ask_for_reload(self) -> None:

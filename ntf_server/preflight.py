@@ -5,6 +5,7 @@ A relay that runs with this configuration is in nobody's way: it is asked what i
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ntf_server.config.identity_files import CA_KEY, SERVER_KEY
 from ntf_server.config.settings import Settings
 from ntf_server.config.source import CONFIG_FILE, PREFIX
 from ntf_server.listener import ListenError, listen_errors, of_settings
+from ntf_server.observe.condition import State, certificate, certificate_sentence
 from ntf_server.permissions import exposed
 from ntf_server.providers import Providers
 from ntf_server.store.contract import StoreCorruptError, StoreError
@@ -142,8 +144,10 @@ def _warnings(config: Config) -> Iterator[str]:
     yield from filter(None, map(exposed, _private_files(config)))
     if (config.directory / CA_KEY).exists():
         yield f"{config.directory / CA_KEY} should be offline"
-    if config.client_certificate and (warning := config.client_certificate.warning()):
-        yield warning
+    now = time.time()
+    for name, ends in config.certificates_end().items():
+        if (found := certificate(name, ends, now)).state is not State.WELL:
+            yield certificate_sentence(found, now)
 
 
 def _private_files(config: Config) -> Iterator[Path]:

@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 
 def client_certificate(
-    directory: Path, password: bytes | None = None, name: str = "Apple Push Services: chat.example.app"
+    directory: Path, password: bytes | None = None, name: str = "Apple Push Services: chat.example.app", days: int = 1
 ) -> tuple[str, str]:
-    """PEM files of a certificate that it signed itself, and of its key."""
+    """PEM files of a certificate that it signed itself, and of its key; it ends in so many days."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+    builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(days))
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     cert, key_file = directory / "push.pem", directory / "push.key"
     cert.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))

@@ -1,6 +1,6 @@
 """What is known of a running relay, for `observe.condition` to assess."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -26,10 +26,10 @@ class Parts:
     failing: Callable[[], frozenset[str]]  # what waits to be started again
 
 
-def gather(phase: Phase, up_for: float, parts: Parts | None) -> Facts:
-    """As it is now. `parts`: None while it starts."""
+def gather(phase: Phase, up_for: float, parts: Parts | None, certificates: Mapping[str, float]) -> Facts:
+    """As it is now. `parts`: None while it starts; `certificates`: see `Facts`."""
     if parts is None:
-        return Facts(phase, up_for)
+        return Facts(phase, up_for, certificates=certificates)
     return Facts(
         phase,
         up_for,
@@ -38,6 +38,7 @@ def gather(phase: Phase, up_for: float, parts: Parts | None) -> Facts:
         parts.subscriber.facts(),
         parts.listener.sessions,
         tuple(sorted(parts.failing())),
+        certificates,
     )
 
 

@@ -119,6 +119,9 @@ def screen(status: Answer) -> Iterator[str]:
     else:
         yield f"ntf-server is {phase}not well:"
         yield from (f"- {trouble}" for trouble in status.troubles)
+    if status.warnings:
+        yield "Soon it will not be:" if status.well else "And soon:"
+        yield from (f"- {warning}" for warning in status.warnings)
     yield ""
     yield from _rows(_status_rows(status))
 

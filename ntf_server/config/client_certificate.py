@@ -9,7 +9,6 @@ from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-_SOON: Final = datetime.timedelta(days=30)
 _DER: Final = b"\x30"  # a SEQUENCE: PKCS #12 and DER certificates begin so, PEM never
 _NAMES: Final = (NameOID.USER_ID, NameOID.COMMON_NAME)  # Apple puts the topic into the first
 _CONVERT: Final = "`openssl pkcs12 -in FILE -nodes -clcerts` makes PEM of it"
@@ -31,12 +30,6 @@ class ClientCertificate:
     key: bytes = field(repr=False)
     name: str
     not_after: datetime.datetime
-
-    def warning(self, now: datetime.datetime | None = None) -> str | None:
-        """A line when it is soon over, in 30 days or less."""
-        if self.not_after - (now or datetime.datetime.now(datetime.UTC)) > _SOON:
-            return None
-        return f"the client certificate for APNs expires on {self.not_after:%Y-%m-%d}; renew it at Apple, then reload"
 
     @classmethod
     def parse(cls, chain: bytes, key: bytes, now: datetime.datetime | None = None) -> "ClientCertificate":

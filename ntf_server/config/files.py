@@ -27,6 +27,7 @@ from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
 from ntf_server.config.service_account import parse_service_account
 from ntf_server.config.settings import Settings
 from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings, read_settings
+from ntf_server.config.store_files import StoreFiles
 from ntf_server.permissions import unreadable, unwritable
 from ntf_server.push.fcm.settings import ServiceAccount, ServiceAccountError
 from ntf_server.push.jose import KeyFileError, load_key
@@ -51,16 +52,17 @@ MAX_SOCKET_PATH: Final = 107  # bytes (unix(7): sun_path without its NUL)
 class Config:
     """All that was configured, checked and parsed. Of providers that are off, the keys and files are None.
 
-    `store`: the database's file, or where the Redis is. `limits`: of subscriptions; `budgets`: of strangers, None:
-    switched off. `old_vapid_keys`: in the order of the setting; `push_hosts`: those of Web Push that are allowed though
-    not public. `ca_files`: paths of PEM bundles, by the section that they are for ("apns.test", "fcm", "web_push").
-    `environ`: the variables that it was loaded with.
+    `store`: the database's file, or where the Redis is; `store_files`: of its TLS, None: without. `limits`: of
+    subscriptions; `budgets`: of strangers, None: switched off. `old_vapid_keys`: in the order of the setting;
+    `push_hosts`: those of Web Push that are allowed though not public. `ca_files`: paths of PEM bundles, by the section
+    that they are for ("apns.test", "fcm", "web_push"). `environ`: the variables that it was loaded with.
     """
 
     directory: Path
     settings: Settings
     credentials: Credentials
     store: Path | RedisUrl
+    store_files: StoreFiles | None
     master_key: MasterKey = field(repr=False)
     servers: ServerList
     push_hosts: tuple[Pattern, ...]
@@ -79,10 +81,12 @@ class Config:
 
     def certificates_end(self) -> Mapping[str, float]:
         """When those in use do, in Unix seconds, by `names.CERTIFICATES`."""
-        online, identity = self.credentials.chain[:2]
-        ends = {"online": online.not_valid_after_utc, "identity": identity.not_valid_after_utc}
+        chain = self.credentials.chain if self.credentials else ()  # there are none where they have a mistake
+        ends = {name: c.not_valid_after_utc for name, c in zip(("online", "identity"), chain, strict=False)}
         if self.client_certificate is not None:
             ends["apns"] = self.client_certificate.not_after
+        if self.store_files is not None and self.store_files.not_after is not None:
+            ends["redis"] = self.store_files.not_after
         return {name: end.timestamp() for name, end in ends.items()}
 
 
@@ -137,6 +141,7 @@ def _parsed(
         settings=settings,
         credentials=credentials,
         store=store,
+        store_files=StoreFiles.read(store.tls) if isinstance(store, RedisUrl) and store.tls else None,
         servers=find(lambda: _server_list(directory, settings)),
         push_hosts=find(lambda: _patterns(directory, "[web_push] allow_hosts", settings.web_push.allow_hosts)),
         network=find(lambda: _smp_network(directory, settings)),

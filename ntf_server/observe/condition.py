@@ -5,7 +5,8 @@ Unix seconds. What a stranger can bring about makes no trouble: push services of
 confirmed a subscription.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
@@ -13,6 +14,7 @@ import msgspec
 
 STALLED: Final = 300.0  # seconds for which something was due and nothing was accepted
 LASTING: Final = 60.0  # seconds after which what may pass by itself is trouble
+ENDING: Final = 30 * 86400.0  # seconds before a certificate's end from which it is told of
 MAX_NAMED: Final = 10  # servers that are named, of those that are missing
 
 _SERVICES: Final = {
@@ -30,6 +32,14 @@ _STORE: Final = {
     "silent": "it does not answer",
 }
 
+# Certificates by `names.CERTIFICATES`: what each is, and what to do before it ends.
+_CERTIFICATES: Final = {
+    "online": ("the online certificate", "make one by `ntf-server cert`, then `ntf-server reload`"),
+    "identity": ("the identity's certificate", "the server's address is made of it: a new one is another server's"),
+    "apns": ("the client certificate for APNs", "renew it at Apple, then `ntf-server reload`"),
+    "redis": ("the client certificate for Redis", "have it renewed, then `ntf-server reload`"),
+}
+
 
 class Phase(StrEnum):
     """Of the life of a process. `STOPPED`: there is none."""
@@ -45,7 +55,8 @@ class State(StrEnum):
     """Of what a relay depends on.
 
     FAILING: it does not do what it should; PAUSED: nothing is pushed that way until a moment; PROBING: one push shows
-    whether that is over; OURS: it refuses pushes for what the operator has to mend.
+    whether that is over; OURS: it refuses pushes for what the operator has to mend; ENDING: it is well, but not for
+    long.
     """
 
     WELL = "well"
@@ -53,6 +64,7 @@ class State(StrEnum):
     PAUSED = "paused"
     PROBING = "probing"
     OURS = "ours-to-mend"
+    ENDING = "ending"
 
 
 # --- facts
@@ -123,7 +135,9 @@ class ServersFacts(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """All of it. `up_for`: seconds since the start; `failing_parts`: of the program, which wait to be started again."""
+    """All of it. `up_for`: seconds since the start; `failing_parts`: of the program, which wait to be started again;
+    `certificates`: seconds until the end of each that is in use, by `names.CERTIFICATES`.
+    """
 
     phase: Phase
     up_for: float = 0.0
@@ -132,6 +146,7 @@ class Facts(msgspec.Struct, frozen=True):
     servers: ServersFacts = ServersFacts()
     clients: int = 0
     failing_parts: tuple[str, ...] = ()
+    certificates: Mapping[str, float] = {}
 
 
 # --- what they come to
@@ -191,8 +206,17 @@ class Leases(msgspec.Struct, frozen=True):
     nodes: int
 
 
+class CertificateCondition(msgspec.Struct, frozen=True):
+    """One that is in use. `ends`: when; ENDING: within ENDING seconds, FAILING: it has ended."""
+
+    name: str
+    state: State
+    ends: float
+
+
 class Condition(msgspec.Struct, frozen=True):
-    """`troubles`: sentences, none: it is well. `unready`: why no clients are to be sent here, empty: they are.
+    """`troubles`: sentences, none: it is well. `warnings`: sentences on what will be trouble if nobody does anything.
+    `unready`: why no clients are to be sent here, empty: they are.
 
     `delivers`: False: the store fails, or a provider is stalled.
     """
@@ -202,6 +226,7 @@ class Condition(msgspec.Struct, frozen=True):
     unready: str
     delivers: bool
     troubles: tuple[str, ...]
+    warnings: tuple[str, ...]
     now: float
     started: float
     store: StoreCondition
@@ -210,11 +235,13 @@ class Condition(msgspec.Struct, frozen=True):
     clients: int
     leases: Leases | None
     failing_parts: tuple[str, ...]
+    certificates: tuple[CertificateCondition, ...]
 
 
 def assess(facts: Facts, now: float) -> Condition:
     """`now`: Unix seconds."""
-    troubles = tuple(_troubles(facts))
+    troubles = tuple(_troubles(facts, now))
+    certificates = tuple(certificate(name, now + left, now) for name, left in facts.certificates.items())
     store_fails = facts.store.failing_for is not None and not facts.store.partly
     return Condition(
         well=not troubles,
@@ -222,6 +249,7 @@ def assess(facts: Facts, now: float) -> Condition:
         unready=_unready(facts, store_fails=store_fails),
         delivers=not store_fails and not any(is_stalled(way, facts.up_for) for way in facts.ways),
         troubles=troubles,
+        warnings=tuple(certificate_sentence(c, now) for c in certificates if c.state is State.ENDING),
         now=now,
         started=now - facts.up_for,
         store=_store(facts.store, now),
@@ -230,6 +258,7 @@ def assess(facts: Facts, now: float) -> Condition:
         clients=facts.clients,
         leases=_leases(facts),
         failing_parts=facts.failing_parts,
+        certificates=certificates,
     )
 
 
@@ -262,6 +291,22 @@ def servers_state(servers: ServersFacts) -> State:
     lasting = [away for away in servers.away if away.seconds >= LASTING]
     all_away = not servers.connected and lasting and len(lasting) == len(servers.away)
     return State.FAILING if all_away or any(away.name for away in lasting) else State.WELL
+
+
+def certificate(name: str, ends: float, now: float) -> CertificateCondition:
+    """How one is that ends then."""
+    left = ends - now
+    state = State.FAILING if left <= 0 else State.ENDING if left <= ENDING else State.WELL
+    return CertificateCondition(name, state, ends)
+
+
+def certificate_sentence(found: CertificateCondition, now: float) -> str:
+    """What is to be done about one that ends."""
+    what, cure = _CERTIFICATES[found.name]
+    day = datetime.fromtimestamp(found.ends, UTC).strftime("%Y-%m-%d")
+    if found.state is State.FAILING:
+        return f"{what} has ended on {day}: {cure}"
+    return f"{what} ends on {day}, in {duration(found.ends - now)}: {cure}"
 
 
 def service(name: str) -> str:
@@ -339,7 +384,7 @@ def _leases(facts: Facts) -> Leases | None:
 # --- sentences
 
 
-def _troubles(facts: Facts) -> Iterator[str]:
+def _troubles(facts: Facts, now: float) -> Iterator[str]:
     if facts.store.failing_for is not None:
         yield _store_sentence(facts.store)
     if facts.store.silent_shards:
@@ -348,6 +393,9 @@ def _troubles(facts: Facts) -> Iterator[str]:
         yield from _way_sentences(way, facts.up_for)
     if servers_state(facts.servers) is State.FAILING:
         yield _servers_sentence(facts.servers)
+    for name, left in facts.certificates.items():
+        if left <= 0:
+            yield certificate_sentence(certificate(name, now + left, now), now)
     for part in facts.failing_parts:
         yield f"a part of this server fails and is started again, by a fault of the program: {part}; the log has more"
 

@@ -120,6 +120,27 @@ class Event(StrEnum):
         "status",
         "reason",
     )
+    CERTIFICATE_ENDING = (
+        "certificate.ending",
+        logging.WARNING,
+        "A certificate in use ends within 30 days (`ends`); told at the start, and again every day.",
+        "certificate",
+        "ends",
+    )
+    CERTIFICATE_ENDED = (
+        "certificate.ended",
+        logging.ERROR,
+        "A certificate in use has ended; told again every day.",
+        "certificate",
+        "ends",
+    )
+    CERTIFICATE_WELL = (
+        "certificate.well",
+        logging.WARNING,
+        "A renewed one is in use: the end of `certificate.ending` and `certificate.ended`.",
+        "certificate",
+        "ends",
+    )
     CLOCK_SET = (
         "clock.set",
         logging.WARNING,

@@ -21,6 +21,7 @@ PARTS: Final = (
     "tokens_due",
     "census",
     "loop_lag",
+    "certificates",
     "audit",
     "reload",
     "listener",
@@ -33,7 +34,7 @@ PARTS: Final = (
 )
 
 
-CERTIFICATES: Final = ("online", "identity", "apns")
+CERTIFICATES: Final = ("online", "identity", "apns", "redis")
 TOKEN_STATUSES: Final = (*(status.value for status in ntf.TokenStatus), "damaged")
 COMMANDS: Final = (*(tag.decode() for tag in ntf.COMMANDS), "invalid")
 ANSWERS: Final = ("OK", "AUTH", "BLOCK", "CMD", "INTERNAL", "QUOTA", "SESSION", "STORE")

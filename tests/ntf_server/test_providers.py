@@ -652,7 +652,11 @@ async def test_a_subscription_of_an_older_vapid_key_is_pushed_to_while_that_key_
 
 
 async def test_a_client_certificate_that_was_renewed(
-    make_config: Callable[..., Config], running: Running, mock_apns: MockApns, tmp_path: Path
+    make_config: Callable[..., Config],
+    running: Running,
+    mock_apns: MockApns,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cert, key = client_certificate(tmp_path)
     assert mock_apns._context is not None
@@ -677,8 +681,13 @@ async def test_a_client_certificate_that_was_renewed(
     config = make_config(apns__certificate_file=cert, apns__certificate_key_file=key, **sandbox)
     async with running(config) as (relay, client):
         assert await shown() == {first}
-        client_certificate(tmp_path, name="renewed")
+        [warning] = relay.condition().warnings
+        assert warning.startswith("the client certificate for APNs ends on ")
+        client_certificate(tmp_path, name="renewed", days=400)
         second = trusted()
         assert await shown() == {first}  # nobody said so yet
         assert (await relay.reload()).swapped == ("[apns] certificate_file",)
         assert second in await shown()
+        assert relay.condition().warnings == ()
+    told = [getattr(record, FIELD, "") for record in caplog.records]
+    assert [event for event in told if event.startswith("certificate.")] == ["certificate.ending", "certificate.well"]

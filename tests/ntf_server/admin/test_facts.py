@@ -344,4 +344,6 @@ async def test_an_own_smp_server_that_is_gone(watched: Make, phone: Callable[[],
 
 
 def test_nothing_is_known_of_one_that_starts() -> None:
-    assert gather(Phase.STARTING, 3.0, None) == Facts(Phase.STARTING, 3.0)
+    assert gather(Phase.STARTING, 3.0, None, {"online": 5.0}) == Facts(
+        Phase.STARTING, 3.0, certificates={"online": 5.0}
+    )

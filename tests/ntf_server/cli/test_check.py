@@ -79,7 +79,7 @@ def test_check_tells_how_long_a_client_certificate_is_good(
     assert re.search(
         r"^certificate Apple Push Services: chat\.example\.app, good until \d{4}-\d\d-\d\d$", out, re.MULTILINE
     )
-    assert "warning     the client certificate for APNs expires on " in out
+    assert "warning     the client certificate for APNs ends on " in out
     (made / "push.key").write_bytes((made / "vapid.key").read_bytes())
     code, out, err = in_process(capsys, "check", "--path", made)
     assert (code, out) == (2, "")

@@ -48,14 +48,6 @@ def test_one_that_expired(files: tuple[bytes, bytes]) -> None:
     assert e.value.setting == "certificate_file"
 
 
-def test_one_that_is_soon_over(files: tuple[bytes, bytes]) -> None:
-    parsed = ClientCertificate.parse(*files)
-    warning = parsed.warning()
-    assert warning is not None
-    assert f"expires on {parsed.not_after:%Y-%m-%d}; renew it" in warning
-    assert parsed.warning(parsed.not_after - datetime.timedelta(31)) is None
-
-
 def test_files_that_are_no_pair(files: tuple[bytes, bytes]) -> None:
     cert, key_pem = files
     other = ec.generate_private_key(ec.SECP256R1())

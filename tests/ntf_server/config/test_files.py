@@ -681,7 +681,12 @@ def test_a_client_certificate(load: Load, identity_dir: Path) -> None:
     assert set(loaded.ca_files) == {"apns.production", "apns.sandbox"}
     ends = loaded.certificates_end()
     assert ends["apns"] == loaded.client_certificate.not_after.timestamp()
-    assert set(ends) == set(CERTIFICATES)
+    client_certificate(identity_dir, name="redis")
+    loaded = load("[store]\nurl = 'rediss://a?cert_file=push.pem&key_file=push.key'\n")
+    assert set(ends | loaded.certificates_end()) == set(CERTIFICATES)
+    assert loaded.store_files is not None
+    assert loaded.store_files.not_after is not None
+    assert loaded.certificates_end()["redis"] == loaded.store_files.not_after.timestamp()
 
 
 def test_when_certificates_end(load: Load, identity_dir: Path) -> None:

@@ -21,6 +21,7 @@ from ntf_server.observe.condition import (
     WayFacts,
     assess,
 )
+from ntf_server.observe.names import CERTIFICATES
 
 NOW = 1_800_000_000.0
 UP = 10_000.0
@@ -216,6 +217,27 @@ def test_parts_of_the_program_that_fail() -> None:
     assert found.troubles == (
         "a part of this server fails and is started again, by a fault of the program: audit; the log has more",
     )
+    assert (found.delivers, found.unready) == (True, "")
+
+
+# --- certificates
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_a_certificate_warns_for_30_days_and_is_trouble_once_it_ended(name: str) -> None:
+    assert condition.certificate(name, NOW + 31 * DAY, NOW).state is State.WELL
+    found = judged(certificates={name: 31 * DAY})
+    assert (found.well, found.warnings, found.certificates[0].ends) == (True, (), NOW + 31 * DAY)
+    found = judged(certificates={name: 29 * DAY})
+    assert (found.well, found.troubles, found.certificates[0].state) == (True, (), State.ENDING)
+    [warning] = found.warnings
+    assert " certificate" in warning and " ends on 2027-02-13, in 29 days: " in warning
+    found = judged(certificates={name: -1.0})
+    assert (found.well, found.warnings, found.certificates[0].state) == (False, (), State.FAILING)
+    [trouble] = found.troubles
+    assert " has ended on 2027-01-15: " in trouble
     assert (found.delivers, found.unready) == (True, "")
 
 
