@@ -18,7 +18,7 @@ from ntf_server import periodic, systemd
 from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.facts import Parts, gather
 from ntf_server.admin.health import Admin
-from ntf_server.admin.socket import AdminError, AdminSocket, Handler
+from ntf_server.admin.socket import AdminSocket, Handler, RefusedError
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
 from ntf_server.admin.trace import TRACE, on_trace
 from ntf_server.admin.vapid import VAPID, told
@@ -26,7 +26,7 @@ from ntf_server.admission.gate import Admission
 from ntf_server.admission.log_lines import LogLines
 from ntf_server.commands import Commands
 from ntf_server.config.files import Config, socket_path_error
-from ntf_server.config.reload import Part, Reloader, Report, Swap
+from ntf_server.config.reload import Reloader, Report
 from ntf_server.config.source import CONFIG_FILE
 from ntf_server.listener import Listener, ListenerConfig, of_settings
 from ntf_server.memory import settle
@@ -48,8 +48,10 @@ from ntf_server.store.clock import Clock, boot_id, since_boot
 from ntf_server.store.contract import Store, StoreCorruptError
 from ntf_server.store.memory import Times
 from ntf_server.store.open import Shared, open_store
+from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
+from ntf_server.swaps import Takers, swaps
 from ntf_server.version import VERSION
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
@@ -97,6 +99,7 @@ class Relay:
         self._trail: Trail | None = None
         self._reloader: Reloader | None = None
         self._drain: Drain | None = None
+        self._store_tls: Tls | None = None
         self._parts: Parts | None = None  # once it has started
         self._stopping = False
 
@@ -184,20 +187,27 @@ class Relay:
         supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
         gauges = periodic.StoreGauges(store, providers.table, self._metrics)
-        supervisor.part("tokens due", gauges.run)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
-        if settings.metrics.port:  # else nobody reads that
-            supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
-            supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
-        supervisor.part("certificates", self._expiry.run)
-        self._reloader = Reloader(config, self._swaps(providers, listener, commands, subscriber, checks))
+        self._watch(store, gauges)
+        takers = Takers(
+            *(providers, listener, commands, subscriber, checks, self._admission, self._store_tls, set_up_log)
+        )
+        self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
         self._parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
         self._tell_started(providers)
+
+    def _watch(self, store: Store, gauges: periodic.StoreGauges) -> None:
+        """What is looked at now and then."""
+        self._supervisor.part("tokens due", gauges.run)
+        self._supervisor.part("certificates", self._expiry.run)
+        if self._config.settings.metrics.port:  # else nobody reads that
+            self._supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
+            self._supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
 
     @property
     def _address(self) -> ServerAddress:
@@ -227,17 +237,18 @@ class Relay:
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
-        delivery, store = self._config.settings.delivery, self._config.settings.store
+        delivery, store, place = self._config.settings.delivery, self._config.settings.store, self._config.store
+        self._store_tls = Tls.of(place) if isinstance(place, RedisUrl) else None
         opening = asyncio.create_task(
             open_store(
-                self._config.store,
+                place,
                 directory=self._config.directory,
                 master_key=self._config.master_key,
                 times=Times(delivery.message_ttl, delivery.verification_ttl, silent_ttl=store.token_ttl),
                 metrics=self._metrics,
                 on_corrupt=self._supervisor.fail,
                 clock=Clock(self._clock, self._steady, boot_id()),
-                shared=Shared(store.node, store.wait_replicas, store.wait_aof),
+                shared=Shared(store.node, store.wait_replicas, store.wait_aof, self._store_tls),
             ),
             name="open store",
         )
@@ -287,35 +298,6 @@ class Relay:
             commands,
             self._admission,
         )
-
-    def _swaps(
-        self,
-        providers: Providers,
-        listener: Listener,
-        commands: Commands,
-        subscriber: Subscriber,
-        checks: periodic.Checks,
-    ) -> Mapping[Part, Swap]:
-        """Who takes what of a new configuration. First what may refuse it."""
-
-        def swap_lists(config: Config) -> None:
-            commands.use(config.servers, config.limits)
-            subscriber.use(config.servers)
-
-        def swap_limits(config: Config) -> None:
-            self._admission.use(config.budgets)
-            set_up_log(config)
-
-        return {
-            Part.LISTENER: lambda config: listener.use(config.credentials),
-            Part.APNS: providers.use,
-            Part.FCM: providers.use,
-            Part.WEB_PUSH: providers.use,
-            Part.SUBSCRIBER: swap_lists,
-            Part.CHECKS: lambda config: checks.use(config.settings.delivery.checks),
-            Part.LIMITS: swap_limits,
-            Part.LOG: set_up_log,
-        }
 
     def _certificates_end(self) -> Mapping[str, float]:
         config = self._config if self._reloader is None else self._reloader.config
@@ -389,7 +371,7 @@ class Relay:
     async def _on_reload(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         report = await self.reload()
         if report.error:
-            raise AdminError(str(report))
+            raise RefusedError(str(report))
         return {"swapped": report.swapped, "needs_restart": report.needs_restart}
 
     async def _on_vapid(self, _: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -175,10 +175,14 @@ class Listener:
             for sock in self._server.sockets:
                 _queue(sock.fileno())
 
-    def use(self, credentials: Credentials) -> None:
-        """Show this certificate from now on; sessions that are there stay. Raises ssl.SSLError, changing nothing."""
-        self._context = server_context("ntf", credentials)
-        self._credentials = credentials
+    def prepare(self, credentials: Credentials) -> Callable[[], None]:
+        """What has this certificate shown from then on; sessions that are there stay. Raises ssl.SSLError."""
+        context = server_context("ntf", credentials)
+
+        def commit() -> None:
+            self._context, self._credentials = context, credentials
+
+        return commit
 
     def _door(self) -> Door:
         """For one connection."""

@@ -1,9 +1,12 @@
 """Small scripts that tests of the layer to Redis run, and a database that is closed for sure."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+
+from redis_servers import HOST, Server
 
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.redis.call import Call, Word
@@ -52,3 +55,34 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
     finally:
         async with asyncio.timeout(5):
             await database.close()
+
+
+@asynccontextmanager
+async def front(server: Server, context: ssl.SSLContext, shown: list[int] | None = None) -> AsyncIterator[int]:
+    """A port that speaks TLS and hands what is in it to the server; as operators do with stunnel. `shown`: gets the
+    serial numbers of clients' certificates.
+    """
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if shown is not None:
+            shown.append(int(writer.get_extra_info("peercert")["serialNumber"], 16))
+        inner_reader, inner_writer = await asyncio.open_connection(HOST, server.port)
+        for ends in ((reader, inner_writer), (inner_reader, writer)):
+            tasks.add(asyncio.create_task(pump(*ends)))
+
+    listening = await asyncio.start_server(accept, HOST, 0, ssl=context)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
 """The operator's side of a running relay: a Unix socket that only its own user and root may speak to.
 
 A request is a line of JSON, `{"command": NAME, …}`; so is its answer: `{"ok": true, …}` or
-`{"ok": false, "error": TEXT}`. A connection takes any number of them, one after the other.
+`{"ok": false, "error": TEXT, "final": BOOL}`. A connection takes any number of them, one after the other.
 """
 
 import asyncio
@@ -39,6 +39,10 @@ class AdminError(Exception):
 
 class NotRunningError(AdminError):
     """Nobody listens there."""
+
+
+class RefusedError(AdminError):
+    """No retry mends it: the operator has to."""
 
 
 class AdminSocket:
@@ -133,7 +137,7 @@ class AdminSocket:
             async with asyncio.timeout(self._work):
                 return {"ok": True, **await handler(request)}
         except AdminError as e:
-            return _failure(str(e))
+            return _failure(str(e), final=isinstance(e, RefusedError))
         except TimeoutError:
             return _failure(f"not done within {self._work:g} s")
         except Exception:
@@ -177,14 +181,14 @@ def ask(path: Path, command: str, *, timeout: float = WORK, **arguments: Any) ->
     try:
         answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
         if answer.pop("ok") is not True:
-            raise AdminError(str(answer["error"]))
+            raise (RefusedError if answer.get("final") else AdminError)(str(answer["error"]))
     except (msgspec.DecodeError, KeyError):
         raise AdminError(f"{path}: who listens there does not answer as an ntf-server does") from None
     return answer
 
 
-def _failure(error: str) -> Mapping[str, Any]:
-    return {"ok": False, "error": error}
+def _failure(error: str, *, final: bool = False) -> Mapping[str, Any]:
+    return {"ok": False, "error": error, "final": final}
 
 
 def _may_ask(connected: socket.socket) -> bool:

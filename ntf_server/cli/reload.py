@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 if no server runs, or if it kept its configuration."""
+    """1 if no server runs, 2 if it kept its configuration."""
     answer = ask(load_admin_socket(common.directory(arguments)), "reload")
     for name in answer["swapped"]:
         print(f"in use now      {name}")

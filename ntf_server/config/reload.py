@@ -1,7 +1,6 @@
 """A new configuration for a running relay: what differs, what of it can be swapped, and what needs a restart."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,8 +16,8 @@ from ntf_server.config.files import Config
 from ntf_server.config.mistakes import ConfigError
 from ntf_server.config.settings import Limits, Settings
 from ntf_server.observe.events import Event, EventLog
+from ntf_server.store.contract import StoreError
 
-log = logging.getLogger(__name__)
 events = EventLog(__name__)
 
 
@@ -26,6 +25,7 @@ class Part(StrEnum):
     """What can take a new configuration while it runs."""
 
     LISTENER = "listener"  # the online certificate
+    STORE = "store"  # the TLS files of a Redis
     APNS = "apns"
     FCM = "fcm"
     WEB_PUSH = "web_push"
@@ -60,23 +60,26 @@ _SWAPPED: Final[Mapping[str, Part]] = {
 _IDENTITY: Final = "the server's identity"
 _CERTIFICATE: Final = "the online certificate"
 _MASTER_KEY: Final = "the master key"
+_STORE_FILES: Final = "the TLS files of [store] url"
 _DENIED: Final = "the networks of [subscriber] deny_servers, where names lead to them"
 
-Swap = Callable[[Config], None]
+Commit = Callable[[], None]
+Swap = Callable[[Config], Commit]
+_PARTS: Final[Mapping[str, Part]] = {_CERTIFICATE: Part.LISTENER, _STORE_FILES: Part.STORE}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a reload, by name. `error`: one line; nothing has changed then but for what is in `swapped`."""
+    """What came of a reload, by name. `error`: one line; nothing has changed then."""
 
     swapped: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
     error: str = ""
 
     def __str__(self) -> str:
-        said = [f"in use now: {', '.join(self.swapped)}"] if self.swapped else []
         if self.error:
-            return "; ".join([*said, f"not changed: {self.error}"])
+            return f"not changed: {self.error}"
+        said = [f"in use now: {', '.join(self.swapped)}"] if self.swapped else []
         if self.needs_restart:
             said.append(f"restart to use it: {', '.join(self.needs_restart)}")
         return "; ".join(said) or "nothing differs"
@@ -92,9 +95,10 @@ class Changes:
 
 
 class Reloader:
-    """Loads anew and hands out what differs. `swaps`: called in this order, each with the configuration in force then.
+    """Loads anew and hands out what differs: all of it, or nothing.
 
-    A part that is not in it needs a restart. A swap that raises has changed nothing itself.
+    `swaps`: each is given the configuration in force then, and gives what takes it into use, which cannot fail; it may
+    refuse instead, by an error, and changes nothing itself. A part that is not in it needs a restart.
     """
 
     def __init__(
@@ -126,21 +130,17 @@ class Reloader:
         except ConfigError as e:
             return Report(error=str(e))
         changes = compare(self._config, new, self._swaps.keys())
-        done: list[str] = []
-        taken: list[Part] = []
-        for part, swap in self._swaps.items():
-            if part not in changes.swapped:
-                continue
+        commits = []
+        for part in (part for part in self._swaps if part in changes.swapped):
             try:
-                swap(changes.config)
-            except Exception as e:
-                log.exception("%s did not take the new configuration", part)
-                self._config = compare(self._config, new, taken).config
-                return Report(tuple(done), error=f"{', '.join(changes.swapped[part])}: {e or type(e).__name__}")
-            done += changes.swapped[part]
-            taken.append(part)
+                commits.append(self._swaps[part](changes.config))
+            except (OSError, StoreError) as e:  # which ssl.SSLError is, too
+                return Report(error=f"{', '.join(changes.swapped[part])}: {e}")
+        for commit in commits:
+            commit()
         self._config = changes.config
-        return Report(tuple(done), changes.needs_restart)
+        swapped = [name for part in self._swaps for name in changes.swapped.get(part, ())]
+        return Report(tuple(swapped), changes.needs_restart)
 
 
 def compare(old: Config, new: Config, parts: Container[Part]) -> Changes:
@@ -151,7 +151,7 @@ def compare(old: Config, new: Config, parts: Container[Part]) -> Changes:
     differing = dict.fromkeys(_differing_settings(old.settings, new.settings))
     differing |= dict.fromkeys(_differing_content(old, new))
     for name in differing:
-        part = Part.LISTENER if name == _CERTIFICATE else _SWAPPED.get(name)
+        part = _PARTS.get(name) or _SWAPPED.get(name)
         if part is None or part in fixed or part not in parts:
             restart.append(_shown(name))
         else:
@@ -186,6 +186,8 @@ def _differing_content(old: Config, new: Config) -> Iterator[str]:
         yield _IDENTITY
     elif old.credentials.chain_pem != new.credentials.chain_pem:
         yield _CERTIFICATE
+    if old.store == new.store and old.store_files != new.store_files:
+        yield _STORE_FILES
     if old.master_key.key_id != new.master_key.key_id:
         yield _MASTER_KEY
     if old.network.denied != new.network.denied:
@@ -224,6 +226,8 @@ def _merge(old: Config, new: Config, parts: Container[Part]) -> Config:
     merged = replace(old, settings=Settings(**sections))
     if Part.LISTENER in parts:
         merged = replace(merged, credentials=new.credentials)
+    if Part.STORE in parts:
+        merged = replace(merged, store_files=new.store_files)
     if Part.APNS in parts:
         merged = replace(merged, apns_key=new.apns_key, client_certificate=new.client_certificate)
     if Part.FCM in parts:

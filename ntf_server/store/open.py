@@ -15,6 +15,7 @@ from ntf_server.store.clock import Clock
 from ntf_server.store.contract import Store, StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.memory import Times
 from ntf_server.store.portable import being_filled
+from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -33,12 +34,13 @@ _SQLITE = "sqlite://"
 @dataclass(frozen=True)
 class Shared:
     """Of a store that nodes share. `node`: this one's name, empty: a new one in each run; `wait_replicas`, `wait_aof`:
-    on so many replicas, on the disks of so many servers, a write has to be before it counts.
+    on so many replicas, on the disks of so many servers, a write has to be before it counts; `tls`: of connections.
     """
 
     node: str = ""
     wait_replicas: int = 0
     wait_aof: int = 0
+    tls: Tls | None = None
 
 
 def sqlite_path(url: str, directory: Path) -> Path | None:
@@ -153,7 +155,7 @@ async def _connect(url: RedisUrl, shared: Shared) -> "tuple[Database, list[str]]
 
     durability = Durability(shared.wait_replicas, shared.wait_aof)
     try:
-        database = await Database.open(url, durability=durability)
+        database = await Database.open(url, durability=durability, tls=shared.tls)
     except StoreUnavailableError as e:
         raise type(e)(f"{url}: {e}; start it, or mend [store] url") from e
     return database, warnings(database.told, durability)

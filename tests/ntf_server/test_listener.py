@@ -887,7 +887,7 @@ async def test_a_new_certificate_is_shown_to_those_who_come_then(
     listener = await listen()
     before = await dial(listener)
     assert await leaf_of(raw_tls, listener) == identity[0].chain_der[0]
-    listener.use(renewed)
+    listener.prepare(renewed)()
     assert await leaf_of(raw_tls, listener) == renewed.chain_der[0]
     assert await pong(await dial(listener))
     assert await pong(before)  # its session stays
@@ -918,7 +918,7 @@ async def test_tls_and_handshake_show_the_same_certificate(*, listen: Any, dial:
         dialing = asyncio.create_task(dial(Gate))
         await asyncio.wait_for(connected.wait(), 10)
         await asyncio.sleep(0.05)  # until the listener has accepted
-        listener.use(renewed)
+        listener.prepare(renewed)()
         go_on.set()
         wire = await asyncio.wait_for(dialing, 10)
         assert await pong(wire)
@@ -930,6 +930,6 @@ async def test_a_certificate_that_cannot_be_used_changes_nothing(
 ) -> None:
     listener = await listen()
     with pytest.raises(ssl.SSLError):
-        listener.use(Credentials(identity[0].chain, renewed.key))
+        listener.prepare(Credentials(identity[0].chain, renewed.key))
     assert await leaf_of(raw_tls, listener) == identity[0].chain_der[0]
     assert await pong(await dial(listener))

@@ -6,7 +6,6 @@ costs more than twice as much. What a client would add, repeating and routing, i
 """
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,21 +20,11 @@ from redis.exceptions import RedisError, ResponseError
 from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.redis.call import Word, packed
 from ntf_server.store.redis.remedy import NotPrimaryError
-from ntf_server.store.redis.url import Endpoint, Login, TlsOptions
+from ntf_server.store.redis.tls import Tls
+from ntf_server.store.redis.url import Endpoint, Login
 
 # What a server cannot do for us now, or does not let us; `remedy` knows each of them.
 TROUBLE: Final = (RedisError, OSError, NotPrimaryError, StoreConflictError)
-
-
-def tls_context(files: TlsOptions) -> ssl.SSLContext:
-    """Made once: it takes tens of milliseconds to read the system's authorities. Raises StoreConflictError."""
-    try:
-        context = ssl.create_default_context(cafile=files.ca_file)
-        if files.cert_file is not None:
-            context.load_cert_chain(files.cert_file, files.key_file)
-    except OSError as e:  # which ssl.SSLError is, too
-        raise StoreConflictError(f"the files of the store's url cannot be read: {e}") from None
-    return context
 
 
 def info_fields(text: bytes) -> dict[str, str]:
@@ -66,7 +55,7 @@ class Dialer:
     """
 
     login: Login
-    tls: ssl.SSLContext | None
+    tls: Tls | None
     database: int
     timeout: float
     check_role: bool = True  # in a cluster a replica tells by itself that it is none
@@ -111,7 +100,7 @@ class Dialer:
         if self.tls is None:
             return TcpConnection(host=endpoint.host, port=endpoint.port, **options)
         secured = SSLConnection(host=endpoint.host, port=endpoint.port, **options)
-        secured.ssl_context.context = self.tls
+        secured.ssl_context.context = self.tls.context
         return secured
 
 

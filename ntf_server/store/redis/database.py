@@ -17,13 +17,14 @@ from weakref import WeakSet
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
 from ntf_server.store.redis.call import Call, Pending, Word, answers, get_room, script_words, without_errors
-from ntf_server.store.redis.connection import Connection, Dialer, tls_context
+from ntf_server.store.redis.connection import Connection, Dialer
 from ntf_server.store.redis.durability import Durability
 from ntf_server.store.redis.facts import CONFIG, Facts, read_facts, refusals
 from ntf_server.store.redis.primary import Primary
 from ntf_server.store.redis.remedy import Again, Elsewhere, InFull, remedy, unavailable
 from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.streams import StreamReader
+from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.topology import SLOTS, Table, Topology
 from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
 from ntf_server.store.trouble import Trouble
@@ -79,9 +80,8 @@ class Database:
         bounds: Bounds = _BOUNDS,
         durability: Durability = _NO_DURABILITY,
         on_error: Callable[[Exception], None] = lambda _: None,
+        tls: Tls | None = None,
     ) -> None:
-        tls = None if url.tls is None else tls_context(url.tls)
-        dialer = Dialer(url.login, tls, url.database, bounds.connect, check_role=url.kind is not Kind.CLUSTER)
         self.url: Final = url
         self.prefix: Final = url.prefix
         self.spans: Final = url.kind is not Kind.CLUSTER
@@ -91,8 +91,8 @@ class Database:
         self.on_lost: Callable[[], None] = lambda: None  # what was written and answered last may not be there any more
         self.on_commit: Callable[[float], None] = lambda _: None  # what was written is durable, after so many seconds
         self.told: list[Facts] = []  # by the primaries, when it was opened
-        self._dialer = dialer
-        self._topology = Topology(url, dialer)
+        self._dialer = Dialer(url.login, tls or Tls.of(url), url.database, bounds.connect, check_role=self.spans)
+        self._topology = Topology(url, self._dialer)
         self._table: Table = [None] * (1 if self.spans else SLOTS)
         self._primaries: dict[Endpoint, Primary] = {}
         self._histories: dict[Endpoint, str] = {}
@@ -117,19 +117,19 @@ class Database:
         bounds: Bounds = _BOUNDS,
         durability: Durability = _NO_DURABILITY,
         on_error: Callable[[Exception], None] = lambda _: None,
+        tls: Tls | None = None,
     ) -> Self:
         """Find out who is primary, ask each what it is, and refuse what cannot serve the relay (`facts.refusals`).
 
-        `on_error` hears, in the loop, of every call that failed. Raises StoreConflictError (it is refused, with one
-        line), StoreUnavailableError (no primary answered within `bounds.limit` seconds), StoreError (a right, a
-        password).
+        `on_error` hears, in the loop, of every call that failed; `tls` None: that of the URL. Raises StoreConflictError
+        (it is refused, with one line), StoreUnavailableError (no primary answered within `bounds.limit` seconds),
+        StoreError (a right, a password).
         """
-        database = cls(url, bounds=bounds, durability=durability, on_error=on_error)
+        database = cls(url, bounds=bounds, durability=durability, on_error=on_error, tls=tls)
         try:
             await database._begin()
             database.told = await database.facts()
-            refused = refusals(database.told, url.kind, durability)
-            if refused:
+            if refused := refusals(database.told, url.kind, durability):
                 raise StoreConflictError("; ".join(refused))
         except BaseException:
             await database.close()

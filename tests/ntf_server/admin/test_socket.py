@@ -121,7 +121,7 @@ async def test_a_command_that_fails_unexpectedly(path: Path, caplog: pytest.LogC
 )
 async def test_what_is_no_request(*, listen: Listen, path: Path, line: bytes, error: str) -> None:
     await listen()
-    assert await raw(path, line) == [{"ok": False, "error": error}]
+    assert await raw(path, line) == [{"ok": False, "error": error, "final": False}]
     assert await raw(path, b'{"command": "echo"}\n') == [{"ok": True, "got": {"command": "echo"}}]
 
 

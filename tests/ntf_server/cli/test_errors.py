@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from ntf_server.admin.socket import AdminError
+from ntf_server.admin.socket import AdminError, RefusedError
 from ntf_server.cli.errors import UsageError, exit_code, lines, one_line
 from ntf_server.config.files import ConfigError, NotNowError
 from ntf_server.config.identity_files import IdentityFileError
@@ -30,6 +30,7 @@ from ntf_server.store.sealing import SealingError
         (NotNowError("x"), 75),
         (StoreUnavailableError("x"), 75),
         (AdminError("x"), 1),
+        (RefusedError("x"), 2),
         (DifferentError("x"), 1),
         (OSError(28, "No space left on device", "x"), 1),
         (ssl.SSLError(1, "x"), 2),

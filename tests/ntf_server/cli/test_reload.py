@@ -44,6 +44,6 @@ async def test_a_bad_configuration(made: Path, start: Start) -> None:
     configure(made, "[loog]", "[log]")
     (made / "server.key").write_text("rubbish")
     done = await asyncio.to_thread(run, "reload", "--path", made)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert one_line(done.stderr).startswith("ntf-server: not changed: ")
     assert "server.key" in done.stderr

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ntf_server.config import files, identity_files
 from ntf_server.config.files import Config, ConfigError
-from ntf_server.config.reload import Part, Reloader, Report, compare
+from ntf_server.config.reload import Commit, Part, Reloader, Report, Swap, compare
 from ntf_server.config.settings import Settings
 from ntf_server.push.jose import generate_key, key_pem
+from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.sealing import generate_key_text
 
 ALL = tuple(Part)
@@ -186,6 +188,19 @@ def test_a_client_certificate(load: Load, directory: Path) -> None:
     assert instead.config.apns_key is with_key.apns_key
 
 
+def test_the_tls_files_of_a_redis(load: Load, directory: Path) -> None:
+    client_certificate(directory)
+    url = {"STORE__URL": "rediss://a?cert_file=push.pem&key_file=push.key"}
+    old = load(**url)
+    client_certificate(directory, name="renewed")
+    new = load(**url)
+    changes = compare(old, new, ALL)
+    assert (changes.swapped, changes.needs_restart) == ({Part.STORE: ("the TLS files of [store] url",)}, ())
+    assert changes.config.store_files == new.store_files != old.store_files
+    changes = compare(old, load(STORE__URL="rediss://a?cert_file=push.pem"), ALL)  # its files are used after a restart
+    assert (changes.swapped, changes.needs_restart) == ({}, ("[store] url",))
+
+
 def test_a_provider_that_is_turned_off_or_on(load: Load) -> None:
     both, without = load(), load(WEB_PUSH__KEY_FILE="", FCM__SERVICE_ACCOUNT_FILE="")
     for old, new in ((both, without), (without, both)):
@@ -199,11 +214,16 @@ def test_a_provider_that_is_turned_off_or_on(load: Load) -> None:
 # --- the reloader
 
 
+def taken_by(given: list[Config]) -> Swap:
+    return lambda config: partial(given.append, config)
+
+
 async def test_parts_are_given_what_is_in_force(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     old, new = load(), load(APNS__KEY_ID="ABC123DEF2", TRANSPORT__PORT="5443")
     given: list[Config] = []
-    reloader = Reloader(old, {Part.APNS: given.append, Part.LOG: given.append}, lambda _: new)
+    take = taken_by(given)
+    reloader = Reloader(old, {Part.APNS: take, Part.LOG: take}, lambda _: new)
     report = await reloader.reload()
     assert report == Report(("[apns] key_id",), ("[transport] port",))
     assert caplog.messages == ["reload: in use now: [apns] key_id; restart to use it: [transport] port"]
@@ -224,7 +244,7 @@ async def test_a_bad_configuration_changes_nothing(
     load: Load, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given: list[Config] = []
-    reloader = Reloader(old := load(), dict.fromkeys(Part, given.append))
+    reloader = Reloader(old := load(), dict.fromkeys(Part, taken_by(given)))
     (directory / "vapid.key").write_bytes(key_pem(generate_key()))
     (directory / "apns.p8").write_bytes(b"SECRET")
     report = await reloader.reload()
@@ -236,23 +256,23 @@ async def test_a_bad_configuration_changes_nothing(
     assert "SECRET" not in line
 
 
-async def test_a_part_that_refuses(load: Load, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(_: Config) -> None:
-        raise ValueError("no such thing")
+async def test_a_part_that_refuses_has_all_others_stay_as_they_are(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Config) -> Commit:
+        raise StoreConflictError("no such thing; mend it")
 
     given: list[Config] = []
+    take = taken_by(given)
     old, new = load(), load(APNS__KEY_ID="ABC123DEF2", LOG__LEVEL="debug", WEB_PUSH__CONTACT="mailto:x@relay.example")
-    reloader = Reloader(old, {Part.APNS: given.append, Part.LOG: refuse, Part.WEB_PUSH: given.append}, lambda _: new)
+    reloader = Reloader(old, {Part.APNS: take, Part.LOG: refuse, Part.WEB_PUSH: take}, lambda _: new)
     report = await reloader.reload()
-    assert report == Report(("[apns] key_id",), error="[log] level: no such thing")
-    assert len(given) == 1
-    settings = reloader.config.settings
-    assert (settings.apns.key_id, settings.log.level, settings.web_push.contact) == (
-        "ABC123DEF2",
-        "info",
-        "mailto:push@relay.example",
-    )
-    assert caplog.records[0].exc_info
+    assert report == Report(error="[log] level: no such thing; mend it")
+    assert given == []
+    assert reloader.config is old
+    assert [(r.getMessage(), r.exc_info) for r in caplog.records] == [
+        ("reload: not changed: [log] level: no such thing; mend it", None)
+    ]
 
 
 async def test_reloads_take_turns_and_do_not_hold_up_the_loop(load: Load) -> None:

