@@ -69,7 +69,7 @@ def test_every_limit_is_explained_with_its_default() -> None:
 @pytest.mark.parametrize("module", ["ntf_server", "ntf_client"])
 def test_every_command_is_documented(module: str) -> None:
     out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = re.findall(r"^    (\w+) +[A-Z]", out, re.MULTILINE)
+    commands = re.findall(r"^    ([\w-]+) +[A-Z]", out, re.MULTILINE)
     page = (ROOT / f"docs/reference/{module.replace('_', '-')}.md").read_text()
     assert commands
     assert [c for c in commands if f"| `{c}" not in page] == []

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "drain": "Have the running server hand over what it has, finish what is under way, and stop.",
     "cert": "Make a new online certificate of the same identity.",
     "check": "Check configuration and credentials; say what start would do.",
+    "push-test": "Push to one device with this server's credentials, and explain each step and every answer.",
     "backup": "Copy the database to a new file, while the server runs or not.",
     "rekey": "Change the key that seals the database; the server must be stopped.",
     "migrate": "Move a store into another one, between SQLite and Redis; no server may run.",
@@ -75,7 +76,7 @@ def parser_of(*chosen: str) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in chosen:
-            module = importlib.import_module(f"ntf_server.cli.{name}")
+            module = importlib.import_module(f"ntf_server.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -30,17 +30,17 @@ class _Error(msgspec.Struct):
     error: _Details
 
 
-def _error(response: HttpResponse) -> tuple[str, str, bool]:
+def error(response: HttpResponse) -> tuple[str, str, bool]:
     """(FCM's errorCode, else the google.rpc.Code; the message; whether the registration token is what is invalid)."""
     try:
-        error = msgspec.json.decode(response.body, type=_Error).error
+        told = msgspec.json.decode(response.body, type=_Error).error
     except (ValueError, RecursionError):
         return "", "", False
-    details = _objects(error.details)
+    details = _objects(told.details)
     codes = [d["errorCode"] for d in details if isinstance(d.get("errorCode"), str)]
     fields = [v.get("field") for d in details for v in _objects(d.get("fieldViolations"))]
-    code = codes[0] if codes else error.status
-    message = error.message if isinstance(error.message, str) else ""
+    code = codes[0] if codes else told.status
+    message = told.message if isinstance(told.message, str) else ""
     invalid = "message.token" in fields or _NOT_A_TOKEN in message
     return (code if isinstance(code, str) and is_code(code) else ""), message, invalid
 
@@ -51,7 +51,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 def refuses_access_token(answer: HttpResult) -> bool:
     """Whether it is the access token that FCM does not take (any more)."""
-    return isinstance(answer, HttpResponse) and _is_unauthenticated(answer.status, _error(answer)[0])
+    return isinstance(answer, HttpResponse) and _is_unauthenticated(answer.status, error(answer)[0])
 
 
 def _is_unauthenticated(status: int, code: str) -> bool:
@@ -65,7 +65,7 @@ def judge(answer: HttpResult, *, renewed: bool = False) -> Verdict:
     status = answer.status
     if status == 200:
         return Delivered()
-    code, message, invalid = _error(answer)
+    code, message, invalid = error(answer)
     what = f"{status} {code}".rstrip()
     if code in _DEAD:  # a 404 that is not UNREGISTERED is a wrong project: no reason to give up all tokens
         return DeadToken(_DEAD[code])

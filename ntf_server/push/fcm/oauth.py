@@ -105,9 +105,9 @@ class AccessToken:
 
     def _take(self, answer: HttpResult) -> Verdict | None:
         """Keep the token that was granted; or say what the refusal means for pushes."""
-        refusal = judge(answer, self._clock())
-        if refusal is not None or not isinstance(answer, HttpResponse):
-            return refusal
+        refused = judge(answer, self._clock())
+        if refused is not None or not isinstance(answer, HttpResponse):
+            return refused
         grant = _grant(answer.body)
         assert grant is not None  # or it were refused
         self._token, lifetime = grant
@@ -127,14 +127,19 @@ def judge(answer: HttpResult, now: float) -> Verdict | None:
     return None if _grant(answer.body) else Again("OAuth: the answer does not parse", Scope.PROVIDER)
 
 
+def refusal(answer: HttpResponse) -> tuple[str, str]:
+    """Google's (code, words) of an answer that is no grant, each empty if there is none."""
+    try:
+        told = msgspec.json.decode(answer.body, type=_Refusal)
+    except (ValueError, RecursionError):
+        return "", ""
+    code = told.error if isinstance(told.error, str) and is_code(told.error) else ""
+    return code, one_line(told.error_description)
+
+
 def _why(answer: HttpResponse, now: float) -> str:
     """Google's own words, which hold no secret, and what its clock says of ours."""
-    try:
-        refusal = msgspec.json.decode(answer.body, type=_Refusal)
-    except (ValueError, RecursionError):
-        refusal = _Refusal()
-    code = refusal.error if isinstance(refusal.error, str) and is_code(refusal.error) else ""
-    text = one_line(refusal.error_description)
+    code, text = refusal(answer)
     skew = None if answer.date is None else answer.date - now
     clock = clock_words(skew, "Google") if skew is not None and abs(skew) > _BACK else ""
     return (f" {code}" if code else "") + "".join(f": {words}" for words in (text, clock) if words)

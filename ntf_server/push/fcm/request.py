@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ntf_server.push.exchange import Endpoint, HttpRequest
 from ntf_server.push.payload import notification_data
@@ -38,6 +39,11 @@ def request(
     message = {"token": claim.device.token.decode("ascii"), "data": data, "android": android}
     headers = (f"authorization: Bearer {token}", "content-type: application/json")
     return HttpRequest(endpoint, path, headers, msgspec.json.encode({"message": message})), held
+
+
+def only_validated(made: HttpRequest) -> HttpRequest:
+    """The same request, that FCM judges and does not pass on (`validate_only`)."""
+    return replace(made, body=msgspec.json.encode({"validate_only": True, **msgspec.json.decode(made.body)}))
 
 
 def _data(claim: Claim) -> tuple[dict[str, str], tuple[Entry, ...]]:

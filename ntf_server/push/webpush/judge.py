@@ -46,7 +46,7 @@ def judge(answer: HttpResult) -> Verdict:
         return DeadToken(InvalidReason.UNREGISTERED)
     if is_for_another_key(answer):
         return DeadToken(InvalidReason.TOPIC)
-    what = f"{status} {_code(answer)}".rstrip()
+    what = f"{status} {code(answer)}".rstrip()
     if status == 413:
         return Ours(what, Scope.TOKEN)
     if status in _AGAIN or status >= 500:
@@ -62,7 +62,7 @@ def is_for_another_key(answer: HttpResult) -> bool:
     return any(words in answer.body for words in _ANOTHER_KEY)
 
 
-def _code(answer: HttpResponse) -> str:
+def code(answer: HttpResponse) -> str:
     """Apple's word, or Mozilla's number."""
     try:
         error = msgspec.json.decode(answer.body, type=_Error)

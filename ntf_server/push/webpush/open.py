@@ -138,11 +138,7 @@ class WebPush:
         origin = subscription.origin
         endpoint = self._endpoints.get(origin)
         if endpoint is None:
-            s = self._settings
-            networks = tuple(p for p in s.allow_hosts if not isinstance(p, str))
-            public_only = not matches(subscription.host, s.allow_hosts)
-            endpoint = replace(s.endpoint, url=origin, public_only=public_only, allowed=networks)
-            self._endpoints[origin] = endpoint
+            self._endpoints[origin] = endpoint = endpoint_of(self._settings, subscription)
             if len(self._endpoints) > _MAX_ENDPOINTS:
                 self._endpoints.popitem(last=False)
         return endpoint
@@ -156,6 +152,13 @@ class WebPush:
             return
         verdict = judge(answer)
         on_verdict(claim, Delivered(held) if isinstance(verdict, Delivered) else verdict)
+
+
+def endpoint_of(s: WebPushSettings, subscription: WebPushSubscription) -> Endpoint:
+    """Of a subscription's push service."""
+    networks = tuple(p for p in s.allow_hosts if not isinstance(p, str))
+    public_only = not matches(subscription.host, s.allow_hosts)
+    return replace(s.endpoint, url=subscription.origin, public_only=public_only, allowed=networks)
 
 
 def _is_own(host: str) -> bool:

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import urlsplit
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from smp_bridge.address import parse_host
-from smp_bridge.encoding import ParseError, Reader
+from smp_bridge.encoding import ParseError, Reader, short, un_b64url
 
 # What else an address may hold would lead an URL to another host than the one that was checked: ? and %2e, say.
 _HOST: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
@@ -46,3 +48,45 @@ class WebPushSubscription:
         authority = f"[{host}]" if ":" in host else host
         origin = f"https://{authority}" + ("" if int(port) == 443 else f":{int(port)}")
         return cls(origin, host, "/" + path.decode("ascii").removeprefix("/"), auth, key, point)
+
+
+def subscription_token(text: str) -> bytes:
+    """A device token of what `PushSubscription.toJSON()` gives, or of `webpush ENDPOINT AUTH P256DH`, both keys in
+    base64url. Raises ParseError, which shows no part of it.
+    """
+    words = text.split()
+    try:
+        if words[:1] == ["webpush"]:
+            _, location, auth, key = words
+        else:
+            given = msgspec.json.decode(text, type=_Subscription)
+            location, auth, key = given.endpoint, given.keys.auth, given.keys.p256dh
+        parts, secret, point = urlsplit(location), un_b64url(auth), un_b64url(key)
+        port = parts.port
+    except (ValueError, RecursionError):
+        raise ParseError(
+            "neither the JSON of a push subscription (endpoint, keys.p256dh, keys.auth)"
+            " nor its text form, webpush ENDPOINT AUTH P256DH"
+        ) from None
+    if parts.scheme != "https" or parts.username is not None or not parts.hostname or not location.isascii():
+        raise ParseError("the endpoint of a push subscription is an https URL in ASCII")
+    if parts.fragment:
+        raise ParseError("the endpoint of a push subscription has no fragment")
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    fields = (parts.hostname.encode(), str(port if port and port != 443 else "").encode(), path.encode(), secret, point)
+    try:
+        token = b"".join(map(short, fields))
+    except ValueError:
+        raise ParseError("the endpoint of a push subscription has 255 bytes at most") from None
+    WebPushSubscription.parse(token)
+    return token
+
+
+class _Keys(msgspec.Struct):
+    p256dh: str
+    auth: str
+
+
+class _Subscription(msgspec.Struct):
+    endpoint: str
+    keys: _Keys

@@ -4,7 +4,7 @@ import pytest
 from claims import CHECK, ENTRY, MESSAGES, NOW, TTL, claim
 
 from ntf_server.push.exchange import Endpoint
-from ntf_server.push.fcm.request import is_device_token, path, request
+from ntf_server.push.fcm.request import is_device_token, only_validated, path, request
 from ntf_server.store.records import PushKind
 from smp_bridge.ntf import DeviceToken, Provider
 
@@ -23,6 +23,13 @@ def test_what_is_asked_of_fcm(kind: PushKind) -> None:
     assert message["android"]["ttl"] == f"{TTL[kind] - 100}s"
     assert all(isinstance(value, str) for value in message["data"].values())
     assert (message["data"] == {"checkMessages": "true"}) is (kind is CHECK)
+
+
+def test_what_is_only_validated_is_the_same_message() -> None:
+    made, _ = request(claim(Provider.FCM, b"device", CHECK), ENDPOINT, path("p"), ttl=TTL, token="access", now=NOW)
+    body = json.loads(only_validated(made).body)
+    assert (body.pop("validate_only"), body) == (True, json.loads(made.body))
+    assert (only_validated(made).path, only_validated(made).headers) == (made.path, made.headers)
 
 
 @pytest.mark.parametrize(("token", "good"), [(b"", False), (b"\xff", False), (b"a:b", True)])

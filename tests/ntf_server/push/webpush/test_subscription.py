@@ -1,4 +1,5 @@
 import contextlib
+import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -6,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntf_server.push.jose import public_point as point
-from ntf_server.push.webpush.subscription import WebPushSubscription
-from smp_bridge.encoding import ParseError, short
+from ntf_server.push.webpush.subscription import WebPushSubscription, subscription_token
+from smp_bridge.encoding import ParseError, b64url, short
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -92,3 +93,39 @@ def test_a_subscription_that_is_none(bad: bytes) -> None:
 def test_other_bytes_are_refused_without_another_error(data: bytes) -> None:
     with contextlib.suppress(ParseError):
         WebPushSubscription.parse(data)
+
+
+def given(endpoint: str, auth: str = b64url(bytes(16)), key: str = b64url(point(KEY))) -> str:
+    return json.dumps({"endpoint": endpoint, "keys": {"p256dh": key, "auth": auth}})
+
+
+def test_what_browsers_give_and_its_text_form_are_one_device_token() -> None:
+    endpoint = "https://push.example.org:8443/a?b=c%20d"
+    expected = token(port="8443", path="/a?b=c%20d")
+    assert subscription_token(given(endpoint)) == expected
+    assert subscription_token(f" webpush {endpoint} {b64url(bytes(16))} {b64url(point(KEY))} ") == expected
+    assert subscription_token(given("https://push.example.org:443/p/1")) == token()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "neither the JSON"),
+        ("{}", "neither the JSON"),
+        ("webpush https://push.example.org/p", "neither the JSON"),
+        (given("https://push.example.org/p", auth="!"), "neither the JSON"),
+        (given("http://push.example.org/p"), "is an https URL in ASCII"),
+        (given("https://u:p@push.example.org/p"), "is an https URL in ASCII"),
+        (given("https:///p"), "is an https URL in ASCII"),
+        (given("https://push.example.org/\u00fc"), "is an https URL in ASCII"),
+        (given("https://push.example.org:99999/p"), "neither the JSON"),
+        (given("https://push.example.org/p#x"), "no fragment"),
+        (given("https://push.example.org/" + "p" * 255), "255 bytes at most"),
+        (given("https://push.example.org/p", auth=b64url(bytes(15))), "bad Web Push subscription"),
+        (given("https://push.example.org/p", key=b64url(bytes(65))), "bad Web Push subscription"),
+    ],
+)
+def test_what_is_no_subscription(text: str, words: str) -> None:
+    with pytest.raises(ParseError, match=words) as e:
+        subscription_token(text)
+    assert "push.example" not in str(e.value)
