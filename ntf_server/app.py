@@ -17,6 +17,7 @@ import pycurl
 from ntf_server import periodic, systemd
 from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.facts import Parts, gather
+from ntf_server.admin.gauges import show as show_gauges
 from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminSocket, Handler, RefusedError
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
@@ -198,7 +199,8 @@ class Relay:
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
-        self._parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
+        self._parts = parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
+        show_gauges(self._metrics, parts, lambda: self._steady() - self._began, self._clock)
         self._tell_started(providers)
 
     def _watch(self, store: Store, gauges: periodic.StoreGauges) -> None:

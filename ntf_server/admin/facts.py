@@ -1,6 +1,6 @@
 """What is known of a running relay, for `observe.condition` to assess."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -34,7 +34,7 @@ def gather(phase: Phase, up_for: float, parts: Parts | None, certificates: Mappi
         phase,
         up_for,
         store_facts(parts.store),
-        tuple(_with_due(way, parts.gauges) for way in parts.dispatcher.ways()),
+        tuple(way_facts(parts)),
         parts.subscriber.facts(),
         parts.listener.sessions,
         tuple(sorted(parts.failing())),
@@ -51,6 +51,11 @@ def store_facts(store: Store) -> StoreFacts:
         shards, of = holding.shards, holding.all_shards
         facts = replace(facts, shards=shards, all_shards=of, silent_shards=holding.silent, nodes=holding.nodes)
     return facts
+
+
+def way_facts(parts: Parts) -> Iterator[WayFacts]:
+    """Of each provider."""
+    return (_with_due(way, parts.gauges) for way in parts.dispatcher.ways())
 
 
 def _with_due(way: WayFacts, gauges: StoreGauges) -> WayFacts:

@@ -7,6 +7,8 @@ from smp_bridge import ntf
 
 PROVIDERS: Final = tuple(p.value for p in ntf.Provider)
 WAYS: Final = ("open", "paused", "probed")
+# Of `ntf_provider_trouble_seconds`: states of `condition.State`, and what may be so in any of them.
+TROUBLES: Final = ("failing", "paused", "probing", "ours-to-mend", "stalled")
 PUSH_KINDS: Final = ("verification", "messages", "check")
 # What the supervisor looks after, and closes; "other" for what is not named here.
 PARTS: Final = (
@@ -333,6 +335,12 @@ class Gauge(Metric):
     STORE_ROOM = "ntf_store_room_bytes", "What the store may still take: of the disk, or until Redis's maxmemory."
     STORE_SHARDS = "ntf_store_shards_held", "Parts of a shared store that this node has the lease of."
     STORE_NODES = "ntf_store_nodes", "Nodes that live on a shared store, as this one sees it."
+    STORE_SHARDS_ALL = "ntf_store_shards", "Parts of a shared store, whoever has their leases."
+    STORE_SHARDS_SILENT = (
+        "ntf_store_shards_silent",
+        "Those of them that cannot be had now, as the server that has them is away.",
+    )
+    TIME = "ntf_time_seconds", "What this machine's clock shows, in Unix seconds."
 
 
 class Info(Metric):
@@ -355,6 +363,12 @@ class KindGauge(Metric):
         "When a certificate in use ends, in Unix seconds.",
         "certificate",
         CERTIFICATES,
+    )
+    STORE_FAILING = (
+        "ntf_store_failing_seconds",
+        "For how long what is asked of the store has failed, by how; 0: it has not.",
+        "kind",
+        ("unavailable", "full", "corrupt", "silent"),
     )
     PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers.", "provider", PROVIDERS
     PUSHES_HELD = (
@@ -408,6 +422,12 @@ class PairGauge(PairMetric):
         ("provider", PROVIDERS),
         ("status", TOKEN_STATUSES),
     )
+    PROVIDER_TROUBLE = (
+        "ntf_provider_trouble_seconds",
+        "For how long a provider in trouble has taken nothing, by its state; 0: it is not in that state.",
+        ("provider", PROVIDERS),
+        ("state", TROUBLES),
+    )
 
 
 class ServerGauge(ServerMetric):
@@ -415,6 +435,10 @@ class ServerGauge(ServerMetric):
 
     SESSIONS = "ntf_smp_sessions", "Sessions with SMP servers."
     SERVICES = "ntf_smp_service_sessions", "Those of them in which this server is a service."
+    AWAY = (
+        "ntf_smp_servers_away",
+        "SMP servers that confirmed a subscription before, and have not been connected for a minute.",
+    )
     SUBSCRIPTIONS = "ntf_subscriptions_active", "Subscriptions active on SMP servers."
     PENDING = "ntf_subscriptions_pending", "Subscriptions asked for in a session, and not confirmed yet."
 
