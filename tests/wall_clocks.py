@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from debian import unpacked
+
 _LIBRARIES: Final = ("usr/lib/*/faketime/libfaketimeMT.so.1", "usr/lib64/faketime/libfaketimeMT.so.1")
-_UNPACKED: Final = "NTF_RELAY_PACKAGES"  # where `scripts/test --all` has Debian's
 
 
 def libfaketime() -> Path:
-    for root in filter(None, (os.environ.get(_UNPACKED), "/")):
+    for root in filter(None, (unpacked(), Path("/"))):
         for pattern in _LIBRARIES:
-            for found in Path(root).glob(pattern):
+            for found in root.glob(pattern):
                 return found
     raise AssertionError("there is no libfaketime: `scripts/test --all` takes Debian's; elsewhere install it")
 
