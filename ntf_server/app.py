@@ -20,6 +20,7 @@ from ntf_server.admin.facts import Parts, gather
 from ntf_server.admin.gauges import show as show_gauges
 from ntf_server.admin.health import Admin
 from ntf_server.admin.socket import AdminSocket, Handler, RefusedError
+from ntf_server.admin.stats import STATS, on_stats
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
 from ntf_server.admin.trace import TRACE, on_trace
 from ntf_server.admin.vapid import VAPID, told
@@ -29,6 +30,7 @@ from ntf_server.commands import Commands
 from ntf_server.config.files import Config, socket_path_error
 from ntf_server.config.reload import Reloader, Report
 from ntf_server.config.source import CONFIG_FILE
+from ntf_server.days import Days
 from ntf_server.listener import Listener, ListenerConfig, of_settings
 from ntf_server.memory import settle
 from ntf_server.observe.condition import Condition, Phase, assess
@@ -150,22 +152,7 @@ class Relay:
         await dispatcher.warn_of_unserved()
         for name, run in dispatcher.parts():
             supervisor.part(name, run, stage=Stage.CLOSE)
-        subscriber = Subscriber(
-            store,
-            dispatcher,
-            lambda coro, name: supervisor.spawn(coro, name, stage=Stage.PUSH),
-            AgentConfig(
-                network=config.network,
-                turns=TurnsConfig(places=settings.subscriber.connecting),
-                name_servers=settings.transport.name_servers,
-            ),
-            servers=config.servers,
-            services=settings.subscriber.use_service_credentials,
-            lost=None if settings.delivery.checks == "off" else LostConfig(),
-            admit=self._admission.connect_wait,
-            metrics=self._metrics,
-            clock=self._clock,
-        )
+        subscriber = self._make_subscriber(store, dispatcher)
         supervisor.on_stop(Stage.DRAIN, "subscriber", lambda left: subscriber.close(self._grace(left)))
         for name, run in subscriber.parts():
             supervisor.part(name, run)
@@ -191,25 +178,29 @@ class Relay:
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
-        self._watch(store, gauges)
+        days = self._watch(store, gauges)
         takers = Takers(
             *(providers, listener, commands, subscriber, checks, self._admission, self._store_tls, set_up_log)
         )
         self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
-        await self._start_admin(store, drain)
+        await self._start_admin(store, drain, days)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
         self._parts = parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
         show_gauges(self._metrics, parts, lambda: self._steady() - self._began, self._clock)
         self._tell_started(providers)
 
-    def _watch(self, store: Store, gauges: periodic.StoreGauges) -> None:
+    def _watch(self, store: Store, gauges: periodic.StoreGauges) -> Days:
         """What is looked at now and then."""
+        days = Days(store, self._metrics, self._clock)
+        self._supervisor.part("statistics", days.run)
+        self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
         self._supervisor.part("tokens due", gauges.run)
         self._supervisor.part("certificates", self._expiry.run)
         if self._config.settings.metrics.port:  # else nobody reads that
             self._supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
             self._supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
+        return days
 
     @property
     def _address(self) -> ServerAddress:
@@ -289,6 +280,25 @@ class Relay:
             clock=self._clock,
         )
 
+    def _make_subscriber(self, store: Store, dispatcher: Dispatcher) -> Subscriber:
+        config, settings = self._config, self._config.settings
+        return Subscriber(
+            store,
+            dispatcher,
+            lambda coro, name: self._supervisor.spawn(coro, name, stage=Stage.PUSH),
+            AgentConfig(
+                network=config.network,
+                turns=TurnsConfig(places=settings.subscriber.connecting),
+                name_servers=settings.transport.name_servers,
+            ),
+            servers=config.servers,
+            services=settings.subscriber.use_service_credentials,
+            lost=None if settings.delivery.checks == "off" else LostConfig(),
+            admit=self._admission.connect_wait,
+            metrics=self._metrics,
+            clock=self._clock,
+        )
+
     def _make_listener(self, commands: Commands) -> Listener:
         transport = self._config.settings.transport
         inactive_ttl = self._config.settings.inactive_clients.ttl
@@ -310,7 +320,7 @@ class Relay:
         had_its_time = self._drain is not None and self._drain.finished.is_set()
         return 0.0 if had_its_time or self._supervisor.failed_with(StoreCorruptError) else min(left, GRACE)
 
-    async def _start_admin(self, store: Store, drain: Drain) -> None:
+    async def _start_admin(self, store: Store, drain: Drain, days: Days) -> None:
         """Last: it is for who has started, and not begun to stop."""
         assert self._trail is not None
         if error := socket_path_error(self._config.admin_socket):
@@ -323,6 +333,7 @@ class Relay:
                 INVALIDATE: partial(on_invalidate, store),
                 TRACE: partial(on_trace, store, self._trail.of),
                 VAPID: self._on_vapid,
+                STATS: partial(on_stats, store, days),
             }
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())

@@ -140,12 +140,24 @@ class Metrics:
         """Have a gauge read that gives (server, value) pairs; values of one own host are added up."""
         self._server_gauges[name] = read
 
-    def value(self, name: Counter | KindCounter | PairCounter | ServerCounter, label: str = "") -> int:
+    def total(self, name: PairCounter | ServerCounter, second: str = "") -> int:
+        """Of all servers; or of all kinds with this second label (ValueError if it is none)."""
+        if isinstance(name, ServerCounter):
+            return sum(self._counts[name, host] for host in ("", *self._hosts))
+        if second not in name.seconds:
+            raise ValueError(f"{name} has no {name.second_label} {second!r}")
+        return sum(self._counts[name, kind, second] for kind in name.kinds)
+
+    def value(
+        self, name: Counter | KindCounter | PairCounter | ServerCounter, label: str = "", second: str = ""
+    ) -> int:
         """A count; `label`: the kind (ValueError if it is none), or the own server's host, empty for all others'.
 
-        Of a counter with a second label: all of these together.
+        Of a counter with a second label: that one, or all of these together.
         """
         if isinstance(name, PairCounter):
+            if second:
+                return self._counts[name, _checked(name, label), second]
             return sum(self._counts[name, _checked(name, label), second] for second in name.seconds)
         return self._counts[name, _checked(name, label) if isinstance(name, KindCounter) else label.lower()]
 

@@ -22,6 +22,7 @@ PARTS: Final = (
     "upkeep_of_the_store",
     "tokens_due",
     "census",
+    "statistics",
     "loop_lag",
     "certificates",
     "audit",

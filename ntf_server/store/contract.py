@@ -43,6 +43,7 @@ from ntf_server.store.records import (
     Token,
     Wanted,
 )
+from ntf_server.store.statistics import Statistics
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 from smp_bridge.places import Standing
@@ -181,9 +182,11 @@ class Tokens(Protocol):
         """
         ...
 
-    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
-        """Count `limit` tokens behind a cursor, of those that this node has; where the next slice begins, None: that
-        was the last.
+    async def census(
+        self, after: Cursor | None, limit: int, *, everywhere: bool = False
+    ) -> tuple[Census, Cursor | None]:
+        """Count `limit` tokens behind a cursor, of those that this node has, or of all; where the next slice begins,
+        None: that was the last.
         """
         ...
 
@@ -416,6 +419,11 @@ class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
     @property
     def ledger(self) -> Ledger | None:
         """What nodes count together; None: no other node may have the store."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was counted on which day."""
         ...
 
     @property

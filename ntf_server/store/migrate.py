@@ -131,6 +131,7 @@ async def _begin(source: Portable, target: Portable) -> Mark:
 async def _copy(source: Portable, target: Portable, mark: Mark, tell: Tell) -> None:
     async for servers in source.servers():
         await target.write_servers(servers.moved)
+    await target.write_statistics(await source.statistics())
     total, done = await source.tokens(), await target.tokens()
     cursor = mark.cursor
     while cursor is not None:

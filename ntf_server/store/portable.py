@@ -7,13 +7,14 @@ these, each value sealed by the store that has it: what stands here is never wri
 import hashlib
 import os
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
 from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.records import Record
+from ntf_server.store.statistics import Counts
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError, Reader
 from smp_bridge.ntf import TokenStatus
@@ -208,6 +209,14 @@ class Portable(Protocol):
 
     async def write(self, moved: Sequence[Moved], mark: Mark) -> None:
         """Registrations, and then how far that is. May be done twice."""
+        ...
+
+    async def statistics(self) -> Mapping[str, Counts]:
+        """Rows of what was counted on which day."""
+        ...
+
+    async def write_statistics(self, rows: Mapping[str, Counts]) -> None:
+        """The same, in the place of what was there."""
         ...
 
     async def end(self, newest: int) -> None:

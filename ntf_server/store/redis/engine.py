@@ -72,6 +72,7 @@ from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
 from ntf_server.store.redis.rows import DamagedError, Queue
 from ntf_server.store.redis.schema import identify, usual_buckets
+from ntf_server.store.redis.statistics import RedisStatistics
 from ntf_server.store.sealing import MasterKey, Sealer
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -97,6 +98,7 @@ class RedisStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.ledger: Final = RedisLedger(node, self._do)
+        self.statistics: Final = RedisStatistics(node.database, node.names, node.id.decode(), self._do)
         self._due = Due(node, self._spawn)
         node.made_due = self._due.ring
         upkeep.show(node, metrics)
@@ -282,9 +284,11 @@ class RedisStore:
         """See `Store`."""
         return await self._do(lambda: tokens.invalidate(self._node, status, reason, after, limit))
 
-    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+    async def census(
+        self, after: Cursor | None, limit: int, *, everywhere: bool = False
+    ) -> tuple[Census, Cursor | None]:
         """See `Store`."""
-        return await self._do(lambda: census.census(self._node, after, limit))
+        return await self._do(lambda: census.census(self._node, after, limit, everywhere=everywhere))
 
     async def last_push(self, token: Ref) -> LastPush | None:
         """See `Store`."""

@@ -30,6 +30,7 @@ class Names:
         self.servers: Final = b"%s:{g}:servers" % self._prefix  # hash: id of an SMP server -> its address
         self.weights: Final = b"%s:{g}:weights" % self._prefix  # hash: id of a large SMP server -> about its queues
         self.changes: Final = b"%s:{g}:changes" % self._prefix  # stream
+        self.statistics: Final = b"%s:{g}:statistics" % self._prefix  # hash: rows of counts, by day and node
         self.bell: Final = b"%s:{g}:bell" % self._prefix  # stream: in which shards something is due
 
     def number(self, token: bytes) -> int:

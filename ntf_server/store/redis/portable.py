@@ -6,7 +6,7 @@ Run while no node lives.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -23,6 +23,7 @@ from ntf_server.store.portable import (
     being_filled,
     read_mark,
 )
+from ntf_server.store.redis import statistics
 from ntf_server.store.redis.call import Call, Word
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.names import SHARDS, Names
@@ -31,6 +32,7 @@ from ntf_server.store.redis.schema import MARK, Identity, fresh, look, usual_buc
 from ntf_server.store.redis.script import Script
 from ntf_server.store.redis.writing import Writing
 from ntf_server.store.sealing import MasterKey, Sealer
+from ntf_server.store.statistics import Counts
 
 _FILL: Final = Script.load("fill")
 _FILL_OWN: Final = Script.load("fill_own")
@@ -224,6 +226,15 @@ class PortableRedis:
     async def read(self, after: bytes, limit: int) -> Slice:
         """See `Portable`."""
         return await self._reading.tokens(after, limit)
+
+    async def statistics(self) -> Mapping[str, Counts]:
+        """See `Portable`."""
+        return await statistics.every(self._database, self._names)
+
+    async def write_statistics(self, rows: Mapping[str, Counts]) -> None:
+        """See `Portable`."""
+        for row, counts in rows.items():
+            await statistics.put(self._database, self._names, row, counts)
 
     async def write_servers(self, servers: Sequence[MovedServer]) -> None:
         """See `Portable`."""

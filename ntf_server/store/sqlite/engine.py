@@ -71,6 +71,7 @@ from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
 from ntf_server.store.sqlite.schema import migrations
+from ntf_server.store.sqlite.statistics import SqliteStatistics
 from ntf_server.store.sqlite.turn import Turn
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
@@ -100,6 +101,7 @@ class SqliteStore:
         self._sweep = upkeep.Sweep()
         self._seen = Seen[int]()
         self.pulse: Final = Pulse()  # of what is written
+        self.statistics: Final = SqliteStatistics(self._read, self._write)
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(
             file.path if file else "memory",
@@ -209,10 +211,7 @@ class SqliteStore:
                 return
             except StoreUnavailableError:
                 await asyncio.sleep(1.0)
-            except (
-                StoreConflictError,
-                StoreCorruptError,
-            ):  # closed: what is claimed in memory only is due at the next start
+            except (StoreConflictError, StoreCorruptError):  # closed: what memory has is due at the next start
                 return
 
     # --- tokens
@@ -263,8 +262,8 @@ class SqliteStore:
         """See `Store`."""
         return await self._write(lambda c: tokens.invalidate(c, status, reason, after, limit))
 
-    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
-        """See `Store`."""
+    async def census(self, after: Any, limit: int, *, everywhere: bool = False) -> tuple[Census, Cursor | None]:
+        """See `Store`: there are no others."""
         return await self._read(lambda c: census.census(c, self._state, after, limit))
 
     async def last_push(self, token: Ref) -> LastPush | None:

@@ -43,6 +43,7 @@ from ntf_server.store.sealing import (
     Sealer,
     SealingError,
 )
+from ntf_server.store.sqlite import statistics
 from ntf_server.store.sqlite.database import translate
 from ntf_server.store.sqlite.due import step_meanwhile
 from ntf_server.store.sqlite.file import FILLING, MARK, DatabaseFile
@@ -50,6 +51,7 @@ from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.queues import find_server
 from ntf_server.store.sqlite.rows import lane_of, server_address
 from ntf_server.store.sqlite.schema import migrations
+from ntf_server.store.statistics import Counts
 from smp_bridge.ntf import DeviceToken, InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
 T = TypeVar("T")
@@ -163,6 +165,19 @@ class PortableDatabase:
 
     async def take_over(self) -> None:
         """See `Portable`: the lock is ours."""
+
+    async def statistics(self) -> Mapping[str, Counts]:
+        """See `Portable`."""
+        return statistics.every(self._file.connection)
+
+    async def write_statistics(self, rows: Mapping[str, Counts]) -> None:
+        """See `Portable`."""
+
+        def operation(c: sqlite3.Connection) -> None:
+            for row, counts in rows.items():
+                statistics.put(c, row, counts)
+
+        self._write(operation)
 
     async def end(self, newest: int) -> None:
         """See `Portable`. When it is opened, what devices did last is known by their registrations."""

@@ -205,6 +205,15 @@ SCHEMA_8: Final = """
     """
 
 
+# Since schema 9 what was counted on which day is kept.
+SCHEMA_9: Final = """
+    CREATE TABLE statistics (
+        row TEXT PRIMARY KEY,                 -- a day, and whose row it is (store/statistics.py)
+        counts TEXT NOT NULL                  -- numbers by name, as JSON
+    ) STRICT, WITHOUT ROWID;
+    """
+
+
 def migrations(master: MasterKey) -> tuple[Migration, ...]:
     """All of them; a new database key is wrapped by `master`."""
 
@@ -233,4 +242,5 @@ def migrations(master: MasterKey) -> tuple[Migration, ...]:
         for statement in SCHEMA_6_END:
             c.execute(statement)
 
-    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical, SCHEMA_7, SCHEMA_8
+    later = SCHEMA_7, SCHEMA_8, SCHEMA_9
+    return SCHEMA_1, seal, SCHEMA_3, partial(add_box_keys, master), deliver, canonical, *later

@@ -31,6 +31,7 @@ from ntf_server.testing.store_suite import (
     services,
     sessions,
     standings,
+    statistics,
     tokens,
     turns,
 )
@@ -40,7 +41,7 @@ __all__ = ["Bench", "Check", "ManualClock", "Medium", "Times", "checks", "name",
 
 _ONE_NODE: Final = (
     tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, standings, services, expiry,
-    census, lost, paging, races, model,
+    census, statistics, lost, paging, races, model,
 )  # fmt: skip
 
 

@@ -92,6 +92,21 @@ async def test_there_and_back_relays_see_and_do_the_same(
     assert len(doing[file][Provider.APNS.value]) == 2
 
 
+async def test_days_move_too(server: Server, file: Path, tmp_path: Path) -> None:
+    there, back = prefixed(server), tmp_path / "back.db"
+    rows = {"2027-01-15:": {"one": 1}, "2027-01-15": {"level": 2}, "2027-01-16:a node": {"one": 2**40}}
+    store = await opened(file)
+    for row, counts in rows.items():
+        await store.statistics.keep(row, counts)
+    await store.close()
+    await move(file, there)
+    await move(there, back)
+    for place in (there, back):
+        store = await opened(place)
+        assert await store.statistics.rows() == rows
+        await store.close()
+
+
 async def test_from_a_redis_with_other_shards(server: Server, cluster: Cluster, file: Path) -> None:
     first, second = prefixed(server), prefixed(cluster)
     store = await opened(first)

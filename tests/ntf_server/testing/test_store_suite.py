@@ -226,7 +226,9 @@ class CountsWhatWaitsAsDue(SqliteStore):
 
 
 class CountsSomeTwice(SqliteStore):
-    async def census(self, after: Cursor | None, limit: int) -> tuple[Census, Cursor | None]:
+    async def census(
+        self, after: Cursor | None, limit: int, *, everywhere: bool = False
+    ) -> tuple[Census, Cursor | None]:
         counted, cursor = await super().census(after, limit)
         return counted, cursor and cursor - 1
 

@@ -10,8 +10,8 @@ from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.schema import migrations
 
 
-def test_there_are_seven_schemas() -> None:
-    assert len(migrations(MASTER)) == 8
+def test_there_are_nine_schemas() -> None:
+    assert len(migrations(MASTER)) == 9
 
 
 async def test_a_device_and_a_key_are_one_registration(store: SqliteStore) -> None:
