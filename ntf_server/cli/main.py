@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "backup": "Copy the database to a new file, while the server runs or not.",
     "rekey": "Change the key that seals the database; the server must be stopped.",
     "migrate": "Move a store into another one, between SQLite and Redis; no server may run.",
+    "import": "Take over what simplexmq's ntf-server has; neither may run.",
     "trace": "Say what became of a device's pushes, while the server runs or not.",
     "tokens": "Make registrations invalid, while the server runs or not.",
     "stats": "Say what happened today, since the start, and on each day.",
@@ -34,6 +35,7 @@ COMMANDS: Final = {
     "demo": "Show a wake-up from end to end, on this machine alone.",
 }
 INTERRUPTED: Final = 130
+_MODULES: Final = {"import": "importing"}  # whose own name is a keyword of Python
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +79,7 @@ def parser_of(*chosen: str) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in chosen:
-            module = importlib.import_module(f"ntf_server.cli.{name.replace('-', '_')}")
+            module = importlib.import_module(f"ntf_server.cli.{_MODULES.get(name, name.replace('-', '_'))}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def told(done: Migrated) -> str:
     """The numbers."""
-    counts = ", ".join(f"{done.counts.get(kind, 0)} {kind}" for kind in _KINDS)
+    counts = ", ".join(f"{done.counts.get(kind, 0)} {kind}" for kind in KINDS)
     lines = [f"Moved, read back and found the same: {counts}."]
     if done.left_out:
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(done.left_out.items()))
@@ -74,7 +74,7 @@ def told(done: Migrated) -> str:
     return "\n".join(lines)
 
 
-_KINDS: Final = ("servers", "registrations", "subscriptions", "notifications")
+KINDS: Final = ("servers", "registrations", "subscriptions", "notifications")
 
 
 class Progress:
@@ -87,15 +87,15 @@ class Progress:
         self._what = ""
         self._open = False  # a line that has no end yet
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """So many registrations of all."""
+    def __call__(self, what: str, done: int, total: int, unit: str = "registrations") -> None:
+        """So many of all."""
         now = time.monotonic()
         over = done >= total
         if what == self._what and not over and now - self._at < (_EVERY if self._live else _LINES):
             return
         self._at, self._what = now, what
         share = done / total if total else 1.0
-        numbers = f"{what}: {done} of {total} registrations"
+        numbers = f"{what}: {done} of {total} {unit}"
         if self._live:
             bar = "#" * round(_BAR * share)
             self._out.write(f"\r[{bar:<{_BAR}}] {share:4.0%} {numbers}\x1b[K")

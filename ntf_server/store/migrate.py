@@ -1,4 +1,4 @@
-"""A store moved into another one: `ntf-server migrate`. Both are there for nobody else meanwhile.
+"""A store moved into another one: `ntf-server migrate`, `ntf-server import`. Both are there for nobody else meanwhile.
 
 The target is marked from the first record until all was read back. What was written is repeated after a kill from where
 the mark says; the source is only read.
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.open import Shared
-from ntf_server.store.portable import Digest, Mark, Portable
+from ntf_server.store.portable import Digest, Mark, Portable, Source
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.portable import PortableDatabase
@@ -22,7 +22,7 @@ _ALONE: Final = Shared()
 _AT_ONCE: Final = 200  # registrations in memory, with their subscriptions
 
 Place = Path | RedisUrl
-# What is done (`copied`, `compared`), how many registrations of how many.
+# What is done (`copied`, `compared`, `read`), how many registrations of how many.
 Tell = Callable[[str, int, int], None]
 
 
@@ -70,6 +70,25 @@ async def migrate(
         await first.close()
 
 
+async def fill(
+    source: Source, target: Place, *, master_key: MasterKey, tell: Tell, shared: Shared = _ALONE
+) -> Migrated:
+    """As `migrate`, from what is no store of ours. Its caller closes it."""
+    await source.check_idle()  # before anything is made
+    made = await _open(target, master_key, shared, make=True)
+    try:
+        return await _migrate(source, made, tell)
+    finally:
+        await made.close()
+
+
+async def survey(source: Source, tell: Tell) -> Migrated:
+    """What `fill` would move, and leave out: nothing is written."""
+    digest, _ = Digest.pair()
+    await _sum_up(source, digest, tell, "read")
+    return Migrated(digest.counts, +digest.left_out)
+
+
 async def _open(
     place: Place,
     master_key: MasterKey,
@@ -93,7 +112,7 @@ async def _open(
         raise
 
 
-async def _migrate(source: Portable, target: Portable, tell: Tell) -> Migrated:
+async def _migrate(source: Source, target: Portable, tell: Tell) -> Migrated:
     mark = await _begin(source, target)
     await _copy(source, target, mark, tell)
     before, after = Digest.pair()
@@ -110,7 +129,7 @@ async def _migrate(source: Portable, target: Portable, tell: Tell) -> Migrated:
     return Migrated(after.counts, +before.left_out)
 
 
-async def _begin(source: Portable, target: Portable) -> Mark:
+async def _begin(source: Source, target: Portable) -> Mark:
     if source.identity == target.identity:
         raise StoreConflictError("FROM and TO are the same store")
     mark = await target.mark()
@@ -128,7 +147,7 @@ async def _begin(source: Portable, target: Portable) -> Mark:
     return mark
 
 
-async def _copy(source: Portable, target: Portable, mark: Mark, tell: Tell) -> None:
+async def _copy(source: Source, target: Portable, mark: Mark, tell: Tell) -> None:
     async for servers in source.servers():
         await target.write_servers(servers.moved)
     await target.write_statistics(await source.statistics())
@@ -143,14 +162,14 @@ async def _copy(source: Portable, target: Portable, mark: Mark, tell: Tell) -> N
     tell("copied", total, total)
 
 
-async def _sum_up(store: Portable, digest: Digest, tell: Tell) -> None:
+async def _sum_up(store: Source, digest: Digest, tell: Tell, what: str = "compared") -> None:
     async for servers in store.servers():
         digest.add_servers(servers)
     total, cursor = await store.tokens(), b""
     while True:
         some = await store.read(cursor, _AT_ONCE)
         digest.add(some)
-        tell("compared", digest.counts["registrations"], total)
+        tell(what, digest.counts["registrations"], total)
         if some.cursor is None:
             return
         cursor = some.cursor

@@ -150,11 +150,11 @@ class Mark(msgspec.Struct, frozen=True):
     cursor: bytes | None = b""
 
 
-class Portable(Protocol):
-    """A store that nobody uses, read and written as a whole.
+class Source(Protocol):
+    """What is read as a whole, while nobody uses it.
 
-    Methods raise StoreError, StoreCorruptError; what stands for a time is less `ahead` when it is read, and more when
-    it is written.
+    Methods raise StoreError, StoreCorruptError; what stands for a time is less `ahead` when it is read. Of a source
+    that is no store of ours `ahead` is when this began, which stands for times that it does not know.
     """
 
     ahead: int
@@ -166,15 +166,11 @@ class Portable(Protocol):
 
     @property
     def identity(self) -> str:
-        """Which store it is: nothing of its key can be had from that."""
+        """Which one it is: nothing of its key can be had from that."""
         ...
 
     async def tokens(self) -> int:
         """How many registrations it has."""
-        ...
-
-    async def is_empty(self) -> bool:
-        """Whether it has neither registrations nor servers."""
         ...
 
     def servers(self) -> AsyncIterator[Servers]:
@@ -185,8 +181,26 @@ class Portable(Protocol):
         """`limit` registrations behind a cursor (empty: the first ones); less if they have very many subscriptions."""
         ...
 
+    async def statistics(self) -> Mapping[str, Counts]:
+        """Rows of what was counted on which day."""
+        ...
+
     async def check_idle(self) -> None:
         """Raises StoreUnavailableError if a relay uses it."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Portable(Source, Protocol):
+    """A store that nobody uses, read and written as a whole. What stands for a time is more `ahead` when it is
+    written.
+    """
+
+    async def is_empty(self) -> bool:
+        """Whether it has neither registrations nor servers."""
         ...
 
     async def mark(self) -> Mark | None:
@@ -211,10 +225,6 @@ class Portable(Protocol):
         """Registrations, and then how far that is. May be done twice."""
         ...
 
-    async def statistics(self) -> Mapping[str, Counts]:
-        """Rows of what was counted on which day."""
-        ...
-
     async def write_statistics(self, rows: Mapping[str, Counts]) -> None:
         """The same, in the place of what was there."""
         ...
@@ -223,16 +233,12 @@ class Portable(Protocol):
         """Remove the mark. `newest`: when the last command of a device came."""
         ...
 
-    async def close(self) -> None:
-        """Let go of it."""
-        ...
-
 
 def being_filled(name: str) -> StoreConflictError:
     """What a relay is told that starts on a store with a mark."""
     return StoreConflictError(
-        f"{name}: this store is being filled by `ntf-server migrate`, which has not ended: run that again, with the"
-        " same FROM and TO, until it says that all is there"
+        f"{name}: this store is being filled by `ntf-server migrate` or `ntf-server import`, which has not ended: run"
+        " that again, from the same source, until it says that all is there"
     )
 
 

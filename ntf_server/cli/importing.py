@@ -1,0 +1,136 @@
+"""`ntf-server import`: what the reference has, into a store of ours."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ntf_server.cli import arguments as common
+from ntf_server.cli.errors import FAILED, UsageError
+from ntf_server.cli.migrate import KINDS, Progress
+from ntf_server.config import files as config
+from ntf_server.config.reference_ini import CONNECTION, REFERENCE_INI, SCHEMA, connection, read_ini
+from ntf_server.config.source import CONFIG_FILE, load_settings
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.migrate import Migrated, fill, survey
+from ntf_server.store.open import Shared, inspect_store
+from ntf_server.store.portable import Source
+from ntf_server.store.reference.rows import ASKED, LeftOut
+from ntf_server.store.reference.store_log import StoreLogSource
+from smp_bridge.encoding import ParseError, un_b64url
+
+_NO_DRIVER: Final = "psycopg, which talks to PostgreSQL, is not installed: pip install 'ntf-relay[postgres]'"
+_NO_SOURCE: Final = (
+    "give what to import: --from postgresql://…, --from-store-log FILE, or --config of the reference, which names its"
+    " database"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    common.add_path(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from", dest="url", metavar="URL", help="the reference's PostgreSQL database")
+    source.add_argument(
+        "--from-store-log",
+        dest="files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="its store log, and its log of last notifications",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"its {REFERENCE_INI}: names database and schema")
+    parser.add_argument("--schema", metavar="NAME", help=f"of the database ({SCHEMA})")
+    parser.add_argument("--dry-run", action="store_true", help="read everything and report; write nothing")
+    parser.add_argument(
+        "--skip-tokens", nargs="+", default=[], metavar="ID", help="registrations to leave out (base64url, also a,b,c)"
+    )
+    parser.add_argument(
+        "--accept-left-out", action="store_true", help="exit code 0 even if something could not be read"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """While neither the reference nor a server of ours runs on what is read and written."""
+    directory = common.directory(arguments)
+    settings = load_settings(directory)
+    target = config.load_store(directory)
+    master_key = config.load_master_key(directory, settings)
+    skip = _ids(arguments.skip_tokens)
+    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
+    progress = Progress(sys.stderr)
+
+    async def work() -> tuple[Migrated, Mapping[str, list[str]]]:
+        source, left_out = await _open(arguments, skip, progress)
+        try:
+            if not arguments.dry_run:
+                shared = Shared("", settings.store.wait_replicas, settings.store.wait_aof)
+                done = await fill(source, target, master_key=master_key, tell=progress, shared=shared)
+                return done, left_out.ids
+            try:
+                await source.check_idle()
+            except StoreUnavailableError as e:
+                print(f"ntf-server: {e}", file=sys.stderr)
+            return await survey(source, progress), left_out.ids
+        finally:
+            await source.close()
+
+    try:
+        if arguments.dry_run:
+            found = asyncio.run(inspect_store(target, master_key=master_key))
+            print(f"Nothing is written. The store would be {target}, which {found.what}.")
+        done, ids = asyncio.run(work())
+    finally:
+        progress.end()
+    print(told(done, ids, "Would import" if arguments.dry_run else "Imported, read back and found the same"))
+    if not arguments.dry_run:
+        print(
+            f"Never start the reference again on what this came from, now that {directory / CONFIG_FILE} has it: what"
+            " devices do meanwhile would be lost."
+        )
+    lost = [reason for reason in done.left_out if reason not in ASKED]
+    return FAILED if lost and not arguments.accept_left_out else 0
+
+
+def told(done: Migrated, ids: Mapping[str, list[str]], what: str) -> str:
+    """The report."""
+    lines = [f"{what}: {', '.join(f'{done.counts.get(kind, 0)} {kind}' for kind in KINDS)}."]
+    if done.left_out:
+        lines.append("Left out:")
+    for reason, count in sorted(done.left_out.items()):
+        kind, _, why = reason.partition(": ")
+        known = ids.get(reason, [])
+        lines.append(f"  {count} {kind}: {why} ({', '.join(known)}{', …' if len(known) < count else ''})")
+    return "\n".join(lines)
+
+
+async def _open(arguments: argparse.Namespace, skip: frozenset[bytes], progress: Progress) -> tuple[Source, LeftOut]:
+    if arguments.files:
+        log = await StoreLogSource.open(
+            arguments.files, skip, lambda done, total: progress("looked at", done >> 10, total >> 10, "KiB")
+        )
+        return log, log.left_out
+    url, schema = CONNECTION, SCHEMA
+    if arguments.config:
+        url, schema = connection(read_ini(arguments.config))
+    elif not arguments.url:
+        raise UsageError(_NO_SOURCE)
+    try:
+        from ntf_server.store.reference.postgres import PostgresSource  # noqa: PLC0415  loads psycopg
+    except ImportError as e:
+        raise UsageError(_NO_DRIVER) from e
+    database = await PostgresSource.open(arguments.url or url, arguments.schema or schema, skip)
+    return database, database.left_out
+
+
+def _ids(given: list[str]) -> frozenset[bytes]:
+    out = set()
+    for text in (one for some in given for one in some.split(",") if one):
+        try:
+            out.add(un_b64url(text))
+        except ParseError as e:
+            raise UsageError(f"--skip-tokens: {text[:40]!r} is no id of a registration (base64url)") from e
+    return frozenset(out)
