@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 from compose import CONFIGURATION, DEPLOY, Compose, load
 from harness import Phone
 
@@ -33,7 +34,7 @@ def services() -> dict[str, Any]:
 
 
 def test_what_is_started(services: dict[str, Any]) -> None:
-    assert set(services) == {"init", *RELAYS, *SERVERS, *SENTINELS, "haproxy"}
+    assert set(services) == {"init", *RELAYS, *SERVERS, *SENTINELS, "haproxy", "prometheus", "grafana"}
     assert {name for name, service in services.items() if service.get("profiles")} == {"init"}
 
 
@@ -41,12 +42,13 @@ def test_everything_runs_with_little(services: dict[str, Any]) -> None:
     """No root, no privileges, no files but its own, no more memory than it is given."""
     for name, service in services.items():
         assert {key: service[key] for key in SEALED} == SEALED, name
-        assert service["user"] in {"999:999", "valkey", "haproxy"}
+        assert service["user"] in {"999:999", "valkey", "haproxy", "nobody", "472"}
         assert service["mem_limit"] and service["pids_limit"]
     relays = [services[name] for name in RELAYS]
     assert all(service["volumes"] == [f"config:{CONFIGURATION}:ro"] for service in relays)
     assert services["init"]["volumes"] == [f"config:{CONFIGURATION}"] and services["init"]["network_mode"] == "none"
-    assert [name for name, service in services.items() if "ports" in service] == ["haproxy"]
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert ports == {"haproxy": ["443:5223"], "grafana": ["127.0.0.1:3000:3000"]}
 
 
 def test_a_relay_that_was_drained_stays_down_and_one_that_stops_has_time(services: dict[str, Any]) -> None:
@@ -105,10 +107,33 @@ def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
             if source.startswith("./"):
-                assert (DEPLOY / source).is_file() and mount.endswith(":ro")
+                assert (DEPLOY / source).exists() and mount.endswith(":ro")
             else:
                 volumes.add(source)
     assert set(load()["volumes"]) == volumes
+
+
+def test_who_watches_asks_relays_and_is_asked_by_who_is_here_alone(services: dict[str, Any]) -> None:
+    port = services["relay1"]["environment"]["NTF_SERVER__METRICS__PORT"]
+    [job] = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"]
+    fronts = [f"{services[name]['networks']['front']['ipv4_address']}:{port}" for name in RELAYS]
+    assert job["static_configs"] == [{"targets": fronts}]
+    prometheus, grafana = services["prometheus"], services["grafana"]
+    address = prometheus["networks"]["watch"]["ipv4_address"]
+    assert f"--web.listen-address={address}:9090" in prometheus["command"]
+    assert prometheus["volumes"] == ["prometheus:/prometheus", "./prometheus:/etc/prometheus:ro"]
+    [source] = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == f"http://{address}:9090" and list(grafana["networks"]) == ["watch"]
+    assert "store" not in prometheus["networks"] | grafana["networks"]
+    [provider] = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/ntf-relay.yaml").read_text())["providers"]
+    mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"])
+    assert mounts == {
+        "./grafana/provisioning": "/etc/grafana/provisioning",
+        "./grafana/dashboards": provider["options"]["path"],
+    }
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).parent == Path(provider["options"]["path"])
+    assert (DEPLOY / "grafana/dashboards" / Path(home).name).is_file()
 
 
 # --- for real
