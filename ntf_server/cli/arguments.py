@@ -1,6 +1,10 @@
 """Arguments that several commands take, and questions that they ask."""
 
 import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +36,24 @@ def confirmed(word: str, to: str) -> bool:
     except EOFError:  # nobody is there to answer
         print()
         return False
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, as SIGINT raises KeyboardInterrupt: what was begun is undone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def host(text: str) -> str:

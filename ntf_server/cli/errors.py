@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ntf_server.admin.socket import AdminError, RefusedError
+from ntf_server.archive.sealed import ArchiveError
 from ntf_server.config.identity_files import IdentityFileError
 from ntf_server.config.mistakes import ConfigError, NotNowError
 from ntf_server.listener import ListenError
@@ -29,7 +30,7 @@ def exit_code(error: Exception) -> int | None:
         return TRY_AGAIN
     if isinstance(error, StoreError):
         return TRY_AGAIN if isinstance(error, StoreUnavailableError) else FINAL
-    if isinstance(error, UsageError | RefusedError | ConfigError | IdentityFileError):
+    if isinstance(error, UsageError | ArchiveError | RefusedError | ConfigError | IdentityFileError):
         return FINAL
     if isinstance(error, StoreCorruptError | SealingError | ssl.SSLError):
         return FINAL

@@ -1,6 +1,7 @@
-"""`ntf-server backup`."""
+"""`ntf-server backup`: of all, and with `--database`. What it holds: tests/ntf_server/archive."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import COMMAND, contents, one_line, run
+from command_line import COMMAND, contents, in_process, one_line, run
 from store_world import register
 
 from ntf_server.store.records import Registered
@@ -52,7 +53,7 @@ async def test_a_copy_can_be_put_in_the_place_of_the_database(
     token = await one_token(made)
     process = (await start())[0] if running else None
     copy = tmp_path / "ntf-server.bak"
-    done = await asyncio.to_thread(run, "backup", "--path", made, copy)
+    done = await asyncio.to_thread(run, "backup", "--database", "--path", made, copy)
     assert (done.returncode, done.stderr) == (0, "")
     told = re.fullmatch(DONE, done.stdout)
     assert told is not None
@@ -88,7 +89,9 @@ async def test_it_ends_while_much_is_written(made: Path, tmp_path: Path) -> None
         await asyncio.sleep(0.3)
         before = written
         async with asyncio.timeout(AT_MOST):
-            process = await asyncio.create_subprocess_exec(*COMMAND, "backup", "--path", str(made), str(copy))
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND, "backup", "--database", "--path", str(made), str(copy)
+            )
             assert await process.wait() == 0
         assert written > before > 0
     finally:
@@ -107,7 +110,7 @@ async def test_what_is_there_already_stays(made: Path, tmp_path: Path) -> None:
     copy = tmp_path / "precious"
     copy.write_bytes(b"precious")
     before = contents(made)
-    done = run("backup", "--path", made, copy)
+    done = run("backup", "--database", "--path", made, copy)
     assert (done.returncode, done.stdout) == (2, "")
     assert "is there already" in one_line(done.stderr)
     assert copy.read_bytes() == b"precious"
@@ -122,7 +125,7 @@ async def test_what_cannot_be_copied(made: Path, tmp_path: Path, what: str) -> N
         copy = tmp_path / "absent" / "copy.db"
     elif what == "not a database":
         (made / "ntf-server.db").write_bytes(os.urandom(8192))
-    done = run("backup", "--path", made, copy)
+    done = run("backup", "--database", "--path", made, copy)
     assert (done.returncode, done.stdout) == (2, "")
     one_line(done.stderr)
     assert not copy.exists()
@@ -130,7 +133,59 @@ async def test_what_cannot_be_copied(made: Path, tmp_path: Path, what: str) -> N
 
 def test_a_redis_has_backups_of_its_own(made: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
-    done = run("backup", "--path", made, copy, NTF_SERVER__STORE__URL="redis://relay:s3cret@localhost")
+    done = run("backup", "--database", "--path", made, copy, NTF_SERVER__STORE__URL="redis://relay:s3cret@localhost")
     assert (done.returncode, done.stdout) == (2, "")
     assert "[store] url: redis://localhost:6379: is a Redis" in one_line(done.stderr)
     assert "s3cret" not in done.stderr and not copy.exists()
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+async def test_all_that_is_needed_in_one_file(made: Path, start: Start, tmp_path: Path, *, running: bool) -> None:
+    await one_token(made)
+    process = (await start())[0] if running else None
+    done = await asyncio.to_thread(run, "backup", "--path", made, tmp_path / "backup", NTF_SERVER__LOG__LEVEL="error")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, holds, variables, key = done.stdout.splitlines()
+    assert re.fullmatch(DONE.removesuffix(r"\n"), first)
+    assert holds == "In it: ntf-server.toml, ca.crt, ca.key, server.crt, server.key, fingerprint, vapid.key, database."
+    assert variables == "Not in it, as they are variables: NTF_SERVER__LOG__LEVEL."
+    assert key == "It opens with the master key only, which is not in it: keep both, in different places."
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o600
+    if process is not None:
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_json(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    await one_token(made)
+    code, out, err = await asyncio.to_thread(
+        in_process, capsys, "backup", "--json", "--path", made, tmp_path / "backup"
+    )
+    told = json.loads(out)
+    assert (code, err, told["file"], told["size"]) == (0, "", *file_and_size(tmp_path / "backup"))
+    assert told["holds"][-1] == "database" and told["variables"] == []
+
+
+def file_and_size(path: Path) -> tuple[str, int]:
+    return str(path), path.stat().st_size
+
+
+async def test_what_no_backup_is_made_of(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def asked(*words: object) -> tuple[int, str]:
+        code, out, err = await asyncio.to_thread(in_process, capsys, "backup", "--path", made, *words)
+        assert out == ""
+        return code, one_line(err)
+
+    code, line = await asked(tmp_path / "backup")
+    assert code == 2 and "there is no database" in line
+    await one_token(made)
+    (tmp_path / "taken").touch()
+    code, line = await asked(tmp_path / "taken")
+    assert code == 2 and f"{tmp_path}/taken: is there already, and is kept" in line
+    code, line = await asked(tmp_path / "absent" / "backup")
+    assert code == 2 and f"{tmp_path}/absent: no such folder" in line
+    (made / "master.key").unlink()
+    code, line = await asked(tmp_path / "backup")
+    assert code == 2 and "restore it from your copy" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"relay", "taken"}

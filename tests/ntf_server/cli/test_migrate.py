@@ -95,10 +95,10 @@ async def test_what_the_page_says(made: Path, server: Server, tmp_path: Path) ->
     assert [command[0] for command in commands] == ["backup", "migrate", "migrate"]
     for name, *arguments in commands:
         here = [a.replace("redis.example.org:6379", server.address) for a in arguments]
-        here = [str(tmp_path / a) if a == "before-redis.db" else a for a in here]
+        here = [str(tmp_path / a) if a == "before-redis.backup" else a for a in here]
         done = await asyncio.to_thread(run, name, "--path", made, *here)
         assert done.returncode == 0, done.stderr
-    assert (made / "back.db").exists() and (tmp_path / "before-redis.db").exists()
+    assert (made / "back.db").exists() and (tmp_path / "before-redis.backup").exists()
     said = re.findall(r"^(copied|compared|Moved, read back and found the same): ", page, re.MULTILINE)
     assert all(word in done.stdout + done.stderr for word in said) and len(said) == 3
 

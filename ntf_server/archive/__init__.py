@@ -1,0 +1,1 @@
+"""Backups: all that a relay needs, in one sealed file."""
