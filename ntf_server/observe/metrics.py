@@ -209,7 +209,7 @@ class Metrics:
     def _server_gauge_families(
         self, name: ServerGauge, pairs: Iterable[tuple[ServerAddress, float]]
     ) -> Iterator[Family]:
-        values: dict[str, float] = {"": 0}
+        values: dict[str, float] = {"": 0} | dict.fromkeys(self._hosts, 0.0)  # an own one that is gone is not forgotten
         others = 0
         for server, value in pairs:
             host = self._label(server)

@@ -27,18 +27,20 @@ class Notice(Record, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HealthConfig:
-    """Seconds. `longest_pause`: of a way whose trouble is the operator's; `longest_silence`: of one that cannot be
-    reached; `longest_asked`: of what a peer asks for by Retry-After; `loud_after`: that nothing went through, before it
-    is an error, repeated after `loud_again`.
+    """Seconds. `longest_pause`: of a way whose trouble is the operator's, who sees within a minute that he has mended
+    it; `longest_silence`: of one that cannot be reached; `longest_refusal`: of one that refuses everything;
+    `longest_asked`: of what a peer asks for by Retry-After; `loud_after`: that nothing went through, before it is an
+    error, which the next failure tells, and which is repeated after `loud_again`.
 
     `suspicious`: answers that all call good tokens bad, before the way is paused instead; `refusals`: pushes refused in
     a row, before the whole way counts as refusing.
     """
 
-    longest_pause: float = 600.0
+    longest_pause: float = 45.0
     longest_silence: float = 30.0
+    longest_refusal: float = 600.0
     longest_asked: float = 3600.0
-    loud_after: float = 60.0
+    loud_after: float = 25.0
     loud_again: float = 600.0
     suspicious: int = 3
     refusals: int = 10
@@ -150,7 +152,7 @@ class Health:
         self.refused += 1
         if self.refused < self._config.refusals and not self.is_probed(now):
             return None
-        self.pause(now, reason, longest=self._config.longest_pause)
+        self.pause(now, reason, longest=self._config.longest_refusal)
         return self._say(name, now, f"{name} refuses all pushes: {reason}") if self.proven else None
 
     def suspect(self, name: str, now: float, reason: str) -> Notice | None:

@@ -13,6 +13,7 @@ class WallClock:
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self.offset = 0.0
+        self.set_at = 0.0  # seconds of the loop
 
     def truth(self) -> float:
         """Unix seconds."""
@@ -29,3 +30,4 @@ class WallClock:
     def step(self, seconds: float) -> None:
         """The relay's wall clock is set."""
         self.offset += seconds
+        self.set_at = self._loop.time()

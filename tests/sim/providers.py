@@ -220,11 +220,12 @@ class ApnsHost(Host):
         return Sent(200, "")
 
     def _watch(self, authorization: str, life: str) -> None:
-        """Apple takes a new provider token every 20 minutes, not more."""
+        """Apple takes a new provider token every 20 minutes, not more; one sooner where the clock was set."""
         if authorization in self._seen:
             return
         now = self._loop.time()
-        if any(whose == life and now - at < _JWT_PERIOD - 5 for whose, at in self._seen.values()):
+        recent = sum(whose == life and now - at < _JWT_PERIOD - 5 for whose, at in self._seen.values())
+        if recent > (now - self._clock.set_at < 2 * _JWT_PERIOD):
             self._trace.violated("provider tokens are renewed too often", life)
         self._seen[authorization] = life, now
 

@@ -1,5 +1,6 @@
 """The JWT of all requests to Apple (Apple, "Establishing a token-based connection to APNs")."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,7 +14,8 @@ _STEPPED: Final = 60  # seconds by which the wall clock went otherwise than time
 
 
 class ProviderToken:
-    """An ES256 JWT (RFC 7515, 7518), renewed when it is 40 minutes old, and never when it is less than 20.
+    """An ES256 JWT (RFC 7515, 7518), renewed when it is 40 minutes old, and never when it is less than 20; but once in
+    these when Apple refuses one that was made by a clock that somebody has set since.
 
     `clock` gives Unix seconds, which go into the token; its age is told by `monotonic`.
     """
@@ -29,6 +31,7 @@ class ProviderToken:
         self._monotonic = monotonic
         self._issued_at = 0.0  # by the wall clock
         self._signed_at = 0.0  # by the monotonic one
+        self._hurried_at = -math.inf  # when it was renewed in less than 20 minutes
         self._expired = False
         self._token = ""
 
@@ -38,13 +41,13 @@ class ProviderToken:
     def get(self) -> str:
         """The current token."""
         age = self._monotonic() - self._signed_at
-        if not self._token or (age >= RENEW_AT_MOST and self._is_due(age)):
+        due = age >= RENEW_AFTER or (age >= RENEW_AT_MOST and self._is_stepped(age))
+        if not self._token or self._expired or due:
             self._sign()
         return self._token
 
-    def _is_due(self, age: float) -> bool:
-        stepped = abs(self._clock() - self._issued_at - age) > _STEPPED
-        return age >= RENEW_AFTER or self._expired or stepped
+    def _is_stepped(self, age: float) -> bool:
+        return abs(self._clock() - self._issued_at - age) > _STEPPED
 
     def _sign(self) -> None:
         now = self._clock()
@@ -62,7 +65,12 @@ class ProviderToken:
         """Apple says that `token` is too old. Whether the next `get` gives another."""
         if token != self._token:
             return True
-        self._expired = self._monotonic() - self._signed_at >= RENEW_AT_MOST
+        now = self._monotonic()
+        age = now - self._signed_at
+        if age < RENEW_AT_MOST and self._is_stepped(age) and now - self._hurried_at >= RENEW_AT_MOST:
+            self._hurried_at = now
+            self._expired = True
+        self._expired |= age >= RENEW_AT_MOST
         return self._expired
 
 

@@ -1,0 +1,136 @@
+"""A relay at work, with what it talks to, and the places where an operator sees how it is."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from harness import Phone, RelayProcess, environment
+from redis_servers import free_port
+
+from ntf_server.testing import MockApns
+from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
+from smp_bridge.testing import SmpServer
+from smp_bridge.testing.recipient import Queue, Recipient
+
+PHONES: Final = 3
+PAUSE: Final = 0.5  # seconds between messages
+LOOK: Final = 0.25  # seconds between looks
+KEY_ID, TEAM_ID, TOPIC = "KEYID12345", "TEAMID1234", "drill.localhost"
+
+
+@dataclass
+class Site:
+    """`relay` with its `apns` and its own `smp_server`; messages for `queues` flow all the time."""
+
+    directory: Path
+    relay: RelayProcess
+    apns: MockApns
+    smp_server: SmpServer
+    metrics_port: int
+    phones: list[Phone] = field(default_factory=list)
+    queues: list[Queue] = field(default_factory=list)
+
+    # --- what an operator looks at
+
+    async def get(self, path: str) -> str:
+        """What it answers over HTTP, with the status in the first line; empty: nothing."""
+        return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.metrics_port}{path}")
+
+    async def command(self, *arguments: str) -> str:
+        """What `ntf-server ARGUMENT...` prints, of this relay."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ntf_server", *arguments, "--path", str(self.relay.directory)),
+            env=os.environ | self.relay.environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        out, _ = await process.communicate()
+        return out.decode()
+
+    def events(self) -> list[str]:
+        """Names of all that the log tells, in order; of trouble with its reason."""
+        assert self.relay.log is not None
+        out = []
+        for line in self.relay.log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                out.append(f"{told.get('event', '')} {told.get('reason', '')}".strip())
+        return out
+
+
+def _get(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return f"{answer.status}\n{answer.read().decode()}"
+    except urllib.error.HTTPError as e:
+        return f"{e.code}\n{e.read().decode()}"
+    except OSError:
+        return ""
+
+
+@contextlib.asynccontextmanager
+async def at_work(
+    directory: Path, *, prefix: Sequence[str] = (), environ: dict[str, str] | None = None, limits: bool = False
+) -> AsyncIterator[Site]:
+    """All is set up, and messages flow. `prefix`: what runs the relay's command; `limits`: its budgets are on."""
+    directory.mkdir()
+    port = free_port()
+    async with MockApns() as apns, SmpServer() as smp_server:
+        own = {
+            "NTF_SERVER__METRICS__PORT": str(port),
+            "NTF_SERVER__LOG__FORMAT": "json",
+            "NTF_SERVER__SUBSCRIBER__OWN_SERVER_DOMAINS": "localhost",
+            "NTF_SERVER__LIMITS__ENABLED": str(limits).lower(),
+        }
+        relay = RelayProcess(
+            directory / "relay",
+            environment(apns) | own | (environ or {}),
+            prefix=tuple(prefix),
+            log=directory / "relay.log",
+        )
+        site = Site(directory, relay, apns, smp_server, port)
+        await relay.init()
+        await relay.start()
+        try:
+            async with await Recipient.connect(smp_server.address) as recipient, await Client.connect(relay.address) as c:
+                for _ in range(PHONES):
+                    site.phones.append(phone := Phone(apns))
+                    await phone.register(c)
+                    await phone.verify(c)
+                    site.queues.append(queue := await recipient.queue())
+                    await phone.subscribe(c, smp_server.address, queue)
+            ids = [queue.notifier_id for queue in site.queues]
+            await smp_server.until(lambda: all(map(smp_server.subscribed, ids)), 20)
+            sending = asyncio.create_task(_send(site, ids))
+            try:
+                yield site
+            finally:
+                sending.cancel()
+        finally:
+            await relay.stop(signal.SIGKILL)
+
+
+async def _send(site: Site, notifier_ids: list[bytes]) -> None:
+    while True:
+        site.smp_server.notify(*notifier_ids)
+        await asyncio.sleep(PAUSE)
+
+
+async def registering(site: Site, pause: float, until: Callable[[], bool]) -> None:
+    """New devices come, whatever becomes of them."""
+    while not until():
+        with contextlib.suppress(ServerError, UnexpectedAnswerError, OSError, AssertionError):
+            async with await Client.connect(site.relay.address) as client:
+                while not until():
+                    with contextlib.suppress(ServerError, AssertionError):
+                        await Phone(site.apns).register(client)
+                    await asyncio.sleep(pause)
