@@ -166,7 +166,7 @@ MUTANTS: Final = (
         "K1 whoever asks gets a new provider token",
         "a provider token is renewed once in 20 minutes at most",
         "ntf_server/push/apns/provider_token.py",
-        """        self._expired = self._monotonic() - self._signed_at >= RENEW_AT_MOST
+        """        self._expired |= age >= RENEW_AT_MOST
         return self._expired
 """,
         """        self._token = ""

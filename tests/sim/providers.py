@@ -224,8 +224,8 @@ class ApnsHost(Host):
         if authorization in self._seen:
             return
         now = self._loop.time()
-        recent = sum(whose == life and now - at < _JWT_PERIOD - 5 for whose, at in self._seen.values())
-        if recent > (now - self._clock.set_at < 2 * _JWT_PERIOD):
+        since = max(now - _JWT_PERIOD + 5, self._clock.set_at)
+        if any(whose == life and at > since for whose, at in self._seen.values()):
             self._trace.violated("provider tokens are renewed too often", life)
         self._seen[authorization] = life, now
 
