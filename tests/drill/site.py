@@ -101,7 +101,10 @@ async def at_work(
         await relay.init()
         await relay.start()
         try:
-            async with await Recipient.connect(smp_server.address) as recipient, await Client.connect(relay.address) as c:
+            async with (
+                await Recipient.connect(smp_server.address) as recipient,
+                await Client.connect(relay.address) as c,
+            ):
                 for _ in range(PHONES):
                     site.phones.append(phone := Phone(apns))
                     await phone.register(c)
