@@ -1,5 +1,5 @@
-"""`scripts/drill`: faults of all kinds, each on a relay of its own, and what its operator sees of them, where, and after
-how long. All at once: they mostly wait.
+"""`scripts/drill`: faults of all kinds, each on a relay of its own, and what its operator sees of them, where, and
+after how long. All at once: they mostly wait.
 """
 
 import argparse
@@ -41,13 +41,13 @@ class Seen:
         """Of a table in Markdown."""
         head = ["| where | what it says | after | gone after |", "| --- | --- | --- | --- |"]
         return head + [
-            f"| {sign.place} | `{sign.words}` | {_seconds(told)} | {_seconds(self.over.get(sign))} |"
+            f"| {sign.place} | `{sign.words}` | {_seconds(told)} | {_seconds(self.over[sign]) if sign in self.over else ''} |"
             for sign, told in self.told.items()
         ]
 
 
 def _seconds(found: float | None) -> str:
-    return "–" if found is None else f"{found:.1f} s"
+    return "never" if found is None else f"{found:.1f} s"
 
 
 async def _says(site: Site, sign: Sign, events: int, before: float) -> bool:

@@ -28,7 +28,7 @@ HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Sign:
-    """What a place says: `words` that are in it. `place`: "status", "/health", "/ready", "log", "metrics", "alert"."""
+    """What a place says: `words` that are in it. `place`: "status", "/health", "log", "metrics"."""
 
     place: str
     words: str
