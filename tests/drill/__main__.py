@@ -40,8 +40,9 @@ class Seen:
     def rows(self) -> list[str]:
         """Of a table in Markdown."""
         head = ["| where | what it says | after | gone after |", "| --- | --- | --- | --- |"]
+        over = {sign: _seconds(seconds) for sign, seconds in self.over.items()}
         return head + [
-            f"| {sign.place} | `{sign.words}` | {_seconds(told)} | {_seconds(self.over[sign]) if sign in self.over else ''} |"
+            f"| {sign.place} | `{sign.words}` | {_seconds(told)} | {over.get(sign, '')} |"
             for sign, told in self.told.items()
         ]
 

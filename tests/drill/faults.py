@@ -51,7 +51,7 @@ class Drill:
 
 @dataclass(frozen=True)
 class Fault:
-    """`run`: a relay at work, and how it gets into trouble. `over`: an event, empty: the log says nothing of the end."""
+    """`run`: a relay at work, and how it gets into trouble. `over`: an event, empty: the log tells no end."""
 
     name: str
     run: Callable[[Path], contextlib.AbstractAsyncContextManager[Drill]]
