@@ -16,6 +16,7 @@ from ntf_client import Device
 from ntf_client.device import Queue as DeviceQueue
 from ntf_client.push import NotificationInfo, Notifications, VerificationCode
 from ntf_client.state import DeviceState, Subscription
+from ntf_server.config.identity_files import create_identity
 from ntf_server.testing import MockApns
 from smp_bridge import smp
 from smp_bridge.client import Client, Request, ServerError
@@ -56,6 +57,14 @@ class Place:
         )
         return Device(DeviceState(self.relay.address, token, r.key, r.client, r.token_id, r.secret, subscriptions))
 
+    async def adopt(self, folder: Path) -> None:
+        """The identity of the reference, from its folder."""
+        folder.mkdir()
+        self.relay.key_hash = create_identity(folder, "ED25519", "localhost")
+        (folder / "ntf-server.ini").write_text("[TRANSPORT]\nhost = localhost\nport = 443\n")
+        done = await asyncio.to_thread(run, "init", "--adopt", folder, "--path", self.relay.directory)
+        assert done.returncode == 0, done.stderr
+
     async def come_over(self, *arguments: Any, **environ: str) -> None:
         done = await asyncio.to_thread(run, "import", "--path", self.relay.directory, *arguments, **environ)
         assert done.returncode == 0, done.stderr
@@ -80,7 +89,7 @@ class Place:
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     async with MockApns() as apns, SmpServer() as server, await Recipient.connect(server.address) as recipient:
         place = Place(tmp_path / "relay", apns, server, [await recipient.queue() for _ in range(2)])
-        await place.relay.init()
+        await place.adopt(tmp_path / "reference")
         try:
             yield place
         finally:

@@ -6,18 +6,32 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import identity_files
+from ntf_server.config.adopt import Value, adopt, changed
 from ntf_server.config.ca import default_ca_file
 from ntf_server.config.contact import is_public_name
+from ntf_server.config.files import REFERENCE_VAPID_KEY, look_over
+from ntf_server.config.reference_ini import REFERENCE_INI, read_ini
 from ntf_server.config.source import CONFIG_FILE
-from ntf_server.push.jose import generate_key, key_pem
+from ntf_server.permissions import unreadable
+from ntf_server.push.jose import KeyFileError, generate_key, key_pem, load_key
 from ntf_server.store.sealing import generate_key_text
 from smp_bridge.address import ServerAddress, parse_host
 from smp_bridge.network import is_public_host
+
+REFERENCE_TEAM: Final = "5NN7GUYB6T"  # that of the apps in Apple's store
+_IDENTITY: Final = (
+    identity_files.CA_CRT,
+    identity_files.SERVER_CRT,
+    identity_files.SERVER_KEY,
+    identity_files.FINGERPRINT,
+)
 
 _CONFIG_TEMPLATE: Final = """\
 # ntf-relay: settings of the notification server. Every one can also be given as an environment
@@ -87,39 +101,133 @@ def config_text(host: str, port: int, *, web_push: bool) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_path(parser)
+    parser.add_argument(
+        "--adopt", type=Path, metavar="DIR", help="be the server whose configuration simplexmq's ntf-server has there"
+    )
+    parser.add_argument("--apns-key-file", type=Path, metavar="FILE", help="with --adopt: Apple's key ($APNS_KEY_FILE)")
+    parser.add_argument("--apns-key-id", metavar="ID", help="with --adopt: its id ($APNS_KEY_ID)")
+    parser.add_argument(
+        "--apns-team-id", metavar="ID", help=f"with --adopt: whose it is ({REFERENCE_TEAM}, as it stands in simplexmq)"
+    )
     parser.add_argument("--fqdn", type=common.host, metavar="NAME", help="host name in the server's address")
     parser.add_argument("--ip", type=_ip, metavar="IP", help="IP address in the server's address, without --fqdn")
-    parser.add_argument("--port", type=_port, default=443, metavar="N", help="port to listen on (443)")
-    parser.add_argument(
-        "--sign-algorithm", choices=list(common.ALGORITHMS), default="ED448", help="of the certificates"
-    )
+    parser.add_argument("--port", type=_port, metavar="N", help="port to listen on (443)")
+    parser.add_argument("--sign-algorithm", choices=list(common.ALGORITHMS), help="of the certificates (ED448)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Never overwrites anything."""
     directory = common.directory(arguments)
-    host = arguments.fqdn or arguments.ip or _local_name()
-    for name in (CONFIG_FILE, *identity_files.FILES):
-        if os.path.lexists(directory / name):
-            raise UsageError(f"{directory / name}: is there already, and is kept; give a new folder by --path")
+    if arguments.adopt is not None:
+        return _adopt(arguments, arguments.adopt, directory)
+    for name in ("apns_key_file", "apns_key_id", "apns_team_id"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: goes with --adopt; else set it in [apns]")
+    host, port = arguments.fqdn or arguments.ip or _local_name(), arguments.port or 443
+    _refuse_used(directory, (CONFIG_FILE, *identity_files.FILES))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        key_hash = identity_files.create_identity(directory, common.ALGORITHMS[arguments.sign_algorithm], host)
-        identity_files.write_file(directory / identity_files.MASTER_KEY, f"{generate_key_text()}\n".encode())
-        identity_files.write_file(directory / identity_files.VAPID_KEY, key_pem(generate_key()))
-        text = config_text(host, arguments.port, web_push=default_ca_file() is not None)
+        algorithm = common.ALGORITHMS[arguments.sign_algorithm or "ED448"]
+        key_hash = identity_files.create_identity(directory, algorithm, host)
+        _write_keys(directory)
+        text = config_text(host, port, web_push=default_ca_file() is not None)
         identity_files.write_file(directory / CONFIG_FILE, text.encode(), 0o644)
     except OSError as e:
         raise UsageError(f"{e.filename or directory}: {e.strerror}; choose a folder that can be written") from e
+    _tell_of_ca_key(directory)
+    _tell_address(host, port, key_hash)
+    return 0
+
+
+def _adopt(arguments: argparse.Namespace, old: Path, directory: Path) -> int:
+    """What is there is read and checked before anything is written, and stays as it is."""
+    if arguments.sign_algorithm is not None:
+        raise UsageError("--sign-algorithm: the certificates are there; `ntf-server cert` makes others")
+    ini = old / REFERENCE_INI
+    adopted = adopt(ini, read_ini(ini))
+    credentials = identity_files.load_credentials(old)
+    host, port = arguments.fqdn or arguments.ip or adopted.host, arguments.port or adopted.port
+    if not host:
+        raise UsageError(f"{ini}: [TRANSPORT] host: names none; give the name in the server's address by --fqdn")
+    changes, notes = dict(adopted.changes), list(adopted.notes)
+    changes |= _apns(arguments, directory, notes)
+    if (old / REFERENCE_VAPID_KEY).exists():
+        notes.append(f"{old / REFERENCE_VAPID_KEY}: name it in [web_push] key_file, or its subscriptions are lost")
+    taken = () if _same(old, directory) else _IDENTITY
+    _refuse_used(directory, (CONFIG_FILE, identity_files.MASTER_KEY, identity_files.VAPID_KEY, *taken))
+    text = changed(config_text(host, port, web_push=default_ca_file() is not None), changes)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (name for name in taken if (old / name).exists()):
+            mode = 0o600 if name == identity_files.SERVER_KEY else 0o644
+            identity_files.write_file(directory / name, (old / name).read_bytes(), mode)
+        _write_keys(directory)
+        identity_files.write_file(directory / CONFIG_FILE, text.encode(), 0o644)
+    except OSError as e:
+        raise UsageError(f"{e.filename or directory}: {e.strerror}; choose a folder that can be written") from e
+    if (old / identity_files.CA_KEY).exists():
+        _tell_of_ca_key(old)
+    _, mistakes = look_over(directory)  # what was wrong there too
+    for note in (*notes, *(mistakes.error.mistakes if mistakes else ())):
+        print(note, file=sys.stderr)
+    print(f"Next: `ntf-server check --path {directory}`, then `ntf-server import --path {directory} --config {ini}`.",
+          file=sys.stderr)  # fmt: skip
+    _tell_address(host, port, credentials.key_hash)
+    return 0
+
+
+def _apns(arguments: argparse.Namespace, directory: Path, notes: list[str]) -> dict[tuple[str, str], Value]:
+    """Apple's key, which the reference has from its environment."""
+    given = arguments.apns_key_file or os.environ.get("APNS_KEY_FILE")
+    key_id = arguments.apns_key_id or os.environ.get("APNS_KEY_ID")
+    if not given or not key_id:
+        missing = "--apns-key-id, or $APNS_KEY_ID" if given else "--apns-key-file, or $APNS_KEY_FILE"
+        notes.append(
+            f"No Apple device is pushed to: {missing} of the other server is not given; set [apns] key_file, key_id and"
+            f" team_id in {directory / CONFIG_FILE}."
+        )
+        return {}
+    path = Path(given)
+    try:
+        load_key(path.read_bytes())
+    except OSError as e:
+        raise UsageError(unreadable(path, e, "give the key from Apple by --apns-key-file")) from e
+    except KeyFileError as e:
+        raise UsageError(f"{path}: {e}; give the .p8 file from Apple by --apns-key-file") from e
+    path = path.resolve()
+    name = path.relative_to(directory.resolve()) if path.is_relative_to(directory.resolve()) else path
+    team = arguments.apns_team_id or REFERENCE_TEAM
+    return {("apns", "key_file"): str(name), ("apns", "key_id"): key_id, ("apns", "team_id"): team}
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _refuse_used(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if os.path.lexists(directory / name):
+            raise UsageError(f"{directory / name}: is there already, and is kept; give a new folder by --path")
+
+
+def _write_keys(directory: Path) -> None:
+    """Those that are nobody else's: of the store and of Web Push."""
+    identity_files.write_file(directory / identity_files.MASTER_KEY, f"{generate_key_text()}\n".encode())
+    identity_files.write_file(directory / identity_files.VAPID_KEY, key_pem(generate_key()))
+
+
+def _tell_of_ca_key(directory: Path) -> None:
     print(
         f"Move {directory / identity_files.CA_KEY} offline: it is the server's identity, and only"
         " `ntf-server cert` needs it.",
         file=sys.stderr,
     )
+
+
+def _tell_address(host: str, port: int, key_hash: bytes) -> None:
     if not is_public_host(host):
         print(f"Apps elsewhere do not reach {host}: give the server's name by --fqdn.", file=sys.stderr)
-    print(ServerAddress.ntf(host, arguments.port, key_hash))
-    return 0
+    print(ServerAddress.ntf(host, port, key_hash))
 
 
 def _port(text: str) -> int:
