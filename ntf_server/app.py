@@ -19,6 +19,7 @@ from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.facts import Parts, gather
 from ntf_server.admin.gauges import show as show_gauges
 from ntf_server.admin.health import Admin
+from ntf_server.admin.live import Live
 from ntf_server.admin.socket import AdminSocket, Handler, RefusedError
 from ntf_server.admin.stats import STATS, on_stats
 from ntf_server.admin.tokens import INVALIDATE, on_invalidate
@@ -104,6 +105,7 @@ class Relay:
         self._drain: Drain | None = None
         self._store_tls: Tls | None = None
         self._parts: Parts | None = None  # once it has started
+        self._live = Live(config)
         self._stopping = False
 
     @property
@@ -179,15 +181,16 @@ class Relay:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
         days = self._watch(store, gauges)
-        takers = Takers(
-            *(providers, listener, commands, subscriber, checks, self._admission, self._store_tls, set_up_log)
-        )
+        owned = self._admission, self._store_tls, self._live
+        takers = Takers(providers, listener, commands, subscriber, checks, *owned, set_up_log)
         self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain, days)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
         self._parts = parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
         show_gauges(self._metrics, parts, lambda: self._steady() - self._began, self._clock)
+        about = {"version": VERSION, "address": str(self._address), "store": str(config.store)}
+        await self._live.start(supervisor, parts, self.condition, about=about, metrics=self._metrics, clock=self._clock)
         self._tell_started(providers)
 
     def _watch(self, store: Store, gauges: periodic.StoreGauges) -> Days:
@@ -197,7 +200,7 @@ class Relay:
         self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
         self._supervisor.part("tokens due", gauges.run)
         self._supervisor.part("certificates", self._expiry.run)
-        if self._config.settings.metrics.port:  # else nobody reads that
+        if self._config.settings.metrics.port or self._config.page:  # else nobody reads that
             self._supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
             self._supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         return days
@@ -215,6 +218,7 @@ class Relay:
             "checks": settings.delivery.checks == "off",
             "limits": config.budgets is None,
             "metrics": not settings.metrics.port,
+            "page": config.page is None,
             "audit": not settings.subscriber.audit_period,
             **{provider.value: provider not in providers.table for provider in Provider},
         }

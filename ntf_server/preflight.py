@@ -31,6 +31,7 @@ from smp_bridge.tls import server_context
 _PATIENCE: Final = 3.0  # seconds for an answer on this machine
 _ENOUGH: Final = 2000  # bytes of an answer
 _OURS: Final = b"ntf_"  # what the names of our metrics begin with
+_OUR_PAGE: Final = b"ntf-relay"  # what refusals of our live page begin with
 
 
 @dataclass
@@ -71,6 +72,9 @@ async def preflight(config: Config, *, ports: bool = True) -> Found:
         else:
             with found.collected():
                 check_path(config.admin_socket)
+        if config.page and config.page.socket:
+            with found.collected(), of_settings(f"{config.directory / CONFIG_FILE}: [admin] page_socket"):
+                check_path(config.page.socket, "[admin] page_socket")
     if config.credentials:
         with found.collected():
             await Providers(config).close()
@@ -87,6 +91,9 @@ async def try_ports(directory: Path, settings: Settings, found: Found) -> None:
     await _try_port(directory, "transport", transport.bind, transport.port, found)
     if metrics.port and (running is None or not await _answers(metrics.bind, metrics.port, _OURS)):
         await _try_port(directory, "metrics", metrics.bind, metrics.port, found)
+    admin = settings.admin
+    if admin.port and (running is None or not await _answers(admin.bind, admin.port, _OUR_PAGE)):
+        await _try_port(directory, "admin", admin.bind, admin.port, found)
 
 
 async def _try_port(directory: Path, section: str, bind: str, port: int, found: Found) -> None:
@@ -155,7 +162,7 @@ def _private_files(config: Config) -> Iterator[Path]:
     settings = config.settings
     apns, store = settings.apns, settings.store
     names = [SERVER_KEY, apns.key_file, apns.certificate_key_file, settings.fcm.service_account_file]
-    names += [settings.web_push.key_file, *settings.web_push.old_key_files]
+    names += [settings.web_push.key_file, *settings.web_push.old_key_files, settings.admin.token_file]
     if not store.master_key and not store.master_key_command:
         names.append(store.master_key_file)
     if isinstance(config.store, Path):

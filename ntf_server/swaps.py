@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from ntf_server.admin.live import Live
 from ntf_server.admission.gate import Admission
 from ntf_server.commands import Commands
 from ntf_server.config.files import Config
@@ -28,6 +29,7 @@ class Takers:
     checks: Checks
     admission: Admission
     store_tls: Tls | None
+    live: Live
     set_up_log: Callable[[Config], None]
 
 
@@ -63,4 +65,5 @@ def swaps(takers: Takers) -> Mapping[Part, Swap]:
         Part.CHECKS: always(use_checks),
         Part.LIMITS: always(use_limits),
         Part.LOG: always(takers.set_up_log),
+        Part.PAGE: always(takers.live.use),
     }

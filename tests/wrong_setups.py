@@ -299,6 +299,11 @@ def _metrics_taken(place: Place) -> None:
     place.set(METRICS__PORT=str(place.port), TRANSPORT__PORT=str(free_port()))
 
 
+def _live_page_token(place: Place) -> None:
+    write_file(place.folder / "page.token", b"letmein\n")
+    place.set(ADMIN__PORT=str(free_port()), ADMIN__TOKEN_FILE="page.token")
+
+
 def _low_port(place: Place) -> None:
     place.give_away()
     place.set(TRANSPORT__PORT="81")
@@ -634,6 +639,17 @@ WRONG_SETUPS: Final = [
         "an interface that is none",
         _set(TRANSPORT__BIND="999.1.1.1"),
         "[transport] bind, port: 999.1.1.1:PORT: ",
+    ),
+    WrongSetup(
+        "a live page that other machines reach, without a token",
+        _set(ADMIN__PORT="9090", ADMIN__BIND="0.0.0.0"),
+        "DIR/ntf-server.toml: [admin] token_file: is missing, and 0.0.0.0 is open to other machines; make one, `umask"
+        " 077; openssl rand -base64 24 >DIR/page.token`, and set it, or set bind to 127.0.0.1",
+    ),
+    WrongSetup(
+        "a token for the live page that can be guessed",
+        _live_page_token,
+        "[admin] token_file: DIR/page.token: is no token of 20 characters or more, letters, digits and signs; make one",
     ),
     WrongSetup(
         "a file where the admin socket goes",

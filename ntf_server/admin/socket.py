@@ -62,19 +62,13 @@ class AdminSocket:
 
     async def start(self) -> None:
         """Listen; a socket that nobody listens on any more is replaced. Raises ListenError."""
-        if error := socket_path_error(self._path):
-            raise ListenError(error)
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        bound = bind(self._path, "[admin] socket")
         try:
-            _remove_stale(self._path)
-            bound.bind(os.fspath(self._path))
-            self._path.chmod(0o600)  # nobody can connect before somebody listens
-            self._inode = _identity(self._path)
+            self._inode = identity(self._path)
             self._server = await asyncio.start_unix_server(self._on_connected, sock=bound, limit=MAX_LINE)
         except OSError as e:
             bound.close()
-            why = unwritable(self._path.parent, "[admin] socket") or e.strerror or e
-            raise ListenError(f"{self._path}: {why}") from e
+            raise ListenError(f"{self._path}: {e.strerror or e}") from e
         except BaseException:
             bound.close()
             raise
@@ -87,9 +81,7 @@ class AdminSocket:
             task.cancel()
         if self._connections:
             await asyncio.wait(list(self._connections))
-        with contextlib.suppress(OSError):
-            if self._inode is not None and _identity(self._path) == self._inode:  # else it is another's
-                self._path.unlink()
+        remove(self._path, self._inode)
 
     def _on_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS or not _may_ask(writer.get_extra_info("socket")):
@@ -145,13 +137,36 @@ class AdminSocket:
             return _failure("it failed; the server's log says why")
 
 
-def check_path(path: Path) -> None:
-    """Raises ListenError if `AdminSocket` would; makes nothing, and leaves a stale socket."""
+def bind(path: Path, setting: str, mode: int = 0o600) -> socket.socket:
+    """A socket there, for whom `mode` lets in; one that nobody listens on any more is replaced. Raises ListenError."""
+    if error := socket_path_error(path, setting):
+        raise ListenError(error)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        bound.bind(os.fspath(path))
+        path.chmod(mode)  # nobody can connect before somebody listens
+    except OSError as e:
+        bound.close()
+        why = unwritable(path.parent, setting) or e.strerror or e
+        raise ListenError(f"{path}: {why}") from e
+    return bound
+
+
+def remove(path: Path, inode: tuple[int, int] | None) -> None:
+    """A socket's file, if it is still the one with this `identity`."""
+    with contextlib.suppress(OSError):
+        if inode is not None and identity(path) == inode:  # else it is another's
+            path.unlink()
+
+
+def check_path(path: Path, setting: str = "[admin] socket") -> None:
+    """Raises ListenError if `bind` would; makes nothing, and leaves a stale socket."""
     try:
         _is_stale(path)
     except OSError as e:
         raise ListenError(f"{path}: {e.strerror or e}") from e
-    if (barred := unwritable(path.parent, "[admin] socket")) is not None:
+    if (barred := unwritable(path.parent, setting)) is not None:
         raise ListenError(f"{path}: {barred}")
 
 
@@ -197,7 +212,8 @@ def _may_ask(connected: socket.socket) -> bool:
     return uid in (_ROOT, os.geteuid())
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """What tells a file from one that takes its place. Raises OSError."""
     found = path.lstat()
     return found.st_dev, found.st_ino
 

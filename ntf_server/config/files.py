@@ -23,6 +23,7 @@ from ntf_server.config.contradictions import apns_hosts, contradictions
 from ntf_server.config.identity_files import IdentityFileError, load_credentials
 from ntf_server.config.limits import LimitsError, parse_limits, parse_networks
 from ntf_server.config.mistakes import ConfigError, Mistakes, NotNowError
+from ntf_server.config.page import Page, parse_page
 from ntf_server.config.server_list import Pattern, ServerList, parse_pattern
 from ntf_server.config.service_account import parse_service_account
 from ntf_server.config.settings import Settings
@@ -77,6 +78,7 @@ class Config:
     old_vapid_keys: tuple[ec.EllipticCurvePrivateKey, ...] = field(repr=False)
     ca_files: Mapping[str, str]
     admin_socket: Path
+    page: Page | None
     environ: Mapping[str, str] = field(repr=False)
 
     def certificates_end(self) -> Mapping[str, float]:
@@ -155,6 +157,7 @@ def _parsed(
         old_vapid_keys=find(lambda: _old_vapid_keys(directory, settings) if vapid_file else ()),
         ca_files=_ca_files(directory, settings, mistakes),
         admin_socket=find(lambda: _admin_socket(directory, settings, store) if store else directory, "admin"),
+        page=find(lambda: _page(directory, settings), "admin"),
         environ=MappingProxyType({k: v for k, v in environ.items() if k.startswith(PREFIX)}),
         # last: a command may take long
         master_key=keep.master_key if keep else find(lambda: load_master_key(directory, settings), "store"),
@@ -191,25 +194,36 @@ def load_admin_socket(directory: Path, environ: Mapping[str, str] = os.environ) 
     return _admin_socket(directory, settings, _store(directory, settings))
 
 
-def socket_path_error(path: Path) -> str | None:
+def socket_path_error(path: Path, setting: str = "[admin] socket") -> str | None:
     """Why no Unix socket can have this path, and what to do; None if one can."""
     size = len(os.fsencode(path))
     if size <= MAX_SOCKET_PATH:
         return None
-    return (
-        f"{path}: {size} bytes are too long for a socket's path; set [admin] socket to one of {MAX_SOCKET_PATH} at most"
-    )
+    return f"{path}: {size} bytes are too long for a socket's path; set {setting} to one of {MAX_SOCKET_PATH} at most"
 
 
 def _admin_socket(directory: Path, settings: Settings, store: Path | RedisUrl) -> Path:
     if not settings.admin.socket:
         return store.with_suffix(".sock") if isinstance(store, Path) else directory / "ntf-server.sock"
-    path = directory / settings.admin.socket
-    if error := socket_path_error(path):
-        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {error}")
+    return _socket_path(directory, "[admin] socket", settings.admin.socket)
+
+
+def _socket_path(directory: Path, setting: str, name: str) -> Path:
+    """Of a Unix socket that is to be made. Raises ConfigError."""
+    path = directory / name
+    if error := socket_path_error(path, setting):
+        raise ConfigError(f"{directory / CONFIG_FILE}: {setting}: {error}")
     if not path.parent.is_dir():
-        raise ConfigError(f"{directory / CONFIG_FILE}: [admin] socket: {unwritable(path.parent, '[admin] socket')}")
+        raise ConfigError(f"{directory / CONFIG_FILE}: {setting}: {unwritable(path.parent, setting)}")
     return path
+
+
+def _page(directory: Path, settings: Settings) -> Page | None:
+    """The live page; None: it is off. Raises ConfigError."""
+    page = parse_page(directory, settings.admin)
+    if page is not None and page.socket is not None:
+        _socket_path(directory, "[admin] page_socket", settings.admin.page_socket)
+    return page
 
 
 def _server_list(directory: Path, settings: Settings) -> ServerList:

@@ -33,6 +33,7 @@ class Part(StrEnum):
     LIMITS = "limits"  # budgets of strangers
     CHECKS = "checks"
     LOG = "log"
+    PAGE = "page"  # its token, and names by which it is asked
 
 
 # Settings that a part can take; all others need a restart.
@@ -56,6 +57,8 @@ _SWAPPED: Final[Mapping[str, Part]] = {
     **{f"limits.{key}": Part.LIMITS for key in Limits.__struct_fields__},
     "log.level": Part.LOG,
     "log.format": Part.LOG,
+    "admin.token_file": Part.PAGE,
+    "admin.hosts": Part.PAGE,
 }
 _IDENTITY: Final = "the server's identity"
 _CERTIFICATE: Final = "the online certificate"
@@ -164,6 +167,8 @@ _MODES: Final[Mapping[Part, Callable[[Config], object]]] = {
     Part.APNS: lambda c: (c.apns_key is None, c.client_certificate is None),
     Part.FCM: lambda c: c.service_account is None,
     Part.WEB_PUSH: lambda c: c.vapid_key is None,
+    # a page that is to be elsewhere after a restart must not lose its token where it is
+    Part.PAGE: lambda c: c.page and (c.page.host, c.page.port, c.page.socket),
 }
 
 
@@ -202,6 +207,8 @@ def _differing_content(old: Config, new: Config) -> Iterator[str]:
         yield "web_push.key_file"
     if [*map(_public, old.old_vapid_keys)] != [*map(_public, new.old_vapid_keys)]:
         yield "web_push.old_key_files"
+    if (old.page and old.page.token) != (new.page and new.page.token):
+        yield "admin.token_file"
 
 
 def _public(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None) -> bytes:
@@ -238,4 +245,6 @@ def _merge(old: Config, new: Config, parts: Container[Part]) -> Config:
         merged = replace(merged, servers=new.servers, limits=new.limits)
     if Part.LIMITS in parts:
         merged = replace(merged, budgets=new.budgets)
+    if Part.PAGE in parts:
+        merged = replace(merged, page=new.page)
     return merged

@@ -216,9 +216,18 @@ class Metrics(_Section, frozen=True):
 
 
 class Admin(_Section, frozen=True):
-    """`socket`: where commands reach a running relay; empty: beside the database, as `ntf-server.sock`."""
+    """`socket`: where commands reach a running relay; empty: beside the database, as `ntf-server.sock`.
+
+    The live page, plain HTTP: `port` 0: off; `bind`: as in `Transport`; `page_socket`: a Unix socket in their place.
+    `token_file`: what who looks has to know; `hosts`: names by which a proxy before it is asked.
+    """
 
     socket: str = ""
+    port: _AnyPort = 0
+    bind: str = "127.0.0.1"
+    page_socket: str = ""
+    token_file: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 class Log(_Section, frozen=True):

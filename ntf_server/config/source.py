@@ -19,7 +19,7 @@ PREFIX: Final = "NTF_SERVER__"
 _FORM: Final = f"give {PREFIX}SECTION__KEY"
 _LISTS: Final = (
     "proxies", "name_servers", "shared", "old_key_files", "allow_hosts", "own_server_domains", "allow_servers",
-    "deny_servers",
+    "deny_servers", "hosts",
 )  # fmt: skip
 _NUMBER: Final = re.compile(r"[+-]?[0-9.]{1,20}")
 

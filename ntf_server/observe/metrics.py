@@ -141,9 +141,11 @@ class Metrics:
         self._server_gauges[name] = read
 
     def total(self, name: PairCounter | ServerCounter, second: str = "") -> int:
-        """Of all servers; or of all kinds with this second label (ValueError if it is none)."""
+        """Of all servers; or of all kinds, with this second label (ValueError if it is none) or any."""
         if isinstance(name, ServerCounter):
             return sum(self._counts[name, host] for host in ("", *self._hosts))
+        if not second:
+            return sum(self.value(name, kind) for kind in name.kinds)
         if second not in name.seconds:
             raise ValueError(f"{name} has no {name.second_label} {second!r}")
         return sum(self._counts[name, kind, second] for kind in name.kinds)
@@ -160,6 +162,31 @@ class Metrics:
                 return self._counts[name, _checked(name, label), second]
             return sum(self._counts[name, _checked(name, label), second] for second in name.seconds)
         return self._counts[name, _checked(name, label) if isinstance(name, KindCounter) else label.lower()]
+
+    def distribution(self, name: Histogram, kind: str = "") -> Distribution:
+        """What was observed, and goes on to be. Raises KeyError if there is no such kind."""
+        return self._distributions[name, kind]
+
+    def read(self, name: Gauge) -> float | None:
+        """As it is now; None: nobody shows it."""
+        read = self._gauges.get(name)
+        return None if read is None else read()
+
+    def read_kinds(self, name: KindGauge) -> Mapping[str, float]:
+        """By kind, as they are now."""
+        return self._kind_gauges.get(name, dict)()
+
+    def read_pairs(self, name: PairGauge) -> Mapping[tuple[str, str], float]:
+        """By both kinds, as they are now."""
+        return self._pair_gauges.get(name, dict)()
+
+    def read_servers(self, name: ServerGauge) -> Mapping[str, float]:
+        """By host of own servers, empty for all others together."""
+        values: dict[str, float] = {}
+        for server, value in self._server_gauges.get(name, tuple)():
+            host = self._label(server)
+            values[host] = values.get(host, 0) + value
+        return values
 
     def _label(self, server: ServerAddress) -> str:
         """The host of an own server, empty for others."""

@@ -25,6 +25,7 @@ PARTS: Final = (
     "statistics",
     "loop_lag",
     "certificates",
+    "live_page",
     "audit",
     "reload",
     "listener",

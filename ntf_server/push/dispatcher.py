@@ -249,6 +249,12 @@ class Dispatcher:
         now = self._clock()
         return [lane.schedule.facts(now) for lane in self._lanes.values()]
 
+    def services(self, most: int) -> list[WayFacts]:
+        """Push services of Web Push, by what they are called: those to look at first."""
+        now = self._clock()
+        lanes = self._lanes.values()
+        return [facts for lane in lanes for facts in lane.schedule.services(now, most)][:most]
+
     def mended(self) -> None:
         """A fault of ours may be mended: what waits for that is tried at once."""
         for lane in self._lanes.values():

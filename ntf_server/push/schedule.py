@@ -9,6 +9,7 @@ nothing.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from msgspec.structs import replace
 
@@ -41,12 +42,13 @@ class ScheduleConfig:
 
 
 class Origin:
-    """One push service: how it is, how many pushes are under way to it, how many may be."""
+    """One push service: how it is, how many pushes are under way to it, how many may be; its name once one ended."""
 
-    __slots__ = ("health", "in_flight", "window")
+    __slots__ = ("health", "in_flight", "name", "window")
 
     def __init__(self, health: Health) -> None:
         self.health = health
+        self.name = ""
         self.in_flight = 0
         self.window = 1
 
@@ -127,6 +129,19 @@ class Schedule:
             services_in_trouble=sum(health.troubled_since is not None for health in proven),
         )
 
+    def services(self, now: float, most: int) -> list[WayFacts]:
+        """The push services that an operator looks at first: that took pushes, and of these those in trouble, the
+        longest one first.
+        """
+
+        def rank(origin: Origin) -> tuple[bool, bool, float]:
+            health = origin.health
+            since = health.troubled_since
+            return not health.proven, since is None, -(health.accepted_at or 0.0) if since is None else since
+
+        first = nsmallest(most, (o for o in self._origins.values() if o.name), key=rank)
+        return [replace(o.health.facts(o.name, now), in_flight=o.in_flight) for o in first]
+
     def mended(self, now: float) -> None:
         """The operator may have mended what was wrong: everything is tried at once."""
         self.health.mended(now)
@@ -170,7 +185,8 @@ class Schedule:
             origin.window = min(origin.window + 1, self._config.places)
         elif isinstance(verdict, Again) and verdict.scope is not Scope.TOKEN:
             origin.window = max(1, origin.window // 2)
-        name = f"{self.name} {service(claim)}"
+        origin.name = service(claim)
+        name = f"{self.name} {origin.name}"
         whole = isinstance(verdict, Ours | Again) and verdict.scope is Scope.PROVIDER
         result = self._judge(self.health if whole else origin.health, self.name if whole else name, claim, verdict, now)
         if origin.health.proven is not proven:  # its other pushes count among the proven from now on

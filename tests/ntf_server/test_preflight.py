@@ -45,8 +45,10 @@ async def test_nothing_is_wrong_and_nothing_is_left(config: Config) -> None:
 
 async def test_everything_that_is_in_the_way(config: Config, taken: str) -> None:
     (config.directory / "ntf-server.db").write_bytes(b"not a database" * 1000)
-    found = await preflight(again(config, TRANSPORT__PORT=taken, METRICS__PORT=taken))
-    assert [type(trouble).__name__ for trouble in found.troubles] == ["ListenError", "ListenError", "StoreCorruptError"]
+    found = await preflight(again(config, TRANSPORT__PORT=taken, METRICS__PORT=taken, ADMIN__PORT=taken))
+    kinds = [type(trouble).__name__ for trouble in found.troubles]
+    assert kinds == ["ListenError", "ListenError", "ListenError", "StoreCorruptError"]
+    assert f"[admin] bind, port: 127.0.0.1:{taken}: is in use" in str(found.troubles[2])
 
 
 async def test_ports_that_were_tried_before_are_left_alone(config: Config, taken: str) -> None:
@@ -66,6 +68,27 @@ async def test_what_runs_is_in_nobody_s_way(config: Config, unused_tcp_port: int
         [trouble] = (await preflight(again(config, METRICS__PORT=taken))).troubles
         assert isinstance(trouble, ListenError)
     assert await running_relay(config.admin_socket) is None
+
+
+@pytest.mark.parametrize("token", ["", "page.token"])
+async def test_the_live_page_of_what_runs_is_in_nobody_s_way(config: Config, unused_tcp_port: int, token: str) -> None:
+    write_file(config.directory / "page.token", b"x" * 20)
+    page = again(config, ADMIN__TOKEN_FILE=token, ADMIN__PORT=str(unused_tcp_port))
+    async with Relay(page):
+        assert (await preflight(page)).troubles == []
+
+
+async def test_the_socket_of_the_live_page(config: Config) -> None:
+    page = again(config, ADMIN__PAGE_SOCKET="page.sock")
+    assert (await preflight(page)).troubles == []
+    (config.directory / "page.sock").touch()
+    [trouble] = (await preflight(page)).troubles
+    assert str(trouble).endswith(
+        f"[admin] page_socket: {config.directory}/page.sock: is in the way, and no socket; move it away"
+    )
+    (config.directory / "page.sock").unlink()
+    async with Relay(page):
+        assert (await preflight(page)).troubles == []
 
 
 async def test_a_socket_that_answers_nothing_is_somebody_s(config: Config) -> None:

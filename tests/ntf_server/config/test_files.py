@@ -163,6 +163,11 @@ SETTINGS = [  # section, key, as TOML, as a variable, value
     ("metrics", "port", "9100", "9100", 9100),
     ("metrics", "bind", '"::1"', "::1", "::1"),
     ("admin", "socket", '"a.sock"', "a.sock", "a.sock"),
+    ("admin", "port", "9090", "9090", 9090),
+    ("admin", "bind", '"::1"', "::1", "::1"),
+    ("admin", "page_socket", '""', "", ""),
+    ("admin", "token_file", '"page.token"', "page.token", "page.token"),
+    ("admin", "hosts", '["a.org", "b.org"]', "a.org,b.org", ("a.org", "b.org")),
     ("log", "level", '"debug"', "debug", "debug"),
     ("log", "format", '"json"', "json", "json"),
 ]

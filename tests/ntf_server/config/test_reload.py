@@ -89,6 +89,8 @@ def test_what_is_the_same(load: Load) -> None:
         ("LIMITS__REGISTRATIONS", "10 + 1/s", "[limits] registrations", Part.LIMITS),
         ("LOG__LEVEL", "debug", "[log] level", Part.LOG),
         ("LOG__FORMAT", "json", "[log] format", Part.LOG),
+        ("ADMIN__HOSTS", "relay.example.org", "[admin] hosts", Part.PAGE),
+        ("ADMIN__PORT", "9090", "[admin] port", None),
         ("TRANSPORT__PORT", "5443", "[transport] port", None),
         ("TRANSPORT__HOST", "a.org", "[transport] host", None),
         ("STORE__URL", "sqlite:///other.db", "[store] url", None),
@@ -115,6 +117,23 @@ def test_a_setting(*, load: Load, name: str, value: str, shown: str, part: Part 
         without = compare(old, new, [p for p in Part if p is not part])
         assert (without.swapped, without.needs_restart) == ({}, (shown,))
         assert without.config.settings == old.settings
+
+
+def test_another_token_of_the_live_page(load: Load, directory: Path) -> None:
+    """A page that is to be elsewhere after a restart does not lose its token where it is."""
+    for name in ("one", "two"):
+        (directory / name).write_text(name * 10)
+    page = {"ADMIN__PORT": "9090", "ADMIN__BIND": "0.0.0.0"}
+    old, new = load(**page, ADMIN__TOKEN_FILE="one"), load(**page, ADMIN__TOKEN_FILE="two")
+    changes = compare(old, new, ALL)
+    assert (changes.swapped, changes.needs_restart) == ({Part.PAGE: ("[admin] token_file",)}, ())
+    assert changes.config.page == new.page != old.page
+    (directory / "one").write_text("three" * 10)
+    changes = compare(old, load(**page, ADMIN__TOKEN_FILE="one"), ALL)
+    assert changes.swapped == {Part.PAGE: ("[admin] token_file",)}
+    changes = compare(old, load(ADMIN__PORT="9090"), ALL)
+    assert (changes.swapped, set(changes.needs_restart)) == ({}, {"[admin] bind", "[admin] token_file"})
+    assert changes.config.page == old.page
 
 
 def test_every_setting_that_is_swapped_is_one() -> None:

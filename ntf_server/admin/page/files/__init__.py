@@ -1,0 +1,1 @@
+"""What browsers get: plain files, as they are."""

@@ -1,0 +1,186 @@
+"""Headless Chromium, driven by its DevTools protocol: pages are opened, asked, and photographed."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+FLAGS: Final = (
+    "--headless",
+    "--no-sandbox",  # tests may be root's
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+
+
+class NoBrowserError(Exception):
+    """There is no Chromium."""
+
+
+def chromium() -> tuple[str, dict[str, str]]:
+    """The program, and the variables that it needs: as installed, or as `scripts/test --all` unpacked it."""
+    if found := shutil.which("chromium"):
+        return found, {}
+    files = Path(os.environ.get("NTF_RELAY_PACKAGES", "/nowhere"))
+    program = files / "usr/lib/chromium/chromium"
+    if not program.exists():
+        raise NoBrowserError("install chromium (Debian, Ubuntu: apt-get install chromium), or use scripts/test --all")
+    libraries = [files / "usr/lib", *sorted((files / "usr/lib").glob("*-linux-gnu*"))]
+    return str(program), {
+        "LD_LIBRARY_PATH": ":".join(map(str, [*libraries, *(path / "pulseaudio" for path in libraries)])),
+        "FONTCONFIG_SYSROOT": str(files),
+    }
+
+
+class Browser:
+    """`async with Browser() as browser`: one page. Scripts that are not caught end in `faults`, and so does what the
+    page's own rules (CSP) or the network refuse.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self._stack = contextlib.AsyncExitStack()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._session = ""
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            program, environ = chromium()
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True))
+            self._process = await asyncio.create_subprocess_exec(
+                program, *FLAGS, f"--user-data-dir={folder}", "about:blank",
+                env=os.environ | environ | {"HOME": folder}, stdout=-3, stderr=-3, start_new_session=True,
+            )  # fmt: skip
+            stack.push_async_callback(self._end)
+            port, path = await self._endpoint(Path(folder) / "DevToolsActivePort")
+            client = await stack.enter_async_context(aiohttp.ClientSession())
+            self._socket = await stack.enter_async_context(
+                client.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0)
+            )
+            reader = asyncio.create_task(self._read())
+            stack.callback(reader.cancel)
+            target = await self.call("Target.createTarget", url="about:blank")
+            attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
+                await self.call(f"{domain}.enable")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _end(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def _endpoint(self, file: Path) -> tuple[str, str]:
+        async with asyncio.timeout(60):
+            while True:
+                if self._process.returncode is not None:
+                    raise NoBrowserError(f"chromium ended with {self._process.returncode}")
+                if file.exists() and len(lines := file.read_text().split()) == 2:
+                    return lines[0], lines[1]
+                await asyncio.sleep(0.05)
+
+    async def _read(self) -> None:
+        async for received in self._socket:
+            message = received.json()
+            if (waiting := self._waiting.pop(message.get("id", 0), None)) is not None:
+                if not waiting.done():
+                    waiting.set_result(message)
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.faults.append(str(message["params"]["exceptionDetails"]))
+            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+                self.faults.append(message["params"]["entry"]["text"])
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the protocol."""
+        number = next(self._numbers)
+        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+        session = {"sessionId": self._session} if self._session else {}
+        await self._socket.send_json({"id": number, "method": method, "params": parameters, **session})
+        async with asyncio.timeout(30):
+            answer = await waiting
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def value(self, expression: str) -> Any:
+        """What a script comes to in the page."""
+        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(str(answer["exceptionDetails"]))
+        return answer["result"].get("value")
+
+    async def until(self, expression: str, seconds: float = 30.0) -> Any:
+        """Its value, as soon as it is true of the page."""
+        value = None
+        try:
+            async with asyncio.timeout(seconds):
+                while not (value := await self.value(expression)):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"{expression}: {value!r}; {await self.value('document.body.innerText')}") from None
+        return value
+
+    async def open(self, url: str, *, token: str = "") -> None:
+        """A page, with a token as the password if it asks for one."""
+        if token:
+            basic = base64.b64encode(f"operator:{token}".encode()).decode()
+            await self.call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {basic}"})
+        await self.call("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete'")
+
+    async def looks(
+        self, width: int, height: int, *, dark: bool = False, scale: float = 1.0, still: bool = True
+    ) -> None:
+        """As a screen of this size shows it, in the system's colours; `still`: its owner wants no motion."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
+        ]
+        await self.call("Emulation.setEmulatedMedia", features=features)
+        await asyncio.sleep(0.3)
+
+    async def press(self, key: str, *, shift: bool = False) -> None:
+        """A key, as a keyboard sends it."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}
+        fields: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": codes[key], "modifiers": 8 if shift else 0}
+        if key in {"Enter", " "}:
+            fields["text"] = "\r" if key == "Enter" else " "
+        await self.call("Input.dispatchKeyEvent", type="keyDown", **fields)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **{k: v for k, v in fields.items() if k != "text"})
+
+    async def photograph(self, path: Path, *, kind: str = "png", whole: bool = True) -> None:
+        """What it shows; `whole`: also below the fold."""
+        quality = {} if kind == "png" else {"quality": 82}
+        shot = await self.call("Page.captureScreenshot", format=kind, captureBeyondViewport=whole, **quality)
+        path.write_bytes(base64.b64decode(shot["data"]))
