@@ -19,6 +19,7 @@ from ntf_server.admin.drain import DRAIN, Drain, seconds_of
 from ntf_server.admin.facts import Parts, gather
 from ntf_server.admin.gauges import show as show_gauges
 from ntf_server.admin.health import Admin
+from ntf_server.admin.inquiries import inquiries
 from ntf_server.admin.live import Live
 from ntf_server.admin.socket import AdminSocket, Handler, RefusedError
 from ntf_server.admin.stats import STATS, on_stats
@@ -338,6 +339,7 @@ class Relay:
                 TRACE: partial(on_trace, store, self._trail.of),
                 VAPID: self._on_vapid,
                 STATS: partial(on_stats, store, days),
+                **inquiries(store),
             }
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())

@@ -1,18 +1,15 @@
 """What became of a device's pushes: `ntf-server trace`."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-import pybase64
-
+from ntf_server.admin.ids import FINGERPRINT, parse_id
 from ntf_server.admin.socket import AdminError
+from ntf_server.admin.tokens import told_push
 from ntf_server.store.contract import Queues, StoreError, Tokens
-from ntf_server.store.records import Subscription, Token, push_uuid
+from ntf_server.store.records import Subscription, Token
 
 TRACE: Final = "trace"  # the admin socket's command
-_ID: Final = 24  # bytes of a token's or a subscription's id
-_FINGERPRINT: Final = re.compile(r"[0-9a-f]{12}")
 _MOST: Final = 100  # pushes in an answer
 UNKNOWN: Final = "no token and no subscription has this id, and no push to a device of this fingerprint is known"
 
@@ -36,7 +33,7 @@ async def trace(store: Store, what: str, pushes: Trail, after: int = 0) -> dict[
         last = None if token is None else await store.last_push(token.ref)
     except StoreError as e:
         raise AdminError(str(e)) from e
-    fingerprint = device.fingerprint if device else what if _FINGERPRINT.fullmatch(what) else None
+    fingerprint = device.fingerprint if device else what if FINGERPRINT.fullmatch(what) else None
     found, count = pushes(fingerprint, after) if fingerprint else ([], after)
     if token is None and not found and not after:
         raise AdminError(UNKNOWN)
@@ -48,8 +45,7 @@ async def trace(store: Store, what: str, pushes: Trail, after: int = 0) -> dict[
             "reason": token.reason.value if token.reason else "",
             "period": token.period,
             "active_at": token.active_at,
-            "last_push": last
-            and {"push": push_uuid(last.push_id), "at": last.at, "outcome": last.outcome, "reason": last.reason},
+            "last_push": told_push(last),
         }
     return {
         "fingerprint": fingerprint,
@@ -69,11 +65,7 @@ async def on_trace(store: Store, pushes: Trail, request: Mapping[str, Any]) -> M
 
 
 async def _find(store: Store, what: str) -> tuple[Token | None, Subscription | None]:
-    try:
-        found = pybase64.urlsafe_b64decode(what + "=" * (-len(what) % 4))
-    except ValueError:
-        return None, None
-    if len(found) != _ID:
+    if (found := parse_id(what)) is None:
         return None, None
     if (token := await store.find_token(found)) is not None:
         return token, None

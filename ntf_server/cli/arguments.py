@@ -14,6 +14,8 @@ from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.identity import SignAlgorithm
 
+_MOST: Final = 1_000_000_000
+_DIGITS: Final = 11  # of a number that is looked at
 ALGORITHMS: Final[dict[str, SignAlgorithm]] = {"ED448": "ED448", "ED25519": "ED25519"}
 
 
@@ -64,3 +66,21 @@ def host(text: str) -> str:
         return parse_host(text)
     except ParseError as e:
         raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def count(text: str) -> int:
+    """The argument type of numbers from 1 on."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_DIGITS]) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 to {_MOST}")
+    return int(text)
+
+
+def days(text: str) -> float:
+    """The argument type of a number of days from 0 on, with decimals or without."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of days, from 0 on")
+    return found

@@ -15,6 +15,8 @@ from ntf_server.store.redis.url import RedisUrl
 
 T = TypeVar("T")
 
+Page = dict[str, Any]
+
 
 def ask_either(
     directory: Path, command: str, of_the_store: Callable[[Store], Awaitable[T]], **arguments: Any
@@ -38,27 +40,31 @@ def ask_store(directory: Path, of_the_store: Callable[[Store], Awaitable[T]]) ->
 
 
 def ask_pages(
-    directory: Path, command: str, page: Callable[[Store, Any], Awaitable[dict[str, Any]]], **arguments: Any
-) -> list[dict[str, Any]]:
+    directory: Path,
+    command: str,
+    page: Callable[[Store, Any], Awaitable[Page]],
+    *,
+    enough: Callable[[list[Page]], bool] = lambda _: False,
+    **arguments: Any,
+) -> list[Page]:
     """As `ask_either`, for what comes in several answers: each but the first is asked for by the `next` of the one
-    before, as `after`; `page` gives those of the store.
+    before, as `after`; `page` gives those of the store. `enough`: no more are asked for.
     """
+    socket = config.load_admin_socket(directory)
     try:
-        return _pages_of_the_running(config.load_admin_socket(directory), command, arguments)
+        pages = [ask(socket, command, **arguments)]
+        while not enough(pages) and (after := pages[-1]["next"]) is not None:
+            pages.append(ask(socket, command, **arguments, after=after))
     except NotRunningError:
-        return ask_store(directory, lambda store: _pages(store, page))
-
-
-def _pages_of_the_running(socket: Path, command: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    pages = [ask(socket, command, **arguments)]
-    while (after := pages[-1]["next"]) is not None:
-        pages.append(ask(socket, command, **arguments, after=after))
+        return ask_store(directory, lambda store: _pages(store, page, enough))
     return pages
 
 
-async def _pages(store: Store, page: Callable[[Store, Any], Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+async def _pages(
+    store: Store, page: Callable[[Store, Any], Awaitable[Page]], enough: Callable[[list[Page]], bool]
+) -> list[Page]:
     pages = [await page(store, None)]
-    while (after := pages[-1]["next"]) is not None:
+    while not enough(pages) and (after := pages[-1]["next"]) is not None:
         pages.append(await page(store, after))
     return pages
 

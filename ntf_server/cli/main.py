@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "migrate": "Move a store into another one, between SQLite and Redis; no server may run.",
     "import": "Take over what simplexmq's ntf-server has; neither may run.",
     "trace": "Say what became of a device's pushes, while the server runs or not.",
-    "tokens": "Make registrations invalid, while the server runs or not.",
+    "tokens": "List, show, delete registrations or make them invalid, while the server runs or not.",
     "stats": "Say what happened today, since the start, and on each day.",
     "vapid": "Print the public key that apps subscribe to Web Push with.",
     "delete": "Delete the server's identity, configuration and database.",

@@ -112,6 +112,13 @@ class Event(StrEnum):
         "table",
         "count",
     )
+    TOKENS_PURGED = (
+        "tokens.purged",
+        logging.WARNING,
+        "An operator deleted registrations, with their subscriptions.",
+        "count",
+        "status",
+    )
     TOKENS_INVALIDATED = (
         "tokens.invalidated",
         logging.WARNING,

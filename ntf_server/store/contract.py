@@ -8,6 +8,7 @@ be repeated.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from ntf_server.store.inspection import Inspection
 from ntf_server.store.ledger import Ledger
 from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
@@ -424,6 +425,11 @@ class Store(Tokens, Queues, Deliveries, Sessions, Protocol):
     @property
     def statistics(self) -> Statistics:
         """What was counted on which day."""
+        ...
+
+    @property
+    def inspection(self) -> Inspection:
+        """What operators look at."""
         ...
 
     @property

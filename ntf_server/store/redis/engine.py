@@ -67,6 +67,7 @@ from ntf_server.store.redis import census, deliveries, queues, sessions, standin
 from ntf_server.store.redis import changes as stream
 from ntf_server.store.redis.database import Database
 from ntf_server.store.redis.due import Due
+from ntf_server.store.redis.inspection import RedisInspection
 from ntf_server.store.redis.ledger import RedisLedger
 from ntf_server.store.redis.names import SHARDS, Names
 from ntf_server.store.redis.node import LEASE, Node, identity, unless_cancelled
@@ -98,6 +99,7 @@ class RedisStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.ledger: Final = RedisLedger(node, self._do)
+        self.inspection: Final = RedisInspection(node, self._do)
         self.statistics: Final = RedisStatistics(node.database, node.names, node.id.decode(), self._do)
         self._due = Due(node, self._spawn)
         node.made_due = self._due.ring

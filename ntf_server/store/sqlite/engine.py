@@ -67,6 +67,7 @@ from ntf_server.store.sealing import MasterKey, Sealer
 from ntf_server.store.sqlite import census, deliveries, due, queues, sessions, standings, taking, tokens, upkeep
 from ntf_server.store.sqlite.database import LINGER, LONG_LINGER, Database, Operation
 from ntf_server.store.sqlite.file import DatabaseFile, opened
+from ntf_server.store.sqlite.inspection import SqliteInspection
 from ntf_server.store.sqlite.keys import load_key, prepare
 from ntf_server.store.sqlite.migrations import migrate
 from ntf_server.store.sqlite.rows import DamagedRowError, quarantine
@@ -82,6 +83,8 @@ T = TypeVar("T")
 
 class SqliteStore:
     """Implements `store.contract.Store`; open it with `store.open.open_store`."""
+
+    ledger: Final = None  # no other node may have the store
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class SqliteStore:
         self._sweep = upkeep.Sweep()
         self._seen = Seen[int]()
         self.pulse: Final = Pulse()  # of what is written
+        self.inspection: Final = SqliteInspection(self._read)
         self.statistics: Final = SqliteStatistics(self._read, self._write)
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(
@@ -362,11 +366,6 @@ class SqliteStore:
     async def acquire(self, server: ServerAddress) -> Session | None:
         """See `Store`."""
         return await self._write(lambda c: sessions.acquire(c, self._state, server))
-
-    @property
-    def ledger(self) -> None:
-        """See `Store`."""
-        return
 
     @property
     def lease(self) -> float:

@@ -19,6 +19,7 @@ from ntf_server.testing.store_suite import (
     clocks,
     deliveries,
     expiry,
+    inspection,
     lanes,
     lost,
     model,
@@ -41,7 +42,7 @@ __all__ = ["Bench", "Check", "ManualClock", "Medium", "Times", "checks", "name",
 
 _ONE_NODE: Final = (
     tokens, periods, turns, queues, deliveries, claims, retries, lanes, clocks, sessions, standings, services, expiry,
-    census, statistics, lost, paging, races, model,
+    census, inspection, statistics, lost, paging, races, model,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ntf_server.cli.arguments import add_path, directory, host
+from ntf_server.cli.arguments import add_path, count, days, directory, host
 from ntf_server.config.files import DEFAULT_DIR
 
 
@@ -22,3 +22,13 @@ def test_hosts() -> None:
     for text in ("a b", "x" * 65, ""):
         with pytest.raises(argparse.ArgumentTypeError):
             host(text)
+
+
+def test_numbers() -> None:
+    assert [count(text) for text in ("1", "07", "1000000000")] == [1, 7, 10**9]
+    assert [days(text) for text in ("0", "1.5", "30")] == [0, 1.5, 30]
+    no_counts, no_days = ("", "0", "-1", "1.5", "x", "1" * 5000, "\N{SUPERSCRIPT TWO}"), ("", "-1", "nan", "inf")
+    for take, texts in ((count, no_counts), (days, no_days)):
+        for text in texts:
+            with pytest.raises(argparse.ArgumentTypeError, match="must be a number"):
+                take(text)

@@ -34,7 +34,7 @@ def script(capsys: pytest.CaptureFixture[str], shell: str, scripts: dict[str, st
     [
         ([""], set(COMMANDS)),
         (["tok"], {"tokens"}),
-        (["tokens", ""], {"invalidate"}),
+        (["tokens", ""], {"list", "show", "purge", "invalidate"}),
         (["tokens", "invalidate", "--reason", "B"], {"BAD"}),
         (["completions", ""], {"bash", "zsh", "fish"}),
         (["status", "--"], {"--path", "--json", "--ready"}),

@@ -1,6 +1,9 @@
-"""`ntf-server tokens invalidate`, on a running server and on the database of one that is stopped."""
+"""`ntf-server tokens`, of a running server and on the database of one that is stopped."""
 
 import asyncio
+import json
+import re
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +95,16 @@ def test_without_a_database(made: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         ("tokens",),
         ("tokens", "revive"),
+        ("tokens", "list", "--status", "NEW"),
+        ("tokens", "list", "--provider", "APNS"),
+        ("tokens", "list", "--limit", "0"),
+        ("tokens", "list", "--limit", "9" * 5000),
+        ("tokens", "show"),
+        ("tokens", "purge", "--status", "ACTIVE"),
+        ("tokens", "purge", "--days", "1"),
+        ("tokens", "purge", "--status", "ACTIVE", "--days", "-1"),
+        ("tokens", "purge", "--status", "ACTIVE", "--days", "nan"),
+        ("tokens", "purge", "--status", "ACTIVE", "--days", "x"),
         ("tokens", "invalidate", "--status", "ACTIVE"),
         ("tokens", "invalidate", "--reason", "BAD"),
         ("tokens", "invalidate", "--status", "active", "--reason", "BAD"),
@@ -115,4 +128,94 @@ async def test_on_a_redis(made: Path, tmp_path: Path) -> None:
             done = await asyncio.to_thread(run, *BAD, "--yes", "--path", made, NTF_SERVER__STORE__URL=server.url)
             assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
             assert done.stdout.splitlines()[-1] == f"{expected} tokens are INVALID now."
+        await store.close()
+
+
+# --- list, show, purge
+
+
+LINE = r"[0-9a-f]{12}  AP  ACTIVE      \d{4}-\d\d-\d\d \d\d:\d\d       0  none"
+
+
+def test_listed_and_shown_of_the_database(with_tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = in_process(capsys, "tokens", "list", "--path", with_tokens)
+    head, *lines = out.splitlines()
+    assert (code, err) == (0, "") and head.startswith("device ")
+    assert len(lines) == 3 and all(re.fullmatch(LINE, line) for line in lines)
+    code, out, _ = in_process(capsys, "tokens", "list", "--path", with_tokens, "--json", "--status", "ACTIVE")
+    answer = json.loads(out)
+    assert (len(answer["tokens"]), answer["more"]) == (3, False)
+    for limit, more in ((1, True), (3, False), (500, False)):
+        _, out, _ = in_process(capsys, "tokens", "list", "--path", with_tokens, "--limit", limit, "--json")
+        answer = json.loads(out)
+        assert (len(answer["tokens"]), answer["more"]) == (min(3, limit), more), limit
+    _, out, _ = in_process(capsys, "tokens", "list", "--path", with_tokens, "--limit", 1)
+    assert out.splitlines()[-1] == "These are the first 1: --limit shows more."
+    _, out, _ = in_process(capsys, "tokens", "list", "--path", with_tokens, "--provider", "WP")
+    assert out == "There are none.\n"
+    fingerprint = answer["tokens"][0]["fingerprint"]
+    code, out, _ = in_process(capsys, "tokens", "show", fingerprint, "--path", with_tokens)
+    assert code == 0
+    assert out.splitlines()[:2] == [f"device         AP {fingerprint}", "status         ACTIVE"]
+    _, out, _ = in_process(capsys, "tokens", "show", fingerprint, "--path", with_tokens, "--json")
+    assert json.loads(out)["tokens"] == [{**answer["tokens"][0], "statuses": {}}]
+
+
+def test_purged_on_the_database(with_tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted first: without --yes nothing is changed. A socket that was left by a dead server is in nobody's way."""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(with_tokens / "ntf-server.sock"))
+    purge = ("tokens", "purge", "--status", "ACTIVE", "--path", with_tokens, "--days")
+    would = "3 tokens with 0 subscriptions would be deleted. Nothing was changed: give --yes.\n"
+    assert in_process(capsys, *purge, 0) == (1, would, "")
+    assert found(with_tokens) == [("ACTIVE", None)]
+    code, out, _ = in_process(capsys, *purge, "1.5", "--yes", "--json")
+    assert (code, json.loads(out)) == (0, {"tokens": 0, "subscriptions": 0, "deleted": True})
+    done = "3 tokens with 0 subscriptions are deleted.\n"
+    assert in_process(capsys, *purge, 0, "--yes")[:2] == (0, done)
+    assert found(with_tokens) == []
+
+
+async def test_of_a_running_server(with_tokens: Path, start: Start) -> None:
+    process, _ = await start()
+    listed = await asyncio.to_thread(run, "tokens", "list", "--json", "--path", with_tokens)
+    assert len(json.loads(listed.stdout)["tokens"]) == 3
+    unknown = await asyncio.to_thread(run, "tokens", "show", "0" * 12, "--path", with_tokens)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    nobody = "no registration has this id, and no device this fingerprint"
+    assert one_line(unknown.stderr) == f"ntf-server: {nobody}"
+    purge = ("tokens", "purge", "--status", "ACTIVE", "--days", "0", "--yes", "--path", with_tokens)
+    done = await asyncio.to_thread(run, *purge)
+    assert (done.returncode, done.stdout) == (0, "3 tokens with 0 subscriptions are deleted.\n")
+    assert found(with_tokens) == []
+    _, _, err = await stop(process)
+    assert "3 tokens that were ACTIVE are deleted: an operator asked for it" in err
+
+
+@pytest.mark.parametrize("action", [("list",), ("show", "0" * 12), ("purge", "--status=ACTIVE", "--days=0", "--yes")])
+def test_without_a_database_nothing_is_made(
+    made: Path, capsys: pytest.CaptureFixture[str], action: tuple[str, ...]
+) -> None:
+    code, out, err = in_process(capsys, "tokens", *action, "--path", made)
+    assert (code, out) == (2, "")
+    assert one_line(err) == f"ntf-server: {made}/ntf-server.db: not found; start the server first"
+    assert not (made / "ntf-server.db").exists()
+
+
+async def test_on_a_redis_too(made: Path, tmp_path: Path) -> None:
+    """Of all nodes, and while another one runs."""
+    with Server(tmp_path / "server") as server:
+        master_key = load_master_key(made, load_settings(made))
+        store = await open_store(parse_redis_url(server.url), directory=made, master_key=master_key)
+        tokens = [await activate(store, DeviceToken(Provider.APNS, b"phone %d" % n)) for n in range(3)]
+        environ = {"NTF_SERVER__STORE__URL": server.url}
+        listed = await asyncio.to_thread(run, "tokens", "list", "--json", "--path", made, **environ)
+        fingerprints = {t["fingerprint"] for t in json.loads(listed.stdout)["tokens"]}
+        assert fingerprints == {store.fingerprint(DeviceToken(Provider.APNS, b"phone %d" % n)) for n in range(3)}
+        shown = await asyncio.to_thread(run, "tokens", "show", min(fingerprints), "--path", made, **environ)
+        assert shown.stdout.splitlines()[0] == f"device         AP {min(fingerprints)}"
+        purge = ("tokens", "purge", "--status", "ACTIVE", "--days", "0", "--yes", "--path", made)
+        done = await asyncio.to_thread(run, *purge, **environ)
+        assert done.stdout == "3 tokens with 0 subscriptions are deleted.\n", done.stderr
+        assert [await store.find_token(t.token_id) for t in tokens] == [None] * 3
         await store.close()

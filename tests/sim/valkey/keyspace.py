@@ -231,6 +231,11 @@ class Keyspace:
         """HEXISTS."""
         return int(name in (self._get(key, Hash) or ()))
 
+    def hscan(self, key: bytes, cursor: bytes, *_: bytes) -> list[Any]:
+        """HSCAN: all at once."""
+        assert cursor == b"0"
+        return [b"0", self.hgetall(key)]
+
     def hlen(self, key: bytes) -> int:
         """HLEN."""
         return len(self._get(key, Hash) or ())
