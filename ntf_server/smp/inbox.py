@@ -233,8 +233,9 @@ class Inbox:
         return notified
 
     async def _end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> None:
+        number = self._store.arrive(session, 1).first
         try:
-            known = await self.insist(lambda: self._store.end(session, notifier_ids, status))
+            known = await self.insist(lambda: self._store.end(session, notifier_ids, status, number))
         except FencedError:
             log.debug("%d subscriptions ended in a session that is over: they are another's now", len(notifier_ids))
             return

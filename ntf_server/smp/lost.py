@@ -1,10 +1,11 @@
 """What SMP servers sent on a way that was dead is lost: SMP has no acknowledgement of NMSG (wire.md, section 7).
 
 So once such a server is back, each ACTIVE token with queues there is sent one check, which has its app look for
-messages.
+messages: within an hour after the last such one it has to wait for the rest of that.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -14,13 +15,13 @@ import msgspec
 from ntf_server.smp import told
 from ntf_server.smp.inbox import Spawn
 from ntf_server.store.contract import FencedError, Store
-from ntf_server.store.records import Cursor, Session
+from ntf_server.store.records import Cursor, Lost, Session
 from smp_bridge.address import ServerAddress
 
-Marked = tuple[int, Cursor | None]
-Insist = Callable[[Callable[[], Awaitable[Marked]]], Awaitable[Marked]]
+Insist = Callable[[Callable[[], Awaitable[Lost]]], Awaitable[Lost]]
 
 _SLICE: Final = 200
+_MORE: Final = 1.0  # seconds
 _UNDER_WAY: Final = 2.0  # seconds in which a push may be recorded that went out before what is lost was stored
 
 
@@ -53,6 +54,7 @@ class LostWays:
         self._insist = insist
         self._config = config or LostConfig()
         self._noticed: dict[ServerAddress, _Noticed] = {}
+        self._waiting: dict[ServerAddress, asyncio.TimerHandle] = {}  # for what is left of an hour
         self._cleared_at = -math.inf
 
     def notice(self, server: ServerAddress) -> None:
@@ -73,6 +75,11 @@ class LostWays:
     def forget(self, server: ServerAddress) -> None:
         """Nothing is wanted of it any more."""
         self._noticed.pop(server, None)
+        self._wait_no_more(server)
+
+    def _wait_no_more(self, server: ServerAddress) -> None:
+        if (waiting := self._waiting.pop(server, None)) is not None:
+            waiting.cancel()
 
     def reconnected(self, session: Session) -> None:
         """A session begins."""
@@ -80,26 +87,37 @@ class LostWays:
         if noticed is not None and noticed.until < asyncio.get_running_loop().time():
             del self._noticed[session.server]
         elif noticed is not None:
-            self._spawn(self._check(session), "lost smp events")
+            self._wait_no_more(session.server)
+            self._noticed[session.server] = noticed._replace(until=math.inf)
+            self._begin(session, self._config.delay)
 
-    async def _check(self, session: Session) -> None:
+    def _begin(self, session: Session, delay: float) -> None:
+        with contextlib.suppress(RuntimeError):  # the relay stops
+            self._spawn(self._check(session, delay), "lost smp events")
+
+    async def _check(self, session: Session, delay: float) -> None:
         server, loop = session.server, asyncio.get_running_loop()
-        noticed = self._noticed[server]
-        await asyncio.sleep(self._config.delay)
+        noticed = self._noticed.get(server)
+        await asyncio.sleep(delay)
+        if noticed is None or self._noticed.get(server) != noticed:  # the next session begins anew
+            return
         after: Cursor | None = None
-        count = 0
+        count, later = 0, 0.0
         while True:
             try:
                 within = max(0.0, loop.time() - noticed.at)
-                marked, after = await self._insist(
+                lost = await self._insist(
                     lambda: self._store.mark_lost(session, after, self._config.slice, within)  # noqa: B023
                 )
             except FencedError:  # it was lost again: the next session begins anew
                 return
-            count += marked
+            count, later, after = count + lost.marked, max(later, lost.later), lost.cursor
             if after is None:
                 break
             await asyncio.sleep(self._config.pause)
         if self._noticed.get(server) == noticed:
-            del self._noticed[server]
+            if later:
+                self._waiting[server] = loop.call_later(later + _MORE, self._begin, session, 0.0)
+            else:
+                del self._noticed[server]
         told.lost(server, count)

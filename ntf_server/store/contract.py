@@ -24,6 +24,7 @@ from ntf_server.store.records import (
     LastPush,
     LimitReached,
     Limits,
+    Lost,
     NewSubscription,
     NewToken,
     Notification,
@@ -379,8 +380,12 @@ class Sessions(Protocol):
         """Answers to NSUBs; a subscription that ended meanwhile stays so."""
         ...
 
-    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
-        """END and DELD: how many of them there are here."""
+    async def end(
+        self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus, number: int | None = None
+    ) -> int:
+        """END and DELD: how many of them there are here. `number`: by which those are known that are asked for again
+        (`arrive` gives it): what was ended by them, and was subscribed anew since, stays so.
+        """
         ...
 
     async def to_audit(
@@ -396,14 +401,13 @@ class Sessions(Protocol):
         """Have who holds their servers look at these: a change of kind AUDIT."""
         ...
 
-    async def mark_lost(
-        self, session: Session, after: Cursor | None, limit: int, within: float
-    ) -> tuple[int, Cursor | None]:
-        """The server's newest notifications may be lost: make a check due for ACTIVE tokens with queues on it.
+    async def mark_lost(self, session: Session, after: Cursor | None, limit: int, within: float) -> Lost:
+        """The server's newest notifications were lost within so many seconds: make a check due for ACTIVE tokens with
+        queues on it, of `limit` subscriptions behind a cursor.
 
-        Of `limit` subscriptions behind a cursor; how many tokens that were, and where the next slice begins, None: that
-        was the last. None is owed to a token that messages are due for, that took a push within so many seconds, or
-        that this was done for within an hour; a node that was started again may not know that of one.
+        None is owed to a token that messages are due for, or that took a push within these seconds. One that this was
+        done for within an hour, and before these seconds, is to be asked for again when that is over; a node that was
+        started again may not know that of one.
         """
         ...
 

@@ -6,7 +6,7 @@ Touched in the writer's turn only. Nothing of it is needed after a restart: what
 import itertools
 import os
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -279,6 +279,15 @@ class State:
         self.claims.drop(token)
         self._warm(token)
         self.ready.drop(token)
+
+    def checked_lately(self, tokens: Iterable[Any], within: float, every: float) -> float:
+        """Seconds until each of these may be owed a check again that was owed one for what was lost less than `every`
+        seconds ago, and before what is asked about, which is `within` so many; 0: there are none.
+        """
+        for token in [token for token, at in self.lost.items() if at <= self.steady - every]:
+            self.lost.drop(token)
+        before = self.steady - within
+        return max((at + every - self.steady for t in tokens if (at := self.lost.get(t, before)) < before), default=0.0)
 
     # --- the time between two pushes of a token
 

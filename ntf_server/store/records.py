@@ -411,6 +411,16 @@ class Wanted(Record, frozen=True):
     notifier_key: bytes
 
 
+class Lost(NamedTuple):
+    """What `mark_lost` gives: how many tokens are owed a check; `cursor` as in `Page`; `later`: seconds until all may
+    be that had one too lately, 0: there are none.
+    """
+
+    marked: int
+    cursor: Cursor | None
+    later: float = 0.0
+
+
 class Page(Record, frozen=True):
     """Subscriptions in the order of their cursors; `cursor`: behind the last of them, None: there are no more."""
 

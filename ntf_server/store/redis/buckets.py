@@ -13,9 +13,11 @@ from ntf_server.store.records import Session
 from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
-from ntf_server.store.redis.rows import HEAD, Cursor, Queue
+from ntf_server.store.redis.rows import HEAD, NUMBERS, Cursor, Queue
+from smp_bridge.ntf import SubscriptionStatus
 
 _TRIES: Final = 20  # of a session to have the highest fence
+_TAKEN_BACK: Final = 500  # ENDs at once
 _FIRST: Final = (0, -1)
 ALL: Final = "+inf"  # generations below it are all
 ANYBODY: Final[Sequence[Word]] = ("", "")  # instead of `who`
@@ -140,6 +142,20 @@ async def acquire(node: Node, server: bytes, lease_ms: int, address: bytes) -> i
 
 
 # --- queues
+
+
+async def take_back(node: Node, server: bytes) -> list[Queue]:
+    """Queues that had an END within the last hour are wanted anew: those that are not yet subscribed."""
+    left, before = await listed(node, server), 0
+    found: list[Queue] = []
+    while left:
+        head = (node.ahead, NUMBERS[SubscriptionStatus.END], before, _TAKEN_BACK)
+        answers = await node.run_on("take_back", head, empty_parts(node, server, left))
+        lists = [part for answer in answers for part in answer]
+        found += [Queue(server, notifier_id) for _, *ids in lists for notifier_id in ids]
+        left = [n for n, [looked_at, *_] in zip(left, lists, strict=True) if looked_at == _TAKEN_BACK]
+        before += _TAKEN_BACK
+    return found
 
 
 async def owners(node: Node, session: Session, notifier_ids: Sequence[bytes]) -> tuple[bytes, Records]:

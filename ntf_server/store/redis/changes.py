@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from ntf_server.store.changes import Changes
 from ntf_server.store.contract import StoreCorruptError, StoreError
-from ntf_server.store.records import Change, ChangeKind, Removed
+from ntf_server.store.portable import batches
+from ntf_server.store.records import Change, ChangeKind, Ref, Removed, ToAudit
+from ntf_server.store.redis import buckets
 from ntf_server.store.redis.database import PROMPT, Database
 from ntf_server.store.redis.names import Names, server_id
-from ntf_server.store.redis.node import NODES, Node, published
+from ntf_server.store.redis.node import LEASE, NODES, Node, published
 from ntf_server.store.redis.rows import Cursor, address, queue
 from smp_bridge.address import ServerAddress
 
@@ -20,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _BLOCK: Final = 1.0  # seconds that one read waits
 _PAUSE: Final = 0.5  # seconds after a failure
+_AT_ONCE: Final = 100  # servers
+_TOLD: Final = 500  # queues at once
 
 
 async def newest(database: Database, key: bytes) -> bytes:
@@ -69,6 +74,24 @@ async def doubt(node: Node, changes: Changes) -> None:
             await asyncio.sleep(_PAUSE)
     others = [server for server in map(address, known.values()) if server not in ours]
     changes.tell([Change(ChangeKind.LOST, server) for server in others])
+    for pause in (0.0, LEASE):  # a node that has not heard of it yet may store the ENDs of its sessions till then
+        await asyncio.sleep(pause)
+        for some in batches(list(known.items()), _AT_ONCE):
+            await asyncio.gather(*(_take_back(node, server, address(plain)) for server, plain in some))
+
+
+async def _take_back(node: Node, server: bytes, plain: ServerAddress) -> None:
+    """Another node may have spoken for it, whose fence is lost: its END to who spoke for it before was none of somebody
+    else's, and nobody subscribes these queues any more.
+    """
+    while True:
+        try:
+            for some in batches(await buckets.take_back(node, server), _TOLD):
+                await tell(node.database, node.names, Change(ChangeKind.ADDED, plain, tuple(some)))
+            return
+        except StoreError as e:
+            log.debug("ENDs cannot be taken back: %s", e)
+            await asyncio.sleep(_PAUSE)
 
 
 async def _take(node: Node, fields: dict[bytes, bytes], changes: Changes) -> None:
@@ -101,6 +124,15 @@ async def tell(database: Database, names: Names, change: Change) -> None:
     """All nodes."""
     fields = (b"k", change.kind.value, b"s", change.server.plain.encode(), b"r", _pack(change))
     await database.run(published(names, *fields))
+
+
+async def request_audit(node: Node, subscriptions: Sequence[ToAudit]) -> None:
+    """See `Store.request_audit`."""
+    refs = defaultdict[ServerAddress, list[Ref]](list)
+    for item in subscriptions:
+        refs[item.server].append(item.ref)
+    for server, of_server in refs.items():
+        await tell(node.database, node.names, Change(ChangeKind.AUDIT, server, tuple(of_server)))
 
 
 def _pack(change: Change) -> bytes:

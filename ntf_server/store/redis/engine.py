@@ -34,7 +34,6 @@ from ntf_server.store.records import (
     Backlog,
     Census,
     Change,
-    ChangeKind,
     Claim,
     Confirmed,
     Cursor,
@@ -43,6 +42,7 @@ from ntf_server.store.records import (
     LastPush,
     LimitReached,
     Limits,
+    Lost,
     NewSubscription,
     NewToken,
     Notification,
@@ -445,9 +445,12 @@ class RedisStore:
         """See `Store`."""
         await self._do(lambda: sessions.confirm(self._node, session, answers))
 
-    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+    async def end(
+        self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus, number: int | None = None
+    ) -> int:
         """See `Store`."""
-        return await self._do(lambda: sessions.end(self._node, session, notifier_ids, status))
+        number = self.arrive(session, 1).first if number is None else number
+        return await self._do(lambda: sessions.end(self._node, session, notifier_ids, status, number))
 
     async def to_audit(
         self, after: Cursor | None, limit: int, silent_for: float
@@ -457,16 +460,9 @@ class RedisStore:
 
     async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
         """See `Store`."""
-        refs: dict[ServerAddress, list[Ref]] = {}
-        for item in subscriptions:
-            refs.setdefault(item.server, []).append(item.ref)
-        for server, of_server in refs.items():
-            change = Change(ChangeKind.AUDIT, server, tuple(of_server))
-            await stream.tell(self._node.database, self._node.names, change)
+        await stream.request_audit(self._node, subscriptions)
 
-    async def mark_lost(
-        self, session: Session, after: Cursor | None, limit: int, within: float
-    ) -> tuple[int, Cursor | None]:
+    async def mark_lost(self, session: Session, after: Cursor | None, limit: int, within: float) -> Lost:
         """See `Store`."""
         return await self._do(lambda: sessions.mark_lost(self._node, session, after, limit=limit, within=within))
 

@@ -7,6 +7,7 @@ says, so that the store's time goes on evenly when somebody sets the server's cl
 
 import asyncio
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -44,6 +45,7 @@ _AT_LAST: Final = 0.05  # the same, of a node that leaves and still has shards
 _ALIVE: Final = 5.0  # seconds that a node counts as living after it was heard of
 _DEAF: Final = 24 * 3600  # seconds without any node, when one starts, that count for no registration's silence
 _HEARD: Final = 200  # registrations at once
+_RUN: Final = 8  # bytes
 _RECOVERED: Final = 500  # tokens at once
 _PUBLISH: Final = Script.load("publish")
 _ALL: Final = 1 << 53  # more calls than a node makes
@@ -85,6 +87,7 @@ class Node(Asking):
         self._keeping: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None  # who lives
         self._is_deaf = False  # that is not known: what says so does not answer
+        self._run: Final = state.random(_RUN)  # tells this node's start from all others
         self._unheard: dict[int, int] = {}  # shards that do not know yet for how many seconds no node ran
         self._regaining: set[asyncio.Task[None]] = set()
 
@@ -189,7 +192,7 @@ class Node(Asking):
 
     async def open(self) -> None:
         """The first time."""
-        gap = await self.time.begin()
+        gap = await self.time.begin(self._run)
         if gap > _DEAF:
             self._unheard = dict.fromkeys(range(len(self.names.shards)), gap)
             for number in list(self._unheard):
@@ -353,8 +356,8 @@ class Node(Asking):
     async def _hear(self, number: int, ask: Ask) -> None:
         """A shard's registrations were not silent while no node ran."""
         gap, last = self._unheard[number], b""
-        while True:
-            answers = await ask("hear", [gap], {self.names.shards[number]: [last, _HEARD]})
+        for calls in itertools.count():
+            answers = await ask("hear", [gap, self._run, calls], {self.names.shards[number]: [last, _HEARD]})
             if not answers:
                 return
             [last] = answers

@@ -76,9 +76,11 @@ class ServerClock:
         self._heard_late = late
         return 0.0 if before is None else (server - before[0]) - (steady - before[1])
 
-    async def begin(self) -> int:
-        """The node starts: by how many seconds it is later than when a node ran last."""
-        gap = await self.set(self.own.read().step if self._manual else 0.0, begins=True)
+    async def begin(self, run: bytes) -> int:
+        """The node starts; `run` tells that from all other starts. By how many seconds it is later than when a node ran
+        last.
+        """
+        gap = await self.set(self.own.read().step if self._manual else 0.0, run)
         if self._manual:
             self.own.settle()
         return gap
@@ -108,10 +110,10 @@ class ServerClock:
             if step > 0:
                 self._was_ahead = step, self.own.steady() + self._matters
 
-    async def set(self, step: float, *, begins: bool = False) -> int:
+    async def set(self, step: float, run: bytes = b"") -> int:
         """It was set by so many seconds. Gives what `begin` gives."""
         begin = f"={self._manual_ms()}" if self._manual else 0
-        args = (begin, self._version, round(step * 1000), "1" if begins else "")
+        args = (begin, self._version, round(step * 1000), run)
         offset, self._version, gap = await self._database.run(Call(_CLOCK, [self._names.clock], args))
         self._offset = int(offset)
         if step:

@@ -15,6 +15,7 @@ from ntf_server.store.records import (
     ChangeKind,
     Confirmed,
     Cursor,
+    Lost,
     Page,
     ServiceCertificate,
     ServiceState,
@@ -40,6 +41,7 @@ _LOST_EVERY: Final = 3600.0  # seconds between two checks of a token for what se
 _MAX_LOST: Final = 100_000  # such checks in that time, of all tokens
 _ACTIVE: Final = NUMBERS[SubscriptionStatus.ACTIVE]
 _TRIES: Final = 20
+_ENDS: Final = 12  # bytes that tell ENDs from others, as finish.lua takes them
 _UNSETTLED: Final = (b"old", b"free")  # servers that have no node, or are about to have none
 
 
@@ -247,13 +249,16 @@ async def confirm(node: Node, session: Session, answers: Sequence[Confirmed]) ->
     await node.run_on("confirm", head, parts)
 
 
-async def end(node: Node, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+async def end(
+    node: Node, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus, number: int
+) -> int:
     """See `Store.end`."""
     ids = buckets.by_bucket(node, server_id(session.server), notifier_ids)
     parts: dict[bytes, Sequence[Word]] = {
         key: [len(some), *(word for i in some for word in (i, ids_hash([i])))] for key, some in ids.items()
     }
-    answers = await node.run_on("finish", (*buckets.who(node, session), NUMBERS[status]), parts)
+    head = (node.ahead, *buckets.who(node, session), NUMBERS[status], number.to_bytes(_ENDS))
+    answers = await node.run_on("finish", head, parts)
     found = [here for answer in answers for here in answer]
     unknown = [i for i, here in zip((i for some in ids.values() for i in some), found, strict=True) if not here]
     if unknown and session.server in node.state.generations:  # the server counts them no more either
@@ -360,17 +365,14 @@ async def certificate(node: Node, server: ServerAddress, make: Callable[[], Serv
 # --- what was lost on the way
 
 
-async def mark_lost(
-    node: Node, session: Session, after: Cursor | None, *, limit: int, within: float
-) -> tuple[int, Cursor | None]:
+async def mark_lost(node: Node, session: Session, after: Cursor | None, *, limit: int, within: float) -> Lost:
     """See `Store.mark_lost`."""
     s = node.state
     items = await buckets.walk(node, server_id(session.server), buckets.who(node, session), after, limit)
-    latest = s.steady - _LOST_EVERY
-    for token in [token for token, at in s.lost.items() if at <= latest]:
-        s.lost.drop(token)
     asked = dict.fromkeys(token for item in items if (token := owner(item.record)))
-    tokens = [token for token in asked if token not in s.lost][: max(0, _MAX_LOST - len(s.lost))]
+    later = s.checked_lately(asked, within, _LOST_EVERY)
+    new = [token for token in asked if token not in s.lost]
+    tokens = new[: max(0, _MAX_LOST - len(s.lost))]
     by_shard = node.by_shard(tokens)
     parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
     marked = 0
@@ -382,4 +384,4 @@ async def mark_lost(
         node.owe(lanes)
     if len(some.shards) < len(parts):  # to be asked again; those that were marked are not, by then
         raise StoreUnavailableError("shards of tokens cannot be had now")
-    return marked, buckets.behind(items, limit)
+    return Lost(marked, buckets.behind(items, limit), later if len(tokens) == len(new) else _LOST_EVERY)

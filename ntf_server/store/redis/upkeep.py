@@ -139,8 +139,8 @@ async def _tidy(node: Node, server: bytes, *, is_held: bool) -> None:
 
 
 async def _clear(node: Node, server: bytes, buckets: Sequence[bytes], *head: bytes) -> dict[bytes, int]:
-    """What is left of buckets once those without queues are gone. `head`: as `clear.lua` takes it."""
-    answers = await node.run_on("clear", head, empty_parts(node, server, map(int, buckets)))
+    """What is left of buckets once those without queues are gone. `head`: as `clear.lua` takes it, without the time."""
+    answers = await node.run_on("clear", [node.ahead, *head], empty_parts(node, server, map(int, buckets)))
     return dict(zip(buckets, (left for answer in answers for left in answer), strict=True))
 
 

@@ -43,6 +43,7 @@ from ntf_server.store.records import (
     LastPush,
     LimitReached,
     Limits,
+    Lost,
     NewSubscription,
     NewToken,
     Notification,
@@ -423,8 +424,7 @@ class SqliteStore:
 
     async def load(self, session: Session, refs: Sequence[Ref]) -> list[Wanted]:
         """See `Store`."""
-        numbers = [_number(ref) for ref in refs]
-        wanted, damaged = await self._read(lambda c: sessions.load(c, self._state, session, numbers))
+        wanted, damaged = await self._read(lambda c: sessions.load(c, self._state, session, [*map(_number, refs)]))
         await self._quarantine(damaged)
         return wanted
 
@@ -436,25 +436,25 @@ class SqliteStore:
         """See `Store`."""
         await self._write(lambda c: sessions.confirm(c, self._state, session, answers))
 
-    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
-        """See `Store`."""
+    async def end(
+        self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus, number: int | None = None
+    ) -> int:
+        """See `Store`. What raised is not done, so nobody needs the number."""
         return await self._write(lambda c: sessions.end(c, self._state, session, notifier_ids, status))
 
     async def to_audit(
         self, after: Cursor | None, limit: int, silent_for: float
     ) -> tuple[list[ToAudit], Cursor | None]:
         """See `Store`."""
-        silent_since = self._state.clock.wall() - silent_for
-        return await self._read(lambda c: sessions.to_audit(c, after, limit, silent_since))
+        since = self._state.clock.wall() - silent_for
+        return await self._read(lambda c: sessions.to_audit(c, after, limit, since))
 
     async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
         """See `Store`."""
         refs = sessions.audited(subscriptions)
         self._changes.tell([Change(ChangeKind.AUDIT, server, of_server) for server, of_server in refs.items()])
 
-    async def mark_lost(
-        self, session: Session, after: Cursor | None, limit: int, within: float
-    ) -> tuple[int, Cursor | None]:
+    async def mark_lost(self, session: Session, after: Cursor | None, limit: int, within: float) -> Lost:
         """See `Store`."""
         return await self._write(
             lambda c: sessions.mark_lost(c, self._state, session, after, limit=limit, within=within)

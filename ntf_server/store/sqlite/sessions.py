@@ -16,6 +16,7 @@ from ntf_server.store.records import (
     WANTED,
     Confirmed,
     Cursor,
+    Lost,
     Page,
     ServiceCertificate,
     ServiceState,
@@ -374,14 +375,13 @@ _TO_CHECK: Final = (
 
 def mark_lost(
     c: sqlite3.Connection, s: State, session: Session, after: Cursor | None, *, limit: int, within: float
-) -> tuple[int, Cursor | None]:
+) -> Lost:
     """See `Store.mark_lost`."""
     check(s, session)
     rows, cursor = _slice(c, "ref, association, token", session.server, after, limit)
-    latest = s.steady - _LOST_EVERY
-    for token in [token for token, at in s.lost.items() if at <= latest]:
-        s.lost.drop(token)
-    asked = sorted({token for _, _, token in rows} - s.lost.keys())
+    tokens = sorted({token for _, _, token in rows})
+    later = s.checked_lately(tokens, within, _LOST_EVERY)
+    asked = [token for token in tokens if token not in s.lost]
     times = {"now": s.now, "since": s.now - math.ceil(within)}  # both are whole seconds
     found: list[int] = one_row(c, _TO_CHECK, {"refs": json.dumps(asked), **times})
     refs = found[: max(0, _MAX_LOST - len(s.lost))]
@@ -390,4 +390,4 @@ def mark_lost(
         c.execute(query, (s.now, json.dumps(refs)))
         due_when_free(c, s, refs)
         s.lost.put_all(dict.fromkeys(refs, s.steady))
-    return len(refs), cursor
+    return Lost(len(refs), cursor, later if len(refs) == len(found) else _LOST_EVERY)

@@ -1,6 +1,6 @@
 """What SMP servers sent on a dead way: the checks that tokens are owed for it."""
 
-from ntf_server.store.records import PushKind, Replacement
+from ntf_server.store.records import Lost, PushKind, Replacement
 from ntf_server.testing.store_suite.medium import (
     FOREVER,
     OTHER_SMP,
@@ -34,7 +34,7 @@ async def what_may_be_lost_is_checked_for_once(bench: Bench) -> None:
     session = await acquire(store)
     counts, after = [], None
     for _ in range(FOREVER):
-        count, after = await store.mark_lost(session, after, 4, 0.0)
+        count, after, _ = await store.mark_lost(session, after, 4, 0.0)
         counts.append(count)
         if after is None:
             break
@@ -43,11 +43,11 @@ async def what_may_be_lost_is_checked_for_once(bench: Bench) -> None:
     claims = await take(store)
     assert {(c.kind, c.token) for c in claims} == {(PushKind.CHECK, t.ref) for t in tokens}
     await record(store, *map(delivered, claims))
-    assert await store.mark_lost(session, None, 100, 0.0) == (0, None)
+    assert await store.mark_lost(session, None, 100, 1.0) == Lost(0, None)
 
 
 async def a_check_for_what_may_be_lost_comes_once_an_hour(bench: Bench) -> None:
-    """However often the way is lost."""
+    """However often the way is lost; what was lost since the last one is to be asked for when the hour is over."""
     store = await bench.open()
     token = await activate(store, 1)
     await subscribe(store, token, b"1")
@@ -56,9 +56,12 @@ async def a_check_for_what_may_be_lost_comes_once_an_hour(bench: Bench) -> None:
     await store.mark_lost(sessions[0], None, 100, 0.0)
     await record(store, delivered(await take_one(store)))
     bench.clock.pass_(3590)
-    assert [await store.mark_lost(s, None, 100, 0.0) for s in sessions] == [(0, None)] * 2
+    assert [await store.mark_lost(s, None, 100, 5000.0) for s in sessions] == [Lost(0, None)] * 2
+    found = [await store.mark_lost(s, None, 100, 60.0) for s in sessions]
+    assert [lost[:2] for lost in found] == [(0, None)] * 2
+    assert [round(lost.later) for lost in found] == [10, 10]
     bench.clock.pass_(20)
-    assert [await store.mark_lost(s, None, 100, 0.0) for s in sessions] == [(1, None), (0, None)]
+    assert [await store.mark_lost(s, None, 100, 80.0) for s in sessions] == [Lost(1, None), Lost(0, None)]
     assert (await take_one(store)).kind is PushKind.CHECK
 
 
@@ -76,7 +79,7 @@ async def no_check_for_what_may_be_lost_beside_messages(bench: Bench) -> None:
     await drain(bench, store)
     bench.clock.pass_(10)
     await notify(store, session, b"waiting")
-    assert await store.mark_lost(session, None, 100, 50.0) == (1, None)
+    assert await store.mark_lost(session, None, 100, 50.0) == Lost(1, None)
     claims = {c.token: c.kind for c in await take_cool(bench, store)}
     assert claims == {waiting.ref: PushKind.MESSAGES, quiet.ref: PushKind.CHECK}
 
@@ -91,7 +94,7 @@ async def a_push_just_after_the_way_was_lost_counts(bench: Bench) -> None:
         await notify(store, session, b"1")
         await drain(bench, store)
         bench.clock.pass_(0.25)
-        assert await store.mark_lost(session, None, 100, 0.5) == (0, None)
+        assert await store.mark_lost(session, None, 100, 0.5) == Lost(0, None)
 
 
 async def only_queues_that_should_be_active_may_have_lost_something(bench: Bench) -> None:
@@ -103,4 +106,4 @@ async def only_queues_that_should_be_active_may_have_lost_something(bench: Bench
     session = await acquire(store)
     await store.end(session, [b"ended"], SubscriptionStatus.END)
     await store.delete_token(deleted.ref)
-    assert await store.mark_lost(session, None, 100, 0.0) == (0, None)
+    assert await store.mark_lost(session, None, 100, 0.0) == Lost(0, None)

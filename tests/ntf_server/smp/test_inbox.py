@@ -16,7 +16,7 @@ from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.smp import inbox as module
 from ntf_server.smp.inbox import Inbox
-from ntf_server.store.contract import StoreConflictError, StoreCorruptError
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.open import open_store
 from ntf_server.store.records import NewSubscription, NewToken, Notification, Notified, Session, Token
 from ntf_server.store.sealing import MasterKey
@@ -192,6 +192,26 @@ async def test_an_end_that_waited_for_the_store_until_its_session_was_over_ends_
     world.store.failing.clear()
     await world.empty()
     assert await world.status(queue) is SubscriptionStatus.NEW
+
+
+async def test_an_end_is_tried_again_as_the_one_that_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that did it, and could not say so, does nothing the next time; another END is another one."""
+    store, queue, session = world.store.store, await world.queue(), await world.session()
+    end, numbers = store.end, list[int | None]()
+
+    async def done_but_not_said(*args: Any) -> int:
+        numbers.append(args[3])
+        known = await end(*args)
+        if len(numbers) == 1:
+            raise StoreUnavailableError("the answer did not come")
+        return known
+
+    monkeypatch.setattr(store, "end", done_but_not_said)
+    for _ in range(2):
+        await world.inbox.take(session, [Event(queue, smp.End())])
+        await world.empty()
+    first, again, second = numbers
+    assert first == again and None is not first != second
 
 
 async def test_a_notification_of_an_old_session_is_stored(world: World) -> None:

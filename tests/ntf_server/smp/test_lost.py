@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from node import Node
 from proxies import Proxy
 
-from ntf_server.smp import inbox
+from ntf_server.smp import inbox, lost
 from ntf_server.smp.lost import LostConfig
 from ntf_server.store.records import Change, ChangeKind, PushKind
+from ntf_server.store.sqlite import sessions
 from smp_bridge import ntf
 from smp_bridge.address import ServerAddress
 from smp_bridge.network import Network
@@ -89,6 +90,36 @@ async def test_a_device_is_sent_one_check_once_the_server_is_back(
         await way.mend(*ids)
         await asyncio.sleep(0.8)
         assert way.kinds() == []  # within the hour
+
+
+async def test_what_is_lost_again_is_told_when_the_hour_is_over(
+    tmp_path: Path, smp_server: SmpServer, queues: list[Queue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in another session than the one that found it out."""
+    monkeypatch.setattr(sessions, "_LOST_EVERY", 4.0)
+    monkeypatch.setattr(lost, "_MORE", 0.1)
+    async with open_way(tmp_path, smp_server) as way:
+        ids = await way.node.add_active(smp_server, *queues)
+        await way.lose(ids[0])
+        await way.mend(*ids)
+        await check_comes(way)
+        await asyncio.sleep(1.1)  # the time of a push is kept in whole seconds
+        await way.lose(ids[0])
+        await way.mend(*ids)
+        ways = way.node.subscriber._lost_ways
+        assert ways is not None
+        async with asyncio.timeout(10):
+            while not ways._waiting:
+                await asyncio.sleep(0.01)
+        assert way.kinds() == []
+        smp_server.drop_all()
+        await way.node.until(ids[0], S.INACTIVE)
+        await way.node.all_active(ids)
+        await check_comes(way)
+        async with asyncio.timeout(10):
+            while ways._noticed:
+                await asyncio.sleep(0.01)
+        assert way.kinds() == []
 
 
 async def test_messages_that_follow_are_as_good_as_a_check(

@@ -21,6 +21,7 @@ from ntf_server.store.records import (
     Cursor,
     LimitReached,
     Limits,
+    Lost,
     NewSubscription,
     NewToken,
     Notification,
@@ -140,9 +141,11 @@ class BeginsNumbersAnew(SqliteStore):
 
 
 class EndsForOldSessions(SqliteStore):
-    async def end(self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus) -> int:
+    async def end(
+        self, session: Session, notifier_ids: Sequence[bytes], status: SubscriptionStatus, number: int | None = None
+    ) -> int:
         current = Session(session.server, self._state.fences.get(session.server, 0))
-        return await super().end(current, notifier_ids, status)
+        return await super().end(current, notifier_ids, status, number)
 
 
 class ConfirmsForOldSessions(SqliteStore):
@@ -212,9 +215,7 @@ class NamesServersAsItLikes(SqliteStore):
 
 
 class ChecksForWhatIsLostAgainAndAgain(SqliteStore):
-    async def mark_lost(
-        self, session: Session, after: Cursor | None, limit: int, within: float
-    ) -> tuple[int, Cursor | None]:
+    async def mark_lost(self, session: Session, after: Cursor | None, limit: int, within: float) -> Lost:
         self._state.lost.clear()
         return await super().mark_lost(session, after, limit, within)
 

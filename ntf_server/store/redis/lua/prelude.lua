@@ -326,7 +326,7 @@ end
 -- which generation the service is this one, the number of its newest queue, and what its buckets do not count (assoc_n,
 -- assoc_x, rel_n, rel_x); :b is a zset of its buckets that may have queues, by when the last was to come into one (ms).
 -- A bucket of its queues is `P:{sID.NN}`, a hash: fence and node of who speaks for the server, its address, the number of
--- its newest queue, and counts (see `account`); queues :q (hash, id -> record), errors :e, those that should be active :w:G (zset by number, G: in
+-- its newest queue, and counts (see `account`); queues :q (hash, id -> record), errors :e, those that had an END lately :ends, those that should be active :w:G (zset by number, G: in
 -- which generation of associations, 0: none), and these generations, :g. Without such a hash nothing is in it.
 -- A record: status, damaged, generation, number, created at, and what only the engine reads.
 local HEAD = '>BBI4dd'
@@ -396,6 +396,17 @@ end
 
 local function unwant(bucket, generation, id)
     call('ZREM', bucket .. ':w:' .. generation, id)
+end
+
+-- What had an END lately: :ends is a zset of these by when that was stored (ms), each which END it was and the queue's id.
+-- There are no more than this, and none for longer.
+local ENDS = 1000000
+local ENDS_MS = 3600000
+local ENDS_SIZE = 12
+
+local function forget_ends(bucket, now)
+    local old = call('ZRANGEBYSCORE', bucket .. ':ends', '-inf', text(now - ENDS_MS), 'LIMIT', 0, 1000)
+    if #old > 0 then call('ZREM', bucket .. ':ends', unpack(old)) end
 end
 
 -- Put behind the others: records of queues, false for each that is not there. `first`, `last`: where in ARGV their ids are.

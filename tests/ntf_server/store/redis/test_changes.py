@@ -13,12 +13,14 @@ from redis_stores import SHARDS, How, Nodes, ask, fault
 from ntf_server.store.changes import Changes
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Change, ChangeKind, Removed, ToAudit
+from ntf_server.store.redis import buckets, changes
 from ntf_server.store.redis.changes import change, follow, newest, tell
 from ntf_server.store.redis.database import Bounds, Database
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.rows import Cursor, Queue
-from ntf_server.testing.store_suite.medium import OTHER_SMP, SMP, acquire, activate, found, subscribe
+from ntf_server.testing.store_suite.medium import OTHER_SMP, SMP, acquire, activate, found, pages, subscribe
+from smp_bridge.ntf import SubscriptionStatus
 
 A, B = Queue(server_id(SMP), b"a"), Queue(server_id(SMP), b"b" * 255)
 
@@ -170,3 +172,33 @@ async def test_a_failover_is_told_of_all_servers_whoever_holds_them(nodes: Nodes
         await asyncio.sleep(0)
         store._node.database.on_lost()
         assert await told == Change(ChangeKind.LOST, SMP)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_ends_by_a_node_whose_fence_is_lost_are_taken_back(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Another node had acquired the server and subscribed its queues, and of that the store knows nothing any more: who
+    had it before has their ENDs stored, before it hears of the failover or after.
+    """
+    monkeypatch.setattr(changes, "LEASE", 0.3)
+    store = await nodes.open()
+    ids = await subscribe(store, await activate(store), *(b"%d" % n for n in range(7)))
+    session = await acquire(store)
+    await store.end(session, [b"6"], SubscriptionStatus.DELETED)
+    ends = [b"%d" % n for n in range(6)]
+    monkeypatch.setattr(changes, "_TOLD", 2)
+    monkeypatch.setattr(buckets, "_TAKEN_BACK", 1)
+    if not late:
+        await store.end(session, ends, SubscriptionStatus.END)
+    async with followed(store) as stream:
+        store._node.database.on_lost()
+        if late:
+            await asyncio.sleep(0.1)
+            await store.end(session, ends, SubscriptionStatus.END)
+        told = [await next_of(stream) for _ in range(3)]
+        assert {told_.kind for told_ in told} == {ChangeKind.ADDED}
+        assert {ref.notifier_id for told_ in told for ref in told_.refs} == set(ends)  # type: ignore[attr-defined]
+    statuses = [(await found(store, i)).status for i in ids]
+    assert statuses == [SubscriptionStatus.NEW] * 6 + [SubscriptionStatus.DELETED]
+    assert {wanted.notifier_id for wanted in await pages(store, session)} == set(ends)

@@ -125,7 +125,7 @@ async def audited(store: RedisStore, session: Session, names: list[bytes]) -> No
 async def lost(store: RedisStore, session: Session, names: list[bytes]) -> None:
     marked, after = 0, None
     while True:
-        some, after = await store.mark_lost(session, after, 50, 0.0)
+        some, after, _ = await store.mark_lost(session, after, 50, 0.0)
         marked += some
         if after is None:
             break

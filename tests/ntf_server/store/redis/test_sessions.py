@@ -5,10 +5,11 @@ import itertools
 
 import pytest
 from redis_servers import Cluster
-from redis_stores import How, Nodes, ask, fault, keep
+from redis_stores import How, Nodes, ask, bucket, fault, keep
 
 from ntf_server.store.contract import FencedError
-from ntf_server.store.records import Confirmed, ServiceCertificate, Session
+from ntf_server.store.records import Confirmed, Lost, ServiceCertificate, Session
+from ntf_server.store.redis.buckets import take_back
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE
@@ -23,12 +24,14 @@ from ntf_server.testing.store_suite.medium import (
     drain,
     found,
     ids_hash,
+    new_queue,
     notify,
     pages,
     record,
     stamp,
     subscribe,
     take,
+    tend,
 )
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import SubscriptionStatus
@@ -114,6 +117,39 @@ async def test_calls_that_are_done_twice(nodes: Nodes) -> None:
         assert (state.associated, state.ids_hash) == (1, ids_hash([b"b"]))
         await first.release(session)
     assert (await acquire(second)).fence > session.fence
+
+
+async def test_an_end_that_is_done_again_spares_what_was_subscribed_anew(nodes: Nodes) -> None:
+    """Its answer did not come, and the device subscribed the queue before it was asked for once more."""
+    store = await nodes.open()
+    token = await activate(store)
+    queue = new_queue(b"a")
+    assert await store.subscribe(token.ref, queue)
+    session = await acquire(store)
+    first, second = (store.arrive(session, 1).first for _ in range(2))
+    assert await store.end(session, [b"a"], END, first) == 1
+    assert await store.subscribe(token.ref, queue)
+    assert await store.end(session, [b"a"], END, first) == 1
+    assert (await found(store, queue.subscription_id)).status is SubscriptionStatus.NEW
+    [wanted_] = await pages(store, session)
+    await store.confirm(session, [Confirmed(wanted_.ref, ACTIVE)])
+    assert await store.end(session, [b"a"], END, second) == 1
+    assert (await found(store, queue.subscription_id)).status is END
+
+
+async def test_what_ended_is_known_for_an_hour(nodes: Nodes) -> None:
+    store = await nodes.open()
+    await subscribe(store, await activate(store), b"a", b"b")
+    session = await acquire(store)
+    await store.end(session, [b"a"], END)
+    ends = bucket(store, b"a") + b":ends"
+    assert await ask(store, b"ZCARD", ends) == 1
+    nodes.clock.pass_(3601)
+    assert await take_back(store._node, server_id(SMP)) == []
+    for _ in range(2):  # that the queue was to come is settled first
+        await tend(Bench(None, nodes.clock), store)  # type: ignore[arg-type]
+        nodes.clock.pass_(100)
+    assert await ask(store, b"ZCARD", ends) == 0
 
 
 async def test_all_that_a_session_may_do_is_refused_to_an_older_one(nodes: Nodes) -> None:
@@ -353,15 +389,15 @@ async def test_a_check_for_what_may_be_lost_is_owed_once(nodes: Nodes) -> None:
     with fault(store, How.TWICE, "lost"):
         after, marked = None, 0
         for _ in range(20):
-            count, after = await store.mark_lost(session, after, 3, 60)
+            count, after, _ = await store.mark_lost(session, after, 3, 60)
             marked += count
             if after is None:
                 break
     assert len(await drain(Bench(None, nodes.clock), store)) == 10  # type: ignore[arg-type]
-    assert await store.mark_lost(session, None, 100, 0) == (0, None)
+    assert (await store.mark_lost(session, None, 100, 0))[:2] == (0, None)
     await nodes.pass_(3700, store)
     assert (await store.renew([session])) == []
-    assert await store.mark_lost(session, None, 100, 0) == (10, None)
+    assert await store.mark_lost(session, None, 100, 0) == Lost(10, None)
 
 
 async def test_all_queues_of_all_servers_are_audited_in_pages(nodes: Nodes) -> None:
