@@ -22,7 +22,7 @@ from ntf_server.store.reference.rows import ASKED, LeftOut
 from ntf_server.store.reference.store_log import StoreLogSource
 from smp_bridge.encoding import ParseError, un_b64url
 
-_NO_DRIVER: Final = "psycopg, which talks to PostgreSQL, is not installed: pip install 'ntf-relay[postgres]'"
+_NO_DRIVER: Final = "psycopg, which talks to PostgreSQL, is not installed: {} -m pip install 'psycopg[binary]'"
 _NO_SOURCE: Final = (
     "give what to import: --from postgresql://…, --from-store-log FILE, or --config of the reference, which names its"
     " database"
@@ -109,20 +109,32 @@ def told(done: Migrated, ids: Mapping[str, list[str]], what: str) -> str:
 
 async def _open(arguments: argparse.Namespace, skip: frozenset[bytes], progress: Progress) -> tuple[Source, LeftOut]:
     if arguments.files:
+        if arguments.schema:
+            raise UsageError("--schema: is of a database; leave it away with --from-store-log")
         log = await StoreLogSource.open(
             arguments.files, skip, lambda done, total: progress("looked at", done >> 10, total >> 10, "KiB")
         )
         return log, log.left_out
-    url, schema = CONNECTION, SCHEMA
+    url, schema, names_none = CONNECTION, SCHEMA, False
     if arguments.config:
-        url, schema = connection(read_ini(arguments.config))
+        ini = read_ini(arguments.config)
+        url, schema = connection(ini)
+        names_none = ("STORE_LOG", "db_connection") not in ini and not arguments.url
     elif not arguments.url:
         raise UsageError(_NO_SOURCE)
     try:
         from ntf_server.store.reference.postgres import PostgresSource  # noqa: PLC0415  loads psycopg
     except ImportError as e:
-        raise UsageError(_NO_DRIVER) from e
-    database = await PostgresSource.open(arguments.url or url, arguments.schema or schema, skip)
+        raise UsageError(_NO_DRIVER.format(sys.executable)) from e
+    try:
+        database = await PostgresSource.open(arguments.url or url, arguments.schema or schema, skip)
+    except StoreUnavailableError as e:
+        if not names_none:
+            raise
+        raise StoreUnavailableError(
+            f"{e} ({arguments.config} names no database, so {CONNECTION} was tried; of a server that keeps a store log"
+            " give --from-store-log)"
+        ) from e
     return database, database.left_out
 
 

@@ -223,13 +223,14 @@ class PostgresSource:
     async def check_idle(self) -> None:
         """See `Source`. The reference's connections have no application name; those of psql and the like do."""
         await self._all("SELECT pg_stat_clear_snapshot()")  # a transaction keeps what it saw of them first
-        [row] = await self._all(
+        [row] = await self._all(  # of other users it is not told what they are
             "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name = ''"
+            " AND pid <> pg_backend_pid() AND coalesce(backend_type, 'client backend') = 'client backend'"
+            " AND usename IS NOT NULL AND application_name = ''"
         )
         if row.n:
             raise StoreUnavailableError(
-                f"{self.name}: a server has {row.n} connections to this database: stop the reference, then run this"
+                f"{self.name}: a server uses this database (connections: {row.n}): stop the reference, then run this"
                 " again"
             )
 

@@ -156,18 +156,24 @@ def test_it_goes_on_after_it_was_ended(
     assert found(made, known)[known[0].token_id] == ("REGISTERED", 20)
 
 
-def test_wrong_arguments(made: Path, log: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_wrong_arguments(
+    made: Path, log: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (made / "old.ini").write_text("[STORE_LOG]\nenable = on\n[TRANSPORT]\nport = 443\n")
+    monkeypatch.setenv("PGHOST", str(tmp_path))  # where nobody listens
     for arguments, words in (
         ([], "give what to import: --from postgresql://…, --from-store-log FILE, or --config"),
         (["--from-store-log", tmp_path / "none.log"], "none.log: No such file or directory; give the reference's"),
         (["--from-store-log", made / "ca.crt"], "ca.crt: holds no line of the reference's store log"),
         (["--config", tmp_path / "none.ini"], "none.ini: No such file or directory; give the reference's"),
         (["--from-store-log", log, "--skip-tokens", "?"], "--skip-tokens: '?' is no id of a registration"),
+        (["--from-store-log", log, "--schema", "ntf_server"], "--schema: is of a database; leave it away"),
+        (["--config", made / "old.ini"], "old.ini names no database, so postgresql://ntf@/ntf_server_store was tried"),
         (["--from", "nonsense"], "--from: is no connection that PostgreSQL understands"),
         (["--from", f"postgresql://ntf:{QUOTED}@127.0.0.1:1/ntf"], "PostgreSQL cannot be reached: "),
     ):
         code, out, err = in_process(capsys, "import", "--path", made, *arguments)
-        assert (code, out) == (75 if "reached" in words else 2, "")
+        assert (code, out) == (75 if "reached" in words or "tried" in words else 2, "")
         assert words in one_line(err)
         assert PASSWORD not in err
         assert QUOTED not in err
@@ -181,7 +187,8 @@ def test_without_the_driver(made: Path, capsys: Capture, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "psycopg", None)
     code, out, err = in_process(capsys, "import", "--path", made, "--from", "postgresql://ntf@/ntf_server_store")
     assert (code, out) == (2, "")
-    assert "psycopg, which talks to PostgreSQL, is not installed: pip install 'ntf-relay[postgres]'" in one_line(err)
+    assert "psycopg, which talks to PostgreSQL, is not installed: /" in one_line(err)
+    assert err.endswith(" -m pip install 'psycopg[binary]'\n")
 
 
 def test_the_driver_is_not_loaded_where_it_is_not_used(made: Path, log: Path) -> None:
@@ -243,7 +250,7 @@ class TestPostgres:
         with psycopg.connect(postgres.url):
             code, out, err = in_process(capsys, *arguments)
             assert (code, out) == (75, "")
-            assert "has 1 connections to this database: stop the reference" in one_line(err)
+            assert "a server uses this database (connections: 1): stop the reference" in one_line(err)
             assert not (made / "ntf-server.db").exists()
             code, out, err = in_process(capsys, *arguments, "--dry-run")
             assert (code, COUNTS in out) == (0, True)

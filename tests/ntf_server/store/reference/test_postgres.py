@@ -1,6 +1,7 @@
 """The reference's PostgreSQL database as a source: a real one, in its schemas of 6.5 and 7.0."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,14 @@ from reference_world import (
     many,
     store_log,
 )  # fmt: skip
+from store_world import MASTER
 
+from ntf_server.store import migrate
 from ntf_server.store.contract import StoreError, StoreUnavailableError
 from ntf_server.store.portable import MovedServer, Source
 from ntf_server.store.reference.postgres import PostgresSource
 from ntf_server.store.reference.store_log import StoreLogSource
+from ntf_server.store.sqlite.portable import PortableDatabase
 from smp_bridge.address import ServerAddress
 from smp_bridge.encoding import b64url
 from smp_bridge.service import ids_hash
@@ -190,7 +194,9 @@ async def test_who_uses_it(server: Postgres, db: Any, schema: str) -> None:
     source = await PostgresSource.open(server.url, schema)
     await source.check_idle()  # psql is no server
     with psycopg.connect(server.url):  # as the reference connects
-        with pytest.raises(StoreUnavailableError, match="a server has 1 connections to this database: stop the") as e:
+        with pytest.raises(
+            StoreUnavailableError, match=r"a server uses this database \(connections: 1\): stop the"
+        ) as e:
             await source.check_idle()
         assert PASSWORD not in str(e.value)
     await source.close()
@@ -258,3 +264,62 @@ async def test_a_connection_that_is_lost(server: Postgres, db: Any, schema: str)
     with pytest.raises(StoreUnavailableError, match="see whether PostgreSQL runs, then run this again: it goes on"):
         await source.read(b"", 1)
     await source.close()
+
+
+async def test_a_user_that_may_only_read(server: Postgres, db: Any, schema: str) -> None:
+    fill(db, schema, many())
+    db.execute(f"CREATE ROLE {schema}_reader LOGIN PASSWORD 'reader'")
+    url = server.url.replace(f"ntf:{QUOTED}", f"{schema}_reader:reader")
+    with pytest.raises(StoreError, match=r"permission denied for schema .*may this user read it all"):
+        await PostgresSource.open(url, schema)
+    db.execute(f"GRANT USAGE ON SCHEMA {schema} TO {schema}_reader")
+    with pytest.raises(StoreError, match=r"permission denied for table .*may this user read it all"):
+        await PostgresSource.open(url, schema)
+    db.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {schema}_reader")
+    source = await PostgresSource.open(url, schema)
+    assert len((await read(source))[1]) == 10  # type: ignore[arg-type]
+    await source.check_idle()
+    # of another user it does not see much
+    with psycopg.connect(server.url), pytest.raises(StoreUnavailableError, match="a server uses this database"):
+        await source.check_idle()
+    await source.close()
+
+
+async def test_it_goes_on_where_it_was_killed(server: Postgres, db: Any, schema: str, tmp_path: Path) -> None:
+    known = [Registration(queues=[Queue(last=(TODAY, os.urandom(24), b"meta"))], period=20) for _ in range(7)]
+    fill(db, schema, known)
+    whole: list[Any] = []
+    for number, killed in enumerate((None, 1, 2, 3)):
+        target, steps = tmp_path / f"{number}.db", itertools.count(1)
+
+        def tell(_what: str, _done: int, _total: int, steps: Any = steps, killed: int | None = killed) -> None:
+            if next(steps) == killed:
+                raise _Killed
+
+        source = await PostgresSource.open(server.url, schema)
+        source.ahead = TODAY + 5000
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ntf_server.store.migrate._AT_ONCE", 3)
+            if killed:
+                with pytest.raises(_Killed):
+                    await migrate.fill(source, target, master_key=MASTER, tell=tell)
+                source = await reopened(source, server, schema)
+            done = await migrate.fill(source, target, master_key=MASTER, tell=lambda _w, _d, _t: None)
+        await source.close()
+        assert done.counts == {"servers": 1, "registrations": 7, "subscriptions": 7, "notifications": 7}
+        store = PortableDatabase.open(target, MASTER, make=False)
+        whole.append(await read(store))
+        await store.close()
+    assert all(one == whole[0] for one in whole)
+
+
+class _Killed(BaseException):
+    pass
+
+
+async def reopened(source: PostgresSource, server: Postgres, schema: str) -> PostgresSource:
+    """By another process, later."""
+    await source.close()
+    later = await PostgresSource.open(server.url, schema)
+    later.ahead = source.ahead + 3600
+    return later
