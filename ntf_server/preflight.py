@@ -148,7 +148,7 @@ def _warnings(config: Config) -> Iterator[str]:
     host = config.settings.transport.host or "localhost"
     if not is_public_host(host):
         yield f"the address says {host}, which apps elsewhere do not reach: set [transport] host to the server's name"
-    yield from filter(None, map(exposed, _private_files(config)))
+    yield from filter(None, map(exposed, private_files(config)))
     if (config.directory / CA_KEY).exists():
         yield f"{config.directory / CA_KEY} should be offline"
     now = time.time()
@@ -157,7 +157,7 @@ def _warnings(config: Config) -> Iterator[str]:
             yield certificate_sentence(found, now)
 
 
-def _private_files(config: Config) -> Iterator[Path]:
+def private_files(config: Config) -> Iterator[Path]:
     """Those with secrets in them."""
     settings = config.settings
     apns, store = settings.apns, settings.store

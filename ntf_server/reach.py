@@ -4,6 +4,8 @@ asked of who answers there.
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 import time
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ from smp_bridge.network import contains
 _EACH: Final = 5.0  # seconds for one address
 _TURNS: Final = 3  # of the loop, in which an aborted connection is closed
 _MOST: Final = 4  # addresses of a host that are tried
-_NO_SECRETS: Final = 60  # characters of what OpenSSL says
+_LONGEST: Final = 60  # characters of what OpenSSL says
+_NO_WAY: Final = "does a firewall, or the lack of a route, keep this machine from it?"
 
 
 class UnreachableError(Exception):
@@ -97,31 +100,51 @@ async def connect(addresses: Sequence[str], port: int, context: ssl.SSLContext, 
     for address in addresses[:_MOST]:
         where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         began = time.monotonic()
-        step, cure = "connection", "does a firewall, or the lack of a route, keep this machine from it?"
-        writer: asyncio.StreamWriter | None = None
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             async with asyncio.timeout(_EACH):
-                _, writer = await asyncio.open_connection(address, port)
-                step, cure = "TLS", "is it a TLS server, and is there nothing between that takes the connection?"
-                await writer.start_tls(context, server_hostname=name or None)
-            return _reached(where, writer, began)
-        except TimeoutError:
-            error = UnreachableError(step, f"{where}: no answer within {_EACH:g} s", cure)
-        except ssl.SSLCertVerificationError as e:
-            why = e.verify_message or "it does not verify"
-            cure = "is ca_file the CA of that host? Something between may open TLS; is the clock of this machine right?"
-            error = UnreachableError("TLS", f"{where}: its certificate is not trusted: {why}", cure)
-        except ssl.SSLError as e:
-            error = UnreachableError("TLS", f"{where}: {(e.reason or 'TLS failed')[:_NO_SECRETS]}", cure)
-        except OSError as e:
-            what = "closed the connection" if step == "TLS" else (e.strerror or "no connection")
-            error = UnreachableError(step, f"{where}: {what}", cure)
-        finally:
-            if writer is not None:
-                writer.transport.abort()
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
+                await asyncio.get_running_loop().sock_connect(sock, (address, port))
+        except OSError as e:  # TimeoutError among them
+            sock.close()
+            what = os.strerror(e.errno) if e.errno else f"no answer within {_EACH:g} s"
+            error = UnreachableError("connection", f"{where}: {what}", _NO_WAY)
+            continue
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            return await shake_hands(sock, where, context, name, began)
+        except UnreachableError as e:
+            error = e
     raise error
+
+
+async def shake_hands(sock: socket.socket, where: str, context: ssl.SSLContext, name: str, began: float) -> Reached:
+    """TLS over a connected socket, which is closed then. `where`: its peer, in words; `began`: monotonic seconds, when
+    it was to be connected. Raises UnreachableError.
+    """
+    cure = "is it a TLS server, and is there nothing between that takes the connection?"
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(_EACH):
+            _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
+        return _reached(where, writer, began)
+    except ssl.SSLCertVerificationError as e:
+        why = e.verify_message or "it does not verify"
+        cure = "is ca_file the CA of that host? Something between may open TLS; is the clock of this machine right?"
+        raise UnreachableError("TLS", f"{where}: its certificate is not trusted: {why}", cure) from None
+    except ssl.SSLError as e:
+        raise UnreachableError("TLS", f"{where}: {(e.reason or 'TLS failed')[:_LONGEST]}", cure) from None
+    except TimeoutError:
+        raise UnreachableError("TLS", f"{where}: no answer within {_EACH:g} s", cure) from None
+    except OSError:
+        raise UnreachableError("TLS", f"{where}: closed the connection", cure) from None
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
 
 def _reached(where: str, writer: asyncio.StreamWriter, began: float) -> Reached:

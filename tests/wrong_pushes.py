@@ -103,9 +103,13 @@ class World:
 
     async def push(self, *arguments: str) -> Said:
         """By the command, in a thread of this process."""
-        return await asyncio.to_thread(self._push, arguments)
+        return await self.command("push-test", *arguments)
 
-    def _push(self, arguments: tuple[str, ...]) -> Said:
+    async def command(self, name: str, *arguments: str) -> Said:
+        """Any command of this folder."""
+        return await asyncio.to_thread(self._run, name, arguments)
+
+    def _run(self, name: str, arguments: tuple[str, ...]) -> Said:
         out, err, code = io.StringIO(), io.StringIO(), -1
         stdin = io.TextIOWrapper(io.BytesIO(self.stdin.encode()))
         with (
@@ -115,7 +119,7 @@ class World:
             contextlib.redirect_stderr(err),
         ):
             try:
-                cli.main(["push-test", "--path", str(self.folder), *arguments])
+                cli.main([name, "--path", str(self.folder), *arguments])
             except SystemExit as e:
                 code = int(e.code or 0)
         return Said(code, out.getvalue(), err.getvalue())
@@ -289,7 +293,7 @@ WRONG_PUSHES: Final = [
         "nobody listens at that port",
         "apns",
         lambda world: world.set(APNS__PRODUCTION__PORT=str(free_port())),
-        "connection    127.0.0.1:PORT: Connect call failed",
+        "connection    127.0.0.1:PORT: Connection refused",
     ),
     WrongPush("a name that nobody knows", "apns", _unresolved, "push.example: no address is known for it"),
     WrongPush(
@@ -345,7 +349,7 @@ WRONG_PUSHES: Final = [
         "nobody listens where messages go",
         "fcm",
         lambda world: world.set(FCM__PORT=str(free_port())),
-        "connection    127.0.0.1:PORT: Connect call failed",
+        "connection    127.0.0.1:PORT: Connection refused",
     ),
     WrongPush(
         "the browser unsubscribed",

@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # what is in the way is told below
     directory = common.directory(arguments)
     user = service_user(arguments.user, directory)
-    before = _become(user, directory) if user else None
+    before = become(user, directory) if user else None
     try:
         config, mistakes = look_over(directory)
         found = asyncio.run(preflight(config, ports=before is None))
     except (ImportError, LookupError) as e:
-        if _may_run():
+        if may_run():
             raise
         raise UsageError(_NOT_ITS.format(sys.prefix, user_name())) from e
     troubles = [*([mistakes.error] if mistakes else []), *(before.troubles if before else ()), *found.troubles]
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _become(user: ServiceUser, directory: Path) -> Found | None:
+def become(user: ServiceUser, directory: Path) -> Found | None:
     """From now on this is the service's user. What its unit lets it listen on is tried before: what was found."""
     found = asyncio.run(_try_low_ports(directory)) if user.low_ports else None
     for name in _LATE:
@@ -107,11 +107,11 @@ def _lines(config: Config, found: Found, user: ServiceUser | None) -> Iterator[t
     yield "SMP hosts", _way(config)
     yield from _pushes(config)
     yield from (("warning", warning) for warning in found.warnings)
-    if not _may_run():
+    if not may_run():
         yield "warning", _NOT_ITS.format(sys.prefix, user_name())
 
 
-def _may_run() -> bool:
+def may_run() -> bool:
     """Whether the service's user may read the program."""
     return may(Path(os.__file__), os.R_OK)
 

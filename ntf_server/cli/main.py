@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "drain": "Have the running server hand over what it has, finish what is under way, and stop.",
     "cert": "Make a new online certificate of the same identity.",
     "check": "Check configuration and credentials; say what start would do.",
+    "doctor": "Look whether all of the set-up is well, and say what mends it.",
     "push-test": "Push to one device with this server's credentials, and explain each step and every answer.",
     "backup": "Write all that the server needs into one sealed file, while it runs or not.",
     "restore": "Restore a backup into a new folder.",

@@ -44,8 +44,8 @@ def service_user(name: str | None, directory: Path, folders: Sequence[str] = UNI
         if name is not None and name != pwd.getpwuid(os.geteuid()).pw_name:
             raise UsageError(f"--user {name}: only root can look for another user; use sudo, or be {name}")
         return None
-    unit = _unit(folders)
-    if unit is not None and not _is_of(unit[1], directory):
+    unit = find_unit(folders)
+    if unit is not None and not is_of(unit[1], directory):
         unit = None
     low_ports = unit is not None and _CAPABILITY in unit[1].get("AmbientCapabilities", "")
     if name is not None:
@@ -70,7 +70,7 @@ def _named(name: str, why: str, *, low_ports: bool) -> ServiceUser | None:
     return ServiceUser(name, entry.pw_uid, entry.pw_gid, why, low_ports) if entry.pw_uid else None
 
 
-def _unit(folders: Sequence[str]) -> tuple[Path, Mapping[str, str]] | None:
+def find_unit(folders: Sequence[str] = UNIT_FOLDERS) -> tuple[Path, Mapping[str, str]] | None:
     """Where the unit is, and what it says, with its drop-ins; None: there is none."""
     file = next((Path(folder) / UNIT for folder in folders if (Path(folder) / UNIT).is_file()), None)
     if file is None:
@@ -84,7 +84,7 @@ def _unit(folders: Sequence[str]) -> tuple[Path, Mapping[str, str]] | None:
     return file, values
 
 
-def _is_of(values: Mapping[str, str], directory: Path) -> bool:
+def is_of(values: Mapping[str, str], directory: Path) -> bool:
     """Whether a unit starts the server in this folder."""
     by_option = re.search(r"--path[ =](\S+)", values.get("ExecStart", ""))
     by_variable = re.search(r"NTF_SERVER_CFG_PATH=([^\s\"']+)", values.get("Environment", ""))

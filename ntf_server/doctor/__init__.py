@@ -1,0 +1,1 @@
+"""Whether a relay's set-up is well: what `ntf-server doctor` looks at."""
