@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Self
 
@@ -16,7 +16,7 @@ import pycurl
 
 from ntf_server import periodic, systemd
 from ntf_server.admin.drain import DRAIN, Drain, seconds_of
-from ntf_server.admin.facts import Parts, gather
+from ntf_server.admin.facts import Parts, gather, tell_started
 from ntf_server.admin.gauges import show as show_gauges
 from ntf_server.admin.health import Admin
 from ntf_server.admin.inquiries import inquiries
@@ -45,6 +45,7 @@ from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.trail import Trail
+from ntf_server.push.webpush.usage import KeyUsage
 from ntf_server.signals import Signals
 from ntf_server.smp import audit
 from ntf_server.smp.lost import LostConfig
@@ -146,10 +147,7 @@ class Relay:
         supervisor.on_stop(Stage.CLOSE, "store", lambda _: store.close())
         if store.ledger is not None:
             self._admission.share(store.ledger)
-        self._providers = providers = Providers(config, self._clock, self._steady)
-        supervisor.on_stop(Stage.PUSH, "providers", lambda _: providers.close())
-        for engine in providers.failed:
-            engine.add_done_callback(self._on_engine_failed)
+        self._providers = providers = self._open_providers(store)
         self._dispatcher = dispatcher = self._make_dispatcher(store, providers)
         supervisor.on_stop(Stage.PUSH, "dispatcher", lambda left: dispatcher.close(self._grace(left)))
         await dispatcher.warn_of_unserved()
@@ -181,28 +179,37 @@ class Relay:
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
-        days = self._watch(store, gauges)
+        days = self._watch(store, gauges, providers)
         owned = self._admission, self._store_tls, self._live
         takers = Takers(providers, listener, commands, subscriber, checks, *owned, set_up_log)
         self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
         await self._start_admin(store, drain, days)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
-        self._parts = parts = Parts(store, dispatcher, subscriber, listener, gauges, lambda: supervisor.waiting)
+        self._parts = parts = Parts(
+            store, dispatcher, subscriber, listener, gauges, self._vapid, lambda: supervisor.waiting
+        )
         show_gauges(self._metrics, parts, lambda: self._steady() - self._began, self._clock)
         about = {"version": VERSION, "address": str(self._address), "store": str(config.store)}
         await self._live.start(supervisor, parts, self.condition, about=about, metrics=self._metrics, clock=self._clock)
-        self._tell_started(providers)
+        tell_started(config, self._address, providers.table)
 
-    def _watch(self, store: Store, gauges: periodic.StoreGauges) -> Days:
+    def _watch(self, store: Store, gauges: periodic.StoreGauges, providers: Providers) -> Days:
         """What is looked at now and then."""
+        is_shown = bool(self._config.settings.metrics.port or self._config.page)
         days = Days(store, self._metrics, self._clock)
         self._supervisor.part("statistics", days.run)
         self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
         self._supervisor.part("tokens due", gauges.run)
         self._supervisor.part("certificates", self._expiry.run)
-        if self._config.settings.metrics.port or self._config.page:  # else nobody reads that
-            self._supervisor.part("census", periodic.CensusGauges(store, self._metrics).run)
+        self._census = census = periodic.CensusGauges(
+            store,
+            self._metrics,
+            wanted=lambda: is_shown or len(providers.vapid_keys) > 1,  # else nobody reads that
+            on_counted=lambda counted: self._vapid.take(counted.vapid_keys),
+        )
+        self._supervisor.part("census", census.run)
+        if is_shown:
             self._supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         return days
 
@@ -211,27 +218,6 @@ class Relay:
         """As apps are given it."""
         host = self._config.settings.transport.host or "localhost"
         return ServerAddress.ntf(host, self.port, self._config.credentials.key_hash)
-
-    def _tell_started(self, providers: Providers) -> None:
-        config, settings = self._config, self._config.settings
-        on = sorted(provider.value for provider in providers.table)
-        switched_off = {
-            "checks": settings.delivery.checks == "off",
-            "limits": config.budgets is None,
-            "metrics": not settings.metrics.port,
-            "page": config.page is None,
-            "audit": not settings.subscriber.audit_period,
-            **{provider.value: provider not in providers.table for provider in Provider},
-        }
-        events.tell(
-            Event.RELAY_STARTED,
-            "serving clients",
-            version=VERSION,
-            address=str(self._address),
-            store=str(config.store),
-            providers=",".join(on),
-            off=",".join(name for name, off in switched_off.items() if off),
-        )
 
     async def _open_store(self) -> Store:
         """A stop meanwhile waits for it: a thread cannot be cancelled, and what it opened is to be closed."""
@@ -257,6 +243,20 @@ class Relay:
             if opening.exception() is None:
                 await opening.result().close()
             raise
+
+    def _open_providers(self, store: Store) -> Providers:
+        supervisor = self._supervisor
+
+        def write(learnt: Coroutine[Any, Any, None]) -> None:
+            supervisor.spawn(learnt, "vapid key", stage=Stage.PUSH)
+
+        self._vapid = KeyUsage(lambda: providers.vapid_keys, self._steady, store, write)
+        self._metrics.kind_gauge(KindGauge.VAPID_TOKENS, self._vapid.gauge)
+        providers = Providers(self._config, self._clock, self._steady, on_vapid_key=self._vapid.learnt)
+        supervisor.on_stop(Stage.PUSH, "providers", lambda _: providers.close())
+        for engine in providers.failed:
+            engine.add_done_callback(self._on_engine_failed)
+        return providers
 
     def _on_engine_failed(self, engine: "asyncio.Future[None]") -> None:
         if not engine.cancelled() and (error := engine.exception()) is not None:
@@ -381,6 +381,7 @@ class Relay:
         finally:
             self._dispatcher.mended()
             self._expiry.look()
+            self._census.again()
             systemd.ready()
 
     def ask_for_reload(self) -> None:

@@ -5,7 +5,7 @@ at what is due.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Final, Literal, TypeAlias
 
@@ -111,22 +111,43 @@ class StoreGauges:
 
 
 class CensusGauges:
-    """What tokens and subscriptions there are: counted in slices, a round now and then. Its `run` never ends."""
+    """What tokens and subscriptions there are: counted in slices, a round now and then. Its `run` never ends.
+
+    `wanted`: whether anybody reads that; `on_counted` hears of each round.
+    """
 
     def __init__(
-        self, store: Store, metrics: Metrics, *, interval: float = _CENSUS, pause: float = _CENSUS_PAUSE
+        self,
+        store: Store,
+        metrics: Metrics,
+        *,
+        wanted: Callable[[], bool] = lambda: True,
+        on_counted: Callable[[Census], None] = lambda _: None,
+        interval: float = _CENSUS,
+        pause: float = _CENSUS_PAUSE,
     ) -> None:
         self._store = store
         self._metrics = metrics
+        self._wanted = wanted
+        self._on_counted = on_counted
+        self._asked = asyncio.Event()
         self._interval = interval
         self._pause = pause
 
     async def run(self) -> None:
         """Count, until cancelled. While the store cannot, the last numbers stand."""
         while True:
-            with _late("tokens were not counted"):
-                self._show(await self._count(), await self._store.subscription_count())
-            await asyncio.sleep(self._interval)
+            self._asked.clear()
+            if self._wanted():
+                with _late("tokens were not counted"):
+                    self._show(await self._count(), await self._store.subscription_count())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval):
+                    await self._asked.wait()
+
+    def again(self) -> None:
+        """At once, if it is wanted."""
+        self._asked.set()
 
     async def _count(self) -> Census:
         counted, cursor = await self._store.census(None, _SLICE)
@@ -140,6 +161,7 @@ class CensusGauges:
         self._metrics.pair_gauge(PairGauge.TOKENS, lambda: counted.tokens)
         self._metrics.kind_gauge(KindGauge.TOKENS_ACTIVE, lambda: {span: counted.active[span] for span in ACTIVE_SPANS})
         self._metrics.gauge(Gauge.SUBSCRIPTIONS_STORED, lambda: subscriptions)
+        self._on_counted(counted)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from ntf_server.push.http import HttpEngine
 from ntf_server.push.names import Resolver
 from ntf_server.push.verdict import NullProvider, PushProvider
 from ntf_server.push.webpush import settings as web_push
-from ntf_server.push.webpush.open import OpenWebPush
+from ntf_server.push.webpush.open import OnKey, OpenWebPush
 from ntf_server.push.webpush.settings import WebPushSettings
 from ntf_server.store.clock import since_boot
 from ntf_server.store.records import Claim, PushKind
@@ -64,11 +64,15 @@ class Providers:
     """Made in a running loop; must be closed. APNs null is always there.
 
     `table`: what the dispatcher takes; `fronts`: what `commands` asks about device tokens; both by provider. Web Push
-    has an engine of its own: endpoints of strangers share nothing with the others.
+    has an engine of its own: endpoints of strangers share nothing with the others. `on_vapid_key`: see `WebPush`.
     """
 
     def __init__(
-        self, config: Config, clock: Callable[[], float] = time.time, steady: Callable[[], float] = since_boot
+        self,
+        config: Config,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = since_boot,
+        on_vapid_key: OnKey = lambda _claim, _key_id: None,
     ) -> None:
         self._settings = config.settings
         self._any_key = jose.generate_key()
@@ -88,7 +92,7 @@ class Providers:
         if (of_web_push := web_push_settings(config)) is not None:
             names = Resolver(name_servers, own=of_web_push.own_host)
             self._engines.append(HttpEngine(streams=self._streams(Provider.WEB_PUSH), resolver=names))
-            self._web_push = OpenWebPush(of_web_push, self._engines[1], clock)
+            self._web_push = OpenWebPush(of_web_push, self._engines[1], clock, on_vapid_key)
             opened.append(self._web_push)
         self.fronts: Mapping[Provider, Front] = {p: each.front for each in opened for p in each.providers}
         self.table: Mapping[Provider, PushProvider] = {p: way for o in opened for p, way in o.providers.items()}
@@ -115,6 +119,11 @@ class Providers:
             self._fcm.use(of_fcm)
         if self._web_push is not None and (of_web_push := web_push_settings(config)) is not None:
             self._web_push.use(of_web_push)
+
+    @property
+    def vapid_keys(self) -> Mapping[bytes, str]:
+        """Public keys by id, the one in force first; none where Web Push is off."""
+        return self._web_push.keys if self._web_push is not None else {}
 
     def service(self, claim: Claim) -> str:
         """The push service of a claim, in words, where a provider has many; else empty."""

@@ -147,6 +147,9 @@ def _status_rows(s: Answer) -> Iterator[tuple[str, object]]:
     due, in_flight = sum(way.due for way in s.providers), sum(way.in_flight for way in s.providers)
     oldest = min((way.oldest_due_since for way in s.providers if way.oldest_due_since is not None), default=None)
     yield "due", f"{_due(due, None if oldest is None else s.now - oldest)}, {in_flight} pushes under way"
+    if (v := s.vapid) is not None:
+        counts = f"{v.in_force} registrations for the key in force, {v.old} for older ones, {v.unknown} not known"
+        yield "VAPID keys", f"{counts}; counted {duration(s.now - v.counted_at)} ago"
     if (leases := s.leases) is not None:
         shards = f"{leases.shards} of {leases.all_shards} shards of tokens"
         yield "leases", f"{shards}, {leases.servers} SMP servers; {leases.nodes} nodes live"

@@ -131,7 +131,7 @@ def _parsed(
 ) -> Config:
     """With what `Mistakes.find` gives in the place of what has a mistake."""
     apns, fcm, subscriber = settings.apns, settings.fcm, settings.subscriber
-    find, vapid_file = mistakes.find, _vapid_file(directory, settings)
+    find, vapid_file = mistakes.find, vapid_key_file(directory, settings)
     command = settings.store.master_key_command
     keep = running if running and command and command == running.settings.store.master_key_command else None
     credentials = find(lambda: _credentials(directory))
@@ -284,12 +284,6 @@ def _apns_key(directory: Path, settings: Settings) -> ec.EllipticCurvePrivateKey
     return _read(directory, "apns", "key_file", settings.apns.key_file, load_key, mend="give the .p8 file from Apple")
 
 
-def _vapid_file(directory: Path, settings: Settings) -> str:
-    """What `[web_push] key_file` names, else the reference's file if it is there; empty: Web Push is off."""
-    there = (directory / REFERENCE_VAPID_KEY).is_file()
-    return settings.web_push.key_file or (REFERENCE_VAPID_KEY if there else "")
-
-
 def _vapid_key(directory: Path, name: str) -> ec.EllipticCurvePrivateKey:
     """The VAPID key in force. Raises ConfigError."""
     mend = "give the vapid.key that `ntf-server init` made"
@@ -303,12 +297,18 @@ def _old_vapid_keys(directory: Path, settings: Settings) -> tuple[ec.EllipticCur
     return tuple(_read(directory, "web_push", "old_key_files", name, load_key, mend=mend) for name in names)
 
 
+def vapid_key_file(directory: Path, settings: Settings) -> str:
+    """What `[web_push] key_file` names, else the reference's file if it is there; empty: Web Push is off."""
+    there = (directory / REFERENCE_VAPID_KEY).is_file()
+    return settings.web_push.key_file or (REFERENCE_VAPID_KEY if there else "")
+
+
 def load_vapid_keys(
     directory: Path,
 ) -> tuple[ec.EllipticCurvePrivateKey | None, tuple[ec.EllipticCurvePrivateKey, ...]]:
     """The VAPID key in force, None: Web Push is off; and the older ones. Raises ConfigError."""
     settings = load_settings(directory)
-    if not (name := _vapid_file(directory, settings)):
+    if not (name := vapid_key_file(directory, settings)):
         return None, ()
     return _vapid_key(directory, name), _old_vapid_keys(directory, settings)
 
@@ -358,7 +358,7 @@ def _ca_files(directory: Path, settings: Settings, mistakes: Mistakes) -> Mappin
     names = {f"apns.{name}": host.ca_file for name, host in apns_hosts(settings).items()}
     if settings.fcm.service_account_file:
         names["fcm"] = settings.fcm.ca_file
-    if _vapid_file(directory, settings):
+    if vapid_key_file(directory, settings):
         names["web_push"] = settings.web_push.ca_file
     return MappingProxyType({s: mistakes.find(partial(_ca_file, directory, s, name)) for s, name in names.items()})
 

@@ -40,11 +40,17 @@ class IdentityFileError(Exception):
     """One line: which file, what is wrong, what to do."""
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Create or replace a file at once, with this mode from its first byte on."""
+def write_file(path: Path, data: bytes, mode: int = 0o600, *, like: Path | None = None) -> None:
+    """Create or replace a file at once, with this mode from its first byte on.
+
+    By root it is given to the owner of the one that it replaces, or of the file `like`: the server's user reads it.
+    """
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
+    owner = next((file.stat() for file in (like or path,) if os.geteuid() == 0 and file.exists()), None)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as f:
+        if owner is not None:
+            os.fchown(f.fileno(), owner.st_uid, owner.st_gid)
         f.write(data)
         f.flush()
         os.fsync(f.fileno())

@@ -134,6 +134,17 @@ class ServersFacts(msgspec.Struct, frozen=True):
     never: int = 0
 
 
+class VapidFacts(msgspec.Struct, frozen=True):
+    """Registrations of Web Push of this node that are pushed to, by the VAPID key that they are for: the one in force,
+    older ones, or one that is not known, or not there any more; `counted_ago`: seconds.
+    """
+
+    in_force: int
+    old: int
+    unknown: int
+    counted_ago: float
+
+
 class Facts(msgspec.Struct, frozen=True):
     """All of it. `up_for`: seconds since the start; `failing_parts`: of the program, which wait to be started again;
     `certificates`: seconds until the end of each that is in use, by `names.CERTIFICATES`.
@@ -147,6 +158,7 @@ class Facts(msgspec.Struct, frozen=True):
     clients: int = 0
     failing_parts: tuple[str, ...] = ()
     certificates: Mapping[str, float] = {}
+    vapid: VapidFacts | None = None
 
 
 # --- what they come to
@@ -206,6 +218,15 @@ class Leases(msgspec.Struct, frozen=True):
     nodes: int
 
 
+class VapidCondition(msgspec.Struct, frozen=True):
+    """Registrations as in `VapidFacts`, and when they were counted."""
+
+    in_force: int
+    old: int
+    unknown: int
+    counted_at: float
+
+
 class CertificateCondition(msgspec.Struct, frozen=True):
     """One that is in use. `ends`: when; ENDING: within ENDING seconds, FAILING: it has ended."""
 
@@ -236,13 +257,14 @@ class Condition(msgspec.Struct, frozen=True):
     leases: Leases | None
     failing_parts: tuple[str, ...]
     certificates: tuple[CertificateCondition, ...]
+    vapid: VapidCondition | None
 
 
 def assess(facts: Facts, now: float) -> Condition:
     """`now`: Unix seconds."""
     troubles = tuple(_troubles(facts, now))
     certificates = tuple(certificate(name, now + left, now) for name, left in facts.certificates.items())
-    store_fails = facts.store.failing_for is not None and not facts.store.partly
+    store_fails, vapid = facts.store.failing_for is not None and not facts.store.partly, facts.vapid
     return Condition(
         well=not troubles,
         phase=facts.phase,
@@ -259,6 +281,9 @@ def assess(facts: Facts, now: float) -> Condition:
         leases=_leases(facts),
         failing_parts=facts.failing_parts,
         certificates=certificates,
+        vapid=None
+        if vapid is None
+        else VapidCondition(vapid.in_force, vapid.old, vapid.unknown, now - vapid.counted_ago),
     )
 
 

@@ -148,6 +148,13 @@ class Event(StrEnum):
         "certificate",
         "ends",
     )
+    VAPID_KEY_UNUSED = (
+        "vapid.unused",
+        logging.WARNING,
+        "No registration of this node is for an older VAPID key (`key`) any more: once every node says so it may leave"
+        " `old_key_files`.",
+        "key",
+    )
     CLOCK_SET = (
         "clock.set",
         logging.WARNING,

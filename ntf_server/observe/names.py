@@ -39,6 +39,7 @@ PARTS: Final = (
 
 
 CERTIFICATES: Final = ("online", "identity", "apns", "redis")
+VAPID_KEYS: Final = ("in_force", "old", "unknown")
 TOKEN_STATUSES: Final = (*(status.value for status in ntf.TokenStatus), "damaged")
 COMMANDS: Final = (*(tag.decode() for tag in ntf.COMMANDS), "invalid")
 ANSWERS: Final = ("OK", "AUTH", "BLOCK", "CMD", "INTERNAL", "QUOTA", "SESSION", "STORE")
@@ -371,6 +372,11 @@ class KindGauge(Metric):
         "For how long what is asked of the store has failed, by how; 0: it has not.",
         "kind",
         ("unavailable", "full", "corrupt", "silent"),
+    )
+    VAPID_TOKENS = (
+        "ntf_web_push_tokens",
+        "Registrations of Web Push that are pushed to, by the VAPID key that they are for.",
+        *("key", VAPID_KEYS),
     )
     PUSHES_IN_FLIGHT = "ntf_pushes_in_flight", "Pushes under way to providers.", "provider", PROVIDERS
     PUSHES_HELD = (

@@ -167,6 +167,10 @@ class Tokens(Protocol):
         """TCRN: the first period begins now, unless one of this length runs."""
         ...
 
+    async def set_vapid_key(self, token: Ref, key_id: bytes) -> None:
+        """A push service showed that a token of Web Push is for this VAPID key. Nothing if the token is gone."""
+        ...
+
     async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         """Make a check due for ACTIVE tokens whose period is over, `limit` of these at most: how many there were.
 

@@ -1,17 +1,21 @@
 """What operations of a store bring with them beside what was asked, told to metrics and to who watches; and stamps."""
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Counter, KindCounter
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.memory import Effects
-from ntf_server.store.records import Arrival, Session
+from ntf_server.store.records import Arrival, Claim, Ended, Outcome, Session
 from smp_bridge.ntf import Provider
 
 events = EventLog(__name__)
 
+_RETRY: Final = 1.0  # seconds
 _MAX_SESSIONS: Final = 10_000  # whose arrivals are counted
 
 
@@ -32,6 +36,20 @@ def tell(effects: Effects, metrics: Metrics, on_due: Callable[[Provider, float],
         events.tell(Event.CLOCK_SET, text, by, seconds=by)
     for provider, seconds in effects.wake.items():
         on_due(provider, seconds)
+
+
+async def give_back(record: Callable[[Sequence[Outcome]], Awaitable[object]], claims: Sequence[Claim]) -> None:
+    """By a store's `record`: they were handed to somebody who is gone. Of one that is closed whoever opens it next
+    recovers them.
+    """
+    outcomes = [Outcome(claim, Ended.UNTRIED) for claim in claims]
+    with contextlib.suppress(StoreConflictError, StoreCorruptError):
+        while True:
+            try:
+                await record(outcomes)
+                return
+            except StoreUnavailableError:
+                await asyncio.sleep(_RETRY)
 
 
 class Arrivals:

@@ -106,17 +106,26 @@ ACTIVE_SPANS: Final = {"day": 24 * 3600, "week": 7 * 24 * 3600, "month": 30 * 24
 
 class Census:
     """How many tokens there are by provider and status (`damaged`: they are set aside), and how many took a push within
-    each of ACTIVE_SPANS.
+    each of ACTIVE_SPANS. `vapid_keys`: how many of Web Push, of those that are pushed to, by the id of the VAPID key
+    that they are for; empty: it is not known.
     """
 
     def __init__(self) -> None:
         self.tokens: Tally[tuple[str, str]] = Tally()
         self.active: Tally[str] = Tally()
+        self.vapid_keys: Tally[bytes] = Tally()
+
+    def count(self, provider: str, status: str, vapid_key: bytes, number: int) -> None:
+        """So many of a kind."""
+        self.tokens[provider, status] += number
+        if provider == Provider.WEB_PUSH and status in ALIVE:
+            self.vapid_keys[vapid_key] += number
 
     def add(self, other: "Census") -> None:
         """What was counted elsewhere."""
         self.tokens.update(other.tokens)
         self.active.update(other.active)
+        self.vapid_keys.update(other.vapid_keys)
 
 
 class LastPush(Record, frozen=True):

@@ -462,6 +462,34 @@ async def test_tokens_are_counted_in_slices_and_shown_when_all_are() -> None:
     await asyncio.wait([task])
 
 
+async def test_nothing_is_counted_that_nobody_wants() -> None:
+    rounds, wanted = list[Census](), False
+
+    class Counted:
+        async def census(self, after: Any, limit: int) -> tuple[Census, Any]:
+            assert wanted
+            return Census(), None
+
+        async def subscription_count(self) -> int:
+            return 0
+
+    store: Any = Counted()
+    counting = periodic.CensusGauges(store, Metrics(), wanted=lambda: wanted, on_counted=rounds.append)
+    task = asyncio.create_task(counting.run())
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    assert not rounds and not task.done()
+    wanted = True
+    counting.again()
+    async with asyncio.timeout(10):
+        for n in (1, 2):
+            while len(rounds) < n:
+                await asyncio.sleep(0.001)
+            counting.again()
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(periodic, "_LAG_PAUSE", 0.01)
     metrics = Metrics()

@@ -650,6 +650,20 @@ async def test_a_subscription_of_an_older_vapid_key_is_pushed_to_while_that_key_
         assert await old.open("message")  # what waited meanwhile
         assert len(mock_web_push.rejected) == 1
 
+        old_app = web_push_device(mock_web_push)  # one that does not know the new key yet
+        for refused in (2, 2):  # once: from then on it is known which key it is for
+            await old_app.register(client)
+            await old_app.verify(client)
+            assert len(mock_web_push.rejected) == refused
+
+        await relay.reload()  # has them counted
+
+        async def counted() -> bool:
+            found = relay.condition().vapid
+            return found is not None and (found.in_force, found.old, found.unknown) == (1, 2, 0)
+
+        await until(counted)
+
 
 async def test_a_client_certificate_that_was_renewed(
     make_config: Callable[..., Config],

@@ -26,19 +26,31 @@ from smp_bridge.ntf import DeviceToken, InvalidReason, Provider
 _MAX_ENDPOINTS: Final = 1000  # kept ready: the engine knows an endpoint that is the same object at once
 
 _Held = tuple[Entry, ...]
+OnKey = Callable[[Claim, bytes], None]
 
 
 class OpenWebPush:
-    """Web Push, opened. Implements `Opened`. `clock` gives Unix seconds."""
+    """Web Push, opened. Implements `Opened`. `clock` gives Unix seconds; `on_key`: see `WebPush`."""
 
-    def __init__(self, settings: WebPushSettings, engine: HttpEngine, clock: Callable[[], float] = time.time) -> None:
-        self._web_push = WebPush(settings, engine, clock)
+    def __init__(
+        self,
+        settings: WebPushSettings,
+        engine: HttpEngine,
+        clock: Callable[[], float] = time.time,
+        on_key: OnKey = lambda _claim, _key_id: None,
+    ) -> None:
+        self._web_push = WebPush(settings, engine, clock, on_key)
         self.front = WebPushFront(self._web_push)
 
     @property
     def providers(self) -> Mapping[Provider, PushProvider]:
         """See `Opened`."""
         return {Provider.WEB_PUSH: self._web_push}
+
+    @property
+    def keys(self) -> Mapping[bytes, str]:
+        """VAPID: public keys by id, the one in force first."""
+        return self._web_push.keys
 
     def use(self, settings: WebPushSettings) -> None:
         """Push with these from now on."""
@@ -73,13 +85,22 @@ class WebPushFront:
 
 
 class WebPush:
-    """All push services. Implements `PushProvider`."""
+    """All push services. Implements `PushProvider`. `on_key` hears of a claim's subscription that it is for another
+    VAPID key than was known, by that one's id: a push service took a push that it signed.
+    """
 
     at_once = 16  # each takes a key agreement: 0.1 ms
 
-    def __init__(self, settings: WebPushSettings, engine: HttpEngine, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: WebPushSettings,
+        engine: HttpEngine,
+        clock: Callable[[], float] = time.time,
+        on_key: OnKey = lambda _claim, _key_id: None,
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._on_key = on_key
         self._vapids: dict[bytes, Vapid] = {}  # by key id, the one in force first
         self._endpoints: OrderedDict[str, Endpoint] = OrderedDict()
         self._contact = ""
@@ -97,6 +118,11 @@ class WebPush:
     def key_id(self) -> bytes:
         """Of the VAPID key in force."""
         return next(iter(self._vapids))
+
+    @property
+    def keys(self) -> Mapping[bytes, str]:
+        """Public keys by id, the one in force first."""
+        return {key_id: vapid.public_key for key_id, vapid in self._vapids.items()}
 
     def may_be_at(self, host: str) -> bool:
         """Whether a push service may have this host. Where a name leads is looked at when it is connected to."""
@@ -118,7 +144,7 @@ class WebPush:
             except ValueError as e:
                 on_verdict(claim, Ours(str(e), Scope.TOKEN))
                 continue
-            requests.append((made, partial(self._done, claim, held, vapids[1:], on_verdict)))
+            requests.append((made, partial(self._done, claim, held, vapids, on_verdict)))
         self._engine.send(requests)
 
     def _order(self, registered: bytes) -> tuple[Vapid, ...]:
@@ -144,14 +170,20 @@ class WebPush:
         return endpoint
 
     def _done(
-        self, claim: Claim, held: _Held, others: tuple[Vapid, ...], on_verdict: OnVerdict, answer: HttpResult
+        self, claim: Claim, held: _Held, vapids: tuple[Vapid, ...], on_verdict: OnVerdict, answer: HttpResult
     ) -> None:
+        """`vapids`: the one that signed, and those that were not tried yet."""
+        others = vapids[1:]
         if others and is_for_another_key(answer):
             made, held = self._request(claim, others[0])
-            self._engine.send([(made, partial(self._done, claim, held, others[1:], on_verdict))])
+            self._engine.send([(made, partial(self._done, claim, held, others, on_verdict))])
             return
         verdict = judge(answer)
-        on_verdict(claim, Delivered(held) if isinstance(verdict, Delivered) else verdict)
+        if isinstance(verdict, Delivered):
+            verdict = Delivered(held)
+            if vapids[0].key_id != claim.vapid_key:
+                self._on_key(claim, vapids[0].key_id)
+        on_verdict(claim, verdict)
 
 
 def endpoint_of(s: WebPushSettings, subscription: WebPushSubscription) -> Endpoint:

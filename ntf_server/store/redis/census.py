@@ -16,8 +16,9 @@ async def census(node: Node, after: Cursor | None, limit: int, *, everywhere: bo
             found, last, *words = await node.run("census", keys, node.ahead, last, limit, *spans)
             counted.active.update(dict(zip(ACTIVE_SPANS, words, strict=False)))
             kinds = words[len(ACTIVE_SPANS) :]
-            for i in range(0, len(kinds), 3):
-                counted.tokens[kinds[i].decode(), kinds[i + 1].decode()] += kinds[i + 2]
+            for i in range(0, len(kinds), 4):
+                provider, status, key = (word.decode() for word in kinds[i : i + 3])
+                counted.count(provider, status, bytes.fromhex(key), kinds[i + 3])
         if found < limit:
             number, last = number + 1, b""
         limit -= found

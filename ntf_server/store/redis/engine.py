@@ -22,9 +22,8 @@ from ntf_server.store.contract import (
     StoreConflictError,
     StoreCorruptError,
     StoreError,
-    StoreUnavailableError,
 )
-from ntf_server.store.effects import Arrivals, tell
+from ntf_server.store.effects import Arrivals, give_back, tell
 from ntf_server.store.memory import Effects, Seen, State, Times
 from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
@@ -38,7 +37,6 @@ from ntf_server.store.records import (
     Confirmed,
     Cursor,
     Device,
-    Ended,
     LastPush,
     LimitReached,
     Limits,
@@ -226,17 +224,7 @@ class RedisStore:
     def _give_back(self, claims: Sequence[Claim]) -> None:
         """They were handed to somebody who is gone."""
         if claims:
-            self._spawn(self._give_back_all([Outcome(claim, Ended.UNTRIED) for claim in claims]), "claims given back")
-
-    async def _give_back_all(self, outcomes: Sequence[Outcome]) -> None:
-        while True:
-            try:
-                await self.record(outcomes)
-                return
-            except StoreUnavailableError:
-                await asyncio.sleep(1.0)
-            except (StoreConflictError, StoreCorruptError):  # closed: who takes the shard recovers them
-                return
+            self._spawn(give_back(self.record, claims), "claims given back")
 
     # --- tokens
 
@@ -275,6 +263,10 @@ class RedisStore:
     async def set_period(self, token: Ref, minutes: int) -> None:
         """See `Store`."""
         await self._do(lambda: tokens.set_period(self._node, _token(token), minutes))
+
+    async def set_vapid_key(self, token: Ref, key_id: bytes) -> None:
+        """See `Store`."""
+        await self._do(lambda: tokens.set_vapid_key(self._node, _token(token), key_id))
 
     async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         """See `Store`."""

@@ -33,6 +33,7 @@ from ntf_server.store.redis.rows import (
     lane_of,
     lead,
     new_registration,
+    pack_registration,
     pushed,
     queue,
     registration,
@@ -320,6 +321,19 @@ async def withdraw(node: Node, shard: bytes, fence: bytes) -> bool:
 async def set_period(node: Node, token: bytes, minutes: int) -> None:
     """See `Store.set_period`."""
     await node.run("set_period", [node.names.shard(token)], node.ahead, token, minutes)
+
+
+async def set_vapid_key(node: Node, token: bytes, key_id: bytes) -> None:
+    """See `Store.set_vapid_key`. A record that others change at the same time is theirs."""
+    [packed] = await node.fields(token, (b"r",))
+    if packed is None:
+        return
+    try:
+        known = registration(packed)
+    except DamagedError:  # whoever reads it next has it set aside
+        return
+    record = pack_registration(structs.replace(known, vapid_key=key_id))
+    await node.run("set_vapid_key", [node.names.shard(token)], token, packed, record)
 
 
 async def mark_checks(node: Node, limit: int, quiet_only: bool) -> int:

@@ -22,9 +22,8 @@ from ntf_server.store.contract import (
     StoreConflictError,
     StoreCorruptError,
     StoreError,
-    StoreUnavailableError,
 )
-from ntf_server.store.effects import Arrivals, tell
+from ntf_server.store.effects import Arrivals, give_back, tell
 from ntf_server.store.memory import Effects, Seen, State, Times
 from ntf_server.store.pulse import Pulse
 from ntf_server.store.records import (
@@ -39,7 +38,6 @@ from ntf_server.store.records import (
     Confirmed,
     Cursor,
     Device,
-    Ended,
     LastPush,
     LimitReached,
     Limits,
@@ -204,20 +202,9 @@ class SqliteStore:
         """They were handed to somebody who is gone."""
         if not claims:
             return
-        outcomes = [Outcome(claim, Ended.UNTRIED) for claim in claims]
-        task = asyncio.get_running_loop().create_task(self._give_back_all(outcomes), name="claims given back")
+        task = asyncio.get_running_loop().create_task(give_back(self.record, claims), name="claims given back")
         self._given_back.add(task)
         task.add_done_callback(self._given_back.discard)
-
-    async def _give_back_all(self, outcomes: Sequence[Outcome]) -> None:
-        while True:
-            try:
-                await self.record(outcomes)
-                return
-            except StoreUnavailableError:
-                await asyncio.sleep(1.0)
-            except (StoreConflictError, StoreCorruptError):  # closed: what memory has is due at the next start
-                return
 
     # --- tokens
 
@@ -256,6 +243,10 @@ class SqliteStore:
     async def set_period(self, token: Ref, minutes: int) -> None:
         """See `Store`."""
         await self._write(lambda c: tokens.set_period(c, self._state, _number(token), minutes))
+
+    async def set_vapid_key(self, token: Ref, key_id: bytes) -> None:
+        """See `Store`."""
+        await self._write(lambda c: tokens.set_vapid_key(c, _number(token), key_id))
 
     async def mark_checks(self, limit: int, *, quiet_only: bool = True) -> int:
         """See `Store`."""

@@ -188,6 +188,11 @@ def set_period(c: sqlite3.Connection, s: State, ref: int, minutes: int) -> None:
     )
 
 
+def set_vapid_key(c: sqlite3.Connection, ref: int, key_id: bytes) -> None:
+    """See `Store.set_vapid_key`."""
+    c.execute("UPDATE tokens SET vapid_key = ? WHERE ref = ?", (key_id, ref))
+
+
 # To the letter of the indexes tokens_check and tokens_period. A period that begins in the future counts as over.
 # Each token has a delay of its own, up to a tenth of its period and another one in each period; the number is a prime
 # larger than any period has seconds in a tenth, so that neighbours get different ones.

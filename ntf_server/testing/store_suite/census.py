@@ -1,5 +1,7 @@
 """What tokens there are."""
 
+from msgspec import structs
+
 from ntf_server.store.contract import Store
 from ntf_server.store.records import ACTIVE_SPANS, Census
 from ntf_server.testing.store_suite.medium import (
@@ -60,3 +62,26 @@ async def those_that_took_a_push_of_late_are_active(bench: Bench) -> None:
         assert (await _count(store, 5)).active == dict(
             zip(ACTIVE_SPANS, [int(active > 2), int(active > 1), int(active > 0)], strict=True)
         ), passed
+
+
+async def tokens_of_web_push_are_counted_by_vapid_key(bench: Bench) -> None:
+    """Those that are pushed to, and no others'; what a push service showed counts from then on."""
+    store, old, new = await bench.open(), b"o" * 16, b"n" * 16
+    made = []
+    for n, key in enumerate((b"", old, old, new)):
+        new_one = new_token(n, Provider.WEB_PUSH, origin="https://push.example")
+        made.append(await register(store, structs.replace(new_one, vapid_key=key)))
+    await register(store, new_token(9))
+    for limit in (1, 2, 100):
+        assert (await _count(store, limit)).vapid_keys == {b"": 1, old: 2, new: 1}, limit
+    for token in made[:2]:
+        await store.set_vapid_key(token.ref, new)
+    assert (await _count(store, 3)).vapid_keys == {old: 1, new: 3}
+    claims = await take_cool(bench, store, Provider.WEB_PUSH)
+    assert sorted(claim.vapid_key for claim in claims) == [new, new, new, old]
+    await record(store, *(dead(claim) for claim in claims if claim.vapid_key == old))
+    await store.delete_token(made[0].ref)
+    await store.set_vapid_key(made[0].ref, old)  # it is gone
+    found = await _count(store, 100)
+    assert found.vapid_keys == {new: 2}
+    assert found.tokens == {("AP", "REGISTERED"): 1, ("WP", "REGISTERED"): 2, ("WP", "INVALID"): 1}

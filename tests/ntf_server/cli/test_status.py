@@ -20,7 +20,7 @@ from redis_servers import Server
 from ntf_server.cli import status
 from ntf_server.cli.status import Answer, screen
 from ntf_server.config.identity_files import load_credentials
-from ntf_server.observe.condition import AwayFacts, Facts, Phase, ServersFacts, StoreFacts, WayFacts, assess
+from ntf_server.observe.condition import AwayFacts, Facts, Phase, ServersFacts, StoreFacts, VapidFacts, WayFacts, assess
 from ntf_server.testing import Answer as Pushed
 from ntf_server.testing import MockApns
 from smp_bridge.address import ServerAddress
@@ -128,6 +128,8 @@ def test_what_the_screen_says() -> None:
         ),
         ServersFacts(5, 2, (AwayFacts(130.0), AwayFacts(300.0)), 1),
         12,
+        certificates={"apns": 5 * 86400.0},
+        vapid=VapidFacts(5, 3, 1, 60.0),
     )
     answer = assess(facts, NOW)
     fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
@@ -137,6 +139,8 @@ def test_what_the_screen_says() -> None:
         "- a part of the store fails, for 20 s: unavailable: it cannot be reached, or another process locks it\n"
         "- 1 of 8 shards of tokens wait for a server that is away\n"
         "- APNs (AP) takes no pushes, for 30 s: 503 (the next try is in 5 s)\n"
+        "And soon:\n"
+        "- the client certificate for APNs ends on 2027-01-20, in 5 days: renew it at Apple, then `ntf-server reload`\n"
         "\n"
         "version     1\n"
         "process     3, up for 25 h (since 2027-01-14 07:00:00 UTC)\n"
@@ -148,6 +152,7 @@ def test_what_the_screen_says() -> None:
         "SMP servers 5 wanted, 2 connected, 2 away for up to 5 min, 1 that never confirmed anything\n"
         "clients     12 sessions\n"
         "due         7 tokens, the oldest for 33 s, 2 pushes under way\n"
+        "VAPID keys  5 registrations for the key in force, 3 for older ones, 1 not known; counted 60 s ago\n"
         "leases      3 of 8 shards of tokens, 5 SMP servers; 2 nodes live"
     )
 

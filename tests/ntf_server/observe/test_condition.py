@@ -220,6 +220,11 @@ def test_parts_of_the_program_that_fail() -> None:
     assert (found.delivers, found.unready) == (True, "")
 
 
+def test_registrations_by_vapid_key() -> None:
+    assert judged().vapid is None
+    assert judged(vapid=condition.VapidFacts(5, 3, 1, 60.0)).vapid == condition.VapidCondition(5, 3, 1, NOW - 60)
+
+
 # --- certificates
 
 DAY = 86400.0

@@ -1,15 +1,18 @@
 """What operations of a store bring with them, and stamps."""
 
 import logging
+from collections.abc import Sequence
 
 import pytest
+from claims import claim
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Counter, KindCounter
 from ntf_server.store import effects as module
-from ntf_server.store.effects import Arrivals, tell
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreUnavailableError
+from ntf_server.store.effects import Arrivals, give_back, tell
 from ntf_server.store.memory import Effects
-from ntf_server.store.records import Session
+from ntf_server.store.records import Ended, Outcome, Session
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import Provider
 
@@ -46,3 +49,24 @@ def test_numbers_grow_also_over_sessions(monkeypatch: pytest.MonkeyPatch) -> Non
     for fence in range(9, 20):
         arrivals.stamp(Session(SMP, fence), 1, 102.0)
     assert len(arrivals._counts) <= 2
+
+
+async def test_claims_are_given_back_as_soon_as_the_store_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RETRY", 0.0)
+    answers: list[Exception | None] = [StoreUnavailableError("busy"), StoreUnavailableError("busy"), None]
+    given: list[Sequence[Outcome]] = []
+
+    async def record(outcomes: Sequence[Outcome]) -> int:
+        given.append(outcomes)
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return 0
+
+    claims = [claim(Provider.APNS, b"", ref=n) for n in range(2)]
+    await give_back(record, claims)
+    assert len(given) == 3
+    assert [(o.claim.token, o.ended) for o in given[-1]] == [(0, Ended.UNTRIED), (1, Ended.UNTRIED)]
+    answers += [StoreConflictError("closed"), StoreCorruptError("gone")]
+    for _ in range(2):
+        await give_back(record, claims)  # whoever opens it next recovers them
+    assert not answers

@@ -234,8 +234,13 @@ class CountsSomeTwice(SqliteStore):
         return counted, cursor and cursor - 1
 
 
+class KnowsNoVapidKeys(SqliteStore):
+    async def set_vapid_key(self, token: Ref, key_id: bytes) -> None:
+        pass
+
+
 BROKEN = (
-    CountsWhatWaitsAsDue, CountsSomeTwice,
+    CountsWhatWaitsAsDue, CountsSomeTwice, KnowsNoVapidKeys,
     TakesAnyCode, ForgetsOtherRegistrations, KnowsCase, ReplacesTwice, HasNoLimits, TakesAnyKey, LosesTheLast,
     HandsOutTwice, TakesTooMany, IgnoresPauses, SaysNothingIsRefused, RetriesAtOnce, TellsNobody, BeginsNumbersAnew,
     EndsForOldSessions, ConfirmsForOldSessions, SkipsOne, ForgetsServices, KeepsAssociations, MakesNewCertificates,

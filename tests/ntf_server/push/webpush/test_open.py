@@ -158,6 +158,20 @@ async def test_another_key_counts_from_now_on() -> None:
         assert await sender.one(claim(token_of(mock.subscribe(point(KEY))))) == Took()
 
 
+async def test_which_key_a_subscription_is_for_is_told_when_that_was_not_known() -> None:
+    told: list[tuple[Any, bytes]] = []
+    async with providing(keys=(KEY, OLDER)) as (mock, sender, _):
+        sender.opened._web_push._on_key = lambda c, key: told.append((c.token, key))
+        device, news = token_of(mock.subscribe(point(OLDER))), token_of(mock.subscribe(point(KEY)))
+        for n, (to, registered) in enumerate([(device, b""), (device, key_id(KEY)), (news, b""), (news, b"?" * 16)]):
+            await sender.one(claim(to, ref=n, vapid_key=registered))
+        assert told == [(0, key_id(OLDER)), (1, key_id(OLDER)), (2, key_id(KEY)), (3, key_id(KEY))]
+        for to, registered in ((device, key_id(OLDER)), (news, key_id(KEY))):
+            await sender.one(claim(to, vapid_key=registered))
+        await sender.one(claim(token_of(mock.subscribe(point(ec.generate_private_key(ec.SECP256R1()))))))
+        assert len(told) == 4  # it was known; and of no key of ours
+
+
 # --- messages
 
 

@@ -510,10 +510,11 @@ TWINS["tokens._FROM_THE_FUTURE"] = Twin(lambda _, rng: {"now": NOW, "limit": 100
 
 
 def _census(c: sqlite3.Connection, p: Any) -> Rows:
-    kinds: dict[tuple[str, str], list[int]] = {}
-    query = "SELECT ref, provider, status, damaged FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?"
-    for ref, provider, status, damaged in c.execute(query, (p["after"], p["limit"])).fetchall():
-        kind = kinds.setdefault((provider, status if damaged is None else "damaged"), [0] * (2 + len(ACTIVE_SPANS)))
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    query = "SELECT ref, provider, status, damaged, hex(vapid_key) FROM tokens WHERE ref > ? ORDER BY ref LIMIT ?"
+    for ref, provider, status, damaged, key in c.execute(query, (p["after"], p["limit"])).fetchall():
+        found = provider, status if damaged is None else "damaged", key
+        kind = kinds.setdefault(found, [0] * (2 + len(ACTIVE_SPANS)))
         kind[0], kind[1] = ref, kind[1] + 1
         [delivered_at] = _of(c, "SELECT delivered_at FROM deliveries WHERE token = ?", ref) or [None]
         for n, seconds in enumerate(ACTIVE_SPANS.values(), 2):

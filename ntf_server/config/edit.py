@@ -1,0 +1,81 @@
+"""A setting written into `ntf-server.toml`, and nothing else in it changed: comments and order stay.
+
+tomllib only reads. So lines are replaced or added, and what the file says then is read again and compared: a file that
+is written in a way that this does not know is left alone.
+"""
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+Value = str | Sequence[str]
+
+_HEADER: Final = re.compile(r"\s*\[")
+
+
+class EditError(Exception):
+    """It cannot be done; the lines that would have been written."""
+
+
+def edited(text: str, section: str, values: Mapping[str, Value]) -> str:
+    """The file with these values of a section. Raises EditError."""
+    wanted = tomllib.loads(text)
+    before = copy.deepcopy(wanted)
+    plain = {key: value if isinstance(value, str) else [*value] for key, value in values.items()}
+    wanted.setdefault(section, {}).update(plain)
+    lines = text.splitlines(keepends=True)
+    new = [f"{key} = {_toml(value)}\n" for key, value in values.items()]
+    out = "".join(_with(lines, section, new, [*values], before))
+    try:
+        if tomllib.loads(out) == wanted:
+            return out
+    except tomllib.TOMLDecodeError:
+        pass
+    raise EditError(f"[{section}] " + ", ".join(line.strip() for line in new))
+
+
+def _toml(value: Value) -> str:
+    """TOML's basic strings take what JSON's do, but for a few characters that are escaped otherwise."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(map(_toml, value))}]"
+
+
+def _with(
+    lines: list[str], section: str, new: list[str], keys: Sequence[str], before: Mapping[str, Any]
+) -> Iterator[str]:
+    """Lines: the new ones stand at the top of the section, the old ones of these keys do not."""
+    header = re.compile(rf"\s*\[\s*{re.escape(section)}\s*\]\s*(#.*)?$")
+    at = next((n for n, line in enumerate(lines) if header.match(line.rstrip("\r\n"))), None)
+    if at is None:
+        end = "" if not lines or lines[-1].endswith("\n") else "\n"
+        yield from [*lines, f"{end}\n[{section}]\n", *new]
+        return
+    yield from lines[: at + 1]
+    yield "" if lines[at].endswith("\n") else "\n"
+    yield from new
+    rest = iter(range(at + 1, len(lines)))
+    inside = True
+    for n in rest:
+        inside = inside and not _HEADER.match(lines[n])
+        key = re.match(r"\s*([A-Za-z0-9_-]+)\s*=", lines[n]) if inside else None
+        if key is None or key[1] not in keys:
+            yield lines[n]
+            continue
+        value = before.get(section, {}).get(key[1])
+        whole = lines[n]
+        while not _says(whole, key[1], value):  # over several lines
+            following = next(rest, None)
+            if following is None:
+                return
+            whole += lines[following]
+
+
+def _says(text: str, key: str, value: object) -> bool:
+    try:
+        return tomllib.loads(text) == {key: value}
+    except tomllib.TOMLDecodeError:
+        return False
