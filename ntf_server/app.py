@@ -184,7 +184,7 @@ class Relay:
         takers = Takers(providers, listener, commands, subscriber, checks, *owned, set_up_log)
         self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)
-        await self._start_admin(store, drain, days)
+        await self._start_admin(store, drain, days, subscriber)
         supervisor.on_stop(Stage.ACCEPT, "other nodes", lambda _: drain.leave())
         self._parts = parts = Parts(
             store, dispatcher, subscriber, listener, gauges, self._vapid, lambda: supervisor.waiting
@@ -325,7 +325,7 @@ class Relay:
         had_its_time = self._drain is not None and self._drain.finished.is_set()
         return 0.0 if had_its_time or self._supervisor.failed_with(StoreCorruptError) else min(left, GRACE)
 
-    async def _start_admin(self, store: Store, drain: Drain, days: Days) -> None:
+    async def _start_admin(self, store: Store, drain: Drain, days: Days, subscriber: Subscriber) -> None:
         """Last: it is for who has started, and not begun to stop."""
         assert self._trail is not None
         if error := socket_path_error(self._config.admin_socket):
@@ -339,7 +339,7 @@ class Relay:
                 TRACE: partial(on_trace, store, self._trail.of),
                 VAPID: self._on_vapid,
                 STATS: partial(on_stats, store, days),
-                **inquiries(store),
+                **inquiries(store, subscriber),
             }
             operators = AdminSocket(self._config.admin_socket, commands)
             self._supervisor.on_stop(Stage.ACCEPT, "admin", lambda _: operators.close())

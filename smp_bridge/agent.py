@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, Generic
+from typing import Final, Generic, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -33,8 +33,26 @@ from smp_bridge.turns import ServerTurn, Turns
 log = logging.getLogger(__name__)
 
 CLOSE_GRACE: Final = 5.0
+_MAX_REASON: Final = 200  # characters that are remembered of it
 _NOT_FOR_LONG: Final = 60.0  # seconds after which a server is tried once more if a subscription on it was added
 _NOT_THEIRS: Final = frozenset([ConnectFailure.PROXY, ConnectFailure.CROWDED, ConnectFailure.NOT_ALLOWED])
+
+
+class Way(NamedTuple):
+    """How it is with a server: `is_connected`, or not, for so many `seconds`.
+
+    `failure`: of the last connect that failed, ever, None: none did; `reason`: in words; `failed_ago`: seconds.
+    `retry_in`: seconds until the next try, None: it is under way, waits for its turn, or there is a session.
+    """
+
+    server: ServerAddress
+    is_proven: bool
+    is_connected: bool
+    seconds: float
+    failure: ConnectFailure | None
+    reason: str
+    failed_ago: float | None
+    retry_in: float | None
 
 
 class Agent(Generic[S]):
@@ -98,6 +116,11 @@ class Agent(Generic[S]):
         now = asyncio.get_running_loop().time()
         return ((w.address, w.is_proven, now - w.away_since) for w in self._servers.values() if w.session is None)
 
+    def ways(self) -> Iterator[Way]:
+        """How it is with each server."""
+        now = asyncio.get_running_loop().time()
+        return (worker.way(now) for worker in self._servers.values())
+
     async def close(self, grace: float = CLOSE_GRACE) -> int:
         """End all sessions: nothing more is sent, what was received reaches the owner, then connections are closed.
 
@@ -145,6 +168,9 @@ class _Server(Generic[S]):
         self.asked = False
         self.session: QueueSession[S] | None = None
         self.away_since = asyncio.get_running_loop().time()  # without a session
+        self._connected_at = 0.0
+        self._last_failure: tuple[ConnectFailure, str, float] | None = None  # which, in words, when
+        self._retry_at: float | None = None
         self.untaken = 0  # blocks that were read and not taken when the agent was closed
         self._in_session = False  # from `connected` to the end of `disconnected`
         self._ending = False
@@ -162,6 +188,15 @@ class _Server(Generic[S]):
     def is_proven(self) -> bool:
         """Whether it confirmed subscriptions before, as far as is known."""
         return self._standing.is_proven
+
+    def way(self, now: float) -> Way:
+        """How it is with it. `now`: the loop's time."""
+        since = self.away_since if self.session is None else self._connected_at
+        failure, reason, failed_at = self._last_failure or (None, "", None)
+        failed_ago = None if failed_at is None else now - failed_at
+        retry_in = None if self._retry_at is None else max(0.0, self._retry_at - now)
+        connected = self.session is not None
+        return Way(self.address, self.is_proven, connected, now - since, failure, reason, failed_ago, retry_in)
 
     def ask(self) -> None:
         """Something more is wanted."""
@@ -231,13 +266,17 @@ class _Server(Generic[S]):
         began, standing = loop.time(), self._standing
         impostor = self._failing is not None and self._failing.wait is Wait.IDENTITY
         delay = self._patience.delay(proven=standing.is_proven, tried_for=standing.tried_for, impostor=impostor)
-        if delay > _NOT_FOR_LONG:
-            await asyncio.sleep(_NOT_FOR_LONG)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(began + delay):
-                    await self._woken.wait()
-        else:
-            await asyncio.sleep(delay)
+        self._retry_at = began + delay
+        try:
+            if delay > _NOT_FOR_LONG:
+                await asyncio.sleep(_NOT_FOR_LONG)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(began + delay):
+                        await self._woken.wait()
+            else:
+                await asyncio.sleep(delay)
+        finally:
+            self._retry_at = None
 
     async def _connect_and_stay(self) -> bool:
         """One session, to its end; False if there was none."""
@@ -267,6 +306,7 @@ class _Server(Generic[S]):
             connection, agreed, on_events, ping_interval=config.ping_interval, ping_timeout=config.ping_timeout
         )
         self._service.begin_session()
+        self._connected_at = asyncio.get_running_loop().time()
         self.session = QueueSession(self._owner, self._shared.sessions, self.address, handle, client)
         remedy = await self._stay(self.session, handle, client)
         if self._service.end_session(remedy) is Remedy.WITHOUT_SERVICE:
@@ -349,6 +389,7 @@ class _Server(Generic[S]):
         counts = failure not in _NOT_THEIRS and self._shared.turns.sessions > 0
         self._patience.failed(counts=counts)
         host, text = self.address.hosts[0], str(e) or type(e).__name__
+        self._last_failure = failure, text[:_MAX_REASON], asyncio.get_running_loop().time()
         log.log(level, "SMP server %s: cannot connect (%s): %s", host, failure, text)
         self._owner.connect_failed(self.address, failure)
 

@@ -84,3 +84,8 @@ def days(text: str) -> float:
     if not 0 <= found <= _MOST:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number of days, from 0 on")
     return found
+
+
+def printable(text: str) -> str:
+    """What others chose, as it may be shown: it does not control the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

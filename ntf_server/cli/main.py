@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "import": "Take over what simplexmq's ntf-server has; neither may run.",
     "trace": "Say what became of a device's pushes, while the server runs or not.",
     "tokens": "List, show, delete registrations or make them invalid, while the server runs or not.",
+    "subs": "Show a subscription, or check all against what is subscribed.",
+    "servers": "List SMP servers, or show one.",
     "stats": "Say what happened today, since the start, and on each day.",
     "vapid": "Print the public key that apps subscribe to Web Push with.",
     "delete": "Delete the server's identity, configuration and database.",

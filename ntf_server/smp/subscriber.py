@@ -19,6 +19,7 @@ from ntf_server.push.dispatcher import Dispatcher
 from ntf_server.smp import gauges, told
 from ntf_server.smp.certificates import new_service_certificate
 from ntf_server.smp.inbox import Inbox, Spawn
+from ntf_server.smp.looks import ServerLook, looks
 from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.smp.server_session import ServerSession, confirmed
 from ntf_server.smp.shares import Shares
@@ -148,6 +149,10 @@ class Subscriber:
             if proven
         ]
         return ServersFacts(self._agent.servers, len(self._sessions), tuple(known), len(away) - len(known))
+
+    def looks(self) -> list[ServerLook]:
+        """How each SMP server of this node is, for operators."""
+        return looks(self._agent.ways(), self._sessions, self._metrics.is_own)
 
     def status(self, s: Subscription) -> Sub:
         """What SCHK answers: the stored status, seen against the server's current session."""

@@ -365,9 +365,17 @@ async def test_resubscribes_after_an_outage(
     assert not agent.is_connected(server.address)
     [(address, _, seconds)] = agent.away()
     assert address == server.address and 0 < seconds < 20
+    [way] = agent.ways()
+    assert (way.server, way.is_connected, way.failure) == (server.address, False, ConnectFailure.TCP)
+    assert way.reason and way.failed_ago is not None and 0 <= way.failed_ago <= way.seconds < 20
+    await owner.until(lambda: next(agent.ways()).retry_in is not None)
+    assert 0 <= (next(agent.ways()).retry_in or 0) < 20
     assert [kind for kind, _ in owner.sessions] == ["connected", "disconnected"]
     await server.start()
     await owner.all_active(server.address)
+    [way] = agent.ways()
+    assert (way.is_connected, way.failure, way.retry_in) == (True, ConnectFailure.TCP, None)
+    assert way.failed_ago is not None and 0 <= way.seconds <= way.failed_ago
     assert server.subscribed(queue.notifier_id)
     assert any("cannot connect" in r.getMessage() for r in caplog.records)
     assert errors(caplog) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ntf_server.cli.arguments import add_path, count, days, directory, host
+from ntf_server.cli.arguments import add_path, count, days, directory, host, printable
 from ntf_server.config.files import DEFAULT_DIR
 
 
@@ -32,3 +32,7 @@ def test_numbers() -> None:
         for text in texts:
             with pytest.raises(argparse.ArgumentTypeError, match="must be a number"):
                 take(text)
+
+
+def test_what_others_chose_does_not_control_the_terminal() -> None:
+    assert printable("refused \x1b[2J\nby é\u202e") == "refused ?[2J?by é?"
