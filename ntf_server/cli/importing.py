@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import FAILED, UsageError
@@ -18,7 +19,7 @@ from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.migrate import Migrated, fill, survey
 from ntf_server.store.open import Shared, inspect_store
 from ntf_server.store.portable import Source
-from ntf_server.store.reference.rows import ASKED, LeftOut
+from ntf_server.store.reference.rows import ASKED, SKIPPED, LeftOut
 from ntf_server.store.reference.store_log import StoreLogSource
 from smp_bridge.encoding import ParseError, un_b64url
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-tokens", nargs="+", default=[], metavar="ID", help="registrations to leave out (base64url, also a,b,c)"
     )
+    parser.add_argument("--json", action="store_true", help="the report as one line of JSON")
     parser.add_argument(
         "--accept-left-out", action="store_true", help="exit code 0 even if something could not be read"
     )
@@ -78,32 +80,51 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             await source.close()
 
+    exists = ""
     try:
         if arguments.dry_run:
-            found = asyncio.run(inspect_store(target, master_key=master_key))
-            print(f"Nothing is written. The store would be {target}, which {found.what}.")
+            exists = asyncio.run(inspect_store(target, master_key=master_key)).what
         done, ids = asyncio.run(work())
     finally:
         progress.end()
-    print(told(done, ids, "Would import" if arguments.dry_run else "Imported, read back and found the same"))
-    if not arguments.dry_run:
+    if unknown := len(skip) - done.left_out.get(SKIPPED, 0):
+        print(f"ntf-server: --skip-tokens: {unknown} of these ids are of no registration there", file=sys.stderr)
+    lost = [reason for reason in done.left_out if reason not in ASKED]
+    code = FAILED if lost and not arguments.accept_left_out else 0
+    if arguments.json:
+        print(json.dumps({"exit_code": code, "dry_run": arguments.dry_run} | _facts(done, ids)))
+    elif arguments.dry_run:
+        print(f"Nothing is written. The store would be {target}, which {exists}.")
+        print(told(done, ids, "Would import"))
+    else:
+        print(told(done, ids, "Imported, read back and found the same"))
         print(
             f"Never start the reference again on what this came from, now that {directory / CONFIG_FILE} has it: what"
             " devices do meanwhile would be lost."
         )
-    lost = [reason for reason in done.left_out if reason not in ASKED]
-    return FAILED if lost and not arguments.accept_left_out else 0
+    return code
+
+
+def _facts(done: Migrated, ids: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The report: what is there, and what is left out, of each kind how many, why, and some ids."""
+    left_out = []
+    for reason, count in sorted(done.left_out.items()):
+        kind, _, why = reason.partition(": ")
+        left_out.append(
+            {"kind": kind, "why": why, "count": count, "ids": ids.get(reason, []), "asked": reason in ASKED}
+        )
+    return {"counts": {kind: done.counts.get(kind, 0) for kind in KINDS}, "left_out": left_out}
 
 
 def told(done: Migrated, ids: Mapping[str, list[str]], what: str) -> str:
     """The report."""
-    lines = [f"{what}: {', '.join(f'{done.counts.get(kind, 0)} {kind}' for kind in KINDS)}."]
-    if done.left_out:
+    facts = _facts(done, ids)
+    lines = [f"{what}: {', '.join(f'{count} {kind}' for kind, count in facts['counts'].items())}."]
+    if facts["left_out"]:
         lines.append("Left out:")
-    for reason, count in sorted(done.left_out.items()):
-        kind, _, why = reason.partition(": ")
-        known = ids.get(reason, [])
-        lines.append(f"  {count} {kind}: {why} ({', '.join(known)}{', …' if len(known) < count else ''})")
+    for one in facts["left_out"]:
+        shown = f"{', '.join(one['ids'])}{', …' if len(one['ids']) < one['count'] else ''}"
+        lines.append(f"  {one['count']} {one['kind']}: {one['why']} ({shown})")
     return "\n".join(lines)
 
 

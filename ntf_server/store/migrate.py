@@ -139,7 +139,8 @@ async def _begin(source: Source, target: Portable) -> Mark:
         return mark
     if mark.source != source.identity:
         raise StoreConflictError(
-            f"{target.name}: is being filled from another store than {source.name}: give that one, or another target"
+            f"{target.name}: is being filled from another store than {source.name}, or with other --skip-tokens: give"
+            " that one, or another target"
         )
     await target.check_idle()
     await target.take_over()

@@ -434,7 +434,9 @@ async def _connect(url: str) -> "psycopg.AsyncConnection[Any]":
         for secret in filter(None, (given.get("password"), given.get("sslpassword"))):
             words = words.replace(str(secret), "…")
     if "FATAL:" in words and "starting up" not in words and "too many" not in words:
-        raise StoreError(f"PostgreSQL refuses: {words}; mend the user, password or database of --from")
+        by_name = "; run this as that user of the machine (sudo -u), or give a host and a password"
+        mend = by_name if "Peer auth" in words else "; mend the user, password or database of --from"
+        raise StoreError(f"PostgreSQL refuses: {words}{mend}")
     raise StoreUnavailableError(f"PostgreSQL cannot be reached: {words}; start it, or mend --from")
 
 

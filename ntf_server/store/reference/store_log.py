@@ -247,7 +247,14 @@ class StoreLogSource:
                 except OSError as e:
                     raise StoreError(f"{path}: {e.strerror}; give the reference's ntf-server-store.log") from e
             self = cls(paths, files, skip)
-            await asyncio.to_thread(self._look, looked)
+            stack.callback(self._index.db.close)
+            try:
+                await asyncio.to_thread(self._look, looked)
+            except sqlite3.Error as e:
+                raise StoreError(
+                    f"{self.name}: what counts of it does not fit into the folder of temporary files ({e}); name"
+                    " another one in SQLITE_TMPDIR"
+                ) from e
             stack.pop_all()
         return self
 

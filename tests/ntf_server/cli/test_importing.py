@@ -1,14 +1,16 @@
 """`ntf-server import`, of a store log; of a database where there is a PostgreSQL."""
 
 import asyncio
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, one_line, run
+from command_line import in_process, one_line
 from postgres_server import PASSWORD, QUOTED, WANTED, Postgres
 from redis_servers import Server
 from reference_world import TODAY, V6_5, V7_0, Queue, Registration, fill, last_log, many, store_log
@@ -109,8 +111,9 @@ def test_what_could_not_be_read_is_told_and_the_exit_code_says_so(made: Path, lo
     lines = store_log([skipped, lost]).replace(f"token=apns_test {lost.device_token}".encode(), b"token=fcm abcd")
     log.write_bytes(log.read_bytes() + lines + b"TDELETE AA")
     arguments = ["import", "--path", made, "--from-store-log", log, "--skip-tokens", b64url(skipped.token_id) + ",AAAA"]
-    code, out, _ = in_process(capsys, *arguments, "--dry-run")
+    code, out, err = in_process(capsys, *arguments, "--dry-run")
     assert code == 1
+    assert err.splitlines()[-1] == "ntf-server: --skip-tokens: 1 of these ids are of no registration there"
     code, out, _ = in_process(capsys, *arguments)
     assert code == 1
     ids = " ".join(b64url(q.subscription_id) for q in lost.queues)
@@ -124,6 +127,16 @@ def test_what_could_not_be_read_is_told_and_the_exit_code_says_so(made: Path, lo
     (made / "ntf-server.db").unlink()
     code, again, _ = in_process(capsys, *arguments, "--accept-left-out")
     assert (code, again) == (0, out)
+    code, facts, _ = in_process(capsys, *arguments, "--dry-run", "--json")
+    told = json.loads(facts)
+    assert (code, told["exit_code"], told["dry_run"]) == (1, 1, True)
+    assert told["counts"] == {"servers": 2, "registrations": 10, "subscriptions": 9, "notifications": 0}
+    assert [(one["kind"], one["count"], one["asked"]) for one in told["left_out"]] == [
+        ("lines", 1, False),
+        ("registrations", 1, True),
+        ("registrations", 1, False),
+        ("subscriptions", 2, False),
+    ]
 
 
 class _Killed(BaseException):
@@ -191,11 +204,9 @@ def test_without_the_driver(made: Path, capsys: Capture, monkeypatch: pytest.Mon
     assert err.endswith(" -m pip install 'psycopg[binary]'\n")
 
 
-def test_the_driver_is_not_loaded_where_it_is_not_used(made: Path, log: Path) -> None:
-    done = run("import", "--path", made, "--from-store-log", log, PYTHONVERBOSE="1")
-    assert done.returncode == 0
-    assert "ntf_server.store.reference.store_log" in done.stderr
-    assert "psycopg" not in done.stderr
+def test_the_driver_is_not_loaded_where_it_is_not_used() -> None:
+    look = "import sys, ntf_server.cli.importing; sys.exit('psycopg' in sys.modules)"
+    subprocess.run([sys.executable, "-c", look], check=True)
 
 
 @pytest.fixture

@@ -195,3 +195,11 @@ async def test_what_is_no_store_log(log: Path, tmp_path: Path, monkeypatch: pyte
     slice_ = await source.read(b"", 9)
     assert (slice_.moved, slice_.left_out) == ([], {"registrations: the log was changed meanwhile": 1})
     await source.close()
+
+
+async def test_a_folder_of_temporary_files_that_is_full(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.write_bytes(store_log(Registration() for _ in range(200)))
+    monkeypatch.setattr(module, "_SCHEMA", f"PRAGMA max_page_count = 12; {module._SCHEMA}")
+    with pytest.raises(StoreError, match=r"does not fit into the folder of temporary files .*SQLITE_TMPDIR") as caught:
+        await StoreLogSource.open([log])
+    assert "\n" not in str(caught.value)
