@@ -47,15 +47,15 @@ NODE_MUTANTS: Final = (
         "N6 take does not know its own call again",
         "a script may be done twice",
         f"{_LUA}take.lua",
-        "        has = has or (lane and t.q.m == mark)",
+        "        has = has or (lane and m == mark)",
         "        has = has",
     ),
     Mutant(
         "N7 notify does not know its own call again",
         "a script may be done twice",
         f"{_LUA}notify.lua",
-        "    local lane, again = t[5], free and t.q.m == mark",
-        "    local lane, again = t[5], false",
+        "    local lane, again = f[5], free and q.m == mark",
+        "    local lane, again = f[5], false",
     ),
     Mutant(
         "N8 what a dead node had is nobody's",

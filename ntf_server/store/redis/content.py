@@ -1,7 +1,8 @@
 """Contents of claims, as scripts give them, for who pushes."""
 
+import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from ntf_server.store.contract import StoreError
 from ntf_server.store.memory import Cooling, Held, provider_of
@@ -13,19 +14,45 @@ from ntf_server.store.sealing import CODE, DEVICE_TOKEN, SECRET, SealingError
 from smp_bridge.ntf import DeviceToken
 
 _NOTHING: Final = -1
+_HEAD: Final = struct.Struct(">idBBBIBI")  # CONTENT of the prelude
+_FIRST: Final = 9  # where in an answer queues and values of notifications begin
 
 
-def lane_of_content(content: Sequence[Any]) -> bytes:
-    """Of what `content` of the prelude gives, if it is of a push."""
-    return bytes(content[7][0])
+class Content(NamedTuple):
+    """What `content` of the prelude gives of a token: `lane` and all behind it only if it is of a push.
+
+    `expired`: codes, checks and notifications; `queues`: how many it has, told if there is a crowd.
+    """
+
+    token: bytes
+    kind: int
+    since: int
+    more: bool
+    expired: tuple[int, int, int]
+    delivered: bool
+    queues: int
+    lane: bytes
+    answer: Sequence[Any]
+
+    @classmethod
+    def of(cls, answer: Sequence[Any]) -> Self:
+        """As the script answers."""
+        kind, since, more, codes, checks, late, delivered, queues = _HEAD.unpack(answer[0])
+        lane = b"" if kind == _NOTHING else answer[2]
+        return cls(answer[1], kind, int(since), more == 1, (codes, checks, late), delivered == 1, queues, lane, answer)
+
+    @property
+    def is_nothing(self) -> bool:
+        """There is no push, and memory is to have the token no more."""
+        return self.kind == _NOTHING
 
 
-def count_expired(node: Node, content: Sequence[Any]) -> None:
+def count_expired(node: Node, content: Content) -> None:
     """What was over its time to live."""
-    node.state.effects.count_expired(*content[4:7])
+    node.state.effects.count_expired(*content.expired)
 
 
-async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> list[Claim]:
+async def claim(node: Node, contents: Iterable[Content], mark: int) -> list[Claim]:
     """Claims of tokens that memory has from now on, handed out by the call of this number.
 
     What cannot be opened is set aside; of a notification that cannot be read, that alone.
@@ -36,16 +63,15 @@ async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> lis
     cut: list[tuple[bytes, bytes]] = []
     for content in contents:
         count_expired(node, content)
-        token, kind, since, more = content[:4]
-        if kind == _NOTHING:
+        token, lane = content.token, content.lane
+        if content.is_nothing:
             s.forget(token)
             continue
-        lane = lane_of_content(content)
         if token in s.cooling or token in node.ending:  # its push just ended: what comes together goes out together
             rest(node, token, lane)
             continue
         try:
-            made = _claim(node, token, PushKind(kind), since, content)
+            made = _claim(node, content)
         except (SealingError, DamagedError) as e:
             if isinstance(e, DamagedError) and e.what == "notifications":
                 cut.append((token, e.key))
@@ -53,7 +79,7 @@ async def claim(node: Node, contents: Iterable[Sequence[Any]], mark: int) -> lis
                 damaged.append(token)
             continue
         claims.append(made)
-        s.claims.put(token, Held(made, lane, bool(more), mark=mark))
+        s.claims.put(token, Held(made, lane, content.more, mark=mark))
     if damaged or cut:
         try:
             await set_aside(node, damaged)
@@ -70,13 +96,14 @@ def rest(node: Node, token: bytes, lane: bytes) -> None:
     s.cool(token, Cooling(s.steady if cooling is None else cooling.since, lane, again=True))
 
 
-def _claim(node: Node, token: bytes, kind: PushKind, since: int, content: Sequence[Any]) -> Claim:
-    s, shift = node.state, node.shift
-    lane, number, registered_at, packed, code, tries, push_id, delivered = content[7]
+def _claim(node: Node, content: Content) -> Claim:
+    s, shift, answer = node.state, node.shift, content.answer
+    _, token, lane, number, registered_at, packed, code, tries, push_id = answer[:_FIRST]
+    kind, since = PushKind(content.kind), content.since
     r = registration(packed)
     open_ = s.sealer.open
     entries = sorted(
-        (entry(content[i], content[i + 1], node.addresses, shift) for i in range(9, len(content), 2)),
+        (entry(answer[i], answer[i + 1], node.addresses, shift) for i in range(_FIRST, len(answer), 2)),
         key=lambda e: e.seq,
     )
     if kind is PushKind.MESSAGES:
@@ -97,7 +124,7 @@ def _claim(node: Node, token: bytes, kind: PushKind, since: int, content: Sequen
         tuple(entries),
         int(tries),
         int(registered_at) - shift,
-        bool(delivered),
+        content.delivered,
         r.app,
         r.vapid_key,
     )

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from ntf_server.store.contract import PartlyUnavailableError, Places, StoreError
@@ -9,14 +10,15 @@ from ntf_server.store.memory import Held, provider_of
 from ntf_server.store.records import Claim, Ended, Entry, Notification, Notified, Outcome, Session
 from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.buckets import owners
-from ntf_server.store.redis.content import claim, count_expired, lane_of_content, rest
+from ntf_server.store.redis.content import Content, claim, count_expired, rest
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import Node
 from ntf_server.store.redis.quarantine import set_queues_aside
-from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, row, stamp
+from ntf_server.store.redis.rows import DamagedError, Queue, Row, arrival, push_tail, row, stamp
 from smp_bridge.ntf import Provider
 
 _MAX_REASON: Final = 200  # characters of a provider's words that are kept
+_BARRED: Final = 50  # lanes that a script is told of
 _GONE, _ELSEWHERE = 0, 2
 _REFUSED, _MORE = 0, 2
 
@@ -54,12 +56,15 @@ async def notify(
     with node.handed.under_way():
         parts = _parts(node, server, address, by_token, by_shard, free=bool(places))
         mark = node.handed.next_call()
-        head = (node.ahead, s.times.verification_ttl, s.times.message_ttl, mark, "1" if s.is_crowded else "")
+        told = len(s.backlog) <= _BARRED
+        barred = _barred(node, places)
+        head: list[Word] = [node.ahead, s.times.verification_ttl, s.times.message_ttl, mark]
+        head += ("1" if s.is_crowded else "", len(barred), *barred)
         some = await node.run_some("notify", head, parts, by_shard)
         order = (token for shard in some.shards for token in by_shard[shard])
         results = dict(zip(order, (result for answer in some.answers for result in answer), strict=True))
         node.made_due([token for token, result in results.items() if result == _ELSEWHERE])
-        claims = await _hand_out(node, results, places, mark)
+        claims = await _hand_out(node, results, places, mark, told=told)
     unknown += sum(len(by_token[token]) for token, result in results.items() if result == _GONE)
     s.crowd()
     unstored += [n for token, of_token in by_token.items() if token not in results for n, _ in of_token]
@@ -77,11 +82,12 @@ def _parts(
 ) -> dict[bytes, list[Word]]:
     """Arguments of `notify.lua` for each shard."""
     parts: dict[bytes, list[Word]] = {}
-    giving = node.giving
+    s, giving = node.state, node.giving
     for shard, tokens in by_shard.items():
         words: list[Word] = [giving.get(shard, b""), len(tokens)]
         for token in tokens:
-            words += (token, "1" if free else "", len(by_token[token]))
+            rests = token in s.cooling or token in node.ending  # memory has it then, whatever there is room for
+            words += (token, ("2" if rests else "1") if free else "", len(by_token[token]))
             for n, found in by_token[token]:
                 arrived = arrival(n.received_at + node.shift, found.spelling or address, n.nonce, n.meta)
                 words += (Queue(server, n.notifier_id).packed, stamp(n.seq) + arrived)
@@ -89,12 +95,23 @@ def _parts(
     return parts
 
 
+def _barred(node: Node, places: Mapping[Provider, Places]) -> list[bytes]:
+    """Lanes that something older may be due in, so that it goes first, and providers without a place; of lanes no more
+    than a few.
+    """
+    owed = list(islice(node.state.backlog, _BARRED))
+    return owed + [p.encode() for p in Provider if p not in places or places[p].total <= 0]
+
+
 async def _hand_out(
-    node: Node, results: Mapping[bytes, Any], places: Mapping[Provider, Places], mark: int
+    node: Node, results: Mapping[bytes, Any], places: Mapping[Provider, Places], mark: int, *, told: bool
 ) -> list[Claim]:
-    """Claims of those that there is room for; the others are due."""
+    """Claims of those that there is room for; the others are due.
+
+    `told`: the script knew all lanes that were owed when it was called, so what it gives of others may go out.
+    """
     s = node.state
-    chosen: list[Any] = []
+    chosen: list[Content] = []
     parked: list[bytes] = []
     totals: dict[Provider, int] = {}
     rooms: dict[bytes, int] = {}
@@ -104,18 +121,21 @@ async def _hand_out(
         if len(result) == 1:
             node.owe(result)
             continue
-        if result[1] < 0:
-            chosen.append(result)
+        content = Content.of(result)
+        if content.is_nothing:
+            chosen.append(content)
             continue
-        lane = lane_of_content(result)
-        if result[8] > 1 and token not in s.cooling:  # what comes next may be for it too
-            count_expired(node, result)
+        lane = content.lane
+        if content.queues > 1 and token not in s.cooling:  # what comes next may be for it too
+            count_expired(node, content)
             rest(node, token, lane)
             continue
-        if _has_room(node, lane, places, totals, rooms) or token in s.cooling or token in node.ending:
-            chosen.append(result)
+        owed = not told and s.owes(lane)
+        has_room = not owed and _has_room(lane, places, totals, rooms)
+        if has_room or token in s.cooling or token in node.ending:
+            chosen.append(content)
         else:
-            count_expired(node, result)
+            count_expired(node, content)
             parked.append(token)
     claims = await claim(node, chosen, mark)
     if parked:
@@ -127,16 +147,15 @@ async def _hand_out(
 
 
 def _has_room(
-    node: Node,
     lane: bytes,
     places: Mapping[Provider, Places],
     totals: dict[Provider, int],
     rooms: dict[bytes, int],
 ) -> bool:
-    """Whether a place is left, which nobody has waited for; takes it."""
+    """Whether a place is left; takes it."""
     provider = provider_of(lane)
     offer = places.get(provider)
-    if offer is None or node.state.owes(lane):
+    if offer is None:
         return False
     totals.setdefault(provider, offer.total)
     room = rooms.get(lane)
@@ -222,8 +241,10 @@ async def _record(
         if result == _REFUSED:
             refused += 1
             continue
-        how, codes, checks, notifications = result
-        s.effects.count_expired(codes, checks, notifications)
+        how = result
+        if not isinstance(result, int):
+            how, *expired = result
+            s.effects.count_expired(*expired)
         if outcome.ended in {Ended.DELIVERED, Ended.EXPIRED} and token not in s.claims:
             s.pushed(token, kept.lane, again=how == _MORE or token in s.cooling)
     return {token: held[token] for token in order}, refused
@@ -233,8 +254,13 @@ def _words(token: bytes, held: Held, o: Outcome) -> list[Word]:
     """Arguments of `record.lua` for one claim."""
     c = o.claim
     sent: Sequence[Entry] = [e for e in o.held if not e.sent] if o.ended is Ended.DELIVERED else ()
-    words: list[Word] = [token, held.mark, c.registration, o.ended.value, c.push_id, o.reason[:_MAX_REASON]]
-    words += (max(0, round(o.after * 1000)), o.dead.value if o.dead else "", int(c.kind), len(sent))
+    tail = push_tail(c.push_id, o.ended.value, o.reason[:_MAX_REASON])
+    detail: Word = max(0, round(o.after * 1000))
+    if o.ended is Ended.DELIVERED:
+        detail = int(c.kind)
+    elif o.ended is Ended.DEAD:
+        detail = o.dead.value if o.dead else ""
+    words: list[Word] = [token, held.mark, c.registration, o.ended.value, tail, detail, len(sent)]
     for e in sent:
         ref: Any = e.subscription
         words += (ref.packed, stamp(e.seq))

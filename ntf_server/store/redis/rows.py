@@ -21,6 +21,7 @@ STAMP: Final = struct.Struct(">dId?")  # of a notification: fence, number, recei
 ARRIVAL: Final = struct.Struct(">dB")
 _ORDER: Final = struct.Struct(">dI")
 _PUSH: Final = struct.Struct(">dB")  # of a last push: when, size of its id
+_TIME: Final = struct.Struct(">d")
 _SENT: Final = 8  # where in an arrival that stands
 _SIZE: Final = struct.Struct(">H")
 _ID: Final = 8  # bytes of a server's id
@@ -184,8 +185,13 @@ NO_PUSH: Final = LastPush(b"", 0, "", "")
 
 def packed_push(push: LastPush) -> bytes:
     """As scripts keep it."""
-    ended, head = push.outcome.encode(), _PUSH.pack(push.at, len(push.push_id))
-    return b"".join((head, push.push_id, bytes([len(ended)]), ended, push.reason.encode()))
+    return _TIME.pack(push.at) + push_tail(push.push_id, push.outcome, push.reason)
+
+
+def push_tail(push_id: bytes, outcome: str, reason: str) -> bytes:
+    """What of it is behind its time."""
+    ended = outcome.encode()
+    return b"".join((bytes([len(push_id)]), push_id, bytes([len(ended)]), ended, reason.encode()))
 
 
 def pushed(packed: bytes) -> LastPush:

@@ -8,7 +8,7 @@ from ntf_server.store.contract import Places, StoreError
 from ntf_server.store.memory import Round, provider_of
 from ntf_server.store.records import Backlog, Claim, Taken
 from ntf_server.store.redis.asking import Word
-from ntf_server.store.redis.content import claim
+from ntf_server.store.redis.content import Content, claim
 from ntf_server.store.redis.deliveries import park
 from ntf_server.store.redis.node import Node
 from smp_bridge.ntf import Provider
@@ -116,7 +116,7 @@ async def _claim(node: Node, rows: Sequence[_Row]) -> list[Claim]:
     finally:
         node.taking -= is_due.keys()
     order = {token: i for i, (_, token, _, _) in enumerate(rows)}
-    contents = sorted((c for answer in answers for c in answer), key=lambda c: order[c[0]])
+    contents = sorted((Content.of(c) for answer in answers for c in answer), key=lambda c: order[c.token])
     return await claim(node, contents, mark)
 
 

@@ -8,7 +8,7 @@ from lupa import lua51
 
 from sim.valkey.keyspace import ReplyError, Status
 
-_FORMATS: Final = {"i4": "i", "I4": "I", "d": "d", "B": "B"}
+_FORMATS: Final = {"i4": "i", "I4": "I", "d": "d", "B": "B", "H": "H"}
 
 Call = Callable[[Sequence[bytes]], Any]
 

@@ -1,27 +1,36 @@
 -- Notifications of tokens' queues: each becomes its queue's newest, unless a later one is there; the token is due, or
--- handed out.
--- KEYS: shards. ARGV: offset ms, seconds that a code and a message are worth a push, number of this call, '1' if more
--- come than can be stored, then of each shard: the fence under which the asking node has it or '', how many tokens; of each token: id, '1' if it may be handed out, how many queues;
--- of each: queue, value.
+-- handed out. KEYS: shards. ARGV: offset ms, seconds that a code and a message are worth a push, number of this call,
+-- '1' if more come than can be stored, how many lanes and providers nothing is to be handed out of, these; then of each
+-- shard: the fence under which the asking node has it or '', how many tokens; of each token: id, '1' if it may be
+-- handed out, '2': whatever its lane, how many queues; of each: queue, value.
 -- Gives for each token 0 (gone), 1 (nothing to do), {lane} (due now, of a shard that the node has), 2 (due now, of
 -- another) or its content.
-local now, a, out = now_ms(ARGV[1]), 6, {}
+local now, a, out, barred = now_ms(ARGV[1]), 7 + tonumber(ARGV[6]), {}, {}
 local code_ttl, message_ttl, mark, crowd = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
+local over = math.floor(now / 1000) - message_ttl -- what came then is worth no push
+for i = 7, a - 1 do barred[ARGV[i]] = true end
 
-local function keep_newest(shard, id, t, from, count)
-    local q, changes = t.q, t.changes
+-- What `content` takes, of fields and what is kept of the queues.
+local function whole(f, from, last)
+    local values = {}
+    for i = from, last, 2 do values[ARGV[i]] = f[12 + (i - from) / 2] end
+    return {f = f, q = unpack_q(f[11]), values = values, changes = {}}
+end
+
+local function keep_newest(shard, id, t, from, last)
+    local q, values, changes = t.q, t.values, t.changes
     local since = q.since
-    for i = from, from + 2 * (count - 1), 2 do
+    for i = from, last, 2 do
         local queue, value = ARGV[i], ARGV[i + 1]
         local fence, number, received = stamp(value)
-        local old, newer = t.values[queue], true
+        local old, newer = values[queue], true
         if old then
             local f, n, _, sent = stamp(old)
             newer = fence > f or (fence == f and (number > n or (number == n and sent == 0))) -- once more
         end
         if newer then
             came(shard, id, q, queue, value)
-            t.values[queue] = value
+            values[queue] = value
             set(changes, queue, value)
             if since == 0 or received < since then since = received end
         end
@@ -34,26 +43,65 @@ local function keep_newest(shard, id, t, from, count)
     return true
 end
 
--- `free`: this node may have it now; `mine`: it has the shard.
-local function one(shard, id, t, mine, free, from, count)
-    local lane, again = t[5], free and t.q.m == mark -- the answer of before did not arrive
-    local fresh = keep_newest(shard, id, t, from, count)
-    local is_due = not again and fresh and t[1] == 'ACTIVE' and not t[4] and t.q.m == 0 and not waits(shard, id, lane, t[2], now)
-    if not again and not (is_due and free) then
-        if fresh then set(t.changes, 'q', pack_q(t.q)) end
+-- Whether this node may have the token now; `free`: see ARGV, false in a shard that is another's.
+local function may_have(free, lane)
+    return free == '2' or (free == '1' and not (barred[lane] or barred[lane:sub(1, 2)]))
+end
+
+-- The short way: a plain token with one new notification, of which nothing else is under way. Gives nothing if it is
+-- not that.
+local function quick(shard, id, f, mine, free, queue, value)
+    local m, since, count, at = plain(f[1], f[2], f[3], f[4], f[9], f[11])
+    if m ~= 0 or count ~= 0 or since <= over then return end
+    local lane, has = f[5], may_have(free, f[5])
+    if has and crowd then return end
+    local fence, number, received = stamp(value)
+    local f_kept, n_kept = stamp(f[12])
+    if received < since or fence < f_kept or (fence == f_kept and number <= n_kept) then return end
+    if call('ZSCORE', shard .. ':due:' .. lane, id) then return end
+    local sent, rest, name, behind = {}, f[11]:sub(at), name_at(f[11], at)
+    while name do
+        if name == queue then
+            rest = f[11]:sub(22, at - 1) .. f[11]:sub(behind)
+        else
+            sent[#sent + 1] = name
+        end
+        at = behind
+        name, behind = name_at(f[11], at)
+    end
+    local answer = mine and {lane} or 2
+    if has then
+        if #sent > 5 then table.remove(sent, 1) end
+        answer = messages(shard, id, f, sent, queue, value)
+        call('HSET', shard .. ':taken', id, mark)
+    end
+    local q = struct.pack('>ddI4BH', has and mark or 0, since, 0, 1, #queue) .. queue .. rest
+    call('HSET', shard .. ':t:' .. id, queue, value, 'q', q)
+    if not has then due(shard, id, lane, now) end
+    return answer
+end
+
+-- `mine`: this node has the shard.
+local function one(shard, id, t, mine, free, from, last)
+    local f, q = t.f, t.q
+    local lane, again = f[5], free and q.m == mark -- the answer of before did not arrive
+    local fresh = keep_newest(shard, id, t, from, last)
+    local is_due = not again and fresh and f[1] == 'ACTIVE' and not f[4] and q.m == 0 and not waits(shard, id, lane, f[2], now)
+    if not again and not (is_due and may_have(free, lane)) then
+        if fresh then set(t.changes, 'q', pack_q(q)) end
         save(shard, id, t)
         if not is_due then return 1 end
         due(shard, id, lane, now)
         return mine and {lane} or 2
     end
-    local answer, at = content(shard, id, now, code_ttl, message_ttl, t, crowd)
-    if answer[2] ~= -1 and not again then
+    local answer, kind, at = content(shard, id, now, code_ttl, message_ttl, t, crowd)
+    if kind ~= -1 and not again then
         call('HSET', shard .. ':taken', id, mark)
         t.q.m = mark
     end
     set(t.changes, 'q', pack_q(t.q))
     save(shard, id, t)
-    if answer[2] == -1 then
+    if kind == -1 then
         due(shard, id, lane, at)
         let_go(shard, id)
     end
@@ -65,12 +113,17 @@ for _, shard in ipairs(KEYS) do
     local mine = fence ~= '' and call('HGET', shard, 'fence') == fence
     a = a + 2
     for _ = 1, count do
-        local id, free, queues = ARGV[a], mine and ARGV[a + 1] == '1', {}
-        local from = a + 3
+        local id, free, from, f, answer = ARGV[a], mine and ARGV[a + 1] ~= '' and ARGV[a + 1], a + 3, nil, nil
         a = from + 2 * tonumber(ARGV[a + 2])
-        for i = from, a - 1, 2 do queues[#queues + 1] = ARGV[i] end
-        local t = fields(shard, id, queues)
-        out[#out + 1] = t[1] and one(shard, id, t, mine, free, from, #queues) or 0
+        if a == from + 2 then
+            f = fields(shard, id, ARGV[from])
+            answer = quick(shard, id, f, mine, free, ARGV[from], ARGV[from + 1])
+        else
+            local queues = {}
+            for i = from, a - 1, 2 do queues[#queues + 1] = ARGV[i] end
+            f = fields(shard, id, unpack(queues))
+        end
+        out[#out + 1] = answer or (f[1] and one(shard, id, whole(f, from, a - 1), mine, free, from, a - 1)) or 0
     end
 end
 return out

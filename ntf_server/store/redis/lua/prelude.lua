@@ -40,7 +40,6 @@ end
 -- Due at this time, or before if it was; no time: nothing is.
 local function due(shard, id, lane, at)
     if not at then return end
-    at = text(at)
     call('ZADD', shard .. ':due:' .. lane, 'LT', at, id)
     call('ZADD', shard .. ':lanes:' .. lane:sub(1, 2), 'LT', at, lane)
 end
@@ -116,32 +115,60 @@ end
 local Q_HEAD = '>ddI4B'
 local FIRST = 16 -- as many are in u; a push needs to know of 7
 
+-- Of this field m alone.
+local function mark_in(value)
+    return value and #value >= 21 and struct.unpack('>d', value) or 0
+end
+
 local function unpack_q(value)
-    local q = {m = 0, since = 0, behind = 0, u = {}, h = {}}
-    if not value or #value < 21 then return q end
-    local count, at
-    q.m, q.since, q.behind, count, at = struct.unpack(Q_HEAD, value)
-    local of, high, low = q.u, value:byte(at, at + 1)
+    if not value or #value < 21 then return {m = 0, since = 0, behind = 0, u = {}, h = {}} end
+    local m, since, behind, count, at = struct.unpack(Q_HEAD, value)
+    local u, h = {}, {}
+    local high, low = value:byte(at, at + 1)
     for i = 1, FIRST + 6 do
         if not low then break end
-        if i > count then of = q.h end
         local last = at + 1 + high * 256 + low
-        of[#of + 1] = value:sub(at + 2, last)
+        if i <= count then
+            u[i] = value:sub(at + 2, last)
+        else
+            h[i - count] = value:sub(at + 2, last)
+        end
         at = last + 1
         high, low = value:byte(at, at + 1)
     end
-    return q
+    return {m = m, since = since, behind = behind, u = u, h = h}
 end
 
 local function pack_q(q)
-    local out = {struct.pack(Q_HEAD, q.m, q.since, q.behind, #q.u)}
-    for _, of in ipairs({q.u, q.h}) do
-        for _, queue in ipairs(of) do
-            out[#out + 1] = string.char(math.floor(#queue / 256), #queue % 256)
-            out[#out + 1] = queue
-        end
+    local u, h = q.u, q.h
+    local count = #u
+    if count + #h == 1 then -- as most are
+        local queue = u[1] or h[1]
+        return struct.pack('>ddI4BH', q.m, q.since, q.behind, count, #queue) .. queue
+    end
+    local out = {struct.pack(Q_HEAD, q.m, q.since, q.behind, count)}
+    for i = 1, count + #h do
+        local queue = u[i] or h[i - count]
+        out[2 * i], out[2 * i + 1] = struct.pack('>H', #queue), queue
     end
     return table.concat(out)
+end
+
+-- Most tokens have nothing but a few messages to be pushed, by the first try. Of these, by their fields, gives of q: m,
+-- since, how many are in u, and where names begin; of others nothing. A script has a short way for them, which makes
+-- few values in Lua, and does what the long way would do.
+local function plain(status, code, check, damaged, tries, value)
+    if status ~= 'ACTIVE' or code or check or damaged or tries ~= '0' or not value or #value < 21 then return end
+    local m, since, behind, count, at = struct.unpack(Q_HEAD, value)
+    if behind == 0 and count <= 6 then return m, since, count, at end
+end
+
+-- The name at a place of field q, and where the next one is; nothing: there is none.
+local function name_at(value, at)
+    local high, low = value:byte(at, at + 1)
+    if not low then return end
+    local last = at + 1 + high * 256 + low
+    return value:sub(at + 2, last), last + 1
 end
 
 local function drop_from(queues, queue)
@@ -193,8 +220,9 @@ local function went(shard, id, q, queues)
 end
 
 -- A notification: fence, number, received at, sent (0 no, 1 yes, 2 its time is over), and what only the engine reads.
+local SENT, OVER = '\1', '\2'
 local function sent_as(value, how)
-    return value:sub(1, 20) .. string.char(how) .. value:sub(22)
+    return value:sub(1, 20) .. how .. value:sub(22)
 end
 
 -- Of what is kept for a queue, or nothing: fence, number, received at, how it was sent. What is cut is older than all, and over.
@@ -212,7 +240,7 @@ local function expire(shard, id, oldest, limit)
         local _, _, received = stamp(value)
         if received <= oldest then
             if received > 0 then
-                call('HSET', key, queue, sent_as(value, 2))
+                call('HSET', key, queue, sent_as(value, OVER))
             else
                 call('HDEL', key, queue)
             end
@@ -226,12 +254,9 @@ local function expire(shard, id, oldest, limit)
     return #over, q
 end
 
--- What `content` looks at: fields, `q`, `values` of these queues, and `changes` that go out with one command.
-local function fields(shard, id, queues)
-    local t = call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'n', 'd', 'q', unpack(queues))
-    t.q, t.values, t.changes = unpack_q(t[11]), {}, {}
-    for i, queue in ipairs(queues) do t.values[queue] = t[11 + i] end
-    return t
+-- Of a token what a push needs, and of queues their newest notifications.
+local function fields(shard, id, ...)
+    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'n', 'd', 'q', ...)
 end
 
 local function set(changes, name, value)
@@ -245,24 +270,22 @@ local function save(shard, id, t)
     t.changes = {}
 end
 
--- The last push: when, its id, how it ended and why.
-local function pushed(at, id, ended, reason)
-    return struct.pack('>dB', at, #id) .. id .. string.char(#ended) .. ended .. reason
-end
-
 local function push_id(value)
     local size = value and value:byte(9)
     return size and value:sub(10, 9 + size) or ''
 end
 
--- What is to be pushed to a token that memory has, for whoever claims it (`t`: `fields`): kind (0 code, 1 messages, 2 check), since,
--- more behind it, expired codes, checks and notifications, the token's fields, how many queues it has if there is a
--- `crowd`, then queue and value of each notification. Kind -1: nothing, and memory is to have it no more; then the
--- second result is when anything is due, in ms.
+-- What is to be pushed to a token that memory has, for whoever claims it, and its kind. `t`: `f` its fields, `q`, `values`
+-- of queues that are known, `changes` that go out with one command. Kind -1: nothing, and memory is to have it no more;
+-- then the third result is when anything is due, in ms.
+-- The first is a list: CONTENT, which has the kind (0 code, 1 messages, 2 check), since, '1' for more behind it, expired
+-- codes, checks and notifications, '1' for one that had a push before, how many queues it has if there is a `crowd`;
+-- then the token's id, fields l, g, ra, r, its code, n, the last push's id; then queue and value of each notification.
+local CONTENT = '>i4dBBBI4BI4'
 local function content(shard, id, now, code_ttl, message_ttl, t, crowd)
-    local key, seconds = shard .. ':t:' .. id, math.floor(now / 1000)
+    local f, q, key, seconds = t.f, t.q, shard .. ':t:' .. id, math.floor(now / 1000)
     local late_codes, late_checks, late = 0, 0, 0
-    local code, check = tonumber(t[2] or nil), tonumber(t[3] or nil)
+    local code, check = f[2] and tonumber(f[2]), f[3] and tonumber(f[3])
     if code and code <= seconds - code_ttl then
         call('HDEL', key, 'v')
         call('ZREM', shard .. ':codes', id)
@@ -273,21 +296,22 @@ local function content(shard, id, now, code_ttl, message_ttl, t, crowd)
         index(shard, id)
         check, late_checks = nil, 1
     end
-    local active = t[1] == 'ACTIVE'
+    local active = f[1] == 'ACTIVE'
     local waits = code and code > seconds
-    local kind, since, more, entries = -1, 0, false, {}
-    if t[1] and not t[4] then
+    local kind, since, more, entries = -1, 0, false, nil
+    if f[1] and not f[4] then
         if code and not waits then
             kind, since, more = 0, code, active
         elseif active then
-            if #t.q.u > 0 and t.q.since <= seconds - message_ttl then
-                set(t.changes, 'q', pack_q(t.q))
+            if #q.u > 0 and q.since <= seconds - message_ttl then
+                set(t.changes, 'q', pack_q(q))
                 save(shard, id, t)
-                late, t.q = expire(shard, id, seconds - message_ttl, 2000)
+                late, q = expire(shard, id, seconds - message_ttl, 2000)
+                t.q = q
             end
-            local unsent, sent = t.q.u, t.q.h
+            local unsent, sent = q.u, q.h
             if #unsent > 0 then
-                kind, more = 1, #unsent > 6 or check or waits
+                kind, more, entries = 1, #unsent > 6 or check or waits, {}
                 for i = 1, math.min(#unsent, 6) do entries[i] = unsent[i] end
                 for i = math.max(1, #sent - 5 + #entries), #sent do entries[#entries + 1] = sent[i] end
             elseif check then
@@ -295,22 +319,38 @@ local function content(shard, id, now, code_ttl, message_ttl, t, crowd)
             end
         end
     end
-    local out = {id, kind, since, more and 1 or 0, late_codes, late_checks, late}
-    if kind == -1 then return out, t[1] and waits and code * 1000 end
-    out[8] = {t[5], t[6], t[7], t[8], kind == 0 and call('HGET', key, 'c') or '', t[9] or '0',
-        t[9] and t[9] ~= '0' and push_id(call('HGET', key, 'i')) or '', t[10] and 1 or 0}
-    out[9] = crowd and call('SCARD', shard .. ':q:' .. id) or 0
-    local unknown = {}
-    for _, queue in ipairs(entries) do
-        if not t.values[queue] then unknown[#unknown + 1] = queue end
+    local queues = kind ~= -1 and crowd and call('SCARD', shard .. ':q:' .. id) or 0
+    local head = struct.pack(CONTENT, kind, since, more and 1 or 0, late_codes, late_checks, late, f[10] and 1 or 0, queues)
+    if kind == -1 then return {head, id}, kind, f[1] and waits and code * 1000 end
+    local tries = f[9] or '0'
+    local out = {head, id, f[5], f[6], f[7], f[8], kind == 0 and call('HGET', key, 'c') or '', tries,
+        tries ~= '0' and push_id(call('HGET', key, 'i')) or ''}
+    if kind == 1 then
+        local values, unknown = t.values, nil
+        for _, queue in ipairs(entries) do
+            if not values[queue] then
+                unknown = unknown or {}
+                unknown[#unknown + 1] = queue
+            end
+        end
+        if unknown then
+            local found = call('HMGET', key, unpack(unknown))
+            for i, queue in ipairs(unknown) do values[queue] = found[i] end
+        end
+        for i, queue in ipairs(entries) do
+            out[8 + 2 * i], out[9 + 2 * i] = queue, values[queue]
+        end
     end
-    if #unknown > 0 then
-        local found = call('HMGET', key, unpack(unknown))
-        for i, queue in ipairs(unknown) do t.values[queue] = found[i] end
-    end
-    for i, queue in ipairs(entries) do
-        out[8 + 2 * i] = queue
-        out[9 + 2 * i] = t.values[queue]
+    return out, kind
+end
+
+-- The same of messages of a `plain` token: that of a queue, if it is given, then those of the queues `names`.
+local function messages(shard, id, f, names, queue, value)
+    local out = {struct.pack(CONTENT, 1, 0, 0, 0, 0, 0, f[10] and 1 or 0, 0), id, f[5], f[6], f[7], f[8], '', '0', '',
+        queue, value}
+    if names[1] then
+        local found, n = call('HMGET', shard .. ':t:' .. id, unpack(names)), #out
+        for i, name in ipairs(names) do out[n + 2 * i - 1], out[n + 2 * i] = name, found[i] end
     end
     return out
 end

@@ -1,11 +1,13 @@
 """What scripts give of a token, as a claim of it."""
 
+import struct
+
 import pytest
 from redis_stores import How, Nodes, ask, fault
 
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.records import Ended, Lane, Outcome, PushKind
-from ntf_server.store.redis.content import claim, count_expired, lane_of_content
+from ntf_server.store.redis.content import Content, claim, count_expired
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.sealing import CODE
 from ntf_server.testing.store_suite.medium import (
@@ -104,13 +106,13 @@ async def test_a_token_that_rests_is_not_claimed(nodes: Nodes, store: RedisStore
 
 async def test_what_is_over_its_time_is_counted(store: RedisStore) -> None:
     node = store._node
-    content = [b"token", -1, 0, 0, 1, 2, 3]
+    content = Content.of([struct.pack(">idBBBIBI", -1, 0, 0, 1, 2, 3, 0, 0), b"token"])
+    assert content.is_nothing
     assert await claim(node, [content], 1) == []
     expired = node.state.effects.expired
     assert (expired["verification"], expired["check"], expired["notification"]) == (1, 2, 3)
     count_expired(node, content)
     assert expired["notification"] == 6
-    assert lane_of_content([*content, [b"AP"]]) == b"AP"
 
 
 async def test_the_store_that_is_away_is_no_damage(store: RedisStore) -> None:

@@ -1,16 +1,22 @@
 """Queues of a token with a notification that no push held yet: few are in a field, many in a key of their own."""
 
+import random
+
 import pytest
+from redis_servers import Server
 from redis_stores import How, Nodes, ask, cut, fault
 
 from ntf_server.store.contract import Places
 from ntf_server.store.memory import Times
+from ntf_server.store.records import Claim, Session
 from ntf_server.store.redis.engine import RedisStore
+from ntf_server.store.redis.script import Script
 from ntf_server.testing.store_suite.medium import (
     NOWHERE,
     ROOM,
     acquire,
     activate,
+    again,
     delivered,
     found,
     names,
@@ -91,7 +97,7 @@ async def test_a_script_that_ends_in_its_middle_is_done_again(nodes: Nodes, name
         await subscribe(store, token, *queues[n :: len(tokens)])
     session = await acquire(store)
     assert await take(store) == []
-    none = dict.fromkeys(Provider, ROOM._replace(total=0))
+    none = dict.fromkeys(Provider, ROOM._replace(each=0))
     cuts = 0
     for commands in range(0, 400, 5 if many else 1):
         with cut(store, name, commands) as happened:
@@ -113,3 +119,66 @@ async def test_a_script_that_ends_in_its_middle_is_done_again(nodes: Nodes, name
         if not happened:
             break
     assert cuts and not happened
+
+
+# --- plain tokens
+
+
+def without_short_ways(store: RedisStore) -> None:
+    """Its scripts take no token for a plain one."""
+    scripts = store._node._scripts
+    for name in ("notify", "take", "record"):
+        text, begin = scripts[name].text, "local function plain(status"
+        assert text.count(begin) == 1
+        scripts[name] = Script(name, text.replace(begin, "local function plain() end\nlocal function _(status"))
+
+
+async def kept(store: RedisStore, token: bytes) -> dict[bytes, bytes]:
+    """Of a token, without what is another's in each store: ids, marks of calls, fences, and what is sealed."""
+    node = store._node
+    shard, found = node.names.shard(token), await ask(store, b"HGETALL", node.names.token(token))
+    fields = dict(zip(found[::2], found[1::2], strict=True))
+    out = {name: value for name, value in fields.items() if name in (b"s", b"v", b"k", b"n", b"d", b"p", b"l")}
+    out[b"q"] = fields.get(b"q", b"")[8:]
+    out[b"out"] = b"%d" % (fields.get(b"q", bytes(8))[:8] != bytes(8))
+    out[b"taken"] = b"%d" % await ask(store, b"HEXISTS", shard + b":taken", token)
+    out[b"due"] = await ask(store, b"ZSCORE", shard + b":due:AP", token) or b""
+    return out | {name: value[8:] for name, value in fields.items() if len(name) > 8}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_short_way_does_what_the_long_way_does(server: Server, seed: int) -> None:
+    """Whatever comes when, token by token."""
+    queues = [[b"%d.%d" % (n, queue) for queue in range(count)] for n, count in enumerate((1, 4, 9))]
+    places = (EVERYWHERE, EVERYWHERE, NOWHERE, dict.fromkeys(Provider, ROOM._replace(each=0)))
+    both: list[tuple[Nodes, RedisStore, Session, list[bytes], list[Claim]]] = []
+    for prefix in ("short", "long"):
+        nodes = Nodes(server.url, f"{prefix}{seed}")
+        store = await nodes.open(shards=2)
+        if prefix == "long":
+            without_short_ways(store)
+        tokens = [await activate(store, n) for n in range(3)]
+        for n, token in enumerate(tokens):
+            await subscribe(store, token, *queues[n])
+        both.append((nodes, store, await acquire(store), [t.token_id for t in tokens], []))
+    rng = random.Random(seed)
+    for what in "nrtr" * 25:
+        if what != "n" and rng.random() < 0.2:
+            continue
+        ended, seconds, where = rng.choice("ddddda"), rng.choice((0.01, 1, 5)), rng.choice(places)
+        some = [queue for of in queues for queue in rng.sample(of, min(len(of), rng.choice((0, 1, 1, 1, 1, 3))))]
+        said = []
+        for nodes, store, session, tokens_, claims in both:
+            if what == "n" and some:
+                claims.extend((await notify(store, session, *some, places=where)).claims)
+            elif what == "t":
+                claims.extend(await take(store))
+            else:
+                await store.record([(delivered if ended == "d" else again)(claim) for claim in claims])
+                claims.clear()
+            await nodes.pass_(seconds, store)
+            got = sorted([(e.notifier_id, e.sent) for e in c.entries] for c in claims)
+            said.append((got, [await kept(store, token) for token in tokens_]))
+        assert said[0] == said[1], (what, ended, some)
+    for nodes, *_ in both:
+        await nodes.close()
