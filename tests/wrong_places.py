@@ -146,7 +146,12 @@ WRONG_PLACES: Final = [
     ),
     WrongPlace("a port that is in use", _port_in_use, "[transport] bind, port: 127.0.0.1:PORT: is in use"),
     WrongPlace("a relay that is not well", _not_well, "server        APNs (AP) takes nothing"),
-    WrongPlace("a client certificate that soon ends", _certificate, "certificate   apns: ends on 20", "warning"),
+    WrongPlace(
+        "a client certificate that soon ends",
+        _certificate,
+        "certificate   the client certificate for APNs ends on 20",
+        "warning",
+    ),
     WrongPlace(
         "a key that everybody may read",
         lambda world: (world.folder / "account.json").chmod(0o644),
@@ -199,7 +204,7 @@ else from being looked at. 0: nothing is wrong; 1: something is; 2: there is no 
 | `descriptors` | `LimitNOFILE` of the unit, else this user's limit, beside `[limits] sessions` |
 | `disk` | room where the database is, for an upgrade's copy too |
 | `unit` | whether the installed `ntf-server.service`, with its drop-ins, is as ours in what matters |
-| `clock` | with `--online`: this machine's beside Apple's and Google's |
+| `clock` | whether the kernel is kept in time (NTP); with `--online`: this machine's beside Apple's and Google's |
 | `address`, `APNs`, `FCM`, `Google OAuth` | with `--online`: names, TCP, TLS with the CA bundle, HTTP; they are asked for nothing and given no credential |
 | `SMP server` | with `--online`: TCP and TLS to the hosts of `[subscriber] allow_servers` and `own_server_domains`, port 5223, no more |
 

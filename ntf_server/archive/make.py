@@ -57,6 +57,8 @@ def make(source: Source, master_key: MasterKey, target: Path) -> Made:
         raise taken
     if not target.parent.is_dir():
         raise ArchiveError(f"{target.parent}: no such folder; give the name of a file in one that is there")
+    if isinstance(source.store, Path) and not source.store.exists():
+        raise ArchiveError(f"{source.store}: there is no database yet; start the server once, which makes it")
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             database, part = Path(scratch, DATABASE), Path(scratch, "backup")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Whether or not the server runs."""
+    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
     began = time.monotonic()
     directory, target = common.directory(arguments), arguments.file
     if arguments.database:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from ntf_server.cli.main import COMMANDS, parser_of
 
 SHELLS: Final = ("bash", "zsh", "fish")
-_FILES: Final = frozenset(["FILE", "TARGET"])
+_FILES: Final = frozenset(["FILE", "FILE|-", "FROM", "TARGET"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

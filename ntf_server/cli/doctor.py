@@ -19,7 +19,7 @@ from ntf_server.cli.check import become
 from ntf_server.cli.errors import lines
 from ntf_server.cli.service_user import find_unit, is_of, service_user
 from ntf_server.config.files import Config, look_over
-from ntf_server.doctor.machine import descriptors, owners, room
+from ntf_server.doctor.machine import clock, descriptors, owners, room
 from ntf_server.doctor.online import online
 from ntf_server.doctor.setup import of_backlog, of_certificates, of_keys, of_lines, of_running, of_start
 from ntf_server.doctor.unit import unit
@@ -96,6 +96,7 @@ async def _all(
         ("certificate", partial(of_certificates, config)),
         ("owner", partial(owners, config.directory, [*private_files(config)])),
         ("descriptors", partial(_descriptors, config, installed)),
+        ("clock", _clock),
         ("disk", partial(_room, config)),
         ("unit", partial(_unit, config, installed)),
     ]
@@ -122,6 +123,10 @@ def _looked(name: str, look: Look) -> list[Finding]:
 def _descriptors(config: Config, installed: Unit | None) -> Iterable[Finding]:
     ours = installed[1] if installed is not None and is_of(installed[1], config.directory) else {}
     return [descriptors(config.settings.limits.sessions, ours.get("LimitNOFILE"))]
+
+
+def _clock() -> Iterable[Finding]:
+    return [clock()]
 
 
 def _room(config: Config) -> Iterable[Finding]:

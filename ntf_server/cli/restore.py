@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Into a folder that is new or empty."""
+    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
     directory = common.directory(arguments)
     key = _key(arguments)
     with common.ended_by_signals():

@@ -1,21 +1,26 @@
 """The machine that a relay runs on: owners of its files, limits of descriptors, room on disks."""
 
+import ctypes
 import grp
 import os
 import pwd
 import resource
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ntf_server.findings import Finding, warning, well, wrong
+from ntf_server.findings import Finding, left_out, warning, well, wrong
 from ntf_server.permissions import user_name
 
 _MIB: Final = 2**20
 _LITTLE: Final = 64 * _MIB  # bytes with which nothing can be stored for long
 _FEW: Final = 1024 * _MIB  # and with which an operator should know it
 _OTHERS: Final = 500  # descriptors besides those of clients: SMP servers, providers, the store
+_TIMEX, _STATUS = 512, 40  # bytes of a struct timex, and more; where its status is, if a long has 8
+_LONG: Final = 8
+_UNSYNCHRONIZED: Final = 0x40  # STA_UNSYNC
 _FULL: Final = 0.95  # of inodes
 
 
@@ -70,6 +75,19 @@ def descriptors(sessions: int, of_unit: str | None) -> Finding:
         text = f"{where} allows {limit} files, and [limits] sessions {sessions} clients, each of which takes one"
         return warning("descriptors", text, cure)
     return well("descriptors", f"{where} allows enough for {sessions} clients and {_OTHERS} others")
+
+
+def clock() -> Finding:
+    """Whether something keeps this machine's clock right, as far as the kernel knows (adjtimex(2)); nobody is asked."""
+    timex = ctypes.create_string_buffer(_TIMEX)  # zeros: nothing is changed
+    if ctypes.sizeof(ctypes.c_long) != _LONG:
+        return left_out("clock", "this machine's kernel is not asked: its structures are others")
+    if ctypes.CDLL(None, use_errno=True).adjtimex(timex) < 0:
+        return left_out("clock", f"the kernel does not say whether it is kept right: {os.strerror(ctypes.get_errno())}")
+    if int.from_bytes(timex.raw[_STATUS : _STATUS + 4], sys.byteorder) & _UNSYNCHRONIZED:
+        cure = "`timedatectl set-ntp true`; `doctor --online` looks how far it is off"
+        return warning("clock", "the kernel says that nothing keeps this machine's clock right (NTP)", cure)
+    return well("clock", "something keeps this machine's clock right, says the kernel")
 
 
 def room(path: Path) -> Iterator[Finding]:

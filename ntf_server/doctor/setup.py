@@ -7,17 +7,11 @@ from typing import Any, Final
 from ntf_server.config.contradictions import apns_hosts
 from ntf_server.config.files import Config
 from ntf_server.findings import Finding, left_out, warning, well, wrong
-from ntf_server.observe.condition import ENDING, duration
+from ntf_server.observe.condition import CERTIFICATES, ENDING, duration
 from ntf_server.preflight import Found
 from ntf_server.store.records import Glance
 
 _STALE: Final = 600.0  # seconds that something may be due while nobody pushes it
-_RENEW: Final = {  # by `Config.certificates_end`
-    "online": "make a new one: `ntf-server cert`, then `ntf-server reload`",
-    "identity": "the server's address is made of it: a new identity is another server's",
-    "apns": "renew it at Apple, set [apns] certificate_file, then `ntf-server reload`",
-    "redis": "have it renewed, then `ntf-server reload`",
-}
 
 
 def of_lines(name: str, lines: Sequence[str]) -> Iterator[Finding]:
@@ -37,8 +31,8 @@ def _split(line: str) -> tuple[str, str]:
 def of_start(config: Config, found: Found, troubles: Sequence[str], *, whole: bool) -> Iterator[Finding]:
     """`troubles`: what a start would end with; `whole`: the configuration has no mistakes, which are told elsewhere."""
     yield from of_lines("start", troubles)
-    for line in found.warnings:
-        yield warning("set-up", *_split(line))
+    certificates = tuple(what for what, _ in CERTIFICATES.values())  # which `of_certificates` tells
+    yield from (warning("set-up", *_split(line)) for line in found.warnings if not line.startswith(certificates))
     if whole and not troubles:
         yield well("start", "ports, admin socket, store and providers were tried: nothing is in its way")
     if config.store and found.store:
@@ -104,10 +98,11 @@ def of_certificates(config: Config, now: float | None = None) -> Iterator[Findin
         return
     now = time.time() if now is None else now
     for name, end in config.certificates_end().items():
+        what, cure = CERTIFICATES[name]
         day = time.strftime("%Y-%m-%d", time.gmtime(end))
         if end <= now:
-            yield wrong("certificate", f"{name}: ended on {day}", _RENEW[name])
+            yield wrong("certificate", f"{what} has ended on {day}", cure)
         elif end - now <= ENDING:
-            yield warning("certificate", f"{name}: ends on {day}, in {duration(end - now)}", _RENEW[name])
+            yield warning("certificate", f"{what} ends on {day}, in {duration(end - now)}", cure)
         else:
-            yield well("certificate", f"{name}: good until {day}")
+            yield well("certificate", f"{what} is good until {day}")

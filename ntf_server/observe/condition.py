@@ -33,7 +33,7 @@ _STORE: Final = {
 }
 
 # Certificates by `names.CERTIFICATES`: what each is, and what to do before it ends.
-_CERTIFICATES: Final = {
+CERTIFICATES: Final = {
     "online": ("the online certificate", "make one by `ntf-server cert`, then `ntf-server reload`"),
     "identity": ("the identity's certificate", "the server's address is made of it: a new one is another server's"),
     "apns": ("the client certificate for APNs", "renew it at Apple, then `ntf-server reload`"),
@@ -327,7 +327,7 @@ def certificate(name: str, ends: float, now: float) -> CertificateCondition:
 
 def certificate_sentence(found: CertificateCondition, now: float) -> str:
     """What is to be done about one that ends."""
-    what, cure = _CERTIFICATES[found.name]
+    what, cure = CERTIFICATES[found.name]
     day = datetime.fromtimestamp(found.ends, UTC).strftime("%Y-%m-%d")
     if found.state is State.FAILING:
         return f"{what} has ended on {day}: {cure}"

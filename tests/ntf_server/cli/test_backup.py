@@ -178,7 +178,7 @@ async def test_what_no_backup_is_made_of(made: Path, tmp_path: Path, capsys: pyt
         return code, one_line(err)
 
     code, line = await asked(tmp_path / "backup")
-    assert code == 2 and "there is no database" in line
+    assert code == 2 and "there is no database yet; start the server once" in line
     await one_token(made)
     (tmp_path / "taken").touch()
     code, line = await asked(tmp_path / "taken")

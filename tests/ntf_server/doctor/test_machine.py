@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ntf_server.doctor.machine import descriptors, owners, room
+from ntf_server.doctor.machine import clock, descriptors, owners, room
 from ntf_server.findings import Standing
 
 NOBODY = 65534
@@ -48,6 +48,12 @@ def test_descriptors() -> None:
     assert little.standing is Standing.WARNING
     assert "LimitNOFILE=1024:4096 of the unit allows 4096 files" in little.text
     assert little.cure == "set LimitNOFILE=262144 in the unit"
+
+
+def test_the_clock_is_looked_at_and_left_as_it_is() -> None:
+    found = clock()
+    assert found.name == "clock" and found.standing is not Standing.WRONG
+    assert bool(found.cure) is (found.standing is Standing.WARNING)
 
 
 def test_room(tmp_path: Path) -> None:

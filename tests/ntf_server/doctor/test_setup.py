@@ -25,7 +25,8 @@ def test_lines_of_commands_have_their_cure() -> None:
 
 def test_a_start_that_meets_nothing(tmp_path: Path) -> None:
     config = load(folder(tmp_path / "relay"), {})
-    found = Found(warnings=["FILE: is large; make room"], store="will be created")
+    ends = "the client certificate for APNs ends on 2030-01-01, in 3 days: renew it"  # told with all certificates
+    found = Found(warnings=["FILE: is large; make room", ends], store="will be created")
     assert [f.standing for f in of_start(config, found, [], whole=True)] == ["warning", "well", "well"]
     assert [f.name for f in of_start(config, found, ["FILE: no; do"], whole=True)] == ["start", "set-up", "store"]
     assert [f.name for f in of_start(config, found, [], whole=False)] == ["set-up", "store"]
@@ -75,7 +76,7 @@ def test_certificates_that_end(tmp_path: Path) -> None:
     config = load(directory, files)
 
     def told(now: float) -> dict[str, Finding]:
-        return {f.text.partition(":")[0]: f for f in of_certificates(config, now)}
+        return dict(zip(("online", "identity", "apns"), of_certificates(config, now), strict=True))
 
     end = config.certificates_end()["apns"]
     assert told(end - ENDING - 1)["apns"].standing is Standing.WELL
