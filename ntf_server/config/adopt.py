@@ -22,6 +22,7 @@ _TTL: Final = 31_536_000
 # What has another place here, or none.
 _ELSEWHERE: Final = {
     ("STORE_LOG", "enable"): "",
+    ("STORE_LOG", "restore_last_notifications"): "",
     ("STORE_LOG", "db_connection"): "",  # import reads them
     ("STORE_LOG", "db_schema"): "",
     ("STORE_LOG", "db_pool_size"): "",

@@ -76,9 +76,28 @@ def test_all_of_it(tmp_path: Path) -> None:
 
 
 def test_what_the_reference_writes_by_itself(tmp_path: Path) -> None:
-    text = "[STORE_LOG]\nenable = on\nlog_stats = off\n[TRANSPORT]\nhost = <hostnames>\nport = 443\nwebsockets = off\n"
-    found = adopted(tmp_path, text + "[SUBSCRIBER]\nown_server_domains =\n[INACTIVE_CLIENTS]\ndisconnect = off\n")
-    assert found == Adopted("", 443, {("inactive_clients", "ttl"): 0}, ())
+    text = """[STORE_LOG]
+enable = on
+restore_last_notifications = on
+log_stats = off
+
+[TRANSPORT]
+# You can specify multiple server ports.
+host = <hostnames>
+port = 443
+log_tls_errors = off
+websockets = off
+# control_port = 5227
+
+[SUBSCRIBER]
+own_server_domains =
+# host_mode = public
+
+[INACTIVE_CLIENTS]
+disconnect = off
+"""
+    for written in (text, text.replace(" =", ":")):  # by newer ones, and by those before 6.4
+        assert adopted(tmp_path, written) == Adopted("", 443, {("inactive_clients", "ttl"): 0}, ())
 
 
 @pytest.mark.parametrize(
