@@ -50,6 +50,18 @@ def test_what_is_written_in_any_form_is_found() -> None:
     assert shown({"it": secret}, {"there": b"a line"}) == []
 
 
+async def told(directory: Path, token_id: str, subscription_id: str, **settings: str) -> dict[str, bytes]:
+    """What operators may ask a relay that runs, and what that says."""
+    at = f"--path={directory}"
+    asked = [("status", at), ("check", at), ("stats", at), ("tokens", "list", at, "--json")]
+    asked += [("tokens", "show", at, "--", token_id), ("subs", "show", at, "--", subscription_id)]
+    asked += [("subs", "check", at, "--json"), ("servers", "list", at, "--json"), ("servers", "show", at, "localhost")]
+    done = await asyncio.gather(*(asyncio.to_thread(run, *words, **settings) for words in asked))
+    said = {" ".join(words[:2]): (d.stdout + d.stderr).encode() for words, d in zip(asked, done, strict=True)}
+    assert b"localhost" in said["subs show"] and b"localhost" in said["servers list"] and b"AT " in said["tokens show"]
+    return said
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: str) -> None:
     """Also when pushes are refused, when commands are wrong, when names and ids are not known."""
@@ -102,9 +114,8 @@ async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: st
             async with asyncio.timeout(20):
                 while (await phones[1].status(client)).status is ntf.TokenStatus.ACTIVE:
                     await asyncio.sleep(0.05)
-        for command in ("status", "check"):
-            done = await asyncio.to_thread(run, command, "--path", relay.directory, **settings)
-            said[command] = (done.stdout + done.stderr).encode()
+        ids = b64url(phones[0].token_id), b64url(subscription)
+        said |= await told(relay.directory, *ids, **settings)
         for path in ("metrics", "health"):
             with await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/{path}") as answer:
                 said[path] = answer.read()

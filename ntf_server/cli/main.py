@@ -6,6 +6,7 @@ file, a wrong master key, a corrupt or newer database). 75 (EX_TEMPFAIL of sysex
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -62,6 +63,10 @@ def _run(argv: Sequence[str], chosen: str, signals: Signals) -> int:
     arguments.signals = signals
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 1
     except Exception as e:
         from ntf_server.cli.errors import exit_code, lines  # noqa: PLC0415  takes all that can fail
 

@@ -56,21 +56,24 @@ def _ask(directory: Path) -> dict[str, Any]:
 def _screen(answer: dict[str, Any]) -> Iterator[str]:
     days, started = answer["days"], answer["started"]
     today = days.get(answer["today"], {})
-    heads = [f"today, {answer['today']}"]
+    heads = [("today", answer["today"])]
     columns = [today]
     if started is not None:
-        heads.append(f"since {time.strftime('%Y-%m-%d %H:%M', time.gmtime(started))}")
+        heads.append(("since the start", time.strftime("%Y-%m-%d %H:%M", time.gmtime(started))))
         columns.append(answer["since_start"])
     if days:
         kept: Tally[str] = Tally()
         for counts in days.values():
             kept.update(counts)
-        heads.append(f"since {min(days)}")
+        heads.append(("all days", f"since {min(days)}"))
         columns.append({name: kept[name] for name in kept if name in set(Total)})
     width = max(len(name.text) for name in (*Total, *Active))
-    yield " " * width + "".join(f"{head:>{_WIDTH + 4}}" for head in heads)
+    for line in zip(*heads, strict=True):
+        yield " " * width + "".join(f"{head:>{_WIDTH}}" for head in line)
     for name in (*Total, *Active):
-        yield f"{name.text:<{width}}" + "".join(f"{_cell(counts, name):>{_WIDTH + 4}}" for counts in columns)
+        yield f"{name.text:<{width}}" + "".join(f"{_cell(counts, name):>{_WIDTH}}" for counts in columns)
+    if not any(name in counts for counts in columns for name in Active):
+        yield "Which took a push is counted 5 minutes after a start, every 6 hours, and when a day ends."
     if started is None:
         yield "The server does not run. Days and times are UTC."
     else:

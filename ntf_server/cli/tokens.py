@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--status", required=True, choices=_STATUSES, help="which tokens")
     action.add_argument("--reason", required=True, choices=[r.value for r in InvalidReason], help="what apps are told")
     action.add_argument("--yes", action="store_true", help="do not ask")
+    action.add_argument("--json", action="store_true", help="with --yes: as one line of JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -156,7 +157,10 @@ def _invalidate(arguments: argparse.Namespace) -> int:
     directory = common.directory(arguments)
     socket, store = config.load_admin_socket(directory), config.load_store(directory)
     status, reason = TokenStatus(arguments.status), InvalidReason(arguments.reason)
-    print(f"All tokens that are {status} in {store} will be INVALID ({reason}): nothing is pushed to them.")
+    if arguments.json and not arguments.yes:
+        raise UsageError("--json goes with --yes; nothing was changed")
+    if not arguments.json:
+        print(f"All tokens that are {status} in {store} will be INVALID ({reason}): nothing is pushed to them.")
     if not arguments.yes and not common.confirmed("INVALIDATE", "do so"):
         print("Nothing was changed.")
         return 1
@@ -166,7 +170,7 @@ def _invalidate(arguments: argparse.Namespace) -> int:
         if isinstance(store, Path) and not store.exists():
             raise UsageError(f"{store}: not found; nothing was changed") from None
         count = asyncio.run(_on_the_store(directory, store, status, reason))
-    print(f"{count} tokens are INVALID now.")
+    print(json.dumps({"tokens": count}) if arguments.json else f"{count} tokens are INVALID now.")
     return 0
 
 

@@ -1,9 +1,10 @@
 """`ntf-server`: usage."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import in_process, one_line
+from command_line import COMMAND, in_process, one_line
 
 from ntf_server.cli.main import COMMANDS
 from ntf_server.version import VERSION
@@ -73,3 +74,12 @@ def test_every_command_is_a_module_and_has_help(capsys: pytest.CaptureFixture[st
     for name, text in COMMANDS.items():
         assert f"    {name}" in out
         assert text in " ".join(in_process(capsys, name, "--help")[1].split())
+
+
+def test_a_reader_that_has_enough() -> None:
+    """`ntf-server … | head -1`: nothing is said of it."""
+    command = " ".join([*COMMAND, "completions", "zsh"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert (done.stdout, done.stderr) == ("#compdef ntf-server\n", "")

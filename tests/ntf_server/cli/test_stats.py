@@ -74,8 +74,8 @@ async def test_forms_of_the_store(made: Path, capsys: pytest.CaptureFixture[str]
     answer = json.loads(out)
     assert (answer["today"], answer["since_start"], list(answer["days"])) == (day, None, ["2026-01-02", day])
     _, out, _ = await asyncio.to_thread(in_process, capsys, "stats", "--path", made)
-    heads, created, *_ = out.splitlines()
-    assert heads.split() == ["today,", day, "since", "2026-01-02"]
+    names, dates, created, *_ = out.splitlines()
+    assert names.split() == ["today", "all", "days"] and dates.split() == [day, "since", "2026-01-02"]
     assert created.split()[-2:] == ["4", "7"]
     assert "The server does not run" in out
 

@@ -61,6 +61,13 @@ def test_on_the_database(with_tokens: Path, capsys: pytest.CaptureFixture[str]) 
     assert found(with_tokens) == [("INVALID", "BAD")]
 
 
+def test_as_json(with_tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = in_process(capsys, *BAD, "--json", "--path", with_tokens)
+    assert (code, out, one_line(err)) == (2, "", "ntf-server: --json goes with --yes; nothing was changed")
+    assert found(with_tokens) == [("ACTIVE", None)]
+    assert in_process(capsys, *BAD, "--json", "--yes", "--path", with_tokens) == (0, '{"tokens": 3}\n', "")
+
+
 def test_without_consent(with_tokens: Path) -> None:
     for stdin in ("\n", "invalidate\n", "y\n", None):
         done = run(*BAD, "--path", with_tokens, stdin=stdin)
