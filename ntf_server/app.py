@@ -43,6 +43,7 @@ from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Info, KindGauge
 from ntf_server.providers import Providers
 from ntf_server.push.dispatcher import Dispatcher, DispatcherConfig
+from ntf_server.push.journeys import NoJourneys
 from ntf_server.push.schedule import ScheduleConfig
 from ntf_server.push.trail import Trail
 from ntf_server.push.webpush.usage import KeyUsage
@@ -98,6 +99,7 @@ class Relay:
         self._metrics.kind_gauge(KindGauge.CERTIFICATE_ENDS, self._certificates_end)
         self._admission = Admission(config.budgets, metrics=self._metrics, clock=steady)
         self._expiry = Expiry(self._certificates_end, clock)
+        self._is_shown = bool(config.settings.metrics.port or config.page)  # what is counted is read by somebody
         self._supervisor = Supervisor(self._metrics.count_part)
         self._listener: Listener | None = None
         self._providers: Providers | None = None
@@ -196,7 +198,6 @@ class Relay:
 
     def _watch(self, store: Store, gauges: periodic.StoreGauges, providers: Providers) -> Days:
         """What is looked at now and then."""
-        is_shown = bool(self._config.settings.metrics.port or self._config.page)
         days = Days(store, self._metrics, self._clock)
         self._supervisor.part("statistics", days.run)
         self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
@@ -205,11 +206,11 @@ class Relay:
         self._census = census = periodic.CensusGauges(
             store,
             self._metrics,
-            wanted=lambda: is_shown or len(providers.vapid_keys) > 1,  # else nobody reads that
+            wanted=lambda: self._is_shown or len(providers.vapid_keys) > 1,  # else nobody reads that
             on_counted=lambda counted: self._vapid.take(counted.vapid_keys),
         )
         self._supervisor.part("census", census.run)
-        if is_shown:
+        if self._is_shown:
             self._supervisor.part("loop lag", lambda: periodic.watch_loop(self._metrics))
         return days
 
@@ -282,6 +283,7 @@ class Relay:
             service=providers.service,
             on_ended=trail.add,
             metrics=self._metrics,
+            journeys=None if self._is_shown else NoJourneys(),
             clock=self._clock,
         )
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ from ntf_server.archive.restore import Key, Restored, restore
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config.source import PREFIX
+from ntf_server.observe.moments import moment
 from ntf_server.store.sealing import MasterKey
 
 _VARIABLE: Final = f"{PREFIX}STORE__MASTER_KEY"
@@ -64,7 +64,7 @@ def _key(arguments: argparse.Namespace) -> Key:
 
 def _lines(directory: Path, done: Restored) -> list[str]:
     manifest = done.manifest
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest.made_at))
+    when = moment(manifest.made_at)
     lines = [f"Restored: {directory}, with the store {done.store}, as of {when}."]
     lines += [f"{origin} was not in the folder: it is {path} now; mend the setting." for path, origin in done.elsewhere]
     if done.key_file is not None:

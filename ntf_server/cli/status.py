@@ -6,7 +6,6 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config.files import load_admin_socket, load_store
 from ntf_server.observe.condition import Condition, Phase, State, WayCondition, duration, service
+from ntf_server.observe.moments import moment
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.glance import glance
 from ntf_server.store.records import Glance
@@ -134,9 +134,8 @@ def _rows(rows: Iterator[tuple[str, object]]) -> Iterator[str]:
 
 
 def _status_rows(s: Answer) -> Iterator[tuple[str, object]]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(s.started))
     yield "version", s.version
-    yield "process", f"{s.pid}, up for {duration(s.now - s.started)} (since {started})"
+    yield "process", f"{s.pid}, up for {duration(s.now - s.started)} (since {moment(s.started)})"
     yield "address", s.address
     yield "listens on", s.port
     yield "store", f"{s.url}: {_since(s.store.state.value, s.store.since, s.now)}"

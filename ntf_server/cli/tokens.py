@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from ntf_server.cli.asking import Page, ask_either, ask_pages
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config.source import load_settings
+from ntf_server.observe.moments import moment
 from ntf_server.store.contract import Store
 from ntf_server.store.inspection import DAMAGED
 from ntf_server.store.open import open_store
@@ -87,12 +87,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _table(tokens: list[dict[str, Any]], *, more: bool) -> Iterator[str]:
     if tokens:
-        yield f"{'device':<12}  {'':<2}  {'status':<10}  {'last command':<16}  {'queues':>6}  last push"
+        yield f"{'device':<12}  {'':<2}  {'status':<10}  {'last command':<25}  {'queues':>6}  last push"
     for token in tokens:
         push = token["last_push"]
-        last = "none" if push is None else f"{_when(push['at'])} {push['outcome']}"
+        last = "none" if push is None else f"{moment(push['at'])} {push['outcome']}"
         device = f"{token['fingerprint']:<12}  {token['provider']:<2}  {token['status']:<10}"
-        yield f"{device}  {_when(token['active_at']):<16}  {token['subscriptions']:>6}  {last}"
+        yield f"{device}  {moment(token['active_at']):<25}  {token['subscriptions']:>6}  {last}"
     if more:
         yield f"These are the first {len(tokens)}: --limit shows more."
     elif not tokens:
@@ -114,8 +114,8 @@ def _lines(token: dict[str, Any]) -> Iterator[str]:
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(token["statuses"].items()))
     yield f"device         {token['provider']} {token['fingerprint']}"
     yield f"status         {token['status']}{why}"
-    yield f"registered     {_when(token['registered_at'])}"
-    yield f"last command   {_when(token['active_at'])}"
+    yield f"registered     {moment(token['registered_at'])}"
+    yield f"last command   {moment(token['active_at'])}"
     yield f"checks         {'every ' + str(token['period']) + ' min' if token['period'] else 'none'}"
     yield f"subscriptions  {token['subscriptions']}{': ' + statuses if statuses else ''}"
     push = token["last_push"]
@@ -123,11 +123,7 @@ def _lines(token: dict[str, Any]) -> Iterator[str]:
         yield "last push      none"
     else:
         why = f" ({push['reason']})" if push["reason"] else ""
-        yield f"last push      {_when(push['at'])} {push['outcome']}{why}, id {push['push']}"
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        yield f"last push      {moment(push['at'])} {push['outcome']}{why}, id {push['push']}"
 
 
 # --- changed

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config.source import load_settings
+from ntf_server.observe.moments import moment
 from ntf_server.store.open import open_store
 from ntf_server.store.redis.url import RedisUrl
 
@@ -71,7 +71,7 @@ def _print(answer: dict[str, Any]) -> None:
     if token := answer["token"]:
         why = f" ({token['reason']})" if token["reason"] else ""
         print(f"device        {token['provider']} {answer['fingerprint']}")
-        print(f"registration  {token['status']}{why}, last command {_when(token['active_at'])}")
+        print(f"registration  {token['status']}{why}, last command {moment(token['active_at'])}")
     else:
         print(f"device        {answer['fingerprint']}, no registration that is known by that")
     if subscription := answer["subscription"]:
@@ -90,17 +90,13 @@ def _last(push: dict[str, Any] | None) -> str:
     if push is None:
         return "none"
     why = f" ({push['reason']})" if push["reason"] else ""
-    return f"{_when(push['at'])} {push['outcome']}{why}, id {push['push']}"
+    return f"{moment(push['at'])} {push['outcome']}{why}, id {push['push']}"
 
 
 def _line(push: dict[str, Any]) -> str:
     service = f" {push['service']}" if push["service"] else ""
     why = f" ({push['reason']})" if push["reason"] else ""
     return (
-        f"{_when(push['at'])}  {push['provider']}{service}  {push['kind']}, {push['age']:.1f} s old, attempt"
+        f"{moment(push['at'])}  {push['provider']}{service}  {push['kind']}, {push['age']:.1f} s old, attempt"
         f" {push['attempt']}: {push['outcome']}{why}, id {push['push']}"
     )
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "seconds")

@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from ntf_server.observe.condition import CertificateCondition, State, certificate, certificate_sentence
 from ntf_server.observe.events import Event, EventLog
+from ntf_server.observe.moments import moment
 
 events = EventLog(__name__)
 
@@ -46,15 +46,11 @@ class Expiry:
             if found.state is State.WELL:
                 if self._told.pop(name, None):
                     text = "the certificate %s was renewed"
-                    events.tell(Event.CERTIFICATE_WELL, text, name, certificate=name, ends=_day(ends))
+                    events.tell(Event.CERTIFICATE_WELL, text, name, certificate=name, ends=moment(ends))
             elif told is None or told.state is not found.state or not 0 <= now - told.at < AGAIN:
                 self._told[name] = _Told(found.state, now)
                 self._tell(found, now)
 
     def _tell(self, found: CertificateCondition, now: float) -> None:
         text = certificate_sentence(found, now)
-        events.tell(_TOLD[found.state], "%s", text, certificate=found.name, ends=_day(found.ends))
-
-
-def _day(ends: float) -> str:
-    return datetime.fromtimestamp(ends, UTC).isoformat(timespec="seconds")
+        events.tell(_TOLD[found.state], "%s", text, certificate=found.name, ends=moment(found.ends))

@@ -4,12 +4,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
 from ntf_server.observe.events import FIELD, FIELDS
+from ntf_server.observe.moments import moment
 
 _NAME: Final = "ntf-server"
 _UNSEEN: Final = {
@@ -77,7 +77,7 @@ def _seen(_logger: Any, _method: str, found: _Fields) -> _Fields:
     """What is told of a record, in this order."""
     record: logging.LogRecord = found["_record"]
     out = {
-        "time": datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds"),
+        "time": moment(record.created, "milliseconds"),
         "level": record.levelname.lower(),
         "logger": record.name,
     }

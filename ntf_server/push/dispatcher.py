@@ -18,9 +18,9 @@ from typing import Final
 from ntf_server.observe.condition import WayFacts
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.observe.metrics import Metrics
-from ntf_server.observe.names import Histogram, KindGauge, PairCounter, ServerCounter
+from ntf_server.observe.names import KindGauge, PairCounter, ServerCounter
 from ntf_server.push.health import Notice
-from ntf_server.push.journeys import Journeys
+from ntf_server.push.journeys import Journeys, NoJourneys
 from ntf_server.push.schedule import Schedule, ScheduleConfig
 from ntf_server.push.verdict import Again, DeadToken, Ours, PushProvider, Verdict
 from ntf_server.store.contract import Deliveries, PartlyUnavailableError, StoreError, StoreUnavailableError
@@ -33,7 +33,6 @@ events = EventLog(__name__)
 _BATCH: Final = 100  # claims taken at once
 _TAKERS: Final = 2  # of a lane: one waits for the store while the other sends
 
-_ANSWERED: Final = Histogram.PUSH_ANSWERED  # to look up a member of an enum takes as long as to observe it
 _KINDS: Final = {kind: kind.name.lower() for kind in PushKind}  # in metrics
 _COUNTERS: Final[Mapping[type[Verdict], PairCounter]] = {
     DeadToken: PairCounter.PUSHES_FAILED,
@@ -161,11 +160,12 @@ class Dispatcher:
         service: Callable[[Claim], str] = lambda _: "",
         on_ended: Callable[[Outcome], None] = lambda _: None,
         metrics: Metrics | None = None,
+        journeys: NoJourneys | None = None,
         rng: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`service`: the push service of a claim, in words, where a provider has many. `on_ended` hears of each try;
-        `clock`: Unix seconds.
+        `journeys`: None: they are measured; `clock`: Unix seconds.
         """
         self._store = store
         self._config = config = config or DispatcherConfig()
@@ -175,7 +175,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
         self._wall = clock
-        self.journeys: Final = Journeys(self._metrics, self._clock, clock)
+        self.journeys: Final = journeys or Journeys(self._metrics, self._clock, clock)
         self._lanes = {
             name: _Lane(name, provider, Schedule(name.value, config.schedules.get(name, config.schedule), rng))
             for name, provider in providers.items()
@@ -345,7 +345,7 @@ class Dispatcher:
         """`since`: when it was sent."""
         now = self._clock()
         outcome, notice = lane.schedule.end(claim, verdict, now, self._service)
-        self._metrics.observe(_ANSWERED, now - since, lane.name)
+        self.journeys.answered(lane.name, now - since)
         if outcome.ended is Ended.DELIVERED:  # those are counted together
             self.journeys.delivered(outcome.held)
         else:

@@ -10,13 +10,31 @@ from typing import Final
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Histogram
 from ntf_server.store.records import Entry, Notification
+from smp_bridge.ntf import Provider
 
 _STORED: Final = Histogram.NOTIFICATION_STORED  # to look up a member of an enum takes as long as to observe it
+_ANSWERED: Final = Histogram.PUSH_ANSWERED
 _DELIVERED: Final = Histogram.NOTIFICATION_DELIVERED
 _REMEMBERED: Final = 8192  # the last ones; up to twice as many
 
 
-class Journeys:
+class NoJourneys:
+    """Where nobody reads how long they take: the shape of `Journeys`, and no more."""
+
+    def arrived(self, first: int, count: int) -> None:
+        """See `Journeys`."""
+
+    def stored(self, notifications: Iterable[Notification], but: Iterable[Notification] = ()) -> None:
+        """See `Journeys`."""
+
+    def answered(self, provider: Provider, seconds: float) -> None:
+        """See `Journeys`."""
+
+    def delivered(self, held: Iterable[Entry]) -> None:
+        """See `Journeys`."""
+
+
+class Journeys(NoJourneys):
     """Told of notifications as they go. `clock`: monotonic; `wall`: Unix seconds."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
@@ -39,6 +57,10 @@ class Journeys:
         for n in notifications:
             if n not in left:
                 self._metrics.observe(_STORED, self._age(n, now))
+
+    def answered(self, provider: Provider, seconds: float) -> None:
+        """A provider answered a push after so long, or never will."""
+        self._metrics.observe(_ANSWERED, seconds, provider)
 
     def delivered(self, held: Iterable[Entry]) -> None:
         """A provider took a push with these; those that were in an earlier one are told of already."""

@@ -21,6 +21,7 @@ from ntf_server.cli import status
 from ntf_server.cli.status import Answer, screen
 from ntf_server.config.identity_files import load_credentials
 from ntf_server.observe.condition import AwayFacts, Facts, Phase, ServersFacts, StoreFacts, VapidFacts, WayFacts, assess
+from ntf_server.observe.moments import moment
 from ntf_server.testing import Answer as Pushed
 from ntf_server.testing import MockApns
 from smp_bridge.address import ServerAddress
@@ -143,7 +144,7 @@ def test_what_the_screen_says() -> None:
         "- the client certificate for APNs ends on 2027-01-20, in 5 days: renew it at Apple, then `ntf-server reload`\n"
         "\n"
         "version     1\n"
-        "process     3, up for 25 h (since 2027-01-14 07:00:00 UTC)\n"
+        f"process     3, up for 25 h (since {moment(NOW - 90_000)})\n"
         "address     ntf://x@y\n"
         "listens on  443\n"
         "store       redis://z: failing for 20 s\n"

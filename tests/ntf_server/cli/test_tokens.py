@@ -141,7 +141,7 @@ async def test_on_a_redis(made: Path, tmp_path: Path) -> None:
 # --- list, show, purge
 
 
-LINE = r"[0-9a-f]{12}  AP  ACTIVE      \d{4}-\d\d-\d\d \d\d:\d\d       0  none"
+LINE = r"[0-9a-f]{12}  AP  ACTIVE      \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d       0  none"
 
 
 def test_listed_and_shown_of_the_database(with_tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from ntf_server.observe.events import FIELD, FIELDS
 from ntf_server.observe.expiry import AGAIN, Expiry
+from ntf_server.observe.moments import moment
 
 DAY = 86400.0
 
@@ -38,7 +39,7 @@ def test_one_that_ends_is_told_of_once_a_day(world: World, caplog: pytest.LogCap
     world.ends["apns"] = world.now + 20 * DAY
     assert world.look() == ["certificate.ending apns"]
     [record] = caplog.records
-    assert getattr(record, FIELDS)["ends"] == "2027-02-04T08:00:00+00:00"
+    assert getattr(record, FIELDS)["ends"] == moment(world.ends["apns"])
     assert record.getMessage().startswith("the client certificate for APNs ends on 2027-02-04, in 20 days: renew it")
     world.now += AGAIN - 1
     assert world.look() == []

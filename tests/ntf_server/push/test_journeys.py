@@ -6,9 +6,10 @@ from scrape import sample
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Histogram
-from ntf_server.push.journeys import _REMEMBERED, Journeys
+from ntf_server.push.journeys import _REMEMBERED, Journeys, NoJourneys
 from ntf_server.store.records import Entry, Notification
 from smp_bridge.address import ServerAddress
+from smp_bridge.ntf import Provider
 
 STORED, DELIVERED = Histogram.NOTIFICATION_STORED, Histogram.NOTIFICATION_DELIVERED
 SMP = ServerAddress("smp", ("localhost",), "", bytes(32))
@@ -69,3 +70,22 @@ def test_memory_is_bounded_and_the_last_ones_are_known_exactly() -> None:
     assert world.seen(DELIVERED) == (1, 1)
     world.journeys.delivered([world.entry(world.notification(32_000))])
     assert world.seen(DELIVERED) == (2, 3)
+
+
+def test_what_a_provider_takes_to_answer() -> None:
+    world = World()
+    world.journeys.answered(Provider.FCM, 0.5)
+    assert sample(world.metrics, "ntf_push_answered_seconds_sum", provider="FC") == 0.5
+    assert sample(world.metrics, "ntf_push_answered_seconds_count", provider="AP") == 0
+
+
+def test_where_nobody_reads_it_nothing_is_kept() -> None:
+    """And it has all of the same shape."""
+    none = NoJourneys()
+    none.arrived(7, 3)
+    none.stored([])
+    none.answered(Provider.FCM, 0.5)
+    none.delivered([])
+    assert not vars(none)
+    public = {name for name in vars(Journeys) if not name.startswith("_")}
+    assert public == {name for name in vars(NoJourneys) if not name.startswith("_")}
