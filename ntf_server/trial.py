@@ -209,7 +209,8 @@ class Trial:
                     async for finding in _reach(endpoint, resolver):
                         yield finding
                 except UnreachableError as e:
-                    yield wrong(e.step, str(e), e.cure)
+                    host, _ = host_of(endpoint)
+                    yield wrong(e.step, str(e) if host in str(e) else f"{host}: {e}", e.cure)
                     return
             if dry and way.dry is None:
                 why = ": APNs has no dry run of its own" if way.words is cures.APNS else ""

@@ -411,6 +411,13 @@ WRONG_PUSHES: Final = [
         "--token-file absent: No such file or directory; give a file",
         2,
     ),
+    WrongPush(
+        "a token file without a name",
+        "fcm",
+        _arguments("--token-file", ""),
+        "--token-file : Is a directory; give a file",
+        2,
+    ),
     WrongPush("nothing on standard input", "fcm", _arguments("--token", "-"), "is not one word of 1 to 255", 2),
     WrongPush(
         "two words for a device token", "fcm", _arguments("--token", "one two"), "is not one word of 1 to 255", 2

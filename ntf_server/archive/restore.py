@@ -65,7 +65,9 @@ def restore(source: Path, directory: Path, key: Key, environ: Mapping[str, str])
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     except OSError as e:
-        raise ArchiveError(f"{directory.parent}: {e.strerror}; {_NOTHING}: choose another folder") from e
+        raise ArchiveError(
+            f"{directory.parent}: {e.strerror}; {_NOTHING}: run it as root, or choose another folder"
+        ) from e
     try:
         with source.open("rb") as file:
             _extract(file, key.master, str(source), manifest, scratch)

@@ -107,7 +107,8 @@ def _device_token(arguments: argparse.Namespace, provider: Provider) -> bytes:
         except ParseError as e:
             raise UsageError(f"--subscription: {e}; give what the app gave to the relay") from None
     if arguments.token_file is not None or arguments.token.strip() == "-":
-        given = _read("--token-file" if arguments.token_file else "--token", arguments.token_file or "-").strip()
+        of_file = arguments.token_file is not None
+        given = _read("--token-file" if of_file else "--token", arguments.token_file if of_file else "-").strip()
     else:
         given = str(arguments.token).strip()
     if not given or not given.isascii() or not given.isprintable() or " " in given or len(given) > _LONGEST:

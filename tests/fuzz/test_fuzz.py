@@ -56,6 +56,8 @@ def test_a_short_fuzz_finds_nothing(target: Target) -> None:
 _NAMES = ("parse", "from_", "load", "judge", "open", "un_", "receive", "unpad", "unbox", "to_quick")
 _NO_TARGETS = {
     "ntf_server.config.files.parse_store": "an operator's words",
+    "ntf_server.config.page.parse_page": "an operator's words",
+    "ntf_server.admin.ids.parse_id": "an operator's words",
     "smp_bridge.transmission.parse_message": "what the four targets of commands and answers begin with",
     "smp_bridge.smp.NtfCreds.parse": "part of NEW and NKEY",
     "smp_bridge.smp.ServerNtfCreds.parse": "part of IDS and NID",

@@ -139,22 +139,20 @@ def test_a_redis_has_backups_of_its_own(made: Path, tmp_path: Path) -> None:
     assert "s3cret" not in done.stderr and not copy.exists()
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
-async def test_all_that_is_needed_in_one_file(made: Path, start: Start, tmp_path: Path, *, running: bool) -> None:
+async def test_all_that_is_needed_in_one_file(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a server runs: test_restore.py."""
     await one_token(made)
-    process = (await start())[0] if running else None
-    done = await asyncio.to_thread(run, "backup", "--path", made, tmp_path / "backup", NTF_SERVER__LOG__LEVEL="error")
-    assert (done.returncode, done.stderr) == (0, "")
-    first, holds, variables, key = done.stdout.splitlines()
+    monkeypatch.setenv("NTF_SERVER__LOG__LEVEL", "error")
+    code, out, err = await asyncio.to_thread(in_process, capsys, "backup", "--path", made, tmp_path / "backup")
+    assert (code, err) == (0, "")
+    first, holds, variables, key = out.splitlines()
     assert re.fullmatch(DONE.removesuffix(r"\n"), first)
     assert holds == "In it: ntf-server.toml, ca.crt, ca.key, server.crt, server.key, fingerprint, vapid.key, database."
     assert variables == "Not in it, as they are variables: NTF_SERVER__LOG__LEVEL."
     assert key == "It opens with the master key only, which is not in it: keep both, in different places."
     assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o600
-    if process is not None:
-        assert process.returncode is None
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
 
 
 async def test_json(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
