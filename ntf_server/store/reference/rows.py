@@ -39,6 +39,7 @@ _MOST: Final = 255  # bytes of an id or a device token, and of an error
 _PERIODS: Final = 0xFFFF  # minutes
 _NONCE: Final = 24
 _SECRET: Final = 32
+_DAY: Final = 24 * 3600
 
 
 class UnreadableError(ValueError):
@@ -90,7 +91,8 @@ class ReferenceQueue(Record, frozen=True):
 
 
 def moved_token(t: ReferenceToken, began: int) -> MovedToken:
-    """`began`: when the import did, which stands for times that nobody knows. Raises UnreadableError.
+    """`began`: when the import did, which stands for times that nobody knows, or that are still to come. Raises
+    UnreadableError.
 
     No code and no check is due: what waited in the memory of the reference is gone. First checks are spread over a
     whole period. Who was ACTIVE was pushed to: wrong settings of ours are not taken for a dead device.
@@ -112,7 +114,7 @@ def moved_token(t: ReferenceToken, began: int) -> MovedToken:
     except ParseError as e:
         raise UnreadableError("the verify key cannot be read") from e
     private = _x25519(t.dh_private)
-    registered_at = t.active_at or began
+    active_at = min(t.active_at or began, began)
     period = t.period if 0 < t.period <= _PERIODS else 0
     early = int.from_bytes(t.token_id[:4]) % (period * 60) if period else 0
     return MovedToken(
@@ -130,11 +132,11 @@ def moved_token(t: ReferenceToken, began: int) -> MovedToken:
         status=status.value,
         reason=reason,
         registration=0,
-        registered_at=registered_at,
-        active_at=registered_at,
+        registered_at=min(active_at + _DAY, began),  # that day
+        active_at=active_at,
         proven=bool(t.queues) or status not in {TokenStatus.REGISTERED, TokenStatus.CONFIRMED},
         period=period,
-        period_at=t.period_at or began - early,
+        period_at=min(t.period_at or began - early, began),
         verification_due=0,
         check_due=0,
         due_ms=None,
@@ -143,7 +145,7 @@ def moved_token(t: ReferenceToken, began: int) -> MovedToken:
         pushed_at=0,
         ended="",
         ended_reason="",
-        delivered_at=registered_at if status is TokenStatus.ACTIVE else 0,
+        delivered_at=active_at if status is TokenStatus.ACTIVE else 0,
     )
 
 

@@ -85,6 +85,10 @@ def test_times_that_nobody_knows_are_when_the_import_began_and_first_checks_are_
     assert all(BEGAN - 1200 < at <= BEGAN for at in periods)
     assert len({at // 120 for at in periods}) > 8
     assert moved_token(token(Registration(period=20, period_at=TODAY)), BEGAN).period_at == TODAY
+    far = moved_token(token(Registration(period=20, period_at=BEGAN + 9, active_at=BEGAN + 9)), BEGAN)
+    assert (far.period_at, far.active_at, far.registered_at) == (BEGAN, BEGAN, BEGAN)  # of a clock that was wrong
+    day_before = moved_token(token(Registration(active_at=TODAY - 86400)), BEGAN)  # it may have been a minute ago
+    assert (day_before.active_at, day_before.registered_at) == (TODAY - 86400, TODAY)
     assert moved_token(token(Registration(period=-7)), BEGAN).period == 0
     assert moved_token(token(Registration(period=1 << 40)), BEGAN).period == 0
 
