@@ -1,7 +1,9 @@
 """What operators ask of the running server, or of its store while none runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,8 +73,20 @@ async def _pages(
 
 async def _ask_store(directory: Path, place: Path | RedisUrl, of_the_store: Callable[[Store], Awaitable[T]]) -> T:
     master_key = config.load_master_key(directory, load_settings(directory))
-    store = await open_store(place, directory=directory, master_key=master_key)
+    with _quiet():
+        store = await open_store(place, directory=directory, master_key=master_key)
+        try:
+            return await of_the_store(store)
+        finally:
+            await store.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What a server would log goes nowhere: what fails is told by its error, what is done by the command."""
+    log, nowhere = logging.getLogger("ntf_server"), logging.NullHandler()
+    log.addHandler(nowhere)
     try:
-        return await of_the_store(store)
+        yield
     finally:
-        await store.close()
+        log.removeHandler(nowhere)

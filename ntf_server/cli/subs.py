@@ -69,11 +69,13 @@ def _check(arguments: argparse.Namespace) -> int:
         found = {"running": runs, "statuses": statuses, "servers": servers, "wrong": wrong}
         print(json.dumps(found))
     else:
-        print("\n".join(_screen(servers, statuses, wrong, runs=runs)))
+        print("\n".join(_screen(servers, statuses, wrong, runs=runs, shared=shared)))
     return 1 if wrong or not runs else 0
 
 
-def _screen(servers: list[dict[str, Any]], statuses: Tally[str], wrong: list[str], *, runs: bool) -> Iterator[str]:
+def _screen(
+    servers: list[dict[str, Any]], statuses: Tally[str], wrong: list[str], *, runs: bool, shared: bool
+) -> Iterator[str]:
     wanted = sum(one["wanted"] for one in servers)
     yield f"wanted         {wanted} subscriptions on {sum(one['wanted'] > 0 for one in servers)} SMP servers"
     if runs:
@@ -84,7 +86,8 @@ def _screen(servers: list[dict[str, Any]], statuses: Tally[str], wrong: list[str
     for status, number in sorted(statuses.items()):
         yield f"{status:<13}  {number}"
     if not runs:
-        yield "The server does not run: nothing is subscribed. This is what its store wants."
+        others = "what other nodes have subscribed is theirs to tell" if shared else "nothing is subscribed"
+        yield f"The server does not run: {others}. This is what its store wants."
     elif not wrong:
         yield "What the store wants is what is subscribed."
     for line in wrong[:_SHOWN]:

@@ -1,7 +1,6 @@
 """`ntf-server tokens`: registrations, seen and changed by the running server, else on its store."""
 
 import argparse
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any, Final
 from ntf_server.admin.socket import NotRunningError, ask
 from ntf_server.admin.tokens import INVALIDATE, LIST, PURGE, SHOW, chosen_of, invalidate, page, purge, show
 from ntf_server.cli import arguments as common
-from ntf_server.cli.asking import Page, ask_either, ask_pages
+from ntf_server.cli.asking import Page, ask_either, ask_pages, ask_store
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
-from ntf_server.config.source import load_settings
 from ntf_server.observe.moments import moment
 from ntf_server.store.contract import Store
 from ntf_server.store.inspection import DAMAGED
-from ntf_server.store.open import open_store
-from ntf_server.store.redis.url import RedisUrl
 from smp_bridge.ntf import InvalidReason, Provider, TokenStatus
 
 _STATUSES: Final = [s.value for s in TokenStatus if s is not TokenStatus.NEW]  # of which there are no records
@@ -165,15 +161,6 @@ def _invalidate(arguments: argparse.Namespace) -> int:
     except NotRunningError:
         if isinstance(store, Path) and not store.exists():
             raise UsageError(f"{store}: not found; nothing was changed") from None
-        count = asyncio.run(_on_the_store(directory, store, status, reason))
+        count = ask_store(directory, lambda opened: invalidate(opened, status, reason))
     print(json.dumps({"tokens": count}) if arguments.json else f"{count} tokens are INVALID now.")
     return 0
-
-
-async def _on_the_store(directory: Path, place: Path | RedisUrl, status: TokenStatus, reason: InvalidReason) -> int:
-    master_key = config.load_master_key(directory, load_settings(directory))
-    store = await open_store(place, directory=directory, master_key=master_key)
-    try:
-        return await invalidate(store, status, reason)
-    finally:
-        await store.close()

@@ -1,21 +1,17 @@
 """`ntf-server trace`."""
 
 import argparse
-import asyncio
 import json
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from ntf_server.admin.socket import NotRunningError, ask
 from ntf_server.admin.trace import TRACE, trace
 from ntf_server.cli import arguments as common
-from ntf_server.cli.errors import UsageError
+from ntf_server.cli.asking import ask_store
 from ntf_server.config import files as config
-from ntf_server.config.source import load_settings
 from ntf_server.observe.moments import moment
-from ntf_server.store.open import open_store
-from ntf_server.store.redis.url import RedisUrl
+from ntf_server.store.contract import Store
 
 _PAUSE: Final = 1.0  # seconds between two looks
 
@@ -38,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     except NotRunningError:
         if arguments.follow:
             raise
-        answer = _of_the_store(directory, arguments.what)
+        answer = ask_store(directory, lambda store: _of_the_store(store, arguments.what))
     if arguments.json:
         print(json.dumps(answer))
     else:
@@ -51,20 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _of_the_store(directory: Path, what: str) -> dict[str, Any]:
-    place = config.load_store(directory)
-    if isinstance(place, Path) and not place.exists():
-        raise UsageError(f"{place}: not found; start the server first")
-    return asyncio.run(_ask_the_store(directory, place, what))
-
-
-async def _ask_the_store(directory: Path, place: Path | RedisUrl, what: str) -> dict[str, Any]:
-    master_key = config.load_master_key(directory, load_settings(directory))
-    store = await open_store(place, directory=directory, master_key=master_key)
-    try:
-        return {**await trace(store, what, lambda _fingerprint, after: ([], after)), "pushes": None}
-    finally:
-        await store.close()
+async def _of_the_store(store: Store, what: str) -> dict[str, Any]:
+    return {**await trace(store, what, lambda _fingerprint, after: ([], after)), "pushes": None}
 
 
 def _print(answer: dict[str, Any]) -> None:

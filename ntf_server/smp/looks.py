@@ -39,5 +39,6 @@ def looks(
             found.append(ServerLook(way, own))
         else:
             counts = session.confirmed, len(session.missing), session.complete
-            found.append(ServerLook(way, own, session.service, *counts))
+            proved = way._replace(is_proven=way.is_proven or session.proved)
+            found.append(ServerLook(proved, own, session.service, *counts))
     return sorted(found, key=lambda look: look.name)

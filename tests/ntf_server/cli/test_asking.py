@@ -1,6 +1,7 @@
 """What is asked of a running server, or of its store: which of the two, and what stands in the way."""
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -67,6 +68,15 @@ def test_who_runs_is_asked_and_the_store_left_alone(made: Path, listening: list[
     with pytest.raises(AdminError, match=r"^no$"):
         ask_either(made, "count", count, after=9)
     assert not (made / "ntf-server.db").exists()
+
+
+async def test_what_a_server_would_log_is_not_said(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def told(_: Store) -> None:
+        logging.getLogger("ntf_server.store").warning("a warning")
+
+    await (await make_store(made)).close()
+    await asyncio.to_thread(ask_store, made, told)
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_without_one_the_store_is(made: Path) -> None:

@@ -19,6 +19,9 @@ def test_what_is_known_of_a_session() -> None:
     ]
     other, own = looks(ways, {OWN: session}, lambda server: server == OWN)
     assert (own.way, own.own, own.service, own.active, own.pending, own.complete) == (ways[0], True, True, 7, 2, True)
+    session.proved = True
+    ways[0] = ways[0]._replace(is_proven=False)
+    assert looks(ways, {OWN: session}, lambda _: True)[1].way.is_proven
     assert (other.way, other.own, other.service, other.active) == (ways[1], False, False, 0)
 
 
