@@ -197,7 +197,7 @@ else from being looked at. 0: nothing is wrong; 1: something is; 2: there is no 
 | looked at | what for |
 | --- | --- |
 | `configuration`, `start`, `set-up` | all that [`check`](wrong-set-ups.md) does: settings, keys, ports, admin socket, the store opened with the master key |
-| `server`, `backlog` | what a running relay says of itself; of one that does not run, whether pushes wait |
+| `server`, `SMP servers`, `backlog` | what a running relay says of itself, and to how many SMP servers it is connected; of one that does not run, whether pushes wait |
 | `identity`, `master key`, `APNs`, `FCM`, `Web Push` | that keys are of the right form, and pairs; never what is in them |
 | `certificate` | when the online and the identity's certificate, and client certificates, end: told from 30 days before |
 | `owner` | whether somebody but root and the server's user may change the configuration or keys |

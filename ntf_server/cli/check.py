@@ -27,7 +27,7 @@ from smp_bridge.address import ServerAddress
 
 _LATE: Final = (  # what is imported where it is needed, and may be out of reach of the service's user
     *("concurrent.futures.thread", "difflib", "encodings.idna", "encodings.utf_8_sig", "msgspec.inspect", "traceback"),
-    "ntf_server.store.redis.engine",
+    *("ntf_server.store.redis.engine", "ntf_server.store.redis.glance", "pycares", "python_socks.async_.asyncio"),
 )
 _NOT_ITS: Final = "{}: user {} may not read the program: install it where that user may"
 
@@ -49,13 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     directory = common.directory(arguments)
     user = service_user(arguments.user, directory)
     before = become(user, directory) if user else None
-    try:
+    with program_can_be_read():
         config, mistakes = look_over(directory)
         found = asyncio.run(preflight(config, ports=before is None))
-    except (ImportError, LookupError) as e:
-        if may_run():
-            raise
-        raise UsageError(_NOT_ITS.format(sys.prefix, user_name())) from e
     troubles = [*([mistakes.error] if mistakes else []), *(before.troubles if before else ()), *found.troubles]
     codes = {exit_code(trouble) or FINAL for trouble in troubles}
     code = FINAL if FINAL in codes else max(codes, default=0)
@@ -107,13 +103,24 @@ def _lines(config: Config, found: Found, user: ServiceUser | None) -> Iterator[t
     yield "SMP hosts", _way(config)
     yield from _pushes(config)
     yield from (("warning", warning) for warning in found.warnings)
-    if not may_run():
-        yield "warning", _NOT_ITS.format(sys.prefix, user_name())
+    if (unreadable := program_unreadable()) is not None:
+        yield "warning", unreadable
 
 
-def may_run() -> bool:
-    """Whether the service's user may read the program."""
-    return may(Path(os.__file__), os.R_OK)
+def program_unreadable() -> str | None:
+    """That the service's user may not read the program, and the cure; None if it may."""
+    return None if may(Path(os.__file__), os.R_OK) else _NOT_ITS.format(sys.prefix, user_name())
+
+
+@contextlib.contextmanager
+def program_can_be_read() -> Iterator[None]:
+    """Raises UsageError if what was not imported yet cannot be by the service's user."""
+    try:
+        yield
+    except (ImportError, LookupError) as e:
+        if (unreadable := program_unreadable()) is None:
+            raise
+        raise UsageError(unreadable) from e
 
 
 def _way(config: Config) -> str:

@@ -9,21 +9,22 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ntf_server.cli import arguments as common
-from ntf_server.cli.check import become
+from ntf_server.cli.check import become, program_can_be_read, program_unreadable
 from ntf_server.cli.errors import lines
-from ntf_server.cli.service_user import find_unit, is_of, service_user
+from ntf_server.cli.service_user import ServiceUser, find_unit, is_of, service_user
 from ntf_server.config.files import Config, look_over
+from ntf_server.config.mistakes import Mistakes
 from ntf_server.doctor.machine import clock, descriptors, owners, room
 from ntf_server.doctor.online import online
-from ntf_server.doctor.setup import of_backlog, of_certificates, of_keys, of_lines, of_running, of_start
+from ntf_server.doctor.setup import of_backlog, of_certificates, of_keys, of_lines, of_running, of_start, text_and_cure
 from ntf_server.doctor.unit import unit
-from ntf_server.findings import Finding, Standing, exit_code, left_out, well, wrong
+from ntf_server.findings import Finding, Standing, exit_code, left_out, warning, well, wrong
 from ntf_server.permissions import user_name
 from ntf_server.preflight import Found, preflight, private_files
 from ntf_server.store.glance import glance
@@ -58,13 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     directory = common.directory(arguments)
     user, installed = service_user(arguments.user, directory), find_unit()
     before = become(user, directory) if user else None
-    config, mistakes = look_over(directory)
-    findings = [well("user", f"seen as {user_name()}{f' ({user.why})' if user else ''}")]
-    if mistakes:
-        findings += of_lines("configuration", lines(mistakes.error))
-    else:
-        findings.append(well("configuration", f"{directory}: every setting is known, and every file is read"))
-    findings += asyncio.run(_all(arguments, config, before, installed, whole=not mistakes))
+    with program_can_be_read():
+        config, mistakes = look_over(directory)
+        findings = [*_whole(config, mistakes, user)]
+        findings += asyncio.run(_all(arguments, config, before, installed, whole=not mistakes))
     code = exit_code(findings)
     if arguments.json:
         print(json.dumps({"exit_code": code, "findings": [dict(finding.fields()) for finding in findings]}))
@@ -74,6 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(_summary(findings))
     sys.stdout.flush()
     return code
+
+
+def _whole(config: Config, mistakes: Mistakes, user: ServiceUser | None) -> Iterator[Finding]:
+    yield well("user", f"seen as {user_name()}{f' ({user.why})' if user else ''}")
+    if (unreadable := program_unreadable()) is not None:
+        yield warning("user", *text_and_cure(unreadable))
+    if mistakes:
+        yield from of_lines("configuration", lines(mistakes.error))
+    else:
+        yield well("configuration", f"{config.directory}: every setting is known, and every file is read")
 
 
 async def _all(

@@ -17,10 +17,10 @@ _STALE: Final = 600.0  # seconds that something may be due while nobody pushes i
 def of_lines(name: str, lines: Sequence[str]) -> Iterator[Finding]:
     """Mistakes as commands tell them: `where: what; cure`."""
     for line in lines:
-        yield wrong(name, *_split(line))
+        yield wrong(name, *text_and_cure(line))
 
 
-def _split(line: str) -> tuple[str, str]:
+def text_and_cure(line: str) -> tuple[str, str]:
     """(what is so, the cure) of a line: `where: what; cure`, or `where: what: cure`."""
     text, semicolon, cure = line.partition("; ")
     if not semicolon:
@@ -32,7 +32,7 @@ def of_start(config: Config, found: Found, troubles: Sequence[str], *, whole: bo
     """`troubles`: what a start would end with; `whole`: the configuration has no mistakes, which are told elsewhere."""
     yield from of_lines("start", troubles)
     certificates = tuple(what for what, _ in CERTIFICATES.values())  # which `of_certificates` tells
-    yield from (warning("set-up", *_split(line)) for line in found.warnings if not line.startswith(certificates))
+    yield from (warning("set-up", *text_and_cure(line)) for line in found.warnings if not line.startswith(certificates))
     if whole and not troubles:
         yield well("start", "ports, admin socket, store and providers were tried: nothing is in its way")
     if config.store and found.store:
@@ -52,6 +52,13 @@ def of_running(running: dict[str, Any] | None) -> Iterator[Finding]:
         yield wrong("server", line, "`ntf-server status` says more")
     if not troubles:
         yield well("server", f"process {running.get('pid')} is well, by its own words")
+    servers = running.get("smp_servers", {})
+    wanted, connected = servers.get("wanted", 0), servers.get("connected", 0)
+    if wanted > connected:
+        text = f"of {wanted} that are wanted {connected} are connected"
+        yield warning("SMP servers", text, "`ntf-server servers list` says which, and why")
+    elif wanted:
+        yield well("SMP servers", f"all {wanted} that are wanted are connected")
 
 
 def of_backlog(glance: Glance, *, running: bool) -> Iterator[Finding]:

@@ -46,6 +46,13 @@ def test_what_a_relay_says_of_itself(running: dict[str, object] | None, standing
     assert found.standing is standing
 
 
+@pytest.mark.parametrize(("connected", "standing"), [(3, Standing.WELL), (2, Standing.WARNING)])
+def test_what_smp_servers_a_relay_is_connected_to(connected: int, standing: Standing) -> None:
+    servers = {"wanted": 3, "connected": connected}
+    [_, found] = of_running({"troubles": [], "pid": 7, "smp_servers": servers})
+    assert (found.name, found.standing) == ("SMP servers", standing)
+
+
 def test_what_waits_while_no_server_runs() -> None:
     assert [*of_backlog(Glance({}, 0), running=False)] == []
     waits = Glance({}, 3, {"AP": 2, "FC": 1}, 7200.0)
