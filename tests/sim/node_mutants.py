@@ -26,7 +26,7 @@ NODE_MUTANTS: Final = (
         "N3 a server's lease is not renewed",
         "one node speaks for a server",
         f"{_LUA}renew.lua",
-        "call('HSET', server, 'until', text(now_ms(ARGV[1]) + tonumber(ARGV[3])))\n",
+        "    if out[i] == 1 then call('HSET', server, 'until', until_ms) end\n",
         "",
     ),
     Mutant(

@@ -1,5 +1,7 @@
 """What a node asks of Redis: scripts for one shard or many, and what several operations read or write."""
 
+import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -19,6 +21,8 @@ Parts = Mapping[bytes, Sequence[Word]]  # of each shard
 Tokens = Mapping[bytes, Sequence[Any]]  # of each shard
 Ask = Callable[[str, Sequence[Word], Parts], Awaitable[list[Any]]]
 
+_SOME: Final = 1000  # SMP servers, which may be read at any time
+_OLD: Final = 30  # seconds
 _AT_ONCE: Final = 100  # tokens in a call, or few more: none is to hold the server for long
 
 
@@ -38,6 +42,8 @@ class Asking:
         self.handed: Final = Handing()
         self.silent: set[int] = set()
         self.on_silent: Callable[[Mapping[bytes, StoreError]], None] = lambda _: None
+        self._known: dict[bytes, bytes] = {}
+        self._known_until = -math.inf
         self._scripts = {name: Script.load(name) for name in scripts()}
 
     async def run(self, name: str, keys: Sequence[bytes], *args: Word) -> Any:
@@ -97,6 +103,12 @@ class Asking:
                 raise answer
         return found
 
+    async def run_by_key(self, name: str, head: Sequence[Word], parts: Parts) -> dict[bytes, Any]:
+        """As `run_those`: what a script gives for each key that it takes, in a list."""
+        calls = self._calls(name, head, parts, {key: (key,) for key in parts})
+        lists = await self.run_those({tuple(call.keys): call for call in calls})
+        return {key: answer for keys, answers in lists.items() for key, answer in zip(keys, answers, strict=True)}
+
     def _calls(self, name: str, head: Sequence[Word], parts: Parts, tokens: Tokens | None) -> list[Call]:
         calls, shards, words, count = [], list[bytes](), list[Word](), 0
         for shard, part in parts.items():
@@ -147,6 +159,14 @@ class Asking:
         name = self.names.servers
         found = await self.database.command(b"HGETALL", name, key=name, writes=False)
         return dict(zip(found[::2], found[1::2], strict=True))
+
+    async def known_lately(self) -> dict[bytes, bytes]:
+        """The same, but where there are many that may be some seconds old: a second for a thousand."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._known_until:
+            self._known = await self.known()
+            self._known_until = now + min(len(self._known) // _SOME, _OLD)
+        return self._known
 
     async def know(self, server: ServerAddress) -> None:
         """It is one of them."""

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK: Final = 1.0  # seconds that one read waits
 _PAUSE: Final = 0.5  # seconds after a failure
+_LATE_ENDS: Final = 15.0  # seconds that SMP servers may keep an END back (wire.md, section 7)
 _AT_ONCE: Final = 100  # servers
 _TOLD: Final = 500  # queues at once
 
@@ -74,7 +75,7 @@ async def doubt(node: Node, changes: Changes) -> None:
             await asyncio.sleep(_PAUSE)
     others = [server for server in map(address, known.values()) if server not in ours]
     changes.tell([Change(ChangeKind.LOST, server) for server in others])
-    for pause in (0.0, LEASE):  # a node that has not heard of it yet may store the ENDs of its sessions till then
+    for pause in (0.0, LEASE, _LATE_ENDS):  # till then who has not heard of it yet may store ENDs of its sessions
         await asyncio.sleep(pause)
         for some in batches(list(known.items()), _AT_ONCE):
             await asyncio.gather(*(_take_back(node, server, address(plain)) for server, plain in some))

@@ -26,6 +26,7 @@ from ntf_server.store.pulse import Holding
 from ntf_server.store.redis.asking import Ask, Asking, Parts, Word
 from ntf_server.store.redis.call import Call
 from ntf_server.store.redis.database import PROMPT, Database
+from ntf_server.store.redis.holders import Holders
 from ntf_server.store.redis.names import Names
 from ntf_server.store.redis.remedy import unavailable
 from ntf_server.store.redis.rendezvous import Rendezvous
@@ -79,6 +80,7 @@ class Node(Asking):
         self.corrupt: StoreCorruptError | None = None  # the store is gone: nothing is asked for any more
         self._store_id = store_id
         self.rendezvous: Final = Rendezvous()
+        self.holders: Final = Holders()
         self.has_left = False  # it is to stop, and is none of them any more
         self._unsettled = False  # some shard is about to lose its node, or has none
         self._stale = False  # who lives, or what nobody has, is not as it was when that was looked at

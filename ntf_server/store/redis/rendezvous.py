@@ -12,6 +12,7 @@ from typing import Final
 _SLACK: Final = 1.2  # times its share of the weights, that a node may have
 _HEAVY: Final = 100  # part of all queues, above which a server has a weight: so there are no more than this
 _LARGE: Final = 1000  # queues that it has at least
+_FOUND: Final = 100_000  # names that are remembered
 _DRIFT: Final = 1.5  # times that a weight may be wrong: nobody is to move servers by making and deleting queues
 
 
@@ -22,6 +23,7 @@ class Rendezvous:
         self._nodes: tuple[bytes, ...] = ()
         self._weights: dict[bytes, int] = {}
         self._heavy: dict[bytes, bytes] | None = {}  # who should hold these; None: not known yet
+        self._found: dict[bytes, bytes] = {}  # who should hold these: to rank nodes takes time
 
     @property
     def nodes(self) -> Sequence[bytes]:
@@ -32,6 +34,7 @@ class Rendezvous:
     def nodes(self, nodes: Sequence[bytes]) -> None:
         if set(nodes) != set(self._nodes):
             self._heavy = None
+            self._found.clear()
         self._nodes = tuple(nodes)
 
     @property
@@ -48,7 +51,12 @@ class Rendezvous:
         """The node that should hold it; None: no node lives."""
         if self._heavy is None:
             self._heavy = dict(self._give_out())
-        return self._heavy.get(name) or next(iter(self._ranked(name)), None)
+        found = self._heavy.get(name) or self._found.get(name)
+        if found is None and self._nodes:
+            if len(self._found) >= _FOUND:
+                self._found.clear()
+            found = self._found[name] = self._ranked(name)[0]
+        return found
 
     def _ranked(self, name: bytes) -> list[bytes]:
         return sorted(self._nodes, key=lambda node: hashlib.sha256(node + name).digest(), reverse=True)

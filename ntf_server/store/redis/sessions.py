@@ -27,6 +27,7 @@ from ntf_server.store.records import (
 from ntf_server.store.redis import buckets, changes
 from ntf_server.store.redis.asking import Word
 from ntf_server.store.redis.database import CLOSE
+from ntf_server.store.redis.holders import NOBODY
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.node import LEASE, Node
 from ntf_server.store.redis.quarantine import set_queues_aside
@@ -66,10 +67,11 @@ async def acquire(node: Node, server: ServerAddress) -> Session | None:
 
 async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
     """See `Store.renew`."""
-    calls = {s: node.call("renew", [key(node, s.server)], node.ahead, node.id, _LEASE_MS, s.fence) for s in sessions}
-    kept = await node.run_those(calls)
-    lost = [session for session in sessions if not kept.get(session, True)]
-    if left := [session for session in sessions if session not in kept]:
+    keys = {key(node, session.server): session for session in sessions}
+    fences: dict[bytes, Sequence[Word]] = {name: [session.fence] for name, session in keys.items()}
+    kept = await node.run_by_key("renew", (node.ahead, node.id, _LEASE_MS), fences)
+    lost = [session for name, session in keys.items() if not kept.get(name, True)]
+    if left := [session for name, session in keys.items() if name not in kept]:
         raise PartlyUnavailableError("SMP servers cannot be had now", lost, left)
     return lost
 
@@ -103,18 +105,31 @@ async def announce(node: Node, session: Session, *, whole: bool) -> None:
 
 async def share(node: Node, sessions: Sequence[Session]) -> Share:
     """See `Store.share`."""
-    servers = await node.known()
     node.rendezvous.weights = await weights(node)
-    ours = {server_id(s.server) for s in sessions}
-    others = [server for server in servers if server not in ours]
-    calls = {server: node.call("holders", [node.names.server(server)], node.ahead, _LEASE_MS) for server in others}
-    held = await node.run_those(calls)
-    wanted = await buckets.are_wanted(node, (server for server, how in held.items() if how))
-    found = {server: held[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
+    node.holders.live([other for other in node.rendezvous.nodes if other != node.id])
+    servers = await node.known_lately()
+    ours = {server_id(session.server): session for session in sessions}
+    look = node.holders.to_look_at(server for server in servers if server not in ours)
+    found: dict[bytes, bytes] = {}
+    while look:
+        without, look = await _look(node, look)
+        found |= without
     take = dict.fromkeys(server for server, how in found.items() if _is_to_take(node, server, how))  # in this order
     unsettled = any(how in _UNSETTLED and server not in take for server, how in found.items())
-    give = [s for s in sessions if not node.is_mine(server_id(s.server))]
+    give = [session for server, session in ours.items() if not node.is_mine(server)]
     return Share([address(servers[server]) for server in take], give, unsettled)
+
+
+async def _look(node: Node, servers: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Which of these that are wanted have no node, and how that is (`holders.lua`); what is to be looked at as well."""
+    keys = {node.names.server(server): server for server in servers}
+    answers = await node.run_by_key("holders", (node.ahead, _LEASE_MS), dict.fromkeys(keys, ()))
+    hows = {keys[name]: how for name, how in answers.items()}
+    held = {server: how[1:] for server, how in hows.items() if how.startswith(b"=")}
+    wanted = await buckets.are_wanted(node, (server for server in hows if server not in held))
+    held |= {server: NOBODY for server, (is_wanted, _) in wanted.items() if not is_wanted}
+    without = {server: hows[server] for server, (is_wanted, _) in wanted.items() if is_wanted}
+    return without, node.holders.saw(servers, held)
 
 
 async def weights(node: Node) -> dict[bytes, int]:

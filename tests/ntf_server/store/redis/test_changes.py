@@ -181,7 +181,8 @@ async def test_ends_by_a_node_whose_fence_is_lost_are_taken_back(
     """Another node had acquired the server and subscribed its queues, and of that the store knows nothing any more: who
     had it before has their ENDs stored, before it hears of the failover or after.
     """
-    monkeypatch.setattr(changes, "LEASE", 0.3)
+    monkeypatch.setattr(changes, "LEASE", 0.0 if late else 60.0)
+    monkeypatch.setattr(changes, "_LATE_ENDS", 0.3)
     store = await nodes.open()
     ids = await subscribe(store, await activate(store), *(b"%d" % n for n in range(7)))
     session = await acquire(store)

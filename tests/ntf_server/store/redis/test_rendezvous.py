@@ -49,6 +49,16 @@ def test_of_a_node_that_joins_or_leaves_only_its_share_moves() -> None:
     assert all(made.holder(name) == before.holder(name) for name in NAMES)
 
 
+def test_who_holds_what_is_remembered_until_the_nodes_are_others() -> None:
+    made = rendezvous(NODES)
+    before = {name: made.holder(name) for name in NAMES}
+    assert {name: made.holder(name) for name in NAMES} == before
+    made.nodes = NODES[:2]
+    assert {name: made.holder(name) for name in NAMES} == {n: rendezvous(NODES[:2]).holder(n) for n in NAMES}
+    made.nodes = []
+    assert made.holder(NAMES[0]) is None
+
+
 def test_a_few_servers_that_have_nearly_all_queues_are_spread() -> None:
     for number in range(50):
         names = NAMES[20 * number : 20 * number + 20]

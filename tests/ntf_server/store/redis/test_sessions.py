@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis_servers import Cluster
@@ -9,6 +11,8 @@ from redis_stores import How, Nodes, ask, bucket, fault, keep
 
 from ntf_server.store.contract import FencedError
 from ntf_server.store.records import Confirmed, Lost, ServiceCertificate, Session
+from ntf_server.store.redis import asking, holders
+from ntf_server.store.redis.asking import Parts, Word
 from ntf_server.store.redis.buckets import take_back
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
@@ -272,7 +276,12 @@ async def test_who_takes_leave_has_no_share(nodes: Nodes) -> None:
     assert (await first.share([])).take == []
 
 
-async def test_servers_whose_node_is_gone_are_unsettled_until_they_are_taken(nodes: Nodes) -> None:
+@pytest.mark.parametrize("least", [1, 256])
+async def test_servers_whose_node_is_gone_are_unsettled_until_they_are_taken(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """However few of them are looked at in their turn."""
+    monkeypatch.setattr(holders, "LEAST", least)
     first = await nodes.open("one")
     all_ = await wanted(first, 8)
     assert not (await first.share([])).unsettled  # that nobody ever had
@@ -291,6 +300,46 @@ async def test_servers_whose_node_is_gone_are_unsettled_until_they_are_taken(nod
     assert set(found_.take) == set(all_) and not found_.unsettled
     sessions = [await acquire(second, server) for server in all_]
     assert not (await second.share(sessions)).unsettled
+
+
+async def test_of_many_servers_few_are_looked_at(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as nodes live that have them. One that is new is among those that are."""
+    monkeypatch.setattr(holders, "LEAST", 2)
+    first = await nodes.open("one")
+    all_ = await wanted(first, 20)
+    for one in all_:
+        await acquire(first, one)
+    second = await nodes.open("two")
+    await nodes.pass_(2, first, second)
+    looked_at: list[int] = []
+    run = second._node.run_by_key
+
+    async def run_by_key(name: str, head: Sequence[Word], parts: Parts) -> dict[bytes, Any]:
+        looked_at.append(len(parts))
+        return await run(name, head, parts)
+
+    monkeypatch.setattr(second._node, "run_by_key", run_by_key)
+    for _ in range(3):
+        assert (await second.share([])).take == []
+    new = servers(21)[20]
+    await subscribe(first, await activate(first, 7), b"a", server=new)
+    taken = (await second.share([])).take
+    assert taken == ([new] if second._node.is_mine(server_id(new)) else [])
+    assert looked_at == [20, 2, 2, 3]
+
+
+async def test_of_a_thousand_servers_which_there_are_is_known_for_a_while(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in servers(2):
+        await store._node.know(one)
+        known_ = await store._node.known_lately()
+    assert len(known_) == 2
+    monkeypatch.setattr(asking, "_SOME", 1)
+    assert len(await store._node.known_lately()) == 2
+    await store._node.know(servers(3)[2])
+    assert len(await store._node.known_lately()) == 2
+    assert len(await store._node.known()) == 3
 
 
 async def test_what_should_be_anothers_is_taken_when_it_is_late(nodes: Nodes) -> None:

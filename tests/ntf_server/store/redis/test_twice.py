@@ -79,6 +79,7 @@ MAY_ANSWER: Final = {
     "record": "that the claims count no more: they were recorded",
     "resubscribe": "that the record is another one by now: it is looked at",
     "set_aside": "that it was set aside before",
+    "set_vapid_key": "that the record is another one by now",
     "spend": "longer delays",
     "subscribe": "that the queue is there: whose it is is looked at",
     "take": "without those that had nothing to be pushed",
@@ -121,7 +122,10 @@ async def of_tokens(nodes: Nodes, store: RedisStore) -> None:
     for number in range(70, 73):
         made = await activate(store, number)
         await store.set_period(made.ref, 30)
+    web = await activate(store, 80, Provider.WEB_PUSH)
+    await store.set_vapid_key(web.ref, b"another!")
     await store.census(None, 10)
+    await node.run("survey", [node.names.shards[0]], b"", 10)
     await store.backlog(Provider.APNS)
     await store.take(Provider.WEB_PUSH, ROOM)
     nodes.clock.pass_(DAY / 2)
@@ -203,6 +207,7 @@ async def use(nodes: Nodes, store: RedisStore) -> None:
     again_ = new_queue(b"z0")
     assert await store.subscribe(token.ref, again_)
     await store.to_audit(None, 10, 60)
+    await node.run("tally", [bucket(store, b"z1")], 0, 10, 1)
     await store.mark_lost(session, None, 10, 0)
     found_ = await found(store, ids[3])
     await store.unsubscribe(found_.ref)
