@@ -202,6 +202,11 @@ def _a_reference_s(place: Place) -> None:
     (place.folder / "ntf-server.ini").write_text("[STORE_LOG]\nenable: on\n")
 
 
+def _an_identity_alone(place: Place) -> None:
+    _a_reference_s(place)
+    (place.folder / "ntf-server.ini").unlink()
+
+
 def _another_leaf(place: Place) -> None:
     credentials, ca_key = Credentials.generate("ED25519", "ntf.example.org")
     key = generate_online_key("ED25519")
@@ -358,6 +363,11 @@ WRONG_SETUPS: Final = [
     WrongSetup(
         "a folder of the reference's server",
         _a_reference_s,
+        "DIR/ntf-server.toml: not found; the folder is simplexmq's: run `ntf-server init --adopt DIR --path DIR`",
+    ),
+    WrongSetup(
+        "an identity, and nothing else",
+        _an_identity_alone,
         "DIR/ntf-server.toml: not found; the identity of another program is there: run `ntf-server init` in"
         " a new folder",
     ),

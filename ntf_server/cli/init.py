@@ -207,7 +207,9 @@ def _same(one: Path, other: Path) -> bool:
 def _refuse_used(directory: Path, names: Iterable[str]) -> None:
     for name in names:
         if os.path.lexists(directory / name):
-            raise UsageError(f"{directory / name}: is there already, and is kept; give a new folder by --path")
+            of_reference = (directory / REFERENCE_INI).exists() and not (directory / CONFIG_FILE).exists()
+            take = f", or take over simplexmq's server that is there: --adopt {directory}" if of_reference else ""
+            raise UsageError(f"{directory / name}: is there already, and is kept; give a new folder by --path{take}")
 
 
 def _write_keys(directory: Path) -> None:

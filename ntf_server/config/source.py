@@ -11,6 +11,7 @@ import msgspec
 
 from ntf_server.config.identity_files import CA_CRT
 from ntf_server.config.mistakes import ConfigError, Mistakes, nearest, shown
+from ntf_server.config.reference_ini import REFERENCE_INI
 from ntf_server.config.settings import Settings
 from ntf_server.permissions import unreadable
 
@@ -60,6 +61,8 @@ def read_settings(directory: Path, environ: Mapping[str, str] = os.environ) -> t
 
 def _make(directory: Path) -> str:
     """How a folder gets its configuration."""
+    if (directory / REFERENCE_INI).exists():
+        return f"the folder is simplexmq's: run `ntf-server init --adopt {directory} --path {directory}`"
     if not (directory / CA_CRT).exists():
         return f"run `ntf-server init --path {directory}`, or give --path"
     return (

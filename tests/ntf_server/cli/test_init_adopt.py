@@ -151,3 +151,11 @@ def test_keys_of_apple_go_with_adopt(tmp_path: Path, capsys: Capture) -> None:
     code, _, err = in_process(capsys, "init", "--path", tmp_path / "new", "--apns-key-id", "A")
     assert (code, "--apns-key-id: goes with --adopt" in one_line(err)) == (2, True)
     assert not (tmp_path / "new").exists()
+
+
+def test_init_in_the_folder_of_the_reference_says_how(old: Path, capsys: Capture) -> None:
+    code, _, err = in_process(capsys, "init", "--path", old)
+    assert code == 2
+    assert f"or take over simplexmq's server that is there: --adopt {old}" in one_line(err)
+    code, _, err = in_process(capsys, "check", "--path", old)
+    assert (code, f"run `ntf-server init --adopt {old} --path {old}`" in one_line(err)) == (2, True)
