@@ -203,6 +203,8 @@ class Relay:
         self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
         self._supervisor.part("tokens due", gauges.run)
         self._supervisor.part("certificates", self._expiry.run)
+        if seconds := systemd.watchdog():
+            self._supervisor.part("watchdog", lambda: systemd.watch(seconds), stage=Stage.CLOSE)
         self._census = census = periodic.CensusGauges(
             store,
             self._metrics,

@@ -1,5 +1,6 @@
-"""sd_notify(3), without libsystemd."""
+"""sd_notify(3) and sd_watchdog_enabled(3), without libsystemd."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -21,6 +22,21 @@ def reloading() -> None:
 def stopping() -> None:
     """The end has begun."""
     _notify("STOPPING=1")
+
+
+def watchdog() -> float | None:
+    """Seconds after which this process is killed that said nothing; None: nobody wants to know."""
+    given, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not given.isascii() or not given.isdigit() or int(given) == 0 or process not in {"", str(os.getpid())}:
+        return None
+    return int(given) / 1e6
+
+
+async def watch(seconds: float) -> None:
+    """Say, until cancelled, that the event loop goes on: three times in so many seconds."""
+    while True:
+        _notify("WATCHDOG=1")
+        await asyncio.sleep(seconds / 3)
 
 
 def _notify(state: str) -> None:

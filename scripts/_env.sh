@@ -185,11 +185,12 @@ debian_packages() {
     done
 }
 
-# debian_redis DIR: `redis-server` in DIR/bin, of the packages that are unpacked in DIR.
-debian_redis() {
-    local dir=$1
+# debian_program DIR NAME: the program NAME in DIR/bin, of the packages that are unpacked in DIR.
+debian_program() {
+    local dir=$1 name=$2 file
+    file=$(find "$dir"/files/usr/{bin,sbin} -name "$name" 2>/dev/null | head -n 1)
+    [ -n "$file" ] || return
     mkdir -p "$dir/bin"
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %s/files/usr/lib/*/) exec %s/files/usr/bin/redis-server "$@"\n' "$dir" "$dir" >"$dir/bin/redis-server"
-    chmod +x "$dir/bin/redis-server"
-    "$dir/bin/redis-server" --version
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %s/files/usr/lib/*/ | tr " " :) exec %s "$@"\n' "$dir" "$file" >"$dir/bin/$name"
+    chmod +x "$dir/bin/$name"
 }

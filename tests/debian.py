@@ -15,9 +15,12 @@ def unpacked() -> Path | None:
 
 
 def program(name: str) -> Path:
+    """Raises AssertionError."""
     if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
         return Path(found)
-    for folder in ("usr/bin", "usr/sbin"):
-        if (root := unpacked()) and (there := root / folder / name).exists():
-            return there
     raise AssertionError(f"there is no {name}: `scripts/test --all` takes Debian's; elsewhere install it")
+
+
+def files(pattern: str) -> list[Path]:
+    """Of packages, unpacked or installed. `pattern`: without the first slash."""
+    return [found for root in (unpacked(), Path("/")) if root for found in root.glob(pattern)]

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+import tomllib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,26 @@ def test_a_relay_is_healthy_that_may_have_clients(services: dict[str, Any]) -> N
         assert check["test"] == ["CMD-SHELL", "ntf-server status --ready || exit 1"]
         assert int(check["timeout"].removesuffix("s")) > status.TIMEOUT
     assert "CMD ntf-server status --ready || exit 1\n" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_an_image_is_made_of_the_program_and_nothing_else() -> None:
+    """What is copied is let through, and the other way round; it runs as no root, with a folder to write to."""
+    docker = (DEPLOY / "Dockerfile").read_text()
+    copied = {
+        word.rstrip("/")
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE)
+        for word in line.split()
+    }
+    ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert all((DEPLOY.parent / name).exists() for name in copied)
+    assert [line for line in ignored if line and line[0] not in "#!"] == ["*", "**/__pycache__"]
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    assert {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], project["project"]["readme"]} <= copied
+    _, build, image = docker.split("\nFROM ")
+    assert "pip install --no-cache-dir" in build and "pip" not in image
+    assert re.search(r"^USER (?!root|0)", image, re.MULTILINE)
+    assert 'VOLUME ["/etc/opt/simplex-notifications", "/var/lib/ntf-relay"]' in image
 
 
 def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:

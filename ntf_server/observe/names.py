@@ -24,6 +24,7 @@ PARTS: Final = (
     "census",
     "statistics",
     "loop_lag",
+    "watchdog",
     "certificates",
     "live_page",
     "audit",

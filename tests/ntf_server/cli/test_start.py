@@ -373,6 +373,7 @@ def test_the_unit_fits() -> None:
     assert (values["Restart"], values["StartLimitIntervalSec"]) == ("on-failure", "0")
     assert values["TimeoutStartSec"] == "1h"  # a migration is not killed, again and again, by the usual 90 s
     assert (values["Type"], values["ExecReload"]) == ("notify", "/bin/kill -HUP $MAINPID")
+    assert int(values["WatchdogSec"]) > 2 * STOP_DEADLINE  # nothing that a relay does holds its loop up for so long
     docker = (Path(__file__).parents[3] / "deploy/README.md").read_text()
     [seconds] = re.findall(r"--stop-timeout (\d+)", docker)
     assert seconds == values["TimeoutStopSec"]
