@@ -710,6 +710,12 @@ STORE: Final = Dashboard(
                 ),
                 Panel("Subscriptions", [(most("ntf_subscriptions"), "stored")], "In whatever status."),
                 Panel(
+                    "Web Push by VAPID key",
+                    [(total("ntf_web_push_tokens", "key"), "{{key}}")],
+                    "Once nobody has the old one left, it can go.",
+                    stacked=True,
+                ),
+                Panel(
                     "Registrations forgotten",
                     [(rate("ntf_tokens_expired_total", "kind"), "{{kind}}")],
                     "unverified: after a day.",
@@ -720,6 +726,8 @@ STORE: Final = Dashboard(
                     [(within("ntf_clock_steps_total", "instance"), "{{instance}}")],
                     "Times within the time that is shown; what is kept was moved with it.",
                     kind="stat",
+                    width=24,
+                    height=4,
                     steps=[(1, YELLOW)],
                 ),
             ],

@@ -32,7 +32,7 @@ REFUSED = Answer(403, "InvalidProviderToken")
 # That show nothing here: no SMP server of ours, no Web Push, one relay with a database; what is not in trouble; tokens,
 # which are counted every ten minutes.
 EMPTY = (
-    r"ntf_tokens\{|_other_servers|ntf_push_origins|ntf_store_(shards|nodes)|server\)|provider_trouble|store_failing"
+    r"ntf_tokens\{|web_push|_other_servers|ntf_push_origins|ntf_store_(shards|nodes)|server\)|provider_trouble|store_failing"
     "|part_failures"
 )
 
