@@ -54,7 +54,7 @@ from ntf_server.smp.subscriber import Subscriber
 from ntf_server.store.clock import Clock, boot_id, since_boot
 from ntf_server.store.contract import Store, StoreCorruptError
 from ntf_server.store.memory import Times
-from ntf_server.store.open import Shared, open_store
+from ntf_server.store.open import Shared, open_store, opens
 from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.supervisor import STOP_DEADLINE, Stage, Supervisor
@@ -182,7 +182,7 @@ class Relay:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))
         days = self._watch(store, gauges, providers)
-        owned = self._admission, self._store_tls, self._live
+        owned = self._admission, self._store_tls, self._live, partial(opens, config.store, config.master_key)
         takers = Takers(providers, listener, commands, subscriber, checks, *owned, set_up_log)
         self._reloader = Reloader(config, swaps(takers))
         self._drain = drain = Drain(store, listener, subscriber, dispatcher)

@@ -13,13 +13,15 @@ from ntf_server.listener import Listener
 from ntf_server.periodic import Checks
 from ntf_server.providers import Providers
 from ntf_server.smp.subscriber import Subscriber
+from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.redis.tls import Tls
+from ntf_server.store.sealing import MasterKey
 
 
 @dataclass(frozen=True)
 class Takers:
-    """The parts of a relay that can take something new. `store_tls`: None of a store without TLS; `set_up_log`: see
-    `app`.
+    """The parts of a relay that can take something new. `store_tls`: None of a store without TLS; `opens`: whether a
+    master key opens the store; `set_up_log`: see `app`.
     """
 
     providers: Providers
@@ -30,6 +32,7 @@ class Takers:
     admission: Admission
     store_tls: Tls | None
     live: Live
+    opens: Callable[[MasterKey], bool]
     set_up_log: Callable[[Config], None]
 
 
@@ -39,6 +42,12 @@ def swaps(takers: Takers) -> Mapping[Part, Swap]:
     def swap_store(_: Config) -> Commit:
         assert takers.store_tls is not None  # else no file of it can differ
         return takers.store_tls.prepare()
+
+    def swap_master_key(config: Config) -> Commit:
+        """The relay has the database's key in memory; the next start needs this one."""
+        if not takers.opens(config.master_key):
+            raise StoreConflictError("it does not open the store; set the one that does, or run `ntf-server rekey`")
+        return lambda: None
 
     def use_lists(config: Config) -> None:
         takers.commands.use(config.servers, config.limits)
@@ -58,6 +67,7 @@ def swaps(takers: Takers) -> Mapping[Part, Swap]:
     return {
         Part.LISTENER: lambda config: takers.listener.prepare(config.credentials),
         Part.STORE: swap_store,
+        Part.MASTER_KEY: swap_master_key,
         Part.APNS: always(takers.providers.use),
         Part.FCM: always(takers.providers.use),
         Part.WEB_PUSH: always(takers.providers.use),

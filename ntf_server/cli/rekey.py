@@ -2,15 +2,21 @@
 
 import argparse
 import asyncio
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
-from ntf_server.config.source import CONFIG_FILE, load_settings
+from ntf_server.config.edit import EditError, edited
+from ntf_server.config.settings import Settings
+from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings
 from ntf_server.store.sealing import MasterKey, generate_key_text
-from ntf_server.store.sqlite.rekey import rekey
+from ntf_server.store.sqlite.file import is_locked
+from ntf_server.store.sqlite.rekey import rekey, rewrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,27 +29,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """While the server is stopped."""
+    """Also while the server runs, unless values are sealed anew."""
     directory = common.directory(arguments)
     database = config.load_database_path(directory)
     settings = load_settings(directory)
-    old = new = config.load_master_key(directory, settings)
-    if arguments.new_key_file:
-        path = Path(arguments.new_key_file)
-        if not path.exists():
-            identity_files.write_file(path, f"{generate_key_text()}\n".encode())
-        new = MasterKey.from_file(path)
-    elif arguments.new_key_command:
-        new = MasterKey.from_command(arguments.new_key_command)
-    elif not arguments.reseal:
+    if not (arguments.new_key_file or arguments.new_key_command or arguments.reseal):
         raise UsageError("rekey: give --new-key-file, --new-key-command or --reseal")
-    done = asyncio.run(rekey(database, old, new, reseal=arguments.reseal))
-    if arguments.reseal:
-        print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
+    old = config.load_master_key(directory, settings)
+    new = _new_key(arguments, directory, settings) or old
+    if new is not old and new.key_id == old.key_id:
+        raise UsageError("rekey: this is the master key already; give another one")
+    running = not arguments.reseal and is_locked(database)
+    if running:
+        rewrap(database, old, new)
+    else:
+        done = asyncio.run(rekey(database, old, new, reseal=arguments.reseal))
+        if arguments.reseal:
+            print(f"Sealed anew: {done.tokens} tokens, {done.subscriptions} subscriptions.")
     if new is not old:
-        where = f"{directory / CONFIG_FILE}, [store]"
-        print(
-            f"The database needs the new master key from now on: name it in {where}, and let the server's user read it."
-            " `ntf-server check` tries that."
-        )
+        print("\n".join(_told(arguments, directory, settings, running=running)))
     return 0
+
+
+def _new_key(arguments: argparse.Namespace, directory: Path, settings: Settings) -> MasterKey | None:
+    """None: it stays."""
+    if arguments.new_key_command:
+        return MasterKey.from_command(arguments.new_key_command)
+    if not arguments.new_key_file:
+        return None
+    path = Path(arguments.new_key_file)
+    if not path.exists():
+        like = directory / settings.store.master_key_file
+        identity_files.write_file(path, f"{generate_key_text()}\n".encode(), like=like if like.exists() else None)
+    return MasterKey.from_file(path)
+
+
+def _told(arguments: argparse.Namespace, directory: Path, settings: Settings, *, running: bool) -> Iterator[str]:
+    """What was done, and is to be done, once the database needs the new key."""
+    file = directory / CONFIG_FILE
+    if line := _configure(arguments, directory, settings):
+        yield f"The database needs the new master key from now on, and {file} says so: [store] {line}"
+    else:
+        yield (
+            f"The database needs the new master key from now on: name it in {file}, [store], and let the server's user"
+            " read it. `ntf-server check` tries that."
+        )
+    yield "Keep the old master key: backups from before open with it, and with no other."
+    if running:
+        yield "The server goes on. `ntf-server reload` has it look whether the next start will find the key."
+
+
+def _configure(arguments: argparse.Namespace, directory: Path, settings: Settings) -> str:
+    """Name the new key in the file, if the old one was named there; the line, or empty."""
+    elsewhere = [f"{PREFIX}STORE__{name}" for name in ("MASTER_KEY", "MASTER_KEY_COMMAND", "MASTER_KEY_FILE")]
+    store = settings.store
+    if store.master_key or any(name in os.environ for name in elsewhere):
+        return ""
+    if arguments.new_key_command:
+        key, value = "master_key_command", arguments.new_key_command
+    elif store.master_key_command:  # which would win over a file
+        return ""
+    else:
+        path, folder = Path(arguments.new_key_file).resolve(), directory.resolve()
+        key, value = "master_key_file", str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    file = (directory / CONFIG_FILE).resolve()
+    try:
+        text = edited(file.read_bytes().decode("utf-8-sig"), "store", {key: value})
+        identity_files.write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+    except (EditError, OSError):  # the database has its key: what is to be done is told
+        return ""
+    return f"{key} = {value}"

@@ -26,6 +26,7 @@ class Part(StrEnum):
 
     LISTENER = "listener"  # the online certificate
     STORE = "store"  # the TLS files of a Redis
+    MASTER_KEY = "master_key"  # of a database: it is looked whether it opens that
     APNS = "apns"
     FCM = "fcm"
     WEB_PUSH = "web_push"
@@ -38,6 +39,9 @@ class Part(StrEnum):
 
 # Settings that a part can take; all others need a restart.
 _SWAPPED: Final[Mapping[str, Part]] = {
+    "store.master_key": Part.MASTER_KEY,
+    "store.master_key_command": Part.MASTER_KEY,
+    "store.master_key_file": Part.MASTER_KEY,
     "apns.key_file": Part.APNS,
     "apns.key_id": Part.APNS,
     "apns.team_id": Part.APNS,
@@ -68,7 +72,11 @@ _DENIED: Final = "the networks of [subscriber] deny_servers, where names lead to
 
 Commit = Callable[[], None]
 Swap = Callable[[Config], Commit]
-_PARTS: Final[Mapping[str, Part]] = {_CERTIFICATE: Part.LISTENER, _STORE_FILES: Part.STORE}
+_PARTS: Final[Mapping[str, Part]] = {
+    _CERTIFICATE: Part.LISTENER,
+    _STORE_FILES: Part.STORE,
+    _MASTER_KEY: Part.MASTER_KEY,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +243,8 @@ def _merge(old: Config, new: Config, parts: Container[Part]) -> Config:
         merged = replace(merged, credentials=new.credentials)
     if Part.STORE in parts:
         merged = replace(merged, store_files=new.store_files)
+    if Part.MASTER_KEY in parts:
+        merged = replace(merged, master_key=new.master_key)
     if Part.APNS in parts:
         merged = replace(merged, apns_key=new.apns_key, client_certificate=new.client_certificate)
     if Part.FCM in parts:

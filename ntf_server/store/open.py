@@ -18,6 +18,7 @@ from ntf_server.store.portable import being_filled
 from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
+from ntf_server.store.sqlite import rekey
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.sqlite.file import inspect
 from ntf_server.store.sqlite.keys import look_at_key
@@ -98,6 +99,15 @@ async def open_store(
         clock=clock,
         random=random,
     )
+
+
+def opens(place: Path | RedisUrl, known: MasterKey, master_key: MasterKey) -> bool:
+    """Whether a master key opens a store that is in use; `known`: the one that it was opened with, which a Redis keeps.
+    Raises StoreError, StoreCorruptError.
+    """
+    if isinstance(place, RedisUrl):
+        return master_key.key_id == known.key_id
+    return rekey.opens(place, master_key)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,22 @@
-"""Key rotation, while the server is stopped: `ntf-server rekey`."""
+"""Key rotation: `ntf-server rekey`. Values are sealed anew while no server runs; the master key changes any time."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ntf_server.store.contract import StoreError
-from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer
+from ntf_server.store.sealing import KEY_SIZE, MasterKey, Sealer, SealingError
 from ntf_server.store.sqlite.file import DatabaseFile, opening_errors
 from ntf_server.store.sqlite.keys import load_key, prepare, replace_key, seal_rows
 from ntf_server.store.sqlite.schema import migrations
 from ntf_server.store.sqlite.sessions import reseal_certificates
+
+_PATIENCE: Final = 5.0  # seconds for another's lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,27 @@ async def rekey(path: Path, old: MasterKey, new: MasterKey, *, reseal: bool) -> 
     StoreCorruptError.
     """
     return await asyncio.to_thread(_rekey, path, old, new, reseal)
+
+
+def rewrap(path: Path, old: MasterKey, new: MasterKey) -> None:
+    """Wrap the database key by `new` instead of `old` while a server uses the file: it has the key in memory, and goes
+    on. What was wrapped by `old` leaves the file's unused parts at the next start. Raises as `rekey`.
+    """
+    with opening_errors(path), contextlib.closing(sqlite3.connect(path, _PATIENCE, isolation_level=None)) as c:
+        c.execute("PRAGMA synchronous = FULL")
+        c.execute("BEGIN IMMEDIATE")
+        replace_key(c, load_key(c, old), new)
+        c.execute("COMMIT")
+
+
+def opens(path: Path, master: MasterKey) -> bool:
+    """Whether it is the master key of a database that a server uses. Raises as `rekey`."""
+    with opening_errors(path), contextlib.closing(sqlite3.connect(path, _PATIENCE, isolation_level=None)) as c:
+        try:
+            load_key(c, master)
+        except SealingError:
+            return False
+        return True
 
 
 def _rekey(path: Path, old: MasterKey, new: MasterKey, reseal: bool) -> Rekeyed:

@@ -176,15 +176,23 @@ def test_older_vapid_keys(load: Load, directory: Path) -> None:
     assert compare(other, load(WEB_PUSH__OLD_KEY_FILES="old.key"), ALL).swapped == {}
 
 
-def test_an_identity_or_a_master_key_is_not_swapped(load: Load, directory: Path) -> None:
+def test_an_identity_is_not_swapped(load: Load, directory: Path) -> None:
     old = load()
     identity_files.create_identity(directory, "ED25519", "localhost")
-    (directory / "master.key").write_text(generate_key_text())
     changes = compare(old, load(), ALL)
-    assert changes.swapped == {}
-    assert changes.needs_restart == ("the server's identity", "the master key")
+    assert (changes.swapped, changes.needs_restart) == ({}, ("the server's identity",))
     assert changes.config.credentials is old.credentials
-    assert changes.config.master_key is old.master_key
+
+
+def test_a_master_key(load: Load, directory: Path) -> None:
+    old = load()
+    (directory / "new.key").write_text(generate_key_text())
+    new = load(STORE__MASTER_KEY_FILE="new.key")
+    changes = compare(old, new, ALL)
+    named = ("[store] master_key_file", "the master key")
+    assert (changes.swapped, changes.needs_restart) == ({Part.MASTER_KEY: named}, ())
+    assert changes.config.master_key is new.master_key
+    assert changes.config.settings.store.master_key_file == "new.key"
 
 
 def test_networks_that_names_lead_to(load: Load) -> None:

@@ -9,7 +9,7 @@ from redis_servers import Server
 from store_world import MASTER, register, take_one
 
 from ntf_server.store.contract import StoreConflictError, StoreError, StoreUnavailableError
-from ntf_server.store.open import Inspected, Shared, inspect_store, open_store, sqlite_path
+from ntf_server.store.open import Inspected, Shared, inspect_store, open_store, opens, sqlite_path
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.url import parse_redis_url
 from ntf_server.store.sealing import MasterKey, WrongMasterKeyError
@@ -153,3 +153,12 @@ async def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
             StoreUnavailableError, match=r"^redis://127\.0\.0\.1:1: .*; start it, or mend \[store\] url$"
         ):
             await opening
+
+
+async def test_which_master_key_opens_a_store_in_use(tmp_path: Path) -> None:
+    other = MasterKey(b"o" * 32)
+    store = await open_store(tmp_path / "relay.db", directory=tmp_path, master_key=MASTER)
+    for key, right in ((MASTER, True), (other, False)):
+        assert opens(tmp_path / "relay.db", MASTER, key) == right
+        assert opens(parse_redis_url("redis://localhost"), MASTER, key) == right  # which keeps its key
+    await store.close()

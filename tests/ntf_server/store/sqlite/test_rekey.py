@@ -31,7 +31,7 @@ from ntf_server.store.records import Confirmed, ServiceCertificate
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite import keys
 from ntf_server.store.sqlite.engine import SqliteStore
-from ntf_server.store.sqlite.rekey import Rekeyed, rekey
+from ntf_server.store.sqlite.rekey import Rekeyed, opens, rekey, rewrap
 from smp_bridge.ntf import SubscriptionStatus
 
 
@@ -209,4 +209,24 @@ async def test_a_kill_in_the_middle_leaves_all_old_or_all_new(
         assert await services_of(store) == services
         remains = leaks(path, [*sealed, wrapped])
     assert remains == ({*sealed, wrapped} if after is OLD else set())
+    assert not to_scrub(path)
+
+
+async def test_another_master_key_while_a_server_uses_the_database(path: Path) -> None:
+    """It goes on to read and write; what the old key wrapped is gone from the file at the next start."""
+    async with opened(path) as store:
+        made = await fill(store)
+        wrapped = wrapped_key(path)
+        assert (opens(path, OLD), opens(path, NEW)) == (True, False)
+        rewrap(path, OLD, NEW)
+        assert (opens(path, OLD), opens(path, NEW)) == (False, True)
+        with pytest.raises(StoreError, match="not the one"):
+            rewrap(path, OLD, NEW)
+        await expect_all(store, made)
+        token = await store.find_token(made[0][0].token_id)
+        assert token is not None
+        await store.set_period(token.ref, 30)
+    async with opened(path, NEW) as store:
+        await expect_all(store, made)
+    assert leaks(path, [wrapped]) == set()
     assert not to_scrub(path)
