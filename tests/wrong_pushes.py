@@ -480,7 +480,8 @@ for messages, and shows nothing. 0: the provider took it; 1: it did not; 2: it c
 
 `--dry-run` wakes nobody. FCM judges the push and does not pass it on (`validate_only`). APNs and push services of Web
 Push have nothing of the kind: to them all is done but the last step. `--second-opinion` asks once more by another
-implementation, aioapns or pyfcm, and says whether the answer is another one. Each run makes a JWT of its own; Apple
+implementation, aioapns or pyfcm, and says whether the answer is another one. For Web Push there is none: the hosts are
+strangers', and pywebpush reads answers of whatever length. Each run makes a JWT of its own; Apple
 wants few of one key, with 20 minutes between two, and may say `TooManyProviderTokenUpdates` to many runs in a row.
 
 A device token in a command line can be seen by all who may list processes, and stays in the history of the shell: give

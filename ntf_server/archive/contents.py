@@ -68,6 +68,7 @@ def _named(settings: Settings, store: Path | RedisUrl) -> Iterator[str]:
     hosts = [host for host in (apns.production, apns.sandbox, apns.test) if host is not None]
     names = [apns.key_file, apns.certificate_file, apns.certificate_key_file, fcm.service_account_file, fcm.ca_file]
     names += [web_push.key_file, *web_push.old_key_files, web_push.ca_file, *(host.ca_file for host in hosts)]
+    names.append(settings.admin.token_file)
     if isinstance(store, RedisUrl) and store.tls:
         names += [str(path) for path in (store.tls.ca_file, store.tls.cert_file, store.tls.key_file) if path]
     return (name for name in names if name)

@@ -1,5 +1,6 @@
 """The same push by aioapns and pyfcm."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -72,6 +73,26 @@ async def test_what_never_comes(world: World) -> None:
     assert "no answer (ReadTimeout)" in (await asked(world, GOOGLE, "200")).text
     world.set(APNS__PRODUCTION__PORT="1")
     assert "no answer, or no connection, it does not say which" in (await asked(world, APPLE, "")).text
+
+
+async def test_an_answer_that_comes_in_drops_is_not_waited_for(world: World) -> None:
+    """Each drop is in time for requests, which has no deadline for all of them."""
+    over = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not over.is_set():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0, ssl=world.fcm.tls.server_context()) as server:
+        world.set(FCM__PORT=str(server.sockets[0].getsockname()[1]), DELIVERY__TIMEOUT="0.2")
+        found = await asked(world, GOOGLE, "200")
+        over.set()
+        await asyncio.sleep(0.1)
+    assert "no answer in time" in found.text
 
 
 async def test_a_dry_run(world: World) -> None:

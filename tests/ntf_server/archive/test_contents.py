@@ -1,10 +1,17 @@
 """Which files a backup holds."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
+
+import msgspec
 
 from ntf_server.archive.contents import files, variables
 from ntf_server.config.files import load_store
 from ntf_server.config.identity_files import FILES, MASTER_KEY
+from ntf_server.config.settings import Settings
 from ntf_server.config.source import load_settings
 
 
@@ -32,6 +39,39 @@ old_key_files = ["old/../old.key"]
     assert found.keys() == {"ntf-server.toml", *FILES, *named} - {MASTER_KEY}
     assert found[elsewhere] == outside
     assert found["old.key"] == tmp_path / "old.key"
+
+
+def named(kind: type[msgspec.Struct], section: str = "") -> Iterator[tuple[str, str, bool]]:
+    """(section, key, whether it is a list) of each setting that names a file."""
+    for field in msgspec.structs.fields(kind):
+        inner = [
+            t for t in (field.type, *get_args(field.type)) if isinstance(t, type) and issubclass(t, msgspec.Struct)
+        ]
+        if inner:
+            yield from named(inner[0], f"{section}.{field.name}".lstrip("."))
+        elif re.search(r"_files?$", field.name):
+            yield section, field.name, field.name.endswith("s")
+
+
+def test_every_setting_that_names_a_file_is_thought_of(tmp_path: Path) -> None:
+    lines, names = [], set()
+    for number, (section, key, is_list) in enumerate(named(Settings)):
+        name = f"file-{number}"
+        lines += [f"[{section}]", f"{key} = {json.dumps([name] if is_list else name)}"]
+        if section == "apns.test":
+            lines.append('host = "localhost"')
+        if key != "master_key_file":
+            names.add(name)
+    text: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("["):
+            at = text.setdefault(line, [])
+        elif line not in at:
+            at.append(line)
+    (tmp_path / "ntf-server.toml").write_text("\n".join(line for head, of in text.items() for line in (head, *of)))
+    settings = load_settings(tmp_path, {})
+    assert len(names) > 8
+    assert names == {name for name, _ in files(tmp_path, settings, tmp_path / "x.db")} - {"ntf-server.toml"}
 
 
 def test_the_tls_files_of_a_redis(tmp_path: Path) -> None:
