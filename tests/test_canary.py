@@ -51,16 +51,22 @@ def test_what_is_written_in_any_form_is_found() -> None:
 
 
 async def told(
-    directory: Path, token_id: str, subscription_id: str, *, whole: bool, **settings: str
+    directory: Path, token_id: str, subscription_id: str, device_token: str, *, whole: bool, **settings: str
 ) -> dict[str, bytes]:
     """What operators may ask a relay that runs, or the first of it, and what that says."""
     at = f"--path={directory}"
     asked = [("status", at), ("check", at), ("stats", at), ("tokens", "list", at, "--json")]
     asked += [("tokens", "show", at, "--", token_id), ("subs", "show", at, "--", subscription_id)]
     asked += [("subs", "check", at, "--json"), ("servers", "list", at, "--json"), ("servers", "show", at, "localhost")]
+    asked += [("doctor", at), ("backup", at, str(directory.parent / "backup"))]
     asked = asked if whole else asked[:2]
     done = await asyncio.gather(*(asyncio.to_thread(run, *words, **settings) for words in asked))
-    said = {" ".join(words[:2]): (d.stdout + d.stderr).encode() for words, d in zip(asked, done, strict=True)}
+    if whole:
+        words = ["push-test", at, "--provider=apns-test", "--token=-", "--second-opinion"]
+        asked.append(("push-test",))
+        done.append(await asyncio.to_thread(run, *words, stdin=device_token, **settings))
+        assert done[-1].returncode == 0, done[-1].stdout
+    said = {" ".join(asking[:2]): (d.stdout + d.stderr).encode() for asking, d in zip(asked, done, strict=True)}
     found = {"subs show": b"localhost", "servers list": b"localhost", "tokens show": b"AT "} if whole else {}
     assert all(text in said[name] for name, text in found.items())
     return said
@@ -119,7 +125,7 @@ async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: st
                 while (await phones[1].status(client)).status is ntf.TokenStatus.ACTIVE:
                     await asyncio.sleep(0.05)
         ids = b64url(phones[0].token_id), b64url(subscription)
-        said |= await told(relay.directory, *ids, whole=form == "text", **settings)
+        said |= await told(relay.directory, *ids, phones[0].token, whole=form == "text", **settings)
         for path in ("metrics", "health"):
             with await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/{path}") as answer:
                 said[path] = answer.read()
@@ -128,7 +134,9 @@ async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: st
         key = (relay.directory / name).read_bytes()
         secrets[name] = key.strip() if name == "master.key" else b"".join(key.splitlines()[1:-1])
     files = {p.name: p.read_bytes() for p in relay.directory.iterdir() if p.is_file() and p.name not in KEYS}
+    files |= {p.name: p.read_bytes() for p in tmp_path.glob("backup")}
     log = (tmp_path / "log").read_bytes()
+    assert ("backup" in files) is ("push-test" in said) is (form == "text")
     assert log.count(b"push.ended") > 6 and "ntf-server.db" in files and b"ntf_" in said["metrics"]
     assert shown(secrets, said | {"log": log}) == []
     found_by = ("notifier id", "subscription id")  # which are not sealed, as they are searched for
