@@ -52,6 +52,14 @@ def unwritable(folder: Path, setting: str) -> str | None:
     return f"{folder}: user {user} may not write there; {todo}"
 
 
+def give_as_folder(*paths: Path) -> None:
+    """By root: those that are there belong to the owner of their folder from now on, whose server uses them."""
+    for path in paths if os.geteuid() == 0 else ():
+        owner = path.parent.stat()
+        if path.exists():
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
 def exposed(path: Path) -> str | None:
     """That everybody may read or write a file that holds a secret, and what to do; None if they may not."""
     try:

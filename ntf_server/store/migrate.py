@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ntf_server.permissions import give_as_folder
 from ntf_server.store.contract import StoreConflictError
 from ntf_server.store.open import Shared
 from ntf_server.store.portable import Digest, Mark, Portable, Source
@@ -66,6 +67,7 @@ async def migrate(
             return await _migrate(first, second, tell)
         finally:
             await second.close()
+            _give(target)
     finally:
         await first.close()
 
@@ -80,6 +82,7 @@ async def fill(
         return await _migrate(source, made, tell)
     finally:
         await made.close()
+        _give(target)
 
 
 async def survey(source: Source, tell: Tell) -> Migrated:
@@ -87,6 +90,12 @@ async def survey(source: Source, tell: Tell) -> Migrated:
     digest, _ = Digest.pair()
     await _sum_up(source, digest, tell, "read")
     return Migrated(digest.counts, +digest.left_out)
+
+
+def _give(target: Place) -> None:
+    """What root made is the server's."""
+    if isinstance(target, Path):
+        give_as_folder(*(target.with_name(target.name + end) for end in ("", "-wal", "-shm", ".lock")))
 
 
 async def _open(

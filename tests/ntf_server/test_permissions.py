@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ntf_server.permissions import exposed, may, unreadable, unwritable, user_name
+from ntf_server.permissions import exposed, give_as_folder, may, unreadable, unwritable, user_name
 
 NOBODY = 65534
 # The interpreter may be where that user cannot read: all is imported before.
@@ -117,3 +117,16 @@ def test_what_is_not_there_is_no_secret(tmp_path: Path) -> None:
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_123)
     assert user_name() == "4000000123"
+
+
+def test_what_root_makes_is_given_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "var"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+    file, absent = folder / "ntf-server.db", folder / "ntf-server.db-wal"
+    file.touch()
+    give_as_folder(file, absent)
+    owner = folder.stat()
+    assert (file.stat().st_uid, file.stat().st_gid) == (owner.st_uid, owner.st_gid)
+    assert not absent.exists()
