@@ -99,7 +99,7 @@ def test_a_relay_is_healthy_that_may_have_clients(services: dict[str, Any]) -> N
         check = services[name]["healthcheck"]
         assert check["test"] == ["CMD-SHELL", "ntf-server status --ready || exit 1"]
         assert int(check["timeout"].removesuffix("s")) > status.TIMEOUT
-    assert "CMD ntf-server status --ready || exit 1\n" in (DEPLOY / "Dockerfile").read_text()
+    assert 'CMD ["sh", "-c", "ntf-server status --ready || exit 1"]\n' in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_an_image_is_made_of_the_program_and_nothing_else() -> None:
