@@ -150,7 +150,7 @@ def _warnings(config: Config) -> Iterator[str]:
         yield f"the address says {host}, which apps elsewhere do not reach: set [transport] host to the server's name"
     yield from filter(None, map(exposed, private_files(config)))
     if (config.directory / CA_KEY).exists():
-        yield f"{config.directory / CA_KEY} should be offline; only `ntf-server cert` needs it"
+        yield f"{config.directory / CA_KEY} should be offline; keep it elsewhere, as only `ntf-server cert` needs it"
     now = time.time()
     for name, ends in config.certificates_end().items():
         if (found := certificate(name, ends, now)).state is not State.WELL:

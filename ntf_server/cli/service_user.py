@@ -15,6 +15,7 @@ UNIT: Final = "ntf-server.service"
 UNIT_FOLDERS: Final = ("/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
                        "/usr/lib/systemd/system", "/lib/systemd/system")  # fmt: skip
 _LINE: Final = re.compile(r"([A-Za-z]+) *= *(.*)")
+_LISTS: Final = frozenset(["Environment", "AmbientCapabilities", "RestartPreventExitStatus"])  # of more than one line
 _CAPABILITY: Final = "CAP_NET_BIND_SERVICE"
 
 
@@ -80,7 +81,9 @@ def find_unit(folders: Sequence[str] = UNIT_FOLDERS) -> tuple[Path, Mapping[str,
     for path in (file, *drop_ins):
         for line in path.read_text(errors="replace").splitlines():
             if m := _LINE.fullmatch(line.strip()):
-                values[m[1]] = m[2]
+                key, value = m[1], m[2]
+                more = key in _LISTS and value and values.get(key)  # else it replaces what was said before
+                values[key] = f"{values[key]} {value}" if more else value
     return file, values
 
 

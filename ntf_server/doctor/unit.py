@@ -8,6 +8,7 @@ from typing import Final
 from ntf_server.findings import Finding, left_out, warning, well, wrong
 
 _STOP: Final = 30.0  # seconds that a stop may take
+_LONG: Final = 600.0  # seconds that it may stand still
 _YES: Final = frozenset(["yes", "true", "on", "1"])
 
 
@@ -28,7 +29,7 @@ def _is(*values: str) -> Callable[[str], bool]:
 def _seconds(text: str) -> float:
     """As systemd.time(7) has them, without the rarer forms; those are good enough."""
     units = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "ms": 0.001, "us": 0.000001}
-    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz ") or "0"
     try:
         return float(digits) * units[text[len(digits) :].strip()]
     except (ValueError, KeyError):
@@ -53,6 +54,12 @@ EXPECTED: Final = (
     ),
     Expected(
         "TimeoutStopSec", "30", "it is killed before it has handed over and recorded", lambda v: _seconds(v) >= _STOP
+    ),
+    Expected(
+        "WatchdogSec",
+        "60",
+        "one that stands still is not started again",
+        lambda value: 0 < _seconds(value) <= _LONG,
     ),
     Expected("User", "ntf", "it runs as root", lambda value: bool(value) and value not in {"root", "0"}),
     Expected("NoNewPrivileges", "yes", "what breaks into it may gain rights", _is(*_YES)),

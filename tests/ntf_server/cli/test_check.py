@@ -35,7 +35,10 @@ def test_check(made: Path) -> None:
     assert lines["database"] == f"{made / 'ntf-server.db'} (will be created)"
     assert lines["push"].startswith("no Apple devices")
     assert lines["SMP hosts"] == "public ones first, without a proxy"
-    assert lines["warning"] == f"{made / 'ca.key'} should be offline; only `ntf-server cert` needs it"
+    assert (
+        lines["warning"]
+        == f"{made / 'ca.key'} should be offline; keep it elsewhere, as only `ntf-server cert` needs it"
+    )
     assert LOCALHOST in done.stdout.splitlines()
     assert contents(made).keys() == {*FILES, config.CONFIG_FILE}
 
@@ -179,7 +182,10 @@ def test_as_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(out)
     assert (code, err, told["exit_code"], told["wrong"]) == (0, "", 0, [])
     assert ["listen on", "127.0.0.1:0"] in told["found"]
-    assert ["warning", f"{made / 'ca.key'} should be offline; only `ntf-server cert` needs it"] in told["found"]
+    assert [
+        "warning",
+        f"{made / 'ca.key'} should be offline; keep it elsewhere, as only `ntf-server cert` needs it",
+    ] in told["found"]
     (made / "server.key").unlink()
     code, out, err = in_process(capsys, "check", "--json", "--path", made)
     told = json.loads(out)

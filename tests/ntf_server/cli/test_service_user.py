@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ntf_server.cli.errors import UsageError
-from ntf_server.cli.service_user import UNIT, ServiceUser, service_user
+from ntf_server.cli.service_user import UNIT, ServiceUser, find_unit, is_of, service_user
 
 NOBODY = pwd.getpwnam("nobody")
 DEPLOYED = Path(__file__).parents[3] / "deploy" / UNIT
@@ -48,6 +48,16 @@ def test_by_the_unit(tmp_path: Path) -> None:
     assert (found.name, found.why) == ("nobody", f"by User= of {tmp_path}/system/{UNIT}")
     assert not found.low_ports
     assert service_user(None, tmp_path / "another", folders) is None  # which the unit says nothing of
+
+
+@pytest.mark.usefixtures("root")
+def test_what_has_more_than_one_line_is_a_list_until_it_is_emptied(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    text = f"[Service]\nUser=ntf\nEnvironment=NTF_SERVER_CFG_PATH={config}\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"
+    more = "[Service]\nEnvironment=NTF_SERVER__STORE__MASTER_KEY_FILE=%d/master.key\nAmbientCapabilities=\n"
+    found = find_unit(unit(tmp_path / "system", text, more))
+    assert found is not None and is_of(found[1], config)
+    assert (found[1]["User"], found[1]["AmbientCapabilities"]) == ("ntf", "")
 
 
 @pytest.mark.usefixtures("root")

@@ -46,6 +46,8 @@ def test_the_values_that_are_proposed_are_good_and_those_of_the_file() -> None:
         ("User=root", "User=root: it runs as root"),
         ("NoNewPrivileges=no", "NoNewPrivileges=no: what breaks into it may gain rights"),
         ("ProtectSystem=full", "ProtectSystem=full: what breaks into it may write to the system"),
+        ("WatchdogSec=0", "WatchdogSec=0: one that stands still is not started again"),
+        ("WatchdogSec=", "WatchdogSec=(not set): one that stands still"),
         ("UMask=0022", "UMask=0022: files that it makes may be read by others"),
     ],
 )
