@@ -348,7 +348,7 @@ OVERVIEW: Final = Dashboard(
                         (total("ntf_smp_servers_away", "server"), "{{server}}"),
                         (total("ntf_smp_servers_away_other"), "others"),
                     ],
-                    "That were there before, and have not been connected for a minute. Others are strangers'.",
+                    "That were there before, and have not been connected for long. Others are strangers'.",
                 ),
             ],
         ),
@@ -514,7 +514,7 @@ SMP: Final = Dashboard(
                 Panel(
                     "Away",
                     [(total("ntf_smp_servers_away", "server"), "{{server}}")],
-                    "Were there before, and have not been for a minute.",
+                    "Were there before, and have not been for long.",
                 ),
                 Panel(
                     "For no subscription",
@@ -541,7 +541,7 @@ SMP: Final = Dashboard(
                     [
                         (total("ntf_smp_sessions_other"), "sessions"),
                         (total("ntf_smp_service_sessions_other"), "of these as a service"),
-                        (total("ntf_smp_servers_away_other"), "away for a minute"),
+                        (total("ntf_smp_servers_away_other"), "away for long"),
                     ],
                     "Strangers choose these servers: that some go away is no alarm.",
                 ),

@@ -446,7 +446,7 @@ class ServerGauge(ServerMetric):
     SERVICES = "ntf_smp_service_sessions", "Those of them in which this server is a service."
     AWAY = (
         "ntf_smp_servers_away",
-        "SMP servers that confirmed a subscription before, and have not been connected for a minute.",
+        "SMP servers that confirmed a subscription before, and have not been connected for long.",
     )
     SUBSCRIPTIONS = "ntf_subscriptions_active", "Subscriptions active on SMP servers."
     PENDING = "ntf_subscriptions_pending", "Subscriptions asked for in a session, and not confirmed yet."
