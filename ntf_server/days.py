@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -22,7 +22,8 @@ _SLICE: Final = 500  # tokens at once
 _PAUSE: Final = 0.05  # seconds between two slices
 _REMEMBERED: Final = 8  # days whose counts stay in memory, for a clock that is set back
 _DAY: Final = 24 * 3600
-_SPANS: Final = dict(zip(Active, ACTIVE_SPANS, strict=True))
+_TOKENS: Final = dict(zip((Active.DAY, Active.WEEK, Active.MONTH), ACTIVE_SPANS, strict=True))
+_SUBSCRIPTIONS: Final = Active.SUBSCRIPTIONS_DAY, Active.SUBSCRIPTIONS_WEEK, Active.SUBSCRIPTIONS_MONTH
 
 
 class Days:
@@ -103,7 +104,9 @@ class Days:
 
     async def _keep_active(self, day: str) -> None:
         counted = await count_all(self._store)
-        active = {name.value: counted.active[span] for name, span in _SPANS.items()}
+        active = {name.value: counted.active[span] for name, span in _TOKENS.items()}
+        heard = await count_heard(self._store, list(ACTIVE_SPANS.values()))
+        active |= {name.value: count for name, count in zip(_SUBSCRIPTIONS, heard, strict=True)}
         await self._store.statistics.keep(shared_row(day), active)
 
 
@@ -115,6 +118,16 @@ async def count_all(store: Store, pause: float = _PAUSE) -> Census:
         more, cursor = await store.census(cursor, _SLICE, everywhere=True)
         counted.add(more)
     return counted
+
+
+async def count_heard(store: Store, spans: Sequence[int], pause: float = _PAUSE) -> list[int]:
+    """How many subscriptions had a notification within each of these seconds. Raises StoreError."""
+    found, cursor = await store.inspection.heard(None, _SLICE, spans)
+    while cursor is not None:
+        await asyncio.sleep(pause)
+        more, cursor = await store.inspection.heard(cursor, _SLICE, spans)
+        found = [a + b for a, b in zip(found, more, strict=True)]
+    return found
 
 
 def day_of(at: float) -> str:

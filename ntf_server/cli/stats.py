@@ -73,7 +73,7 @@ def _screen(answer: dict[str, Any]) -> Iterator[str]:
     for name in (*Total, *Active):
         yield f"{name.text:<{width}}" + "".join(f"{_cell(counts, name):>{_WIDTH}}" for counts in columns)
     if not any(name in counts for counts in columns for name in Active):
-        yield "Which took a push is counted 5 minutes after a start, every 6 hours, and when a day ends."
+        yield "What is active is counted 5 minutes after a start, every 6 hours, and when a day ends."
     if started is None:
         yield "The server does not run. Days and times are UTC."
     else:

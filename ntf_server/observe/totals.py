@@ -57,6 +57,9 @@ class Active(_Named):
     DAY = "tokens_active_day", "device tokens that took a push within 24 hours"
     WEEK = "tokens_active_week", "device tokens that took a push within 7 days"
     MONTH = "tokens_active_month", "device tokens that took a push within 30 days"
+    SUBSCRIPTIONS_DAY = "subscriptions_active_day", "subscriptions with a notification within 24 hours"
+    SUBSCRIPTIONS_WEEK = "subscriptions_active_week", "subscriptions with a notification within 7 days"
+    SUBSCRIPTIONS_MONTH = "subscriptions_active_month", "subscriptions with a notification within 30 days"
 
 
 _EVENTS: Final = {
@@ -92,7 +95,7 @@ def totals(metrics: Metrics) -> dict[str, int]:
 
 
 # The columns of the reference's statistics file (simplexmq, `logServerStats`), in its order, by the names that it has
-# for them, and what they are here; none: it is not counted.
+# for them, and what they are here.
 REFERENCE_DAY: Final = "fromTime"
 REFERENCE: Final[Mapping[str, tuple[str, ...]]] = {
     "tknCreated": (Total.TOKENS_CREATED,),
@@ -105,9 +108,9 @@ REFERENCE: Final[Mapping[str, tuple[str, ...]]] = {
     "tknDayCount": (Active.DAY,),
     "tknWeekCount": (Active.WEEK,),
     "tknMonthCount": (Active.MONTH,),
-    "subDayCount": (),
-    "subWeekCount": (),
-    "subMonthCount": (),
+    "subDayCount": (Active.SUBSCRIPTIONS_DAY,),
+    "subWeekCount": (Active.SUBSCRIPTIONS_WEEK,),
+    "subMonthCount": (Active.SUBSCRIPTIONS_MONTH,),
     "tknReplaced": (Total.TOKENS_REPLACED,),
     "ntfFailed": (Total.MESSAGES_DEAD, Total.MESSAGES_FAILED),
     "ntfCronDelivered": (Total.CHECKS_DELIVERED,),

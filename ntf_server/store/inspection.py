@@ -4,7 +4,7 @@ Nothing that is sealed is opened. A cursor is text that only the engine reads; i
 """
 
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from ntf_server.store.records import LastPush, Record, Ref
@@ -55,6 +55,12 @@ class Inspection(Protocol):
 
     async def statuses(self, token: Ref) -> Mapping[str, int]:
         """Of a registration: how many subscriptions have which status."""
+        ...
+
+    async def heard(self, after: str | None, limit: int, spans: Sequence[int]) -> tuple[list[int], str | None]:
+        """Of about `limit` subscriptions behind a cursor, how many had a notification within each of these spans of the
+        past (seconds); where the next slice begins, None: that was the last.
+        """
         ...
 
     async def subscriptions(self, after: str | None, limit: int) -> tuple[list[Counted], str | None]:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_world import MASTER, TABLET, FakeClock, activate, register
+from store_world import MASTER, SMP, TABLET, FakeClock, activate, register, subscribe
 
 from ntf_server import days as module
-from ntf_server.days import Days, before, count_all, day_of
+from ntf_server.days import Days, before, count_all, count_heard, day_of
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import KindCounter
 from ntf_server.observe.totals import Active, Total
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.statistics import by_day, own_row
-from ntf_server.testing.store_suite.medium import ROOM, delivered
+from ntf_server.testing.store_suite.medium import ROOM, acquire, delivered, stamp
 
 DAY, NEXT = "2027-01-15", "2027-01-16"
 MIDNIGHT = 1_800_057_600.0  # between them
@@ -149,8 +149,12 @@ async def test_it_looks_by_itself_and_counts_active_tokens(
 ) -> None:
     """Of the day that ends at midnight, too."""
     monkeypatch.setattr(module, "_LOOK", 0.0)
-    await activate(store)
+    token = await activate(store)
+    await subscribe(store, token, b"one", b"two", b"three")
+    session = await acquire(store, SMP)
+    await store.notify(session, stamp(store, session, b"one", b"three"), {})
     assert (await count_all(store, pause=0)).active["day"] == 0
+    assert await count_heard(store, [60], pause=0) == [2]
     world.restart(first=0.0, again=1e9)
     running = asyncio.create_task(world.days.run())
     try:
@@ -167,6 +171,7 @@ async def test_it_looks_by_itself_and_counts_active_tokens(
         running.cancel()
         await asyncio.wait([running])
     assert await world.kept(Active.MONTH) == {DAY: 1}
+    assert await world.kept(Active.SUBSCRIPTIONS_DAY) == {DAY: 2}
 
 
 def test_days_are_those_of_utc() -> None:

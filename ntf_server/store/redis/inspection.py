@@ -1,7 +1,7 @@
 """What operators look at in the Redis store: of all nodes, whoever holds what."""
 
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ntf_server.store.inspection import DAMAGED, Counted, Registered
@@ -15,6 +15,7 @@ from smp_bridge.ntf import InvalidReason, Provider
 Do = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 _AT_ONCE: Final = 100  # tokens that one script looks at, and queues that one command reads
+_FEW: Final = 20  # tokens whose queues one script looks at
 _NO_PROVIDER: Final = Provider.APNS_NULL  # of a registration that cannot be read at all
 
 
@@ -37,15 +38,38 @@ class RedisInspection:
         found: Mapping[str, int] = await self._do(lambda: _statuses(self._node, token))
         return found
 
+    async def heard(self, after: str | None, limit: int, spans: Sequence[int]) -> tuple[list[int], str | None]:
+        """See `Inspection`: by their tokens. A cursor is as that of `tokens`."""
+        found: tuple[list[int], str | None] = await self._do(lambda: _heard(self._node, after, limit, spans))
+        return found
+
     async def subscriptions(self, after: str | None, limit: int) -> tuple[list[Counted], str | None]:
         """See `Inspection`. A cursor is the server's id, the bucket's number and the place in it."""
         found: tuple[list[Counted], str | None] = await self._do(lambda: _subscriptions(self._node, after, limit))
         return found
 
 
+def _place(after: str | None) -> tuple[int, bytes]:
+    """Number of a shard, and the token behind which to go on in it."""
+    number, _, last = (after or "0:").partition(":")
+    return int(number), bytes.fromhex(last)
+
+
+async def _heard(node: Node, after: str | None, limit: int, spans: Sequence[int]) -> tuple[list[int], str | None]:
+    number, last = _place(after)
+    found, left = [0] * len(spans), limit
+    while number < len(node.names.shards) and left > 0:
+        asked = min(left, _FEW)
+        count, last, *some = await node.run("heard", [node.names.shards[number]], node.ahead, last, asked, *spans)
+        found = [a + b for a, b in zip(found, some, strict=True)]
+        left -= max(1, count)  # also a shard without any takes its time
+        if count < asked:
+            number, last = number + 1, b""
+    return found, f"{number}:{last.hex()}" if number < len(node.names.shards) else None
+
+
 async def _tokens(node: Node, after: str | None, limit: int) -> tuple[list[Registered], str | None]:
-    at, _, rest = (after or "0:").partition(":")
-    number, last = int(at), bytes.fromhex(rest)
+    number, last = _place(after)
     found: list[Registered] = []
     while number < len(node.names.shards) and len(found) < limit:
         asked = min(limit - len(found), _AT_ONCE)

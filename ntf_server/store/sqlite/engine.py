@@ -103,7 +103,7 @@ class SqliteStore:
         self._sweep = upkeep.Sweep()
         self._seen = Seen[int]()
         self.pulse: Final = Pulse()  # of what is written
-        self.inspection: Final = SqliteInspection(self._read)
+        self.inspection: Final = SqliteInspection(self._read, state.clock.wall)
         self.statistics: Final = SqliteStatistics(self._read, self._write)
         self._given_back: set[asyncio.Task[None]] = set()
         self._database = Database(

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ntf_server.store.inspection import DAMAGED, Counted, Registered
@@ -31,14 +31,18 @@ _COUNT: Final = (
     " FROM (SELECT ref, server, status, association, damaged FROM subscriptions WHERE ref > ? ORDER BY ref LIMIT ?) s"
     " JOIN servers v ON v.ref = s.server GROUP BY 1, 2, 3"
 )
+_HEARD: Final = (
+    "SELECT subscription, received_at FROM notifications WHERE subscription > ? ORDER BY subscription LIMIT ?"
+)
 _END: Final = b"\xff" * 32  # behind all that begins alike
 
 
 class SqliteInspection:
-    """Implements `Inspection`. `read`: the store's way to the database."""
+    """Implements `Inspection`. `read`: the store's way to the database; `clock` gives Unix seconds."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, clock: Callable[[], float]) -> None:
         self._read = read
+        self._clock = clock
 
     async def tokens(
         self, after: str | None, limit: int, *, fingerprint: str = ""
@@ -55,6 +59,15 @@ class SqliteInspection:
     async def statuses(self, token: Ref) -> Mapping[str, int]:
         """See `Inspection`."""
         return dict(await self._read(lambda c: c.execute(_STATUSES, (token,)).fetchall()))
+
+    async def heard(self, after: str | None, limit: int, spans: Sequence[int]) -> tuple[list[int], str | None]:
+        """See `Inspection`."""
+        since = [int(self._clock()) - span for span in spans]
+        counts = ", ".join(f"count(*) FILTER (WHERE received_at > {at:d})" for at in since)
+        query = f"SELECT count(*), max(subscription), {counts} FROM ({_HEARD})"
+        row = await self._read(lambda c: c.execute(query, (int(after or 0), limit)).fetchone())
+        looked_at, last, *found = row
+        return found, str(last) if looked_at == limit else None
 
     async def subscriptions(self, after: str | None, limit: int) -> tuple[list[Counted], str | None]:
         """See `Inspection`."""

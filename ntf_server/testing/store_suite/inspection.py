@@ -15,7 +15,9 @@ from ntf_server.testing.store_suite.medium import (
     dead,
     delivered,
     device,
+    drain,
     new_token,
+    notify,
     pages,
     record,
     register,
@@ -127,6 +129,38 @@ async def subscriptions_are_counted_by_status(bench: Bench) -> None:
             SMP: (Tally(ACTIVE=6, AUTH=1, END=1), 4),
             OTHER_SMP: (Tally(NEW=1), 0),
         }, limit
+
+
+async def queues_are_counted_by_their_newest_notification(bench: Bench) -> None:
+    """Whether it was pushed or not, in slices of any size; by the clock as it is."""
+    store = await bench.open()
+
+    async def heard(limit: int) -> list[int]:
+        counts, after = [0, 0], None
+        for _ in range(_MOST):
+            some, after = await store.inspection.heard(after, limit, (60, 3600))
+            counts = [a + b for a, b in zip(counts, some, strict=True)]
+            if after is None:
+                return counts
+        raise AssertionError("slices do not end")
+
+    assert await heard(5) == [0, 0]
+    token, other = await activate(store, 1), await activate(store, 2)
+    await subscribe(store, token, *(b"queue %d" % n for n in range(5)))
+    await subscribe(store, other, b"other")
+    session = await acquire(store)
+    await notify(store, session, b"queue 0", b"queue 1", b"other")
+    await drain(bench, store)
+    bench.clock.pass_(100)
+    await notify(store, session, b"queue 1", b"queue 2")
+    for limit in (1, 2, 5, 100):
+        assert await heard(limit) == [2, 4], limit
+    bench.clock.pass_(3500)
+    assert await heard(2) == [0, 2]
+    await store.delete_token(token.ref)
+    assert await heard(5) == [0, 0]
+    await notify(store, session, b"other")
+    assert await heard(5) == [1, 1]
 
 
 async def what_cannot_be_read_is_told_apart(bench: Bench) -> None:

@@ -57,8 +57,8 @@ def test_the_columns_of_the_reference() -> None:
         "ntfCronFailed,ntfVrfQueued,ntfVrfDelivered,ntfVrfFailed,ntfVrfInvalidTkn"
     )
     assert ",".join([REFERENCE_DAY, *REFERENCE]) == names
-    counts = totals(counted()) | {Active.DAY: 10, Active.WEEK: 20, Active.MONTH: 30}
-    row = "2027-01-15,1,2,4,5,6,285,2000,10,20,30,,,,3,222,4000,444,23,6000,666,600"
+    counts = totals(counted()) | dict(zip(Active, (10, 20, 30, 40, 50, 60), strict=True))
+    row = "2027-01-15,1,2,4,5,6,285,2000,10,20,30,40,50,60,3,222,4000,444,23,6000,666,600"
     assert ",".join(reference_row("2027-01-15", counts)) == row
 
 

@@ -285,6 +285,10 @@ class Keyspace:
         """SCARD."""
         return len(self._get(key, Members) or ())
 
+    def smembers(self, key: bytes) -> list[bytes]:
+        """SMEMBERS."""
+        return list(self._get(key, Members) or ())
+
     def sscan(self, key: bytes, cursor: bytes, *_: bytes) -> list[Any]:
         """SSCAN: all at once."""
         assert cursor == b"0"
