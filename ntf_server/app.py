@@ -177,7 +177,8 @@ class Relay:
         checks = periodic.Checks(store, settings.delivery.checks)
         supervisor.part("periodic checks", checks.run)
         supervisor.part("upkeep of the store", lambda: periodic.tend(store))
-        gauges = periodic.StoreGauges(store, providers.table, self._metrics)
+        look = periodic.LIVE_LOOK if config.page else periodic.LOOK
+        gauges = periodic.StoreGauges(store, providers.table, self._metrics, interval=look)
         if hours := settings.subscriber.audit_period:
             rounds = audit.AuditConfig(period=hours * 3600)
             supervisor.part("audit", lambda: audit.run(store, rounds))

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL: Final = 5.0  # seconds between two looks: what is due in one goes out together
 LOOK: Final = 15.0  # seconds between two looks at how many tokens are due
+LIVE_LOOK: Final = 5.0  # the same, where a page shows it from second to second
 _CENSUS: Final = 600.0  # seconds between two rounds of counting tokens
 _CENSUS_PAUSE: Final = 0.05  # seconds between two slices of it
 _LAG_PAUSE: Final = 0.5

@@ -32,18 +32,30 @@ class NoBrowserError(Exception):
     """There is no Chromium."""
 
 
-def chromium() -> tuple[str, dict[str, str]]:
+# One look wherever it is: what is not there is passed over.
+_FONTS: Final = """<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>/usr/share/fonts</dir><dir>{files}/usr/share/fonts</dir><cachedir>{folder}</cachedir>
+  <alias><family>system-ui</family><prefer><family>Inter</family><family>DejaVu Sans</family></prefer></alias>
+  <alias><family>sans-serif</family><prefer><family>Inter</family><family>DejaVu Sans</family></prefer></alias>
+</fontconfig>
+"""
+
+
+def chromium(folder: Path) -> tuple[str, dict[str, str]]:
     """The program, and the variables that it needs: as installed, or as `scripts/test --all` unpacked it."""
+    files, fonts = Path(os.environ.get("NTF_RELAY_PACKAGES", "/nowhere")), folder / "fonts.conf"
+    fonts.write_text(_FONTS.format(files=files, folder=folder))
     if found := shutil.which("chromium"):
-        return found, {}
-    files = Path(os.environ.get("NTF_RELAY_PACKAGES", "/nowhere"))
+        return found, {"FONTCONFIG_FILE": str(fonts)}
     program = files / "usr/lib/chromium/chromium"
     if not program.exists():
         raise NoBrowserError("install chromium (Debian, Ubuntu: apt-get install chromium), or use scripts/test --all")
     libraries = [files / "usr/lib", *sorted((files / "usr/lib").glob("*-linux-gnu*"))]
     return str(program), {
         "LD_LIBRARY_PATH": ":".join(map(str, [*libraries, *(path / "pulseaudio" for path in libraries)])),
-        "FONTCONFIG_SYSROOT": str(files),
+        "FONTCONFIG_FILE": str(fonts),
     }
 
 
@@ -61,8 +73,8 @@ class Browser:
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            program, environ = chromium()
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True))
+            program, environ = chromium(Path(folder))
             self._process = await asyncio.create_subprocess_exec(
                 program, *FLAGS, f"--user-data-dir={folder}", "about:blank",
                 env=os.environ | environ | {"HOME": folder}, stdout=-3, stderr=-3, start_new_session=True,
@@ -179,8 +191,11 @@ class Browser:
         await self.call("Input.dispatchKeyEvent", type="keyDown", **fields)
         await self.call("Input.dispatchKeyEvent", type="keyUp", **{k: v for k, v in fields.items() if k != "text"})
 
-    async def photograph(self, path: Path, *, kind: str = "png", whole: bool = True) -> None:
-        """What it shows; `whole`: also below the fold."""
-        quality = {} if kind == "png" else {"quality": 82}
-        shot = await self.call("Page.captureScreenshot", format=kind, captureBeyondViewport=whole, **quality)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    async def photograph(self, path: Path, *, whole: bool = True) -> None:
+        """What it shows, as PNG or WebP; `whole`: also below the fold."""
+        shot: dict[str, Any] = {"format": path.suffix[1:], **({"quality": 80} if path.suffix == ".webp" else {})}
+        if whole:
+            size = (await self.call("Page.getLayoutMetrics"))["cssContentSize"]
+            shot |= {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+        taken = await self.call("Page.captureScreenshot", **shot)
+        path.write_bytes(base64.b64decode(taken["data"]))

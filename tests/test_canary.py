@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,13 +73,34 @@ async def told(
     return said
 
 
+def live_page(folder: Path) -> tuple[bytes, dict[str, str], urllib.request.Request]:
+    """Its token, its settings, and what it is asked."""
+    token, port = b64url(os.urandom(24)), free_port()
+    (folder / "page.token").write_text(token)
+    settings = {"NTF_SERVER__ADMIN__PORT": str(port), "NTF_SERVER__ADMIN__TOKEN_FILE": str(folder / "page.token")}
+    headers = {"Authorization": f"Bearer {token}"}
+    return token.encode(), settings, urllib.request.Request(f"http://127.0.0.1:{port}/api/state", headers=headers)
+
+
+def shown_pages(port: int, page: urllib.request.Request) -> dict[str, bytes]:
+    """What may be read over HTTP."""
+    asked = {name: urllib.request.Request(f"http://127.0.0.1:{port}/{name}") for name in ("metrics", "health")}
+    said: dict[str, bytes] = {}
+    for name, request in {**asked, "page": page}.items():
+        with urllib.request.urlopen(request) as answer:
+            said[name] = answer.read()
+    return said
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: str) -> None:
     """Also when pushes are refused, when commands are wrong, when names and ids are not known."""
     secrets: dict[str, bytes] = {}
     async with MockApns() as apns:
         port = free_port()
+        secrets["page's token"], with_page, page = live_page(tmp_path)
         settings = {
+            **with_page,
             **environment(apns),
             "NTF_SERVER__LOG__LEVEL": "debug",
             "NTF_SERVER__LOG__FORMAT": form,
@@ -126,9 +148,7 @@ async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: st
                     await asyncio.sleep(0.05)
         ids = b64url(phones[0].token_id), b64url(subscription)
         said |= await told(relay.directory, *ids, phones[0].token, whole=form == "text", **settings)
-        for path in ("metrics", "health"):
-            with await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{port}/{path}") as answer:
-                said[path] = answer.read()
+        said |= await asyncio.to_thread(shown_pages, port, page)
         assert await relay.stop() == 0
     for name in KEYS:
         key = (relay.directory / name).read_bytes()
@@ -138,6 +158,7 @@ async def test_no_secret_is_told(tmp_path: Path, smp_server: SmpServer, form: st
     log = (tmp_path / "log").read_bytes()
     assert ("backup" in files) is ("push-test" in said) is (form == "text")
     assert log.count(b"push.ended") > 6 and "ntf-server.db" in files and b"ntf_" in said["metrics"]
+    assert b"relay.started" in said["page"]
     assert shown(secrets, said | {"log": log}) == []
     found_by = ("notifier id", "subscription id")  # which are not sealed, as they are searched for
     sealed = {name: secret for name, secret in secrets.items() if not name.startswith(found_by)}

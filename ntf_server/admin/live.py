@@ -1,5 +1,6 @@
 """The live page of a relay, where `[admin]` switches it on: aiohttp, which takes 11 MiB, is loaded then only."""
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -23,6 +24,8 @@ class Live:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._use: Callable[[Config], None] = lambda _: None
+        if config.page is not None:  # before clients come: it takes a third of a second
+            importlib.import_module("ntf_server.admin.page.site")
 
     def use(self, config: Config) -> None:
         """What it can take of a new configuration: its token, and names by which it is asked."""

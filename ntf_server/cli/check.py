@@ -98,6 +98,8 @@ def _lines(config: Config, found: Found, user: ServiceUser | None) -> Iterator[t
         )
     if settings.metrics.port:
         yield "metrics", f"{settings.metrics.bind or '*'}:{settings.metrics.port}"
+    if config.page:
+        yield "live page", config.page.url
     kind, where = ("database", "") if isinstance(config.store, Path) else ("store", f", keys {config.store.prefix}:…")
     yield kind, f"{config.store}{where}{f' ({found.store})' if found.store else ''}"
     yield "SMP hosts", _way(config)

@@ -78,6 +78,9 @@ enabled = true         # budgets of strangers; their defaults: docs/reference/li
 # [metrics]
 # port = 9100          # Prometheus and health checks, on the loopback interface
 
+# [admin]
+# port = 9090          # a live page for browsers, on the loopback interface
+
 [inactive_clients]
 ttl = 43200            # seconds
 

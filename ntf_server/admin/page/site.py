@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 64
 PATIENCE: Final = 10.0  # seconds for a request to come, and for a browser to take what it is sent
+_NEW: Final = 1.0  # seconds within which a connection that was accepted is there
 _SOCKET_MODE: Final = 0o660  # the server's group may have a proxy in it
 _KINDS: Final = {
     "html": "text/html",
@@ -44,15 +45,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """`start` it in a running loop, `run` it as a part of the relay, and `close` it. `view` is made at the start."""
 
-    def __init__(self, page: Page, sources: Sources, *, step: float = STEP, patience: float = PATIENCE) -> None:
+    def __init__(self, page: Page, sources: Sources, *, step: float | None = None, patience: float = PATIENCE) -> None:
         """Seconds between two states; `patience`: see PATIENCE."""
         self._page = page
-        self._step = step
+        self._step = STEP if step is None else step
         self._patience = patience
         self._recent = Recent()
         self._view = View(sources, self._recent)
         self._streams = Streams()
-        self._waiting: set[Any] = set()  # connections without a request yet
+        self._silent: dict[asyncio.BaseProtocol, float] = {}  # connections without a request yet, since when
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
@@ -105,6 +106,7 @@ class Site:
         told = 0
         while True:
             await asyncio.sleep(self._step)
+            self._lose_silent(self._patience)
             self._view.look()
             new = self._view.events(told)
             told = new[-1].number if new else told
@@ -125,26 +127,35 @@ class Site:
 
     # --- connections
 
-    def _connection(self) -> asyncio.Protocol:
-        """For a new one: no more than CONNECTIONS, and none that asks for nothing."""
+    def _connection(self) -> asyncio.BaseProtocol:
+        """For a new one: no more than CONNECTIONS, and as many that have not asked for anything yet."""
         assert self._runner is not None
         server = self._runner.server
-        if server is None or len(server.connections) >= CONNECTIONS:
+        if len(self._silent) >= CONNECTIONS:
+            self._lose_silent(self._patience)
+        if server is None or len(server.connections) >= CONNECTIONS or len(self._silent) >= 2 * CONNECTIONS:
             return _Full()
         handler = server()
-        self._waiting.add(handler)
-        asyncio.get_running_loop().call_later(self._patience, self._lose_if_silent, handler)
+        self._silent[handler] = asyncio.get_running_loop().time()
         return handler
 
-    def _lose_if_silent(self, handler: web.RequestHandler) -> None:
-        if handler in self._waiting:
-            self._waiting.discard(handler)
-            if handler.transport is not None:
-                handler.transport.abort()
+    def _lose_silent(self, patience: float) -> None:
+        """Those that have asked for nothing for so many seconds, and those that have gone."""
+        assert self._runner is not None
+        now, server = asyncio.get_running_loop().time(), self._runner.server
+        there = set() if server is None else set(server.connections)
+        for handler, since in [*self._silent.items()]:
+            if handler not in there and now - since > _NEW:
+                del self._silent[handler]
+            elif handler in there and now - since > patience:
+                del self._silent[handler]
+                transport = getattr(handler, "transport", None)
+                if transport is not None:
+                    transport.abort()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._waiting.discard(request.protocol)
+        self._silent.pop(request.protocol, None)
         if (refused := refusal(self._page, request.headers)) is not None:
             return _refused(refused)
         try:

@@ -67,10 +67,12 @@ class View:
         self._point: Point | None = None
         self._looks = 0
         self._seldom: dict[str, Any] = {}
+        self._whole = b""
         self.look()
 
     def look(self) -> None:
         """Some seconds have passed."""
+        self._whole = b""
         self._condition = condition = self._sources.condition()
         if self._since is None or self._since[0] != condition.well:
             began = condition.started if self._since is None and condition.well else condition.now
@@ -90,7 +92,9 @@ class View:
         return msgspec.json.encode(self._state())
 
     def whole(self) -> bytes:
-        """With what was before, and what happened."""
+        """With what was before, and what happened; made once for all who ask meanwhile."""
+        if self._whole:
+            return self._whole
         before = {
             "about": self._sources.about,
             "step": STEP,
@@ -99,7 +103,8 @@ class View:
             "long": self._history.long,
             "events": self._recent.since(),
         }
-        return msgspec.json.encode({**before, **self._state()})
+        self._whole = msgspec.json.encode({**before, **self._state()})
+        return self._whole
 
     def events(self, after: int) -> list[Told]:
         """That happened after that one."""

@@ -77,6 +77,7 @@ async def test_one_that_is_well(made: Path, start: Start) -> None:
     assert found["due"] == "0 tokens, 0 pushes under way"
     assert "APNs null (AN): well; nothing accepted yet" in out
     assert "leases" not in found
+    assert "/aiohttp/" not in Path(f"/proc/{process.pid}/maps").read_text()  # as there is no live page
     code, out, err = await told(made, "--json")
     answer = json.loads(out)
     assert (code, err, out.count("\n")) == (0, "", 1)

@@ -267,3 +267,26 @@ def test_how_web_push_is() -> None:
     assert s.facts(3.0) == WayFacts("AP", accepted_ago=2.0, services=3, services_in_trouble=1)
     push(s, Ours("our key"), claim(b"two"), 4.0)
     assert s.facts(4.0).is_ours
+
+
+def test_the_push_services_that_an_operator_looks_at_first() -> None:
+    """Those that took pushes, of these those in trouble; whatever strangers bring."""
+    s = schedule(100, by_origin=True)
+
+    def end(origin: str, verdict: Verdict, now: float) -> None:
+        c = claim(origin.encode())
+        s.begin([c])
+        s.end(c, verdict, now, lambda _: f"https://{origin}")
+
+    for n in range(50):
+        end(f"tarpit{n}", Again("timeout", Scope.ORIGIN), 1.0)
+    for name, now in (("idle", 2.0), ("busy", 9.0), ("late", 3.0), ("long", 3.0)):
+        end(name, Delivered(), now)
+    end("late", Again("503", Scope.ORIGIN), 8.0)
+    end("long", Again("502", Scope.ORIGIN), 5.0)
+    s.begin([claim(b"busy"), claim(b"new")])
+    found = s.services(10.0, 5)
+    assert [facts.name for facts in found[:4]] == ["https://long", "https://late", "https://busy", "https://idle"]
+    assert found[0].troubled_for == 5.0 and found[0].reason == "502" and found[0].paused_for == 0.0
+    assert (found[2].troubled_for, found[2].accepted_ago, found[2].in_flight) == (None, 1.0, 1)
+    assert found[4].name.startswith("https://tarpit") and len(found) == 5

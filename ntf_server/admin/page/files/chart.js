@@ -39,16 +39,17 @@ function area(points, x, y, base, gap) {
   return text;
 }
 
-function niceTop(most, least) {
+function niceTop(most, least, whole) {
   const wanted = Math.max(most * 1.08, least);
   const power = 10 ** Math.floor(Math.log10(wanted));
-  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((m) => m * power).find((top) => top >= wanted - 1e-12);
+  const steps = whole ? [2, 4, 6, 8, 10, 20] : [1, 1.5, 2, 3, 4, 5, 6, 8, 10]; // half of it is whole, too
+  return steps.map((m) => m * power).find((top) => top >= wanted - 1e-12);
 }
 
 const TIME_TOPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400, 172800, 604800];
 
 function linear(most, kind) {
-  const top = kind === "time" ? TIME_TOPS.find((t) => t >= most * 1.05) ?? most * 1.1 : niceTop(most, kind === "count" ? 4 : 1);
+  const top = kind === "time" ? TIME_TOPS.find((t) => t >= most * 1.05) ?? most * 1.1 : niceTop(most, kind === "count" ? 4 : 1, kind === "count");
   return { top, at: (v) => v / top, ticks: [0, top / 2, top] };
 }
 
@@ -117,7 +118,7 @@ export class Chart {
   }
 
   update(points, from, to, gap, hour) {
-    Object.assign(this, { points: points.filter((p) => p.at >= from), from, to, gap, hour });
+    Object.assign(this, { points: points.filter((p) => p.at >= from && p.at <= to), from, to, gap, hour });
     if (this.cursor !== null && !this.points.some((p) => p.at === this.cursor)) this.cursor = null;
     this.render();
   }

@@ -133,7 +133,7 @@ function judge() {
     return;
   }
   const up = `running for ${lasting(now() - whole.started)}`;
-  const since = `for ${lasting(now() - whole.since)} · ${up}`;
+  const since = whole.since - whole.started < 1 ? `since the start, ${lasting(now() - whole.started)} ago` : `for ${lasting(now() - whole.since)} · ${up}`;
   if (!whole.well) {
     const many = whole.troubles.length;
     verdict("trouble", "trouble", many === 1 ? "Something is not well" : `${many} things are not well`, since, whole.troubles, whole.warnings);
@@ -227,7 +227,7 @@ const charts = {
   way: new Chart(at("chart-way"), {
     title: "From the SMP server to the provider", kind: "log", words: spanText, none: "nothing was delivered",
     series: [
-      { name: "half", style: "four", area: true, value: (p) => p.way[0] },
+      { name: "median", style: "four", area: true, value: (p) => p.way[0] },
       { name: "95 %", style: "one", dash: "dashed", value: (p) => p.way[1] },
       { name: "99 %", style: "three", dash: "dotted", value: (p) => p.way[2] },
     ],
@@ -310,7 +310,7 @@ function rest() {
     ["State", store.state === "well" ? "well" : `${store.kind || "fails"}${store.since ? `, for ${lasting(now() - store.since)}` : ""}`],
     ["Takes", bytes(store.bytes) + (store.log === null ? "" : `, ${bytes(store.log)} of it log`)],
     ["May still take", bytes(store.room)],
-    ["A commit (half · 99 %)", commit[0] === null ? "–" : `${spanText(commit[0])} · ${spanText(commit[2])}`],
+    ["A commit (median · 99 %)", commit[0] === null ? "–" : `${spanText(commit[0])} · ${spanText(commit[2])}`],
     ["From NMSG to stored (99 %)", spanText(stored[2])],
   ]);
   at("limits-none").hidden = limits.length > 0;
@@ -351,8 +351,9 @@ function show() {
 function take(state) {
   heard = Date.now() / 1000;
   ahead = state.now - heard;
-  if (whole && state.point && !(whole.points.at(-1)?.at >= state.point.at)) {
-    whole.points = [...whole.points, state.point].slice(-300);
+  const last = whole?.points.at(-1)?.at ?? 0;
+  if (whole && state.point && state.point.at !== last) {
+    whole.points = [...(state.point.at > last ? whole.points : []), state.point].slice(-300); // the clock may be set
   }
   whole = { ...whole, ...state };
 }

@@ -1,5 +1,6 @@
 """What the live page shows, of facts that a test makes up; of a real relay: test_site.py, and test_page.py."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from ntf_server.observe.condition import (
     WayFacts,
     assess,
 )
-from ntf_server.observe.events import Event, EventLog
+from ntf_server.observe.events import Event
 from ntf_server.observe.history import STEP
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import (
@@ -213,15 +214,8 @@ def test_what_strangers_choose_is_bounded_and_on_one_line() -> None:
     }
 
 
-def record(text: str) -> Any:
+def record(text: str) -> logging.LogRecord:
     """As an event is told."""
-    import logging
-
-    kept: list[logging.LogRecord] = []
-    log, handler = logging.getLogger("test_view"), Recent()
-    handler.emit = kept.append  # type: ignore[method-assign]
-    log.addHandler(handler)
-    log.propagate = False
-    EventLog("test_view").tell(Event.STORE_TROUBLE, "%s", text, reason="x")
-    log.removeHandler(handler)
-    return kept[0]
+    told = logging.makeLogRecord({"levelno": logging.ERROR, "levelname": "ERROR", "msg": "%s", "args": (text,)})
+    told.event = Event.STORE_TROUBLE
+    return told
