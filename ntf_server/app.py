@@ -201,7 +201,7 @@ class Relay:
         """What is looked at now and then."""
         days = Days(store, self._metrics, self._clock)
         self._supervisor.part("statistics", days.run)
-        self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.keep())
+        self._supervisor.on_stop(Stage.CLOSE, "statistics", lambda _: days.close())
         self._supervisor.part("tokens due", gauges.run)
         self._supervisor.part("certificates", self._expiry.run)
         if seconds := systemd.watchdog():

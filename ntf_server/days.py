@@ -9,13 +9,14 @@ from typing import Final
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.totals import Active, totals
-from ntf_server.store.contract import Store, StoreUnavailableError
+from ntf_server.store.contract import Store, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.records import ACTIVE_SPANS, Census
 from ntf_server.store.statistics import KEPT, own_row, shared_row
 
 log = logging.getLogger(__name__)
 
 _LOOK: Final = 60.0  # seconds after which what was counted is kept
+_LAST: Final = 2.0  # seconds for that at a stop
 _CENSUS: Final = 6 * 3600.0  # seconds between two times that active device tokens are counted
 _FIRST: Final = 300.0  # the same, from the start on
 _SLICE: Final = 500  # tokens at once
@@ -85,6 +86,14 @@ class Days:
                 self._unwritten.discard(written)
             for old in list(self._days)[:-_REMEMBERED]:
                 del self._days[old]
+
+    async def close(self) -> None:
+        """Keep what was counted until now, if the store takes it soon: it is the end."""
+        try:
+            async with asyncio.timeout(_LAST):
+                await self.keep()
+        except (StoreError, StoreCorruptError, TimeoutError) as e:
+            log.debug("what was counted last is not kept: %s", e)
 
     def since_start(self) -> dict[str, int]:
         """Of this node."""

@@ -13,7 +13,7 @@ from ntf_server.days import Days, before, count_all, count_heard, day_of
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import KindCounter
 from ntf_server.observe.totals import Active, Total
-from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.statistics import by_day, own_row
 from ntf_server.testing.store_suite.medium import ROOM, acquire, delivered, stamp
@@ -119,6 +119,27 @@ async def test_what_cannot_be_kept_is_kept_later_as_of_its_day(
             world.count(10)
     await world.days.keep()
     assert await world.kept() == {DAY: 23, NEXT: 20}
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailableError("locked"), StoreConflictError("closed"), StoreCorruptError("gone"), None], ids=str
+)
+async def test_a_stop_waits_for_no_store_that_fails(
+    world: World, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    async def fail(*_: Any) -> None:
+        if error is not None:
+            raise error
+        await asyncio.Event().wait()  # it does not answer
+
+    world.count(3)
+    await world.days.close()
+    monkeypatch.setattr(module, "_LAST", 0.01)
+    world.count(1)
+    with monkeypatch.context() as failing:
+        failing.setattr(store.statistics, "keep", fail)
+        await world.days.close()
+    assert await world.kept() == {DAY: 3}
 
 
 async def test_a_clock_that_is_set_back_finds_its_day_again(world: World, clock: FakeClock) -> None:
