@@ -10,6 +10,7 @@ from command_line import run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from harness import RelayProcess, environment
 from postgres_server import WANTED, Postgres
+from redis_servers import Server
 from reference_world import TODAY, V6_5, V7_0, Queue, Registration, Service, fill, last_log, store_log
 
 from ntf_client import Device
@@ -144,12 +145,24 @@ async def notices_nothing(place: Place) -> None:
             await place.device.check(client)
 
 
-async def test_from_a_store_log(place: Place, tmp_path: Path) -> None:
-    log, last = tmp_path / "ntf-server-store.log", tmp_path / "ntf-server-last-notifications.log"
+async def from_a_store_log(place: Place, folder: Path, **environ: str) -> None:
+    log, last = folder / "ntf-server-store.log", folder / "ntf-server-last-notifications.log"
     log.write_bytes(store_log(place.all))
     last.write_bytes(last_log(place.all))
-    await place.come_over("--from-store-log", log, last)
+    await place.come_over("--from-store-log", log, last, **environ)
     await notices_nothing(place)
+
+
+async def test_from_a_store_log(place: Place, tmp_path: Path) -> None:
+    await from_a_store_log(place, tmp_path)
+
+
+@pytest.mark.long
+async def test_from_a_store_log_into_a_redis(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    with Server(tmp_path / "server") as server:
+        await from_a_store_log(place, tmp_path, NTF_SERVER__STORE__URL=server.url)
+        await place.relay.stop()
 
 
 class TestPostgres:
