@@ -10,11 +10,17 @@ local code_ttl, message_ttl, mark, crowd = tonumber(ARGV[2]), tonumber(ARGV[3]),
 local over = math.floor(now / 1000) - message_ttl -- what came then is worth no push
 for i = 7, a - 1 do barred[ARGV[i]] = true end
 
+-- Of `fields` the first ones, and queues from FEW + 1 on: enough where nothing is handed out.
+local FEW = 7
+local function few(shard, id, ...)
+    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'n', 'q', ...)
+end
+
 -- What `content` takes, of fields and what is kept of the queues.
-local function whole(f, from, last)
+local function whole(f, own, from, last)
     local values = {}
-    for i = from, last, 2 do values[ARGV[i]] = f[12 + (i - from) / 2] end
-    return {f = f, q = unpack_q(f[11]), values = values, changes = {}}
+    for i = from, last, 2 do values[ARGV[i]] = f[own + 1 + (i - from) / 2] end
+    return {f = f, q = unpack_q(f[7]), values = values, changes = {}}
 end
 
 local function keep_newest(shard, id, t, from, last)
@@ -50,24 +56,24 @@ end
 
 -- The short way: a plain token with one new notification, of which nothing else is under way. Gives nothing if it is
 -- not that.
-local function quick(shard, id, f, mine, free, queue, value)
-    local m, since, count, at = plain(f[1], f[2], f[3], f[4], f[9], f[11])
+local function quick(shard, id, f, old, mine, free, queue, value)
+    local m, since, count, at = plain(f[1], f[2], f[3], f[4], f[6], f[7])
     if m ~= 0 or count ~= 0 or since <= over then return end
     local lane, has = f[5], may_have(free, f[5])
     if has and crowd then return end
     local fence, number, received = stamp(value)
-    local f_kept, n_kept = stamp(f[12])
+    local f_kept, n_kept = stamp(old)
     if received < since or fence < f_kept or (fence == f_kept and number <= n_kept) then return end
     if call('ZSCORE', shard .. ':due:' .. lane, id) then return end
-    local sent, rest, name, behind = {}, f[11]:sub(at), name_at(f[11], at)
+    local sent, rest, name, behind = {}, f[7]:sub(at), name_at(f[7], at)
     while name do
         if name == queue then
-            rest = f[11]:sub(22, at - 1) .. f[11]:sub(behind)
+            rest = f[7]:sub(22, at - 1) .. f[7]:sub(behind)
         else
             sent[#sent + 1] = name
         end
         at = behind
-        name, behind = name_at(f[11], at)
+        name, behind = name_at(f[7], at)
     end
     local answer = mine and {lane} or 2
     if has then
@@ -111,19 +117,20 @@ end
 for _, shard in ipairs(KEYS) do
     local fence, count = ARGV[a], tonumber(ARGV[a + 1])
     local mine = fence ~= '' and call('HGET', shard, 'fence') == fence
+    local read, own = mine and fields or few, mine and OWN or FEW
     a = a + 2
     for _ = 1, count do
         local id, free, from, f, answer = ARGV[a], mine and ARGV[a + 1] ~= '' and ARGV[a + 1], a + 3, nil, nil
         a = from + 2 * tonumber(ARGV[a + 2])
         if a == from + 2 then
-            f = fields(shard, id, ARGV[from])
-            answer = quick(shard, id, f, mine, free, ARGV[from], ARGV[from + 1])
+            f = read(shard, id, ARGV[from])
+            answer = quick(shard, id, f, f[own + 1], mine, free, ARGV[from], ARGV[from + 1])
         else
             local queues = {}
             for i = from, a - 1, 2 do queues[#queues + 1] = ARGV[i] end
-            f = fields(shard, id, unpack(queues))
+            f = read(shard, id, unpack(queues))
         end
-        out[#out + 1] = answer or (f[1] and one(shard, id, whole(f, from, a - 1), mine, free, from, a - 1)) or 0
+        out[#out + 1] = answer or (f[1] and one(shard, id, whole(f, own, from, a - 1), mine, free, from, a - 1)) or 0
     end
 end
 return out

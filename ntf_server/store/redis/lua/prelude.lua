@@ -254,9 +254,10 @@ local function expire(shard, id, oldest, limit)
     return #over, q
 end
 
--- Of a token what a push needs, and of queues their newest notifications.
+-- Of a token what a push needs, and of queues their newest notifications, from OWN + 1 on.
+local OWN = 11
 local function fields(shard, id, ...)
-    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'g', 'ra', 'r', 'n', 'd', 'q', ...)
+    return call('HMGET', shard .. ':t:' .. id, 's', 'v', 'k', 'x', 'l', 'n', 'q', 'g', 'ra', 'r', 'd', ...)
 end
 
 local function set(changes, name, value)
@@ -320,10 +321,10 @@ local function content(shard, id, now, code_ttl, message_ttl, t, crowd)
         end
     end
     local queues = kind ~= -1 and crowd and call('SCARD', shard .. ':q:' .. id) or 0
-    local head = struct.pack(CONTENT, kind, since, more and 1 or 0, late_codes, late_checks, late, f[10] and 1 or 0, queues)
+    local head = struct.pack(CONTENT, kind, since, more and 1 or 0, late_codes, late_checks, late, f[11] and 1 or 0, queues)
     if kind == -1 then return {head, id}, kind, f[1] and waits and code * 1000 end
-    local tries = f[9] or '0'
-    local out = {head, id, f[5], f[6], f[7], f[8], kind == 0 and call('HGET', key, 'c') or '', tries,
+    local tries = f[6] or '0'
+    local out = {head, id, f[5], f[8], f[9], f[10], kind == 0 and call('HGET', key, 'c') or '', tries,
         tries ~= '0' and push_id(call('HGET', key, 'i')) or ''}
     if kind == 1 then
         local values, unknown = t.values, nil
@@ -346,7 +347,7 @@ end
 
 -- The same of messages of a `plain` token: that of a queue, if it is given, then those of the queues `names`.
 local function messages(shard, id, f, names, queue, value)
-    local out = {struct.pack(CONTENT, 1, 0, 0, 0, 0, 0, f[10] and 1 or 0, 0), id, f[5], f[6], f[7], f[8], '', '0', '',
+    local out = {struct.pack(CONTENT, 1, 0, 0, 0, 0, 0, f[11] and 1 or 0, 0), id, f[5], f[8], f[9], f[10], '', '0', '',
         queue, value}
     if names[1] then
         local found, n = call('HMGET', shard .. ':t:' .. id, unpack(names)), #out

@@ -8,23 +8,23 @@ local over = math.floor(now / 1000) - message_ttl -- what came then is worth no 
 
 -- The short way, of a plain token. Gives nothing if it is not that, else what `content` does.
 local function quick(shard, id, f)
-    local m, since, count, at = plain(f[1], f[2], f[3], f[4], f[9], f[11])
+    local m, since, count, at = plain(f[1], f[2], f[3], f[4], f[6], f[7])
     if m ~= 0 or count == 0 or since <= over then return end
     local names, name = {}, nil
-    name, at = name_at(f[11], at)
+    name, at = name_at(f[7], at)
     while name do
         names[#names + 1] = name
-        name, at = name_at(f[11], at)
+        name, at = name_at(f[7], at)
     end
     while #names > 6 do table.remove(names, count + 1) end -- sent ones fill up
     local answer = messages(shard, id, f, names)
     call('HSET', shard .. ':taken', id, mark)
-    call('HSET', shard .. ':t:' .. id, 'q', struct.pack('>d', mark) .. f[11]:sub(9))
+    call('HSET', shard .. ':t:' .. id, 'q', struct.pack('>d', mark) .. f[7]:sub(9))
     return answer, 1
 end
 
 local function slow(shard, id, f)
-    local t = {f = f, q = unpack_q(f[11]), values = {}, changes = {}}
+    local t = {f = f, q = unpack_q(f[7]), values = {}, changes = {}}
     local answer, kind, at = content(shard, id, now, code_ttl, message_ttl, t)
     if kind ~= -1 and t.q.m ~= mark then
         call('HSET', shard .. ':taken', id, mark)
@@ -56,7 +56,7 @@ for _, shard in ipairs(KEYS) do
         local f = fields(shard, id)
         local lane = f[5]
         local is_due = lane and i < from_due and call('ZSCORE', shard .. ':due:' .. lane, id)
-        local m = mark_in(f[11])
+        local m = mark_in(f[7])
         local has = is_due or (lane and i >= from_due and m ~= 0)
         has = has or (lane and m == mark) -- the answer of before did not arrive
         if has then out[#out + 1] = one(shard, id, f, is_due) end
