@@ -171,6 +171,26 @@ def fault(store: RedisStore, how: How, *names: str) -> Iterator[list[str]]:
 
 
 @contextmanager
+def between(store: RedisStore, name: str, act: Callable[[], Awaitable[None]]) -> Iterator[list[str]]:
+    """From now on the script of this name is done twice, as when its answer was lost, and this is done before the
+    second time. Gives its name each time.
+    """
+    run = store._node.database.run
+    happened: list[str] = []
+
+    async def run_one(call: Call) -> Any:
+        first = await run(call)
+        if call.script.name == name:
+            happened.append(name)
+            await act()
+            await run(call)
+        return first
+
+    with patched(store._node.database, **each_by(run_one)):
+        yield happened
+
+
+@contextmanager
 def before(store: RedisStore, name: str, act: Callable[[], Awaitable[None]]) -> Iterator[None]:
     """What somebody else does when the script of this name is asked for the first time, and is not yet done."""
     database = store._node.database

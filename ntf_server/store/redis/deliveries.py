@@ -172,8 +172,8 @@ def _has_room(
 async def park(node: Node, tokens: Sequence[bytes]) -> None:
     """They are due in the store, no more in memory."""
     by_shard = node.by_shard(tokens)
-    parts: dict[bytes, list[Word]] = {shard: [len(ids), *ids] for shard, ids in by_shard.items()}
-    some = await node.run_some("park", [node.ahead], parts, by_shard)
+    parts: dict[bytes, list[Word]] = {shard: [node.fence(shard), len(ids), *ids] for shard, ids in by_shard.items()}
+    some = await node.run_some("park", [node.ahead, node.handed.calls], parts, by_shard)
     node.handed.strand(node.names.number_of[shard] for shard in parts.keys() - some.shards)
     for lanes in some.answers:
         node.owe(lanes)

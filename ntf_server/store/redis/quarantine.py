@@ -31,7 +31,10 @@ async def drop_notifications(node: Node, cut: Sequence[tuple[bytes, bytes]]) -> 
     names, lanes = node.names, []
     for token, _ in cut:
         node.state.forget(token)
-    calls = [node.call("drop_notification", [names.shard(token)], node.ahead, token, queue) for token, queue in cut]
+    calls = [
+        node.call("drop_notification", [shard], node.ahead, token, queue, node.fence(shard), node.handed.calls)
+        for shard, token, queue in ((names.shard(token), token, queue) for token, queue in cut)
+    ]
     for lane in await node.database.run_all(calls):
         text = "a notification cannot be read: it is given up"
         events.tell(Event.RECORDS_DAMAGED, text, table="notifications", count=1)

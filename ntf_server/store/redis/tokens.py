@@ -48,6 +48,16 @@ _SLICE: Final = 500  # subscriptions that are deleted at once
 _WITHDRAWN: Final = 100  # registrations at once
 
 
+class _Free(NamedTuple):
+    """That memory has it no more: under which fence, and by how many calls it may have been handed out."""
+
+    fence: bytes
+    calls: int
+
+
+_NOT_FREE: Final = _Free(b"", 0)
+
+
 async def register(node: Node, new: NewToken, wait: float) -> Registered | None:
     """See `Store.register`. What cannot be read is made anew."""
     s, token_id = node.state, new.token_id
@@ -102,7 +112,7 @@ async def _become(node: Node, mine: Lead, pair: _Pair, content: tuple[bytes, byt
         return False
     free = _free(node, mine.token)
     done, record = await _apply(node, mine, free)
-    if free and not done:  # somebody else did it, and the store does not know that memory has it no more
+    if free.fence and not done:  # somebody else did it, and the store does not know that memory has it no more
         node.handed.strand([node.names.number(mine.token)])
     if record == content[1]:
         return True
@@ -110,9 +120,9 @@ async def _become(node: Node, mine: Lead, pair: _Pair, content: tuple[bytes, byt
     return False
 
 
-async def _apply(node: Node, claimed: Lead, free: str = "") -> tuple[int, bytes | None]:
+async def _apply(node: Node, claimed: Lead, free: _Free = _NOT_FREE) -> tuple[int, bytes | None]:
     """Have come what a claim was prepared for: whether that was still to be done, and the record that there is then."""
-    done, record = await node.run("apply", [node.names.shard(claimed.token)], node.ahead, *claimed, free)
+    done, record = await node.run("apply", [node.names.shard(claimed.token)], node.ahead, *claimed, *free)
     return done, record
 
 
@@ -140,7 +150,7 @@ async def _revive(node: Node, has: Lead, new: NewToken, lane: bytes, wait: float
         await drop(node, token_id)
         return _Found.STALE
     free = _free(node, token_id)
-    args = (node.ahead, token_id, math.ceil(wait), free)
+    args = (node.ahead, token_id, math.ceil(wait), *free)
     revived = await node.run("revive", [node.names.shard(token_id)], *args)
     if revived is None:
         return _Found.CHANGED
@@ -151,14 +161,14 @@ async def _revive(node: Node, has: Lead, new: NewToken, lane: bytes, wait: float
     return Registered(token_id, token_id, token.verify_key, t, None, int(period), now, proven is not None, server_dh)
 
 
-def _free(node: Node, token: bytes) -> str:
-    """Whether memory has it, but no claim: it waits there for nothing from now on."""
+def _free(node: Node, token: bytes) -> _Free:
+    """If memory has it, but no claim: it waits there for nothing from now on."""
     s = node.state
     if token in s.claims or token in node.ending:
-        return ""
+        return _NOT_FREE
     free = token in s.ready or token in s.cooling
     s.anew(token)
-    return "1" if free else ""
+    return _Free(node.fence(node.names.shard(token)), node.handed.calls) if free else _NOT_FREE
 
 
 def _told(node: Node, token: bytes, lane: bytes, wait: float) -> None:

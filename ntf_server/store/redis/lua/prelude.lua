@@ -89,6 +89,13 @@ local function let_go(shard, id)
     call('HDEL', shard .. ':taken', id)
 end
 
+-- Whether one of so many calls of who has the shard under this fence handed it out: when something is done once more, by
+-- then a later one may have, and it may be claimed.
+local function was_handed(shard, id, fence, calls)
+    local mark = tonumber(call('HGET', shard .. ':taken', id) or nil)
+    return mark and mark <= tonumber(calls) and call('HGET', shard, 'fence') == fence
+end
+
 local function keep(key, id, score)
     if score then
         call('ZADD', key, score, id)

@@ -1,11 +1,12 @@
 -- The same registration again: alive, its code due; one that was due before, and is not out, is not put off.
--- KEYS: its shard. ARGV: offset ms, id, seconds that the code waits, '1' if memory has it but no claim is out.
+-- KEYS: its shard. ARGV: offset ms, id, seconds that the code waits, fence and number of calls, if
+-- memory has it but no claim is out (`was_handed`), or '' and 0.
 -- Gives status, registration's fields as `find` does; nothing if it is gone.
 local shard, id = KEYS[1], ARGV[2]
 local key = shard .. ':t:' .. id
 local t = call('HMGET', key, 's', 'v', 'l')
 if not t[1] then return false end
-if ARGV[4] == '1' then let_go(shard, id) end
+if was_handed(shard, id, ARGV[4], ARGV[5]) then let_go(shard, id) end
 local now = now_ms(ARGV[1])
 local seconds = math.floor(now / 1000)
 local out = call('HEXISTS', shard .. ':taken', id) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from redis_servers import Cluster, Server
-from redis_stores import How, Nodes, ask, each_by, fault, keep, patched, regained
+from redis_stores import How, Nodes, ask, between, each_by, fault, keep, patched, regained
 
 from ntf_server.store.contract import StoreFullError, StoreUnavailableError
 from ntf_server.store.memory import CROWD, Times
@@ -390,6 +390,23 @@ async def test_blocks_at_once(store: RedisStore) -> None:
         found += some.claims
     found += await take(store)
     assert said(found) == queues
+
+
+async def test_what_was_claimed_before_it_is_put_back_once_more_stays_claimed(nodes: Nodes, store: RedisStore) -> None:
+    """There was no room for it; when there was, the answer had not come yet."""
+    queues = await phones(store, 3)
+    claims: list[Claim] = []
+
+    async def claimed() -> None:
+        claims.extend(await take(store))
+
+    with between(store, "park", claimed) as happened:
+        few = dict.fromkeys(Provider, ROOM._replace(total=1))
+        claims += (await notify(store, await acquire(store), *queues, places=few)).claims
+    assert happened and said(claims) == queues
+    nodes.clock.pass_(1)
+    assert await take(store) == []
+    await record(store, *map(delivered, claims))
 
 
 async def test_nothing_is_parked_for_nobody(store: RedisStore) -> None:

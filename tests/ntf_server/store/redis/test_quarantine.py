@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from redis_stores import BUCKETS, How, Nodes, ask, bucket, fault
+from redis_stores import BUCKETS, How, Nodes, ask, between, bucket, fault
 
 from ntf_server.observe.names import KindCounter
 from ntf_server.store.contract import DamagedRecordError
-from ntf_server.store.records import Added, Confirmed, Session, ToAudit, Token
+from ntf_server.store.records import Added, Claim, Confirmed, Session, ToAudit, Token
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
 from ntf_server.store.redis.quarantine import set_aside, set_queues_aside
@@ -22,6 +22,7 @@ from ntf_server.testing.store_suite.medium import (
     new_token,
     notify,
     pages,
+    record,
     register,
     stamp,
     subscribe,
@@ -223,3 +224,24 @@ async def test_cut_notifications_take_nothing_else_with_them(nodes: Nodes, store
     else:
         assert {b"whole", b"good"} <= pushed and given_up == len(names) - len(pushed & set(names)) > 0
     assert counted(store, "tokens") == 0
+
+
+async def test_what_came_before_a_cut_notification_is_given_up_once_more_stays(nodes: Nodes, store: RedisStore) -> None:
+    """Its answer did not come: by then the queue has another one, which is claimed."""
+    token = await activate(store)
+    await subscribe(store, token, b"a")
+    session = await acquire(store)
+    await notify(store, session, b"a")
+    await cut_notifications(store, token, [b"a"], 0)
+    claims: list[Claim] = []
+
+    async def comes() -> None:
+        await notify(store, session, b"a", meta=b"new")
+        claims.extend(await take(store))
+
+    with between(store, "drop_notification", comes) as happened:
+        assert await take(store) == []
+    assert happened and [[entry.meta for entry in claim.entries] for claim in claims] == [[b"new"]]
+    nodes.clock.pass_(1)
+    assert await take(store) == []
+    await record(store, *map(delivered, claims))

@@ -6,10 +6,10 @@ from collections.abc import Awaitable
 import pytest
 from msgspec.structs import replace
 from redis_servers import Cluster
-from redis_stores import How, Nodes, ask, before, fault
+from redis_stores import How, Nodes, ask, before, between, fault
 
 from ntf_server.store.contract import DamagedRecordError, StoreUnavailableError
-from ntf_server.store.records import Registered, Replacement, Token
+from ntf_server.store.records import Claim, PushKind, Registered, Replacement, Token
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.rows import lead
 from ntf_server.store.redis.tokens import clear, drop
@@ -85,6 +85,36 @@ async def test_a_registration_that_is_done_twice_is_one(store: RedisStore) -> No
     assert await everything(store) == {token.token_id}
     claim = await take_one(store)
     assert claim.code == new.code
+
+
+@pytest.mark.parametrize("name", ["revive", "apply"])
+async def test_what_was_claimed_before_it_is_done_once_more_stays_claimed(
+    nodes: Nodes, store: RedisStore, name: str
+) -> None:
+    """Memory has a token that more is to be pushed to, and it is registered again or replaced: its code is handed out,
+    and the answer does not come. Done once more that hands out nothing a second time.
+    """
+    new = new_token()
+    token = await register(store, new)
+    assert await store.verify(token.ref, new.code)
+    await subscribe(store, token, *(b"%d" % n for n in range(9)))
+    await notify(store, await acquire(store), *(b"%d" % n for n in range(9)))
+    await record(store, delivered(await take_one(store)))
+    assert token.token_id in store._state.cooling
+    claims: list[Claim] = []
+
+    async def claimed() -> None:
+        claims.extend(await take(store))
+
+    with between(store, name, claimed) as happened:
+        if name == "revive":
+            assert await store.register(new) is not None
+        else:
+            assert await store.replace(token.ref, replacement(7))
+    assert happened == [name]
+    assert [claim.kind for claim in claims] == [PushKind.VERIFICATION]
+    nodes.clock.pass_(1)
+    assert await take(store) == []
 
 
 async def test_many_registrations_at_once_are_one(nodes: Nodes) -> None:

@@ -141,7 +141,7 @@ async def of_tokens(nodes: Nodes, store: RedisStore) -> None:
         await tokens.withdraw(node, node.names.shards[0], node.held[0])
     store.seen(made)
     [shard] = [node.names.shard(made.token_id)]
-    await node.run("drop_notification", [shard], node.ahead, made.token_id, b"queue")
+    await node.run("drop_notification", [shard], node.ahead, made.token_id, b"queue", b"", 0)
     await set_aside(node, [made.token_id])
     await node.run("leave", [shard], made.token_id, b"queue")
     await store.invalidate(TokenStatus.ACTIVE, InvalidReason.BAD, None, 100)
