@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import wrong_pushes
 from command_line import run
 from wrong_pushes import DEVICE, World
+
+from ntf_server.cli.main import COMMANDS
 
 
 @pytest.fixture
@@ -59,3 +62,22 @@ async def test_where_a_device_token_and_a_subscription_may_come_from(world: Worl
     world.stdin = world.text()
     assert (await world.push("--provider", "webpush", "--subscription", "-")).code == 0
     assert len(world.web_push.pushes) == 4
+
+
+async def test_what_the_page_says(world: World) -> None:
+    """Its commands as they stand there, while no server runs."""
+    page = (Path(__file__).parents[3] / "docs/how-to/find-a-lost-push.md").read_text()
+    commands = re.findall(r"^ +ntf-server (.+)$", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["status", "trace", "push-test", "doctor"]
+    assert set(re.findall(r"`ntf-server ([a-z-]+)", page)) <= COMMANDS.keys()
+    (world.folder / "device-token.txt").write_text(DEVICE)
+    sandbox = {"HOST": "127.0.0.1", "PORT": str(world.apns.port), "CA_FILE": str(world.apns.ca_file)}
+    world.set(**{f"APNS__SANDBOX__{key}": value for key, value in sandbox.items()}, TRANSPORT__PORT="0")
+    codes = []
+    for command in commands:
+        name, *words = command.replace("device-token.txt", str(world.folder / "device-token.txt")).split()
+        said = await world.command(name, *words)
+        assert said.code in {0, 1, 2} and "usage:" not in said.err
+        codes.append(said.code)
+    assert codes == [1, 2, 0, 0]  # none runs, and there is no store yet
+    assert len(world.apns.pushes) == 1
