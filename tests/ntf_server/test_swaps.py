@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,16 @@ class World:
 
 
 @pytest.fixture
+def as_before() -> Iterator[None]:
+    """The log is this whole process's."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.fixture
 async def world(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mock_apns: MockApns) -> AsyncIterator[World]:
     create_identity(tmp_path, "ED25519", "localhost")
     (tmp_path / "master.key").write_text(generate_key_text())
@@ -94,6 +104,7 @@ async def leaf(relay: Relay) -> bytes:
     return shown
 
 
+@pytest.mark.usefixtures("as_before")
 async def test_all_of_it_or_nothing(world: World, phone: Callable[[], Phone]) -> None:
     first = world.renew_client_certificate()
     config = world.config()
