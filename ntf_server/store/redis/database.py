@@ -27,7 +27,6 @@ from ntf_server.store.redis.streams import StreamReader
 from ntf_server.store.redis.tls import Tls
 from ntf_server.store.redis.topology import SLOTS, Table, Topology
 from ntf_server.store.redis.url import Endpoint, Kind, RedisUrl
-from ntf_server.store.trouble import Trouble
 
 log = logging.getLogger(__name__)
 events = EventLog(__name__)
@@ -106,7 +105,6 @@ class Database:
         self._wanted = asyncio.Event()  # a look
         self._trouble: StoreError | None = None  # of the last look
         self._looker: asyncio.Task[None] | None = None
-        self._failing = Trouble(__name__, self._loop.time)
         self._closed = False
 
     @classmethod
@@ -314,7 +312,6 @@ class Database:
 
     def answered(self, pending: Pending, answer: Any) -> None:
         """See `primary.Owner`."""
-        self._failing.worked()
         self._end(pending, answer)
 
     def failed(self, pending: Pending, at: Endpoint, error: Exception) -> None:
@@ -410,7 +407,6 @@ class Database:
         self._end(pending, error=unavailable(reason or f"{self.url} does not answer", limit))
 
     def _told(self, error: StoreError) -> StoreError:
-        self._failing.failed(error)
         self._on_error(error)
         return error
 

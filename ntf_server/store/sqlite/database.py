@@ -22,7 +22,6 @@ from ntf_server.store.contract import (
     StoreFullError,
     StoreUnavailableError,
 )
-from ntf_server.store.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +158,6 @@ class Database:
         self._given_at = 0.0
         self._closed = False
         self._give_up_at = float("inf")
-        self._trouble = Trouble(__name__, self._loop.time)
         self._broken = False  # the connection is to be replaced
         self._done: list[asyncio.Future[None]] = []
         self._threads: list[threading.Thread] = []
@@ -393,14 +391,12 @@ class Database:
         for item, value, error in results:
             future = item.future
             if error is None:
-                self._trouble.worked()
                 if not future.cancelled():
                     future.set_result(value)
                 elif item.lost is not None:
                     item.lost(value)
                 continue
             if isinstance(error, StoreError | StoreCorruptError):
-                self._trouble.failed(error)
                 self._on_error(error)
             if not future.cancelled():
                 future.set_exception(error)

@@ -1,11 +1,13 @@
 """When a store is in trouble, and when that is over."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
+from ntf_server.observe.events import FIELD, FIELDS, Event
 from ntf_server.store.contract import (
     FencedError,
     PartlyUnavailableError,
@@ -131,3 +133,75 @@ async def test_one_that_does_not_answer() -> None:
     asking[1].cancel()
     await asyncio.wait(asking)
     assert world.pulse.failing is None
+
+
+# --- what is told
+
+
+class Story(World):
+    """What a trouble tells, second by second."""
+
+    def __init__(self, logged: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.logged = logged
+
+    @property
+    def told(self) -> list[tuple[Event, dict[str, object]]]:
+        found = [(getattr(r, FIELD), getattr(r, FIELDS)) for r in self.logged if hasattr(r, FIELD)]
+        self.logged.clear()
+        return found
+
+    async def after(self, seconds: float, what: Exception | None = None) -> None:
+        self.now += seconds
+        await self.does(what)
+
+
+FULL = StoreFullError("disk full")
+TROUBLE = (Event.STORE_TROUBLE, {"reason": "disk full"})
+
+
+async def test_it_is_told_once_a_minute_and_so_is_its_end(logged: list[logging.LogRecord]) -> None:
+    story = Story(logged)
+    await story.after(1)
+    assert story.told == []
+    for _ in range(60):
+        await story.after(1, FULL)
+    assert story.told == [TROUBLE]
+    await story.after(1, FULL)
+    assert story.told == [TROUBLE]
+    await story.after(QUIET)
+    assert story.told == [(Event.STORE_WELL, {"seconds": 60, "failures": 61})]
+    assert story.pulse.failing is None
+    await story.after(QUIET)
+    assert story.told == []
+    await story.after(0, FULL)
+    assert story.told == [TROUBLE]
+
+
+async def test_what_works_between_failures_is_not_its_end(logged: list[logging.LogRecord]) -> None:
+    """Some of what is asked for goes on while the disk is full, or a primary of a cluster is away."""
+    story = Story(logged)
+    for _ in range(20):
+        await story.after(2, FULL)
+        await story.after(2)
+    assert [event for event, _ in story.told] == [Event.STORE_TROUBLE, Event.STORE_TROUBLE]
+    await story.after(QUIET - 2)
+    assert story.told == [(Event.STORE_WELL, {"seconds": 76, "failures": 20})]
+
+
+async def test_a_trouble_that_was_over_is_told_so_before_the_next_one(logged: list[logging.LogRecord]) -> None:
+    story = Story(logged)
+    await story.after(0, FULL)
+    await story.after(1)
+    await story.after(QUIET, FULL)
+    assert story.told == [TROUBLE, (Event.STORE_WELL, {"seconds": 0, "failures": 1}), TROUBLE]
+
+
+async def test_what_does_not_pass_is_told_by_others(logged: list[logging.LogRecord]) -> None:
+    story = Story(logged)
+    await story.after(1, StoreConflictError("a fault of its caller"))
+    await story.after(1, StoreCorruptError("gone"))
+    await story.after(QUIET)
+    assert story.told == []
+    await story.after(1, AWAY)
+    assert story.told == [(Event.STORE_TROUBLE, {"reason": "away"})]

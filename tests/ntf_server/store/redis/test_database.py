@@ -344,15 +344,6 @@ async def test_a_server_that_is_busy_with_a_script(own_server: Server) -> None:
         thread.join()
 
 
-async def test_it_is_said_once_that_the_store_fails(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(server.url, bounds=Bounds(limit=0.3)) as database:
-        with frozen(server):
-            await database.run_each([echo(i) for i in range(20)])
-            await database.run_each([echo(1)])
-    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "the store fails" in record.getMessage() and server.address in record.getMessage()
-
-
 # --- passwords and rights
 
 SECRET = "hunter2"

@@ -403,23 +403,6 @@ async def test_errors_are_told_to_who_counts_them(path: Path) -> None:
         assert errors == [caught.value]
 
 
-async def test_that_it_fails_is_told_once_a_minute(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_: sqlite3.Connection) -> None:
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorcode = sqlite3.SQLITE_FULL
-        raise error
-
-    line = f"the store fails; what it is asked for is tried again: {path}: database or disk is full"
-    async with opened(path) as database:
-        for seconds, expected in ((0, 1), (59, 1), (1, 2)):
-            database._trouble._said_at -= seconds
-            failed = await asyncio.gather(*(database.run(fail) for _ in range(5)), return_exceptions=True)
-            assert [type(e) for e in failed] == [StoreFullError] * 5
-            with pytest.raises(StoreConflictError):  # a fault of ours, which its caller tells
-                await database.run(lambda c: c.execute("rubbish"))
-            assert caplog.messages == [line] * expected
-
-
 async def test_in_memory_everything_is_done_at_once(path: Path) -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(FIRST)
