@@ -4,6 +4,7 @@ A timed-out script is repeated, though it may have been done, or may yet be. So 
 nothing the second time, and says the same.
 """
 
+import re
 from typing import Final
 
 from moving import MARK, mixed
@@ -48,6 +49,7 @@ ONE = b"\xc0\x00\x02\x01"
 TEN = Rate.parse("10 + 10/s").plain
 CHARGE = Charge("registrations", 8, ((ONE, 1),), TEN, TEN, TEN)
 
+WRITES: Final = re.compile(r"call\('(DEL|HDEL|HINCR|HSET|INCR|PEXPIRE|SADD|SET|SREM|XADD|ZADD|ZREM)")
 MAY_CHANGE: Final = {
     "acquire": "the fence grows: the first one is nobody's",
     "enlist": "a number is passed over",
@@ -89,6 +91,7 @@ MAY_ANSWER: Final = {
 
 
 async def test_each_may_be_done_twice(nodes: Nodes) -> None:
+    """A new script that writes is to be in `use`, or in what that calls."""
     twice = Twice()
     store = await nodes.open(shards=4)
     with twice.of(store._node.database):
@@ -97,7 +100,7 @@ async def test_each_may_be_done_twice(nodes: Nodes) -> None:
         await use(nodes, store)
         await store.close()
     nodes._open.clear()
-    assert twice.done == set(scripts())
+    assert {name for name in scripts() if WRITES.search(Script.load(name).text)} <= twice.done
     assert {name for name, changed in twice.changed.items() if changed} == MAY_CHANGE.keys()
     assert twice.answered.keys() == MAY_ANSWER.keys()
 
