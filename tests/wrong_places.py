@@ -208,7 +208,7 @@ else from being looked at. 0: nothing is wrong; 1: something is; 2: there is no 
 | `address`, `APNs`, `FCM`, `Google OAuth` | with `--online`: names, TCP, TLS with the CA bundle, HTTP; they are asked for nothing and given no credential |
 | `SMP server` | with `--online`: TCP and TLS to the hosts of `[subscriber] allow_servers` and `own_server_domains`, port 5223, no more |
 
-Without `--online` nothing leaves this machine (a store on Redis is opened, as `check` does, and `master_key_command` is run). With it each host has 15 seconds, all two minutes.
+Without `--online` nothing leaves this machine but for what `check` does too: a store on Redis is opened, a SOCKS proxy is connected to, `master_key_command` is run. With it each host has 15 seconds, all two minutes.
 As root it sees with the eyes of the user that the server runs as: `--user`, else `User=` of the unit, else the owner of the folder. Where systemd passes on keys that only root can read (`LoadCredential`), give `--user root`.
 
 ## What it says of what is not well
