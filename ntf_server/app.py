@@ -193,7 +193,8 @@ class Relay:
             store, dispatcher, subscriber, listener, gauges, self._vapid, lambda: supervisor.waiting
         )
         show_gauges(self._metrics, parts, lambda: self._steady() - self._began, self._clock)
-        about = {"version": VERSION, "address": str(self._address), "store": str(config.store)}
+        node = settings.store.node
+        about = {"version": VERSION, "address": str(self._address), "store": str(config.store), "node": node}
         await self._live.start(supervisor, parts, self.condition, about=about, metrics=self._metrics, clock=self._clock)
         tell_started(config, self._address, providers.table)
 

@@ -66,6 +66,8 @@ class Browser:
 
     def __init__(self) -> None:
         self.faults: list[str] = []
+        self.asked: list[str] = []  # for what a password was
+        self._password = ""
         self._stack = contextlib.AsyncExitStack()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -120,10 +122,22 @@ class Browser:
             if (waiting := self._waiting.pop(message.get("id", 0), None)) is not None:
                 if not waiting.done():
                     waiting.set_result(message)
-            elif message["method"] == "Runtime.exceptionThrown":
+            elif message.get("method") == "Fetch.requestPaused":
+                await self._tell("Fetch.continueRequest", requestId=message["params"]["requestId"])
+            elif message.get("method") == "Fetch.authRequired":
+                self.asked.append(message["params"]["request"]["url"])
+                answer = {"response": "ProvideCredentials", "username": "operator", "password": self._password}
+                request = message["params"]["requestId"]
+                await self._tell("Fetch.continueWithAuth", requestId=request, authChallengeResponse=answer)
+            elif message.get("method") == "Runtime.exceptionThrown":
                 self.faults.append(str(message["params"]["exceptionDetails"]))
-            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+            elif message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
                 self.faults.append(message["params"]["entry"]["text"])
+
+    async def _tell(self, method: str, **parameters: Any) -> None:
+        """A command whose answer says nothing."""
+        session = {"sessionId": self._session}
+        await self._socket.send_json({"id": next(self._numbers), "method": method, "params": parameters, **session})
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol."""
@@ -156,11 +170,11 @@ class Browser:
             raise AssertionError(f"{expression}: {value!r}; {await self.value('document.body.innerText')}") from None
         return value
 
-    async def open(self, url: str, *, token: str = "") -> None:
-        """A page, with a token as the password if it asks for one."""
-        if token:
-            basic = base64.b64encode(f"operator:{token}".encode()).decode()
-            await self.call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {basic}"})
+    async def open(self, url: str, *, password: str = "") -> None:
+        """A page; a person who is asked for a name and a password gives this one: see `asked`."""
+        self._password = password
+        if password:
+            await self.call("Fetch.enable", handleAuthRequests=True)
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete'")
 

@@ -189,10 +189,12 @@ async def test_a_relay_that_is_drained_and_gone(tmp_path: Path, browser: Browser
 
 @pytest.mark.long
 async def test_a_token(tmp_path: Path, browser: Browser) -> None:
+    """It is asked for once, as the password; the browser brings it with whatever the page asks for."""
     (tmp_path / "page.token").write_text(TOKEN)
     async with scene(tmp_path, phones=1, admin__token_file="page.token") as made:
-        await browser.open(made.url, token=TOKEN)
+        await browser.open(made.url, password=TOKEN)
         await browser.until(f"{HEADLINE} === 'All is well' && {text('#link-text')} === 'live'")
+        assert browser.asked == [made.url]
         log = await asyncio.to_thread(command, "check", "--path", tmp_path, **made.config.environ)
         assert TOKEN not in log.stdout + log.stderr
 

@@ -294,7 +294,9 @@ const WHAT = { closed: "connections closed", delayed: "made to wait", refused: "
 function rest() {
   const { leases, store, limits, certificates } = whole;
   const lag = whole.lately.ntf_loop_lag_seconds[2];
+  const { node } = whole.about;
   list("nodes", leases ? [
+    ...(node ? [["This node", node]] : []),
     ["Nodes that live", count(leases.nodes)],
     ["Shards of tokens of this node", `${count(leases.shards)} of ${count(leases.all_shards)}`],
     ["SMP servers of this node", count(leases.servers)],
