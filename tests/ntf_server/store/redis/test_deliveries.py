@@ -101,6 +101,40 @@ async def test_a_block_that_failed_is_repeated(nodes: Nodes, store: RedisStore, 
     assert len(await deliver_all(nodes, store, *claims)) == 20
 
 
+async def test_nothing_is_handed_out_in_vain(store: RedisStore) -> None:
+    """Where something older is owed, or there is no place, it is due at once, and not put back."""
+    queues = await phones(store, 6)
+    session = await acquire(store)
+    full = dict.fromkeys(Provider, ROOM._replace(total=0))
+    scripts = []
+    run = store._node.database.run
+
+    async def note(call: Any) -> Any:
+        scripts.append(call.script.name)
+        return await run(call)
+
+    with patched(store._node.database, **each_by(note)):
+        for some, places in ((queues[:2], full), (queues[2:], EVERYWHERE)):
+            assert not (await notify(store, session, *some, places=places)).claims and not await taken(store)
+    assert "park" not in scripts and scripts.count("notify") == 2
+    assert said(await take(store)) == queues
+
+
+async def test_what_is_owed_since_a_block_was_asked_for_holds_nothing_of_it_up(store: RedisStore) -> None:
+    queues = await phones(store, 4)
+    run = store._node.database.run
+
+    async def owed(call: Any) -> Any:
+        answer = await run(call)
+        if call.script.name == "notify":
+            store._state.owe(b"AP")
+        return answer
+
+    with patched(store._node.database, **each_by(owed)):
+        notified = await notify(store, await acquire(store), *queues, places=EVERYWHERE)
+    assert said(notified.claims) == queues and store._state.owes(b"AP")
+
+
 async def test_a_block_that_failed_and_is_not_repeated_is_due(store: RedisStore) -> None:
     queues = await phones(store, 20)
     session = await acquire(store)
