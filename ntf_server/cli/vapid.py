@@ -68,7 +68,11 @@ def _rotate(directory: Path, *, as_json: bool) -> int:
         make = f"umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {directory / new_name}"
         raise UsageError(f"{file}: is written in a way that is not changed here; run `{make}`, and set {e}") from None
     write_file(directory / new_name, key_pem(key), like=directory / name)
-    write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+    try:
+        write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+    except OSError:
+        (directory / new_name).unlink()
+        raise
     if as_json:
         print(json.dumps(told(key, (current, *older))))
         return 0

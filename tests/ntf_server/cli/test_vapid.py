@@ -1,14 +1,18 @@
 """`ntf-server vapid`, without a running server; of one: admin/test_vapid.py."""
 
+import errno
 import json
 import re
 import socket
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import contents, in_process, one_line
 
+from ntf_server.cli import vapid
+from ntf_server.config.identity_files import write_file
 from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import b64, generate_key, key_pem, load_key, public_point
 
@@ -103,6 +107,23 @@ def test_rotate_a_file_that_is_written_otherwise(made: Path, on: Path, capsys: p
     assert (code, out, contents(made)) == (2, "", before)
     assert "is written in a way that is not changed here; run `umask 077; openssl genpkey " in one_line(err)
     assert 'old_key_files = ["vapid.key"]' in err
+
+
+def test_rotate_on_a_full_disk(
+    made: Path, on: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new key was written, and the configuration cannot be."""
+
+    def full(path: Path, data: bytes, *args: Any, **options: Any) -> None:
+        if path.name == CONFIG_FILE:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_file(path, data, *args, **options)
+
+    monkeypatch.setattr(vapid, "write_file", full)
+    before = contents(made)
+    code, out, err = in_process(capsys, "vapid", "rotate", "--path", made)
+    assert (code, out, contents(made)) == (1, "", before)
+    assert one_line(err) == f"ntf-server: {on}: No space left on device"
 
 
 @pytest.mark.usefixtures("key")

@@ -107,6 +107,26 @@ def test_a_file_is_replaced_with_its_mode_whatever_was_there(tmp_path: Path) -> 
     assert not left_over.exists()
 
 
+def test_root_gives_a_file_to_the_owner_of_the_one_that_it_replaces_or_is_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fchown", lambda _, uid, gid: given.append((uid, gid)))
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.touch()
+    owner = there.stat().st_uid, there.stat().st_gid
+    for uid, expected in ((0, [owner, owner]), (1000, [])):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        given.clear()
+        write_file(there, b"replaced")
+        write_file(new, b"like it", like=there)
+        new.unlink()
+        write_file(new, b"nobody's yet")
+        new.unlink()
+        assert given == expected
+    assert there.read_bytes() == b"replaced"
+
+
 async def test_ca_key_is_not_needed(tmp_path: Path) -> None:
     create_identity(tmp_path, "ED25519", "localhost")
     (tmp_path / "ca.key").unlink()
