@@ -15,6 +15,7 @@ from ntf_server.config import files
 from ntf_server.config.files import Config
 from ntf_server.config.mistakes import ConfigError
 from ntf_server.config.settings import Limits, Settings
+from ntf_server.config.source import CONFIG_FILE
 from ntf_server.observe.events import Event, EventLog
 from ntf_server.store.contract import StoreError
 
@@ -146,7 +147,8 @@ class Reloader:
             try:
                 commits.append(self._swaps[part](changes.config))
             except (OSError, StoreError) as e:  # which ssl.SSLError is, too
-                return Report(error=f"{', '.join(changes.swapped[part])}: {e}")
+                where = f"{self._config.directory / CONFIG_FILE}: {', '.join(changes.swapped[part])}"
+                return Report(error=f"{where}: {e}")
         for commit in commits:
             commit()
         self._config = changes.config

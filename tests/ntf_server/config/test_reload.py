@@ -294,12 +294,11 @@ async def test_a_part_that_refuses_has_all_others_stay_as_they_are(
     old, new = load(), load(APNS__KEY_ID="ABC123DEF2", LOG__LEVEL="debug", WEB_PUSH__CONTACT="mailto:x@relay.example")
     reloader = Reloader(old, {Part.APNS: take, Part.LOG: refuse, Part.WEB_PUSH: take}, lambda _: new)
     report = await reloader.reload()
-    assert report == Report(error="[log] level: no such thing; mend it")
+    line = f"{old.directory}/ntf-server.toml: [log] level: no such thing; mend it"
+    assert report == Report(error=line)
     assert given == []
     assert reloader.config is old
-    assert [(r.getMessage(), r.exc_info) for r in caplog.records] == [
-        ("reload: not changed: [log] level: no such thing; mend it", None)
-    ]
+    assert [(r.getMessage(), r.exc_info) for r in caplog.records] == [(f"reload: not changed: {line}", None)]
 
 
 async def test_reloads_take_turns_and_do_not_hold_up_the_loop(load: Load) -> None:
