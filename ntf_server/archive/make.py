@@ -18,6 +18,7 @@ import msgspec
 from ntf_server.archive.contents import DATABASE, LARGEST, MANIFEST, Manifest, Member, files, variables
 from ntf_server.archive.sealed import ArchiveError, Sealing
 from ntf_server.config.settings import Settings
+from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.migrate import migrate
 from ntf_server.store.open import Shared
 from ntf_server.store.redis.url import RedisUrl
@@ -81,7 +82,10 @@ def make(source: Source, master_key: MasterKey, target: Path) -> Made:
 
 def _copy_store(source: Source, master_key: MasterKey, target: Path) -> None:
     if not isinstance(source.store, RedisUrl):
-        backup(source.store, target)
+        try:
+            backup(source.store, target)
+        except StoreUnavailableError as e:  # the operator knows nothing of the copy
+            raise StoreUnavailableError(str(e).replace(str(target), str(target.parent.parent))) from e
         return
     store = source.settings.store
     shared = Shared("", store.wait_replicas, store.wait_aof)

@@ -3,11 +3,14 @@
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Final
 
-from ntf_server.store.contract import StoreError
-from ntf_server.store.sqlite.database import corrupt_error
+from ntf_server.store.contract import StoreError, StoreUnavailableError
+from ntf_server.store.sqlite.database import corrupt_error, primary_code
 from ntf_server.store.sqlite.file import opening_errors
 from ntf_server.store.sqlite.migrations import APPLICATION_ID, copy_into
+
+_NO_ROOM: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # the latter is what a limit of a file's size is to it
 
 
 def backup(path: Path, target: Path) -> int:
@@ -30,4 +33,8 @@ def backup(path: Path, target: Path) -> int:
             raise StoreError(f"{target}: is there already; give the name of a new file") from e
         except OSError as e:
             raise StoreError(f"{target}: cannot be written: {e.strerror}") from e
+        except sqlite3.Error as e:
+            if primary_code(e) not in _NO_ROOM:
+                raise
+            raise StoreUnavailableError(f"{target}: {e}; make room there, or give another place") from e
         return target.stat().st_size

@@ -5,11 +5,14 @@ import stat
 from pathlib import Path
 
 import pytest
-from archive_world import backed_up, files_of_at_most, folder, one_token
+from archive_world import backed_up, files_of_at_most, folder, master_key, one_token
 from command_line import contents
 
 from ntf_server.archive.sealed import ArchiveError
+from ntf_server.config.files import load_store
 from ntf_server.config.identity_files import FILES, MASTER_KEY
+from ntf_server.store.contract import StoreUnavailableError
+from ntf_server.store.open import open_store
 
 
 async def test_what_is_in_it_and_that_it_is_sealed(tmp_path: Path) -> None:
@@ -47,6 +50,20 @@ async def test_without_room_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no backup was made") as e, files_of_at_most(database + 100):
         await backed_up(directory, tmp_path / "out" / "backup")
     assert e.value.filename == str(tmp_path / "out" / "backup")
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+async def test_without_room_for_the_database(tmp_path: Path) -> None:
+    directory = folder(tmp_path / "relay")
+    await one_token(directory)
+    (tmp_path / "out").mkdir()
+    store = await open_store(load_store(directory, {}), directory=directory, master_key=master_key(directory))
+    try:
+        with pytest.raises(StoreUnavailableError) as e, files_of_at_most(20_000):
+            await backed_up(directory, tmp_path / "out" / "backup")
+    finally:
+        await store.close()
+    assert str(e.value) == f"{tmp_path}/out: disk I/O error; make room there, or give another place"
     assert [*(tmp_path / "out").iterdir()] == []
 
 

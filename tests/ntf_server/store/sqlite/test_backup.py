@@ -5,9 +5,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from archive_world import files_of_at_most
 from store_world import CODE, MASTER, FakeClock, activate, register
 
-from ntf_server.store.contract import StoreCorruptError, StoreError
+from ntf_server.store.contract import StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.backup import backup
 from ntf_server.store.sqlite.engine import SqliteStore
@@ -59,6 +60,16 @@ async def test_what_cannot_be_copied_is_told_and_leaves_nothing(store: SqliteSto
     other.write_bytes(b"not a database\n" * 100)
     with pytest.raises((StoreError, StoreCorruptError)):
         backup(other, tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+
+
+async def test_without_room_for_the_copy(store: SqliteStore, path: Path, tmp_path: Path) -> None:
+    await register(store)
+    with (
+        files_of_at_most(20_000),
+        pytest.raises(StoreUnavailableError, match=r"copy\.db: disk I/O error; make room there"),
+    ):
+        backup(path, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
 
 
