@@ -654,7 +654,7 @@ WRONG_SETUPS: Final = [
         "a live page that other machines reach, without a token",
         _set(ADMIN__PORT="9090", ADMIN__BIND="0.0.0.0"),
         "DIR/ntf-server.toml: [admin] token_file: is missing, and 0.0.0.0 is open to other machines; make one, `umask"
-        " 077; openssl rand -base64 24 >DIR/page.token`, and set it, or set bind to 127.0.0.1",
+        " 077; openssl rand -base64 24 >DIR/page.token`, and set token_file to it, or bind to 127.0.0.1",
     ),
     WrongSetup(
         "a token for the live page that can be guessed",

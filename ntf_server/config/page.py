@@ -63,7 +63,7 @@ def parse_page(directory: Path, admin: Admin) -> Page | None:
     token = directory / admin.token_file
     if not admin.token_file and not admin.page_socket and not is_loopback(admin.bind):
         where = f"{admin.bind or 'an empty bind'} is open to other machines"
-        make = f"make one, `{_make(directory / 'page.token')}`, and set it, or set bind to 127.0.0.1"
+        make = f"make one, `{_make(directory / 'page.token')}`, and set token_file to it, or bind to 127.0.0.1"
         raise ConfigError(f"{file}: [admin] token_file: is missing, and {where}; {make}")
     return Page(
         host=admin.bind or None,

@@ -85,7 +85,7 @@ class Site:
         silent = logging.Logger("http")
         silent.addHandler(logging.NullHandler())
         self._runner = web.AppRunner(
-            app, access_log=None, logger=silent, keepalive_timeout=30.0, lingering_time=1.0, shutdown_timeout=1.0
+            app, access_log=None, logger=silent, keepalive_timeout=30.0, lingering_time=1.0, shutdown_timeout=0.5
         )
         await self._runner.setup()
         logging.getLogger(_TELLS).addHandler(self._recent)

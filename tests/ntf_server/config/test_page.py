@@ -63,7 +63,11 @@ def test_a_token(tmp_path: Path, text: str) -> None:
     ("admin", "where", "cure"),
     [
         ({"bind": "0.0.0.0"}, "[admin] token_file: is missing, and 0.0.0.0 is open to other machines", "openssl rand"),
-        ({"bind": ""}, "[admin] token_file: is missing, and an empty bind is open", "set bind to 127.0.0.1"),
+        (
+            {"bind": ""},
+            "[admin] token_file: is missing, and an empty bind is open",
+            "and set token_file to it, or bind to 127.0.0.1",
+        ),
         ({"token_file": "none"}, "[admin] token_file: {}/none: No such file or directory", "make one: `umask 077; "),
         ({"token_file": "short"}, "[admin] token_file: {}/short: is no token of 20 characters or more", "openssl rand"),
         ({"token_file": "spaced"}, "[admin] token_file: {}/spaced: is no token", "openssl rand"),

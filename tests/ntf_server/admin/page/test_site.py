@@ -371,6 +371,28 @@ async def test_browsers_are_told_of_the_end_and_hold_it_up_no_longer(
         assert (await answer.content.read()).strip() == b""
 
 
+async def test_who_takes_nothing_holds_up_no_stop(opened: Open) -> None:
+    big = assess(Facts(Phase.RUNNING, failing_parts=tuple(f"{n:0>280}" for n in range(20))), 1_800_000_000.0)
+    made = await opened(condition=lambda: big, step=0.001)
+    loop = asyncio.get_running_loop()
+
+    def connections() -> list[Any]:
+        assert made._runner is not None and made._runner.server is not None
+        return made._runner.server.connections
+
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.setblocking(False)
+        await loop.sock_connect(stuck, ("127.0.0.1", made.port))
+        await loop.sock_sendall(stuck, b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(20):
+            while not any(c.transport.get_write_buffer_size() > 2**16 for c in connections()):
+                await asyncio.sleep(0.02)
+        began = loop.time()
+        await made.close()
+        assert 0.2 < loop.time() - began < 5  # it gets half a second
+
+
 async def test_a_port_that_is_in_use(opened: Open) -> None:
     made = await opened()
     again = Site(Page("127.0.0.1", made.port, None, None, frozenset()), sources())
