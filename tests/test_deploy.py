@@ -117,7 +117,7 @@ def test_an_image_is_made_of_the_program_and_nothing_else() -> None:
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
     assert {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], project["project"]["readme"]} <= copied
     _, build, image = docker.split("\nFROM ")
-    assert "pip install --no-cache-dir" in build and "pip" not in image
+    assert "python -m venv --without-pip /opt/ntf-relay\n" in build and "pip" not in image
     assert re.search(r"^USER (?!root|0)", image, re.MULTILINE)
     assert 'VOLUME ["/etc/opt/simplex-notifications", "/var/lib/ntf-relay"]' in image
 
