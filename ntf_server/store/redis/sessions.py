@@ -67,11 +67,12 @@ async def acquire(node: Node, server: ServerAddress) -> Session | None:
 
 async def renew(node: Node, sessions: Sequence[Session]) -> list[Session]:
     """See `Store.renew`."""
-    keys = {key(node, session.server): session for session in sessions}
-    fences: dict[bytes, Sequence[Word]] = {name: [session.fence] for name, session in keys.items()}
+    named = [(key(node, session.server), session) for session in sessions]
+    newest = dict(sorted(named, key=lambda pair: pair[1].fence))  # of one server
+    fences: dict[bytes, Sequence[Word]] = {name: [session.fence] for name, session in newest.items()}
     kept = await node.run_by_key("renew", (node.ahead, node.id, _LEASE_MS), fences)
-    lost = [session for name, session in keys.items() if not kept.get(name, True)]
-    if left := [session for name, session in keys.items() if name not in kept]:
+    lost = [session for name, session in named if newest[name] is not session or not kept.get(name, True)]
+    if left := [session for name, session in newest.items() if name not in kept]:
         raise PartlyUnavailableError("SMP servers cannot be had now", lost, left)
     return lost
 
