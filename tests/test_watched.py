@@ -1,28 +1,21 @@
 """A real Prometheus with the files of deploy/prometheus, and a relay: alerts fire and end, dashboards have data."""
 
 import asyncio
-import json
 import re
-import shutil
 import signal
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import dashboards
 import pytest
-import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from debian import program
-from harness import Phone, RelayProcess, environment
-from test_alerts import PROMETHEUS, RULES
+import watching
+from harness import RelayProcess, environment
+from redis_servers import free_port
+from test_alerts import RULES
+from watching import Iphone, Prometheus, as_production
 
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import Answer, MockApns
-from smp_bridge import ntf
 from smp_bridge.client import Client
 from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Recipient
@@ -37,58 +30,6 @@ EMPTY = (
 )
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
-
-
-class Iphone(Phone):
-    """Of an app from Apple's store."""
-
-    @property
-    def device(self) -> ntf.DeviceToken:
-        return ntf.DeviceToken(ntf.Provider.APNS, self.token.encode())
-
-
-class Prometheus:
-    """That runs, with the project's files but for the address of the relay, and ten times as quick."""
-
-    def __init__(self, directory: Path, target: str) -> None:
-        self.port = free_port()
-        directory.mkdir()
-        shutil.copy(PROMETHEUS / "alerts.yaml", directory)
-        text = (PROMETHEUS / "prometheus.yaml").read_text().replace(": 10s", ": 1s").replace(": 5s", ": 1s")
-        config = yaml.safe_load(text)
-        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-        (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        self.command = [
-            str(program("prometheus")),
-            f"--config.file={directory}/prometheus.yaml",
-            f"--storage.tsdb.path={directory}/data",
-            f"--web.listen-address=127.0.0.1:{self.port}",
-        ]
-
-    async def get(self, path: str, **query: str) -> Any:
-        return await asyncio.to_thread(self._get, f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
-
-    def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    async def firing(self) -> set[str]:
-        try:
-            alerts = (await self.get("alerts"))["alerts"]
-        except OSError:  # it starts
-            return {"nothing is known"}
-        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
-
-    async def until(self, firing: set[str], seconds: float) -> None:
-        async with asyncio.timeout(seconds):
-            while await self.firing() != firing:
-                await asyncio.sleep(0.5)
-
-
 @pytest.fixture
 async def apple() -> AsyncIterator[MockApns]:
     async with MockApns() as apple:
@@ -97,19 +38,9 @@ async def apple() -> AsyncIterator[MockApns]:
 
 @pytest.fixture
 async def relay(tmp_path: Path, apple: MockApns) -> AsyncIterator[RelayProcess]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "apple.p8").write_bytes(pem)
-    (tmp_path / "apple.p8").chmod(0o600)
-    settings = environment(apple) | {
-        "NTF_SERVER__APNS__KEY_FILE": str(tmp_path / "apple.p8"),
-        "NTF_SERVER__APNS__KEY_ID": "KEYID12345",
-        "NTF_SERVER__APNS__TEAM_ID": "TEAMID1234",
-        "NTF_SERVER__METRICS__PORT": str(free_port()),
-    }
-    for what in ("HOST", "PORT", "CA_FILE"):
-        settings[f"NTF_SERVER__APNS__PRODUCTION__{what}"] = settings[f"NTF_SERVER__APNS__TEST__{what}"]
-    relay = RelayProcess(tmp_path / "relay", settings)
+    (tmp_path / "apple.p8").write_bytes(key_pem(generate_key()))
+    settings = environment(apple) | as_production(apple, tmp_path / "apple.p8")
+    relay = RelayProcess(tmp_path / "relay", settings | {"NTF_SERVER__METRICS__PORT": str(free_port())})
     await relay.init()
     await relay.start()
     yield relay
@@ -118,12 +49,9 @@ async def relay(tmp_path: Path, apple: MockApns) -> AsyncIterator[RelayProcess]:
 
 @pytest.fixture
 async def prometheus(tmp_path: Path, relay: RelayProcess) -> AsyncIterator[Prometheus]:
-    watching = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{relay.environment['NTF_SERVER__METRICS__PORT']}")
-    with (tmp_path / "prometheus.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*watching.command, stdout=log, stderr=log)
-    yield watching
-    process.kill()
-    await process.wait()
+    async with watching.prometheus(tmp_path / "prometheus", "1s") as running:
+        running.watch(f"127.0.0.1:{relay.environment['NTF_SERVER__METRICS__PORT']}")
+        yield running
 
 
 async def test_alerts_of_a_relay(

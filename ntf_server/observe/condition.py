@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 STALLED: Final = 300.0  # seconds for which something was due and nothing was accepted
-LASTING: Final = 45.0  # seconds after which what may pass by itself is trouble
+LASTING: Final = 30.0  # seconds after which what may pass by itself is trouble
 ENDING: Final = 30 * 86400.0  # seconds before a certificate's end from which it is told of
 MAX_NAMED: Final = 10  # servers that are named, of those that are missing
 

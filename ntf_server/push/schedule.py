@@ -213,7 +213,10 @@ class Schedule:
                 return Outcome(claim, Ended.AGAIN, reason, after=wait), health.failed(name, now, reason)
             case Again(reason, _, after):
                 health.unreachable(now, reason, after)
-                return Outcome(claim, Ended.AGAIN, reason, after=self._backoff(claim)), health.failed(name, now, reason)
+                wait = self._backoff(claim)
+                if health is self.health:  # it is due for the next try: that it failed before says nothing of this token
+                    wait = min(wait, max(0.0, health.paused_until - now))
+                return Outcome(claim, Ended.AGAIN, reason, after=wait), health.failed(name, now, reason)
             case Ours(reason, Scope.TOKEN):
                 health.answered(now)
                 return Outcome(claim, Ended.OURS, reason, after=self._config.ours_backoff), health.failed(

@@ -12,12 +12,12 @@ from typing import Final
 from unittest import mock
 
 from harness import RelayProcess
-from redis_servers import Server
+from redis_servers import Server, free_port
 from wall_clocks import WallClock
+from watching import Prometheus
 
-from drill.site import KEY_ID, TEAM_ID, TOPIC, Site, at_work, registering
+from drill.site import Site, at_work, registering
 from ntf_server.config.identity_files import CA_KEY, renew_certificate
-from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import Answer
 from smp_bridge import identity
 
@@ -28,7 +28,7 @@ HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Sign:
-    """What a place says: `words` that are in it. `place`: "status", "/health", "log", "metrics"."""
+    """What a place says: `words` that are in it. `place`: "status", "/health", "log", "metrics", "alert"."""
 
     place: str
     words: str
@@ -39,42 +39,33 @@ Done = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Drill:
-    """`begin` brings the fault about, `end` mends it, after `lasts` seconds at least.
-
-    `signs`: while it lasts. In the log something else tells of the end, `over`; everywhere else the sign is gone then.
-    """
+    """`begin` brings the fault about, `end` mends it. `alerts_of`: which relay alerts are on, HOST:PORT of metrics."""
 
     begin: Done
     end: Done
     site: Site
+    alerts_of: str
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`run`: a relay at work, and how it gets into trouble. `over`: an event, empty: the log tells no end."""
+    """`run`: a relay at work, and how it gets into trouble, which lasts for `lasts` seconds at least.
+
+    `signs`: while it lasts. In the log something else tells of the end, the event `over` (empty: nothing does);
+    everywhere else the sign is gone then. `harmless`: no alert fires, and all is well all the time.
+    """
 
     name: str
-    run: Callable[[Path], contextlib.AbstractAsyncContextManager[Drill]]
+    run: Callable[[Path, Prometheus], contextlib.AbstractAsyncContextManager[Drill]]
     signs: Sequence[Sign]
     over: str
     lasts: float = 0.0
-
-
-def _keys(directory: Path) -> dict[str, str]:
-    file = directory.with_suffix(".p8")
-    file.write_bytes(key_pem(generate_key()))
-    prefix = "NTF_SERVER__APNS__"
-    return {
-        f"{prefix}KEY_FILE": str(file),
-        f"{prefix}KEY_ID": KEY_ID,
-        f"{prefix}TEAM_ID": TEAM_ID,
-        f"{prefix}TOPIC": TOPIC,
-    }
+    harmless: bool = False
 
 
 @contextlib.asynccontextmanager
-async def _key_revoked(directory: Path) -> AsyncIterator[Drill]:
-    async with at_work(directory, environ=_keys(directory)) as site:
+async def _key_revoked(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
+    async with at_work(directory, prometheus) as site:
 
         async def begin() -> None:
             site.apns.script(*[Answer(403, "InvalidProviderToken")] * MANY)
@@ -84,18 +75,18 @@ async def _key_revoked(directory: Path) -> AsyncIterator[Drill]:
             site.apns.clear()
             await site.command("reload")
 
-        yield Drill(begin, end, site)
+        yield Drill(begin, end, site, site.metrics)
 
 
 @contextlib.asynccontextmanager
-async def _provider_down(directory: Path) -> AsyncIterator[Drill]:
-    async with at_work(directory) as site:
-        yield Drill(site.apns.stop, site.apns.start, site)
+async def _provider_down(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
+    async with at_work(directory, prometheus) as site:
+        yield Drill(site.apns.stop, site.apns.start, site, site.metrics)
 
 
 @contextlib.asynccontextmanager
-async def _certificate_ends(directory: Path) -> AsyncIterator[Drill]:
-    async with at_work(directory) as site:
+async def _certificate_ends(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
+    async with at_work(directory, prometheus) as site:
         folder = site.relay.directory
 
         async def begin() -> None:
@@ -107,13 +98,13 @@ async def _certificate_ends(directory: Path) -> AsyncIterator[Drill]:
             await site.command("cert", "--sign-algorithm", "ED25519")
             await site.command("reload")
 
-        yield Drill(begin, end, site)
+        yield Drill(begin, end, site, site.metrics)
 
 
 @contextlib.asynccontextmanager
-async def _disk_full(directory: Path) -> AsyncIterator[Drill]:
+async def _disk_full(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     full = directory.with_suffix(".full")
-    async with at_work(directory, prefix=(sys.executable, str(HERE / "full_disk.py"), str(full))) as site:
+    async with at_work(directory, prometheus, prefix=(sys.executable, str(HERE / "full_disk.py"), str(full))) as site:
         new = asyncio.create_task(registering(site, 0.05, lambda: False))
 
         async def begin() -> None:
@@ -123,22 +114,22 @@ async def _disk_full(directory: Path) -> AsyncIterator[Drill]:
             full.unlink()
 
         try:
-            yield Drill(begin, end, site)
+            yield Drill(begin, end, site, site.metrics)
         finally:
             new.cancel()
 
 
 @contextlib.asynccontextmanager
-async def _smp_server_gone(directory: Path) -> AsyncIterator[Drill]:
-    async with at_work(directory) as site:
-        yield Drill(site.smp_server.stop, site.smp_server.start, site)
+async def _smp_server_gone(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
+    async with at_work(directory, prometheus) as site:
+        yield Drill(site.smp_server.stop, site.smp_server.start, site, site.metrics)
 
 
 @contextlib.asynccontextmanager
-async def _clock_off(directory: Path) -> AsyncIterator[Drill]:
+async def _clock_off(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     """It was off when the relay started: one that is set while it runs changes no provider token before it ends."""
     clock = WallClock(directory.with_suffix(".clock"), 0)
-    async with at_work(directory, environ=_keys(directory) | clock.environment) as site:
+    async with at_work(directory, prometheus, environ=clock.environment) as site:
 
         async def begin() -> None:
             assert await site.relay.stop() == 0
@@ -148,21 +139,23 @@ async def _clock_off(directory: Path) -> AsyncIterator[Drill]:
         async def end() -> None:
             clock.ahead = 0
 
-        yield Drill(begin, end, site)
+        yield Drill(begin, end, site, site.metrics)
 
 
 @contextlib.asynccontextmanager
-async def _node_killed(directory: Path) -> AsyncIterator[Drill]:
+async def _node_killed(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     """What the other one says."""
     with Server(directory.with_suffix(".redis")) as redis:
         store = {"NTF_SERVER__STORE__URL": redis.url}
-        async with at_work(directory, environ=store | {"NTF_SERVER__STORE__NODE": "one"}) as site:
+        async with at_work(directory, prometheus, environ=store | {"NTF_SERVER__STORE__NODE": "one"}) as site:
+            port = free_port()
+            prometheus.watch(f"127.0.0.1:{port}")
             other = RelayProcess(
                 site.relay.directory,
                 site.relay.environment
                 | {
                     "NTF_SERVER__STORE__NODE": "two",
-                    "NTF_SERVER__METRICS__PORT": "0",
+                    "NTF_SERVER__METRICS__PORT": str(port),
                     "NTF_SERVER__ADMIN__SOCKET": str(directory.with_suffix(".sock")),
                 },
                 log=directory / "other.log",
@@ -173,14 +166,14 @@ async def _node_killed(directory: Path) -> AsyncIterator[Drill]:
                 await other.stop(signal.SIGKILL)
 
             try:
-                yield Drill(begin, other.start, site)
+                yield Drill(begin, other.start, site, f"127.0.0.1:{port}")
             finally:
                 await other.stop(signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager
-async def _flood(directory: Path) -> AsyncIterator[Drill]:
-    async with at_work(directory, limits=True) as site:
+async def _flood(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
+    async with at_work(directory, prometheus, limits=True) as site:
         flood: list[asyncio.Task[None]] = []
 
         async def begin() -> None:
@@ -191,7 +184,7 @@ async def _flood(directory: Path) -> AsyncIterator[Drill]:
                 task.cancel()
 
         try:
-            yield Drill(begin, end, site)
+            yield Drill(begin, end, site, site.metrics)
         finally:
             await end()
 
@@ -201,10 +194,11 @@ FAULTS: Final = (
         "APNs refuses the key",
         _key_revoked,
         (
-            Sign("status", "APNs test (AT) refuses pushes for what is this server's to mend"),
+            Sign("status", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("/health", '"state":"ours-to-mend"'),
             Sign("log", "provider.trouble 403 InvalidProviderToken"),
-            Sign("metrics", 'ntf_pushes_refused_total{kind="messages",provider="AT"}'),
+            Sign("metrics", 'ntf_pushes_refused_total{kind="messages",provider="AP"}'),
+            Sign("alert", "NtfProviderRefusesUs"),
         ),
         "provider.well",
     ),
@@ -215,6 +209,7 @@ FAULTS: Final = (
             Sign("status", "the online certificate ends on"),
             Sign("/health", "the online certificate ends on"),
             Sign("log", "certificate.ending"),
+            Sign("alert", "NtfCertificateEnds"),
         ),
         "",
     ),
@@ -222,10 +217,11 @@ FAULTS: Final = (
         "A provider is down for ten minutes",
         _provider_down,
         (
-            Sign("status", "APNs test (AT) takes no pushes"),
+            Sign("status", "APNs (AP) takes no pushes"),
             Sign("/health", '"state":"paused"'),
             Sign("log", "provider.trouble"),
-            Sign("metrics", 'ntf_provider_paused{provider="AT"} 1.0'),
+            Sign("metrics", 'ntf_provider_paused{provider="AP"} 1.0'),
+            Sign("alert", "NtfProviderAway"),
         ),
         "provider.well",
         lasts=600.0,
@@ -238,6 +234,7 @@ FAULTS: Final = (
             Sign("/health", '"kind":"full"'),
             Sign("log", "store.trouble"),
             Sign("metrics", 'ntf_store_errors_total{kind="full"}'),
+            Sign("alert", "NtfStoreFull"),
         ),
         "store.well",
     ),
@@ -249,6 +246,7 @@ FAULTS: Final = (
             Sign("/health", '"own_away":["localhost"]'),
             Sign("log", "smp.disconnected"),
             Sign("metrics", 'ntf_smp_sessions{server="localhost"} 0.0'),
+            Sign("alert", "NtfOwnSmpServerAway"),
         ),
         "smp.connected",
     ),
@@ -256,9 +254,11 @@ FAULTS: Final = (
         "The clock is two hours off",
         _clock_off,
         (
-            Sign("status", "APNs test (AT) refuses pushes for what is this server's to mend"),
+            Sign("status", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("/health", '"state":"ours-to-mend"'),
             Sign("log", "provider.trouble 403 ExpiredProviderToken"),
+            Sign("alert", "NtfClockOff"),
+            Sign("alert", "NtfProviderRefusesUs"),
         ),
         "provider.well",
     ),
@@ -269,6 +269,7 @@ FAULTS: Final = (
             Sign("status", "1 nodes live"),
             Sign("/health", '"nodes":1'),
             Sign("metrics", "ntf_store_nodes 1.0"),
+            Sign("alert", "NtfDown"),
         ),
         "",
     ),
@@ -277,5 +278,7 @@ FAULTS: Final = (
         _flood,
         (Sign("metrics", 'ntf_limits_delayed_total{what="registrations_per_address"}'),),
         "",
+        lasts=60.0,
+        harmless=True,
     ),
 )

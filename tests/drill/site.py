@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from harness import Phone, RelayProcess, environment
+from harness import RelayProcess, environment
 from redis_servers import free_port
+from watching import Iphone, Prometheus, as_production
 
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import MockApns
 from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
 from smp_bridge.testing import SmpServer
@@ -24,7 +26,6 @@ from smp_bridge.testing.recipient import Queue, Recipient
 PHONES: Final = 3
 PAUSE: Final = 0.5  # seconds between messages
 LOOK: Final = 0.25  # seconds between looks
-KEY_ID, TEAM_ID, TOPIC = "KEYID12345", "TEAMID1234", "drill.localhost"
 
 
 @dataclass
@@ -35,15 +36,16 @@ class Site:
     relay: RelayProcess
     apns: MockApns
     smp_server: SmpServer
-    metrics_port: int
-    phones: list[Phone] = field(default_factory=list)
+    metrics: str  # HOST:PORT
+    prometheus: Prometheus
+    phones: list[Iphone] = field(default_factory=list)
     queues: list[Queue] = field(default_factory=list)
 
     # --- what an operator looks at
 
     async def get(self, path: str) -> str:
         """What it answers over HTTP, with the status in the first line; empty: nothing."""
-        return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.metrics_port}{path}")
+        return await asyncio.to_thread(_get, f"http://{self.metrics}{path}")
 
     async def command(self, *arguments: str) -> str:
         """What `ntf-server ARGUMENT...` prints, of this relay."""
@@ -79,7 +81,12 @@ def _get(url: str) -> str:
 
 @contextlib.asynccontextmanager
 async def at_work(
-    directory: Path, *, prefix: Sequence[str] = (), environ: dict[str, str] | None = None, limits: bool = False
+    directory: Path,
+    prometheus: Prometheus,
+    *,
+    prefix: Sequence[str] = (),
+    environ: dict[str, str] | None = None,
+    limits: bool = False,
 ) -> AsyncIterator[Site]:
     """All is set up, and messages flow. `prefix`: what runs the relay's command; `limits`: its budgets are on."""
     directory.mkdir()
@@ -93,11 +100,13 @@ async def at_work(
         }
         relay = RelayProcess(
             directory / "relay",
-            environment(apns) | own | (environ or {}),
+            environment(apns) | as_production(apns, directory / "apple.p8") | own | (environ or {}),
             prefix=tuple(prefix),
             log=directory / "relay.log",
         )
-        site = Site(directory, relay, apns, smp_server, port)
+        (directory / "apple.p8").write_bytes(key_pem(generate_key()))
+        site = Site(directory, relay, apns, smp_server, f"127.0.0.1:{port}", prometheus)
+        prometheus.watch(site.metrics)
         await relay.init()
         await relay.start()
         try:
@@ -106,7 +115,7 @@ async def at_work(
                 await Client.connect(relay.address) as c,
             ):
                 for _ in range(PHONES):
-                    site.phones.append(phone := Phone(apns))
+                    site.phones.append(phone := Iphone(apns))
                     await phone.register(c)
                     await phone.verify(c)
                     site.queues.append(queue := await recipient.queue())
@@ -135,5 +144,5 @@ async def registering(site: Site, pause: float, until: Callable[[], bool]) -> No
             async with await Client.connect(site.relay.address) as client:
                 while not until():
                     with contextlib.suppress(ServerError, AssertionError):
-                        await Phone(site.apns).register(client)
+                        await Iphone(site.apns).register(client)
                     await asyncio.sleep(pause)

@@ -13,7 +13,8 @@ from smp_bridge.ntf import Provider
 # The hosts of `[apns.NAME]`, by what their device tokens are registered as.
 SECTIONS: Final = {"production": Provider.APNS, "sandbox": Provider.APNS_SANDBOX, "test": Provider.APNS_TEST}
 STREAMS: Final = 1000  # that Apple allows on a connection
-CONNECTION_ENDS: Final = (b"IdleTimeout", b"Shutdown")  # errors that say so of the connection that they come on
+# Errors that are of the connection that they come on: on a new one no provider token was shown before.
+CONNECTION_ENDS: Final = (b"IdleTimeout", b"Shutdown", b"TooManyProviderTokenUpdates")
 
 
 @dataclass(frozen=True, slots=True)

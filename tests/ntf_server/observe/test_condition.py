@@ -126,7 +126,7 @@ def test_pushes_that_fail_one_by_one() -> None:
     assert of_way(troubled_for=LASTING - 1, **facts).well
     found = of_way(troubled_for=LASTING, **facts)
     assert found.providers[0].state is State.FAILING
-    assert found.troubles == ("APNs (AP): no push has gone through for 45 s: 500 InternalServerError",)
+    assert found.troubles == ("APNs (AP): no push has gone through for 30 s: 500 InternalServerError",)
     assert found.delivers
     assert of_way(**{"troubled_for": LASTING, **facts, "due": 0}).well
 
@@ -194,7 +194,7 @@ def test_servers_that_are_away() -> None:
     assert (found.smp_servers.away, found.smp_servers.away_since, found.smp_servers.never) == (2, NOW - 7200, 4)
     none = judged(servers=ServersFacts(wanted=6, connected=0, away=away, never=4))
     assert none.smp_servers.state is State.FAILING
-    assert none.troubles == ("none of 2 SMP servers is connected, for 45 s: is this machine's network there?",)
+    assert none.troubles == ("none of 2 SMP servers is connected, for 30 s: is this machine's network there?",)
     assert none.unready == ""
     assert judged(servers=ServersFacts(wanted=6, away=(*away, AwayFacts(LASTING - 1)))).well
     assert judged(servers=ServersFacts(wanted=4, never=4)).well  # strangers choose them
@@ -206,7 +206,7 @@ def test_own_servers_that_are_away() -> None:
     found = judged(servers=ServersFacts(wanted=20, connected=3, away=away))
     assert found.smp_servers.own_away == tuple(names[:MAX_NAMED])
     [text] = found.troubles
-    assert text.startswith("own SMP servers are not connected, for up to 56 s: smp00.example, ")
+    assert text.startswith("own SMP servers are not connected, for up to 41 s: smp00.example, ")
     assert text.endswith("smp09.example and 2 more")
     assert judged(servers=ServersFacts(wanted=1, connected=1, away=(AwayFacts(LASTING - 1, "a"),))).well
 

@@ -56,6 +56,21 @@ def fill(s: Schedule, origins: Sequence[bytes], now: float = 0.0) -> list[Claim]
     return begun
 
 
+def test_who_waits_for_a_provider_is_due_when_that_is_tried_again() -> None:
+    """However often it was tried before: with one device, pushes began again five minutes after the provider did."""
+    s, now = schedule(), 0.0
+    for attempts in range(12):
+        outcome = push(s, Again("connection refused", Scope.PROVIDER), claim(attempts=attempts), now)
+        now += outcome.after
+        assert s.health.is_probed(now)
+        assert outcome.after <= 30
+
+
+def test_a_push_service_that_a_stranger_chose_is_tried_less_and_less() -> None:
+    s = schedule(by_origin=True)
+    refused = Again("connection refused", Scope.ORIGIN)
+    assert [push(s, refused, claim(b"o", attempts=n), 1000.0 * n).after for n in (0, 5, 12)] == [1, 32, 300]
+
 def test_places_are_freed_by_verdicts_and_kept_by_reservations() -> None:
     s = schedule(3)
     s.begin([claim()])
