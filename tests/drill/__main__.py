@@ -68,6 +68,8 @@ async def _says(drill: Drill, sign: Sign, events: int, before: float) -> bool:
             return sign.words in await site.command("status")
         case "metrics":
             return _value(await site.get("/metrics"), sign) > before
+        case "page":
+            return sign.words in await site.state()
         case path:
             return sign.words in await site.get(path)
 

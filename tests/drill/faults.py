@@ -28,7 +28,7 @@ HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Sign:
-    """What a place says: `words` that are in it. `place`: "status", "/health", "log", "metrics", "alert"."""
+    """What a place says: `words` that are in it. `place`: "status", "/health", "page", "log", "metrics", "alert"."""
 
     place: str
     words: str
@@ -156,6 +156,7 @@ async def _node_killed(directory: Path, prometheus: Prometheus) -> AsyncIterator
                 | {
                     "NTF_SERVER__STORE__NODE": "two",
                     "NTF_SERVER__METRICS__PORT": str(port),
+                    "NTF_SERVER__ADMIN__PORT": "0",
                     "NTF_SERVER__ADMIN__SOCKET": str(directory.with_suffix(".sock")),
                 },
                 log=directory / "other.log",
@@ -196,6 +197,7 @@ FAULTS: Final = (
         (
             Sign("status", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("/health", '"state":"ours-to-mend"'),
+            Sign("page", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("log", "provider.trouble 403 InvalidProviderToken"),
             Sign("metrics", 'ntf_pushes_refused_total{kind="messages",provider="AP"}'),
             Sign("alert", "NtfProviderRefusesUs"),
@@ -208,6 +210,7 @@ FAULTS: Final = (
         (
             Sign("status", "the online certificate ends on"),
             Sign("/health", "the online certificate ends on"),
+            Sign("page", "the online certificate ends on"),
             Sign("log", "certificate.ending"),
             Sign("alert", "NtfCertificateEnds"),
         ),
@@ -219,6 +222,7 @@ FAULTS: Final = (
         (
             Sign("status", "APNs (AP) takes no pushes"),
             Sign("/health", '"state":"paused"'),
+            Sign("page", "APNs (AP) takes no pushes"),
             Sign("log", "provider.trouble"),
             Sign("metrics", 'ntf_provider_paused{provider="AP"} 1.0'),
             Sign("alert", "NtfProviderAway"),
@@ -232,6 +236,7 @@ FAULTS: Final = (
         (
             Sign("status", "the store fails"),
             Sign("/health", '"kind":"full"'),
+            Sign("page", "the store fails"),
             Sign("log", "store.trouble"),
             Sign("metrics", 'ntf_store_errors_total{kind="full"}'),
             Sign("alert", "NtfStoreFull"),
@@ -244,6 +249,7 @@ FAULTS: Final = (
         (
             Sign("status", "own SMP servers are not connected"),
             Sign("/health", '"own_away":["localhost"]'),
+            Sign("page", "own SMP servers are not connected"),
             Sign("log", "smp.disconnected"),
             Sign("metrics", 'ntf_smp_sessions{server="localhost"} 0.0'),
             Sign("alert", "NtfOwnSmpServerAway"),
@@ -256,6 +262,7 @@ FAULTS: Final = (
         (
             Sign("status", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("/health", '"state":"ours-to-mend"'),
+            Sign("page", "APNs (AP) refuses pushes for what is this server's to mend"),
             Sign("log", "provider.trouble 403 ExpiredProviderToken"),
             Sign("alert", "NtfClockOff"),
             Sign("alert", "NtfProviderRefusesUs"),
@@ -268,6 +275,7 @@ FAULTS: Final = (
         (
             Sign("status", "1 nodes live"),
             Sign("/health", '"nodes":1'),
+            Sign("page", '"nodes":1'),
             Sign("metrics", "ntf_store_nodes 1.0"),
             Sign("alert", "NtfDown"),
         ),

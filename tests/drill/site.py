@@ -37,6 +37,7 @@ class Site:
     apns: MockApns
     smp_server: SmpServer
     metrics: str  # HOST:PORT
+    page: str  # the same of the live page
     prometheus: Prometheus
     phones: list[Iphone] = field(default_factory=list)
     queues: list[Queue] = field(default_factory=list)
@@ -46,6 +47,10 @@ class Site:
     async def get(self, path: str) -> str:
         """What it answers over HTTP, with the status in the first line; empty: nothing."""
         return await asyncio.to_thread(_get, f"http://{self.metrics}{path}")
+
+    async def state(self) -> str:
+        """What the live page shows."""
+        return await asyncio.to_thread(_get, f"http://{self.page}/api/state")
 
     async def command(self, *arguments: str) -> str:
         """What `ntf-server ARGUMENT...` prints, of this relay."""
@@ -90,10 +95,11 @@ async def at_work(
 ) -> AsyncIterator[Site]:
     """All is set up, and messages flow. `prefix`: what runs the relay's command; `limits`: its budgets are on."""
     directory.mkdir()
-    port = free_port()
+    port, page = free_port(), free_port()
     async with MockApns() as apns, SmpServer() as smp_server:
         own = {
             "NTF_SERVER__METRICS__PORT": str(port),
+            "NTF_SERVER__ADMIN__PORT": str(page),
             "NTF_SERVER__LOG__FORMAT": "json",
             "NTF_SERVER__SUBSCRIBER__OWN_SERVER_DOMAINS": "localhost",
             "NTF_SERVER__LIMITS__ENABLED": str(limits).lower(),
@@ -105,7 +111,7 @@ async def at_work(
             log=directory / "relay.log",
         )
         (directory / "apple.p8").write_bytes(key_pem(generate_key()))
-        site = Site(directory, relay, apns, smp_server, f"127.0.0.1:{port}", prometheus)
+        site = Site(directory, relay, apns, smp_server, f"127.0.0.1:{port}", f"127.0.0.1:{page}", prometheus)
         prometheus.watch(site.metrics)
         await relay.init()
         await relay.start()
