@@ -49,8 +49,10 @@ class Site:
         return await asyncio.to_thread(_get, f"http://{self.metrics}{path}")
 
     async def state(self) -> str:
-        """What the live page shows."""
-        return await asyncio.to_thread(_get, f"http://{self.page}/api/state")
+        """What the live page shows of how the relay is, but for what happened before."""
+        text = await asyncio.to_thread(_get, f"http://{self.page}/api/state")
+        state = json.loads(text.partition("\n")[2] or "{}")
+        return json.dumps([state.get(name) for name in ("troubles", "warnings", "leases")], separators=(",", ":"))
 
     async def command(self, *arguments: str) -> str:
         """What `ntf-server ARGUMENT...` prints, of this relay."""
