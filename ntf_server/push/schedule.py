@@ -214,7 +214,7 @@ class Schedule:
             case Again(reason, _, after):
                 health.unreachable(now, reason, after)
                 wait = self._backoff(claim)
-                if health is self.health:  # it is due for the next try: that it failed before says nothing of this token
+                if health is self.health:  # due for its next try: failures say nothing of this token
                     wait = min(wait, max(0.0, health.paused_until - now))
                 return Outcome(claim, Ended.AGAIN, reason, after=wait), health.failed(name, now, reason)
             case Ours(reason, Scope.TOKEN):
