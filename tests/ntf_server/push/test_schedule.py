@@ -71,6 +71,7 @@ def test_a_push_service_that_a_stranger_chose_is_tried_less_and_less() -> None:
     refused = Again("connection refused", Scope.ORIGIN)
     assert [push(s, refused, claim(b"o", attempts=n), 1000.0 * n).after for n in (0, 5, 12)] == [1, 32, 300]
 
+
 def test_places_are_freed_by_verdicts_and_kept_by_reservations() -> None:
     s = schedule(3)
     s.begin([claim()])
