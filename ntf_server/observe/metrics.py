@@ -190,6 +190,8 @@ class Metrics:
 
     def _label(self, server: ServerAddress) -> str:
         """The host of an own server, empty for others."""
+        if not self._own:
+            return ""
         host = server.hosts[0].lower()
         if host in self._hosts:
             return host

@@ -3,7 +3,7 @@
 Lists are as long as these numbers say, and texts that others chose as long as LONGEST: the page escapes them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ LONGEST: Final = 300  # characters
 TROUBLES: Final = 20
 SERVICES: Final = 20  # of Web Push
 SERVERS: Final = 50  # own SMP servers
-_SELDOM: Final = 5  # states between two looks at what takes long where there are many
+_SELDOM: Final = 5  # looks between two at one of what takes long where there are many
 _OF_SERVERS: Final = (ServerGauge.SESSIONS, ServerGauge.SUBSCRIPTIONS, ServerGauge.PENDING)
 _LIMITS: Final = {
     "closed": KindCounter.LIMITS_CLOSED,
@@ -66,7 +66,8 @@ class View:
         self._since: tuple[bool, float] | None = None  # whether it is well, and since when
         self._point: Point | None = None
         self._looks = 0
-        self._seldom: dict[str, Any] = {}
+        self._of_servers: dict[ServerGauge, Mapping[str, float]] = {}
+        self._services: list[dict[str, Any]] | None = None
         self._whole = b""
         self.look()
 
@@ -112,8 +113,7 @@ class View:
 
     def _state(self) -> dict[str, Any]:
         condition, metrics = self._condition, self._sources.metrics
-        if not self._seldom or self._looks % _SELDOM == 0:
-            self._seldom = {"services": [*self._services()], "servers": self._servers()}
+        self._look_around()
         assert self._since is not None
         return {
             "now": condition.now,
@@ -150,8 +150,18 @@ class View:
             },
             "tokens": self._tokens(),
             "certificates": condition.certificates,
-            **self._seldom,
+            "services": self._services,
+            "servers": self._servers(),
         }
+
+    def _look_around(self) -> None:
+        """At what takes long where there are many: at one thing in a look, and at all of it in the first."""
+        turn = self._looks % _SELDOM
+        for n, name in enumerate(_OF_SERVERS):
+            if n == turn or name not in self._of_servers:
+                self._of_servers[name] = self._sources.metrics.read_servers(name)
+        if turn == len(_OF_SERVERS) or self._services is None:
+            self._services = [*map(self._service, self._sources.services(SERVICES))]
 
     def _provider(self, way: WayCondition) -> dict[str, Any]:
         metrics = self._sources.metrics
@@ -167,26 +177,22 @@ class View:
             "refused": metrics.value(PairCounter.PUSHES_REFUSED, way.name),
         }
 
-    def _services(self) -> Iterator[dict[str, Any]]:
-        """Push services of Web Push."""
+    def _service(self, way: WayFacts) -> dict[str, Any]:
+        """A push service of Web Push."""
         now, up_for = self._condition.now, self._condition.now - self._condition.started
-        for way in self._sources.services(SERVICES):
-            yield {
-                "name": plain(way.name, LONGEST),
-                "state": way_state(way, up_for),
-                "since": None if way.troubled_for is None else now - way.troubled_for,
-                "accepted_at": None if way.accepted_ago is None else now - way.accepted_ago,
-                "in_flight": way.in_flight,
-                "reason": plain(way.reason, LONGEST),
-            }
+        return {
+            "name": plain(way.name, LONGEST),
+            "state": way_state(way, up_for),
+            "since": None if way.troubled_for is None else now - way.troubled_for,
+            "accepted_at": None if way.accepted_ago is None else now - way.accepted_ago,
+            "in_flight": way.in_flight,
+            "reason": plain(way.reason, LONGEST),
+        }
 
     def _servers(self) -> dict[str, Any]:
         """SMP servers: own ones by host, those that are away first; all others together."""
         metrics, facts, now = self._sources.metrics, self._sources.servers(), self._condition.now
-        sessions, active, pending = (
-            metrics.read_servers(name)
-            for name in (ServerGauge.SESSIONS, ServerGauge.SUBSCRIPTIONS, ServerGauge.PENDING)
-        )
+        sessions, active, pending = (self._of_servers[name] for name in _OF_SERVERS)
         away = {server.name.lower(): now - server.seconds for server in facts.away if server.name}
         own = [
             {
