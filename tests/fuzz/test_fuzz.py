@@ -77,6 +77,7 @@ _NO_TARGETS = {
     "ntf_server.store.sealing.Sealer.open": "our own database",
     "ntf_server.store.contract.Sessions.load": "our own database",
     "ntf_server.store.open.open_store": "our own database",
+    "ntf_server.store.open.opens": "our own database, and MasterKey",
     "ntf_server.store.reference.postgres.PostgresSource.open": "opens a connection; libpq reads the URL",
     "ntf_server.store.reference.store_log.StoreLogSource.open": "log_lines.parse_line",
     "ntf_server.admission.sessions.Connections.open": "takes no bytes",

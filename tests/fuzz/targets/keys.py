@@ -230,7 +230,7 @@ add(
         _client_certificate_seeds,
         ["ntf_server.config.client_certificate.ClientCertificate.parse"],
         (ClientCertificateError,),
-        lambda c: c.warning(samples.NOW),
+        lambda c: c.not_after.isoformat(),
         max_size=2000,
         share=0.25,
         words=_PEM_WORDS,
