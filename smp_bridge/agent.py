@@ -10,6 +10,8 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
 from typing import Final, Generic, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -116,10 +118,11 @@ class Agent(Generic[S]):
         now = asyncio.get_running_loop().time()
         return ((w.address, w.is_proven, now - w.away_since) for w in self._servers.values() if w.session is None)
 
-    def ways(self) -> Iterator[Way]:
-        """How it is with each server."""
+    def ways(self, limit: int, after: str = "") -> list[Way]:
+        """How it is with `limit` servers, in the order of their addresses as text, behind one of these."""
         now = asyncio.get_running_loop().time()
-        return (worker.way(now) for worker in self._servers.values())
+        behind = ((text, worker) for worker in self._servers.values() if (text := str(worker.address)) > after)
+        return [worker.way(now) for _, worker in nsmallest(limit, behind, key=itemgetter(0))]
 
     async def close(self, grace: float = CLOSE_GRACE) -> int:
         """End all sessions: nothing more is sent, what was received reaches the owner, then connections are closed.

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from ntf_server.admin.ids import parse_id
@@ -24,8 +23,8 @@ _PATIENCE: Final = 5.0  # seconds after which an answer comes with what was coun
 class Running(Protocol):
     """What a relay knows of its SMP servers."""
 
-    def looks(self) -> list[ServerLook]:
-        """In the order of their addresses."""
+    def looks(self, limit: int, after: str = "") -> list[ServerLook]:
+        """So many, in the order of their addresses as text, behind one of these."""
         ...
 
     def status(self, s: Subscription) -> Sub:
@@ -63,9 +62,8 @@ def wanted(statuses: Mapping[str, int]) -> int:
 
 def look(running: Running, after: str | None = None) -> dict[str, Any]:
     """`servers`: how some of this node's are, behind one; `next`: the last of these, None: there are no more."""
-    behind = [one for one in running.looks() if after is None or one.name > after]
-    some = {one.name: _told(one) for one in islice(behind, _ENOUGH)}
-    return {"servers": some, "next": next(reversed(some)) if len(some) < len(behind) else None}
+    some = {one.name: _told(one) for one in running.looks(_ENOUGH, after or "")}
+    return {"servers": some, "next": next(reversed(some)) if len(some) == _ENOUGH else None}
 
 
 def _told(one: ServerLook) -> dict[str, Any]:

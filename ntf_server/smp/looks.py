@@ -24,14 +24,14 @@ class ServerLook(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The server's address, in its usual spelling."""
-        return str(self.way.server.plain)
+        """The server's address."""
+        return str(self.way.server)
 
 
 def looks(
     ways: Iterable[Way], sessions: Mapping[ServerAddress, ServerSession], is_own: Callable[[ServerAddress], bool]
 ) -> list[ServerLook]:
-    """Of each, in the order of their addresses."""
+    """Of each."""
     found = []
     for way in ways:
         session, own = sessions.get(way.server), is_own(way.server)
@@ -41,4 +41,4 @@ def looks(
             counts = session.confirmed, len(session.missing), session.complete
             proved = way._replace(is_proven=way.is_proven or session.proved)
             found.append(ServerLook(proved, own, session.service, *counts))
-    return sorted(found, key=lambda look: look.name)
+    return found

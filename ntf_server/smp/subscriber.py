@@ -150,9 +150,9 @@ class Subscriber:
         ]
         return ServersFacts(self._agent.servers, len(self._sessions), tuple(known), len(away) - len(known))
 
-    def looks(self) -> list[ServerLook]:
-        """How each SMP server of this node is, for operators."""
-        return looks(self._agent.ways(), self._sessions, self._metrics.is_own)
+    def looks(self, limit: int, after: str = "") -> list[ServerLook]:
+        """How `limit` SMP servers of this node are, in the order of their addresses as text, behind one of these."""
+        return looks(self._agent.ways(limit, after), self._sessions, self._metrics.is_own)
 
     def status(self, s: Subscription) -> Sub:
         """What SCHK answers: the stored status, seen against the server's current session."""

@@ -109,6 +109,16 @@ async def test_several_servers(owner: Owner, agent: Agent[Handle]) -> None:
         assert owner.active[two.address]
 
 
+async def test_servers_are_told_of_in_the_order_of_their_addresses(owner: Owner, agent: Agent[Handle]) -> None:
+    servers = [ServerAddress("smp", (f"{n}.example",), "", bytes(32)) for n in (3, 1, 2)]
+    for server in servers:
+        agent.start(server)
+    first = agent.ways(2)
+    assert [way.server for way in first] == [servers[1], servers[2]]
+    assert [way.server for way in agent.ways(2, str(first[-1].server))] == [servers[0]]
+    assert agent.ways(2, str(servers[0])) == []
+
+
 async def test_added_while_connected(server: SmpServer, owner: Owner, agent: Agent[Handle]) -> None:
     first, second = await make_queues(server, 2)
     owner.add(server.address, first)
@@ -365,15 +375,15 @@ async def test_resubscribes_after_an_outage(
     assert not agent.is_connected(server.address)
     [(address, _, seconds)] = agent.away()
     assert address == server.address and 0 < seconds < 20
-    [way] = agent.ways()
+    [way] = agent.ways(5)
     assert (way.server, way.is_connected, way.failure) == (server.address, False, ConnectFailure.TCP)
     assert way.reason and way.failed_ago is not None and 0 <= way.failed_ago <= way.seconds < 20
-    await owner.until(lambda: next(agent.ways()).retry_in is not None)
-    assert 0 <= (next(agent.ways()).retry_in or 0) < 20
+    await owner.until(lambda: agent.ways(1)[0].retry_in is not None)
+    assert 0 <= (agent.ways(1)[0].retry_in or 0) < 20
     assert [kind for kind, _ in owner.sessions] == ["connected", "disconnected"]
     await server.start()
     await owner.all_active(server.address)
-    [way] = agent.ways()
+    [way] = agent.ways(5)
     assert (way.is_connected, way.failure, way.retry_in) == (True, ConnectFailure.TCP, None)
     assert way.failed_ago is not None and 0 <= way.seconds <= way.failed_ago
     assert server.subscribed(queue.notifier_id)

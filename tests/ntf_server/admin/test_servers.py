@@ -54,8 +54,8 @@ class Many:
         failed = ConnectFailure.TCP, "x" * 200, 1.0, 1.0
         self.found = [ServerLook(Way(server(n), False, False, 1.0, *failed), own=False) for n in range(number)]
 
-    def looks(self) -> list[ServerLook]:
-        return self.found
+    def looks(self, limit: int, after: str = "") -> list[ServerLook]:
+        return [one for one in self.found if one.name > after][:limit]
 
     def status(self, _: Subscription) -> Sub:
         return Sub(SubscriptionStatus.INACTIVE)

@@ -17,15 +17,9 @@ def test_what_is_known_of_a_session() -> None:
         Way(OWN, True, True, 60.0, None, "", None, None),
         Way(OTHER, False, False, 5.0, ConnectFailure.TCP, "refused", 4.0, 3.0),
     ]
-    other, own = looks(ways, {OWN: session}, lambda server: server == OWN)
+    own, other = looks(ways, {OWN: session}, lambda server: server == OWN)
     assert (own.way, own.own, own.service, own.active, own.pending, own.complete) == (ways[0], True, True, 7, 2, True)
     session.proved = True
     ways[0] = ways[0]._replace(is_proven=False)
-    assert looks(ways, {OWN: session}, lambda _: True)[1].way.is_proven
+    assert looks(ways, {OWN: session}, lambda _: True)[0].way.is_proven
     assert (other.way, other.own, other.service, other.active) == (ways[1], False, False, 0)
-
-
-def test_in_the_order_of_their_addresses() -> None:
-    servers = [ServerAddress("smp", (f"{n}.example",), port, bytes(32)) for n in (3, 1, 2) for port in ("7", "5223")]
-    found = looks([Way(s, True, True, 0.0, None, "", None, None) for s in servers], {}, lambda _: False)
-    assert [one.name for one in found] == sorted(str(s.plain) for s in servers)
