@@ -56,6 +56,7 @@ class LostWays:
         self._noticed: dict[ServerAddress, _Noticed] = {}
         self._waiting: dict[ServerAddress, asyncio.TimerHandle] = {}  # for what is left of an hour
         self._cleared_at = -math.inf
+        self._is_over = False
 
     def notice(self, server: ServerAddress) -> None:
         """The way to this server was dead."""
@@ -76,6 +77,12 @@ class LostWays:
         """Nothing is wanted of it any more."""
         self._noticed.pop(server, None)
         self._wait_no_more(server)
+
+    def close(self) -> None:
+        """Nothing waits any more, or will."""
+        self._is_over = True
+        for server in list(self._waiting):
+            self._wait_no_more(server)
 
     def _wait_no_more(self, server: ServerAddress) -> None:
         if (waiting := self._waiting.pop(server, None)) is not None:
@@ -116,8 +123,8 @@ class LostWays:
                 break
             await asyncio.sleep(self._config.pause)
         if self._noticed.get(server) == noticed:
-            if later:
+            if later and not self._is_over:
                 self._waiting[server] = loop.call_later(later + _MORE, self._begin, session, 0.0)
-            else:
+            elif not later:
                 del self._noticed[server]
         told.lost(server, count)

@@ -131,6 +131,8 @@ class Subscriber:
         """
         ends_at = asyncio.get_running_loop().time() + grace
         self._shares.is_over = True
+        if self._lost_ways:
+            self._lost_ways.close()
         await self._agent.close(grace)
         await self._inbox.close(max(0.0, ends_at - asyncio.get_running_loop().time()))
         await self._shares.give_all()  # those that were not connected

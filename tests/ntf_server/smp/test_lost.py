@@ -122,6 +122,25 @@ async def test_what_is_lost_again_is_told_when_the_hour_is_over(
         assert way.kinds() == []
 
 
+async def test_nothing_waits_for_the_hours_end_when_the_relay_stops(
+    tmp_path: Path, smp_server: SmpServer, queues: list[Queue]
+) -> None:
+    async with open_way(tmp_path, smp_server) as way:
+        ids = await way.node.add_active(smp_server, *queues)
+        await way.lose(ids[0])
+        await way.mend(*ids)
+        await check_comes(way)
+        await way.lose(ids[0])
+        await way.mend(*ids)
+        ways = way.node.subscriber._lost_ways
+        assert ways is not None
+        async with asyncio.timeout(10):
+            while not ways._waiting:
+                await asyncio.sleep(0.01)
+        [timer] = ways._waiting.values()
+    assert timer.cancelled() and not ways._waiting
+
+
 async def test_messages_that_follow_are_as_good_as_a_check(
     tmp_path: Path, smp_server: SmpServer, queues: list[Queue]
 ) -> None:
