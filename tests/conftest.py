@@ -16,6 +16,9 @@ from ntf_server.testing import MockApns
 from smp_bridge.testing import SmpServer
 
 pytest.register_assert_rewrite("ntf_server.testing.store_suite")
+# A shell has what it starts in the background ignore SIGINT, and so does what that starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("relay", deadline=None)
 settings.load_profile("relay")
 
