@@ -15,8 +15,8 @@ from sim.mutants import MUTANTS
 from sim.scenario import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = 8
-NODE_SEEDS = 2
+SEEDS = 7
+NODE_SEEDS = 1
 
 
 def simulate(*arguments: str, hash_seed: str = "0", timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -43,11 +43,11 @@ def check(store: Store, seeds: int, silent: int) -> None:
 
 
 def test_what_is_promised_holds_in_some_worlds() -> None:
-    check(Store.SQLITE, SEEDS, 30)
+    check(Store.SQLITE, SEEDS, 35)
 
 
 def test_what_is_promised_holds_in_some_worlds_of_several_nodes() -> None:
-    check(Store.REDIS, NODE_SEEDS, 80)
+    check(Store.REDIS, NODE_SEEDS, 100)
 
 
 @pytest.mark.long
@@ -84,7 +84,7 @@ def test_a_seed_gives_the_same_trace_each_time(seed: int, store: Store) -> None:
 
 
 def test_seeds_differ() -> None:
-    first, second = (simulate("--seed", seed).stdout.rpartition(" ")[2] for seed in ("1", "2"))
+    first, second = (simulate("--store", "sqlite", "--seed", seed).stdout.rpartition(" ")[2] for seed in ("1", "2"))
     assert first != second
 
 
@@ -143,6 +143,7 @@ def test_what_only_memory_knew_to_be_due_waited_on_when_its_shard_could_be_had_a
     assert simulate("--store", "redis", "--seed", "6").returncode == 0
 
 
+@pytest.mark.long
 def test_what_a_deleted_device_had_was_expected_to_be_taken_over() -> None:
     """By the simulator; and a loss that it hid from a server which only counts was no excuse (seed 206, once)."""
     assert simulate("--store", "redis", "--seed", "220").returncode == 0

@@ -7,6 +7,7 @@ from redis_stores import BUCKETS, How, Nodes, ask, between, bucket, fault
 
 from ntf_server.observe.names import KindCounter
 from ntf_server.store.contract import DamagedRecordError
+from ntf_server.store.memory import Times
 from ntf_server.store.records import Added, Claim, Confirmed, Session, ToAudit, Token
 from ntf_server.store.redis.engine import RedisStore
 from ntf_server.store.redis.names import server_id
@@ -197,7 +198,8 @@ async def cut_notifications(store: RedisStore, token: Token, names: list[bytes],
 
 
 @pytest.mark.parametrize("then", ["taken", "notified", "expired"])
-async def test_cut_notifications_take_nothing_else_with_them(nodes: Nodes, store: RedisStore, then: str) -> None:
+async def test_cut_notifications_take_nothing_else_with_them(nodes: Nodes, then: str) -> None:
+    store = await nodes.open(times=Times(message_ttl=600))
     bad, good = await activate(store, 1), await activate(store, 2)
     names = [b"%05d" % n for n in range(20)]
     await subscribe(store, bad, *names, b"whole")
@@ -208,7 +210,7 @@ async def test_cut_notifications_take_nothing_else_with_them(nodes: Nodes, store
     if then == "notified":
         await notify(store, session, *names, b"good")
     if then == "expired":
-        await nodes.pass_(store._state.times.message_ttl + 10, store)
+        await nodes.pass_(610, store)
         await tend(Bench(None, nodes.clock), store)  # type: ignore[arg-type]
         assert await take(store) == []
         return
