@@ -6,10 +6,12 @@ See README.md for what is printed. Exit codes: 0 all that is wanted holds, 1 som
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -78,6 +80,12 @@ async def run_all(
     return MISSED if missed else NO_TELLING if unknown else HOLDS
 
 
+def metrics() -> str:
+    """A section of TOML: on, at a port that is free. Of both sides one runs at a time."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"[metrics]\nport = {free.getsockname()[1]}\n"
+
+
 def main(arguments: argparse.Namespace) -> int:
     """One comparison; the exit code."""
     try:
@@ -87,6 +95,9 @@ def main(arguments: argparse.Namespace) -> int:
             if revisions.is_modified():
                 say("changes that are not committed are not measured: the new revision is HEAD")
             sides = revisions.side("", commits[0], folder), revisions.side("HEAD", commits[1], folder)
+            if arguments.metrics:
+                old, new = (replace(side, sections=(*side.sections, metrics())) for side in sides)
+                sides = old, new
             say(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
             chosen = {name: BENCHES[name] for name in arguments.benches}
             code = asyncio.run(
@@ -108,6 +119,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--alternations", type=_positive, default=5, metavar="N", help="runs of each side (%(default)s)")
     add("--quick", action="store_true", help="tiny loads, to see that it works: the figures mean nothing")
     add("--budgets", action="store_true", help="budgets of clients are on, but delay nothing, where there are any")
+    add("--metrics", action="store_true", help="[metrics] is on, at both sides")
     add("--environments", type=Path, metavar="DIR", help="keep clones and environments here, and use those that are")
     out = parser.parse_intermixed_args(argv)
     if unknown := set(out.benches) - set(BENCHES):
