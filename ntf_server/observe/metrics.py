@@ -44,6 +44,11 @@ class Distribution:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
+    def add(self, value: float) -> None:
+        """It was observed."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
 
 class Family(NamedTuple):
     """A metric as it is now. Of its `labels` the names; `samples`: of the labels' values, and the value."""
@@ -105,9 +110,7 @@ class Metrics:
 
     def observe(self, name: Histogram, seconds: float, kind: str = "") -> None:
         """It took so long. Raises KeyError if there is no such kind."""
-        distribution = self._distributions[name, kind]
-        distribution.counts[bisect_left(distribution.bounds, seconds)] += 1
-        distribution.total += seconds
+        self._distributions[name, kind].add(seconds)
 
     def count_part(self, name: str) -> None:
         """Add to the failures of a part of the relay: `push AP 1` counts as push."""

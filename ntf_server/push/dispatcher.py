@@ -345,10 +345,8 @@ class Dispatcher:
         """`since`: when it was sent."""
         now = self._clock()
         outcome, notice = lane.schedule.end(claim, verdict, now, self._service)
-        self.journeys.answered(lane.name, now - since)
-        if outcome.ended is Ended.DELIVERED:  # those are counted together
-            self.journeys.delivered(outcome.held)
-        else:
+        self.journeys.ended(lane.name, since, now, outcome.held)
+        if outcome.ended is not Ended.DELIVERED:  # those are counted together
             self._count(lane, claim, verdict, outcome)
         if notice is not None:
             _tell(notice)

@@ -7,14 +7,11 @@ the number that it got; of what came long before, or to another node, the age is
 from collections.abc import Callable, Iterable, Set
 from typing import Final
 
-from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.metrics import Distribution, Metrics
 from ntf_server.observe.names import Histogram
 from ntf_server.store.records import Entry, Notification
 from smp_bridge.ntf import Provider
 
-_STORED: Final = Histogram.NOTIFICATION_STORED  # to look up a member of an enum takes as long as to observe it
-_ANSWERED: Final = Histogram.PUSH_ANSWERED
-_DELIVERED: Final = Histogram.NOTIFICATION_DELIVERED
 _REMEMBERED: Final = 8192  # the last ones; up to twice as many
 
 
@@ -27,10 +24,7 @@ class NoJourneys:
     def stored(self, notifications: Iterable[Notification], but: Iterable[Notification] = ()) -> None:
         """See `Journeys`."""
 
-    def answered(self, provider: Provider, seconds: float) -> None:
-        """See `Journeys`."""
-
-    def delivered(self, held: Iterable[Entry]) -> None:
+    def ended(self, provider: Provider, since: float, now: float, held: Iterable[Entry]) -> None:
         """See `Journeys`."""
 
 
@@ -38,7 +32,9 @@ class Journeys(NoJourneys):
     """Told of notifications as they go. `clock`: monotonic; `wall`: Unix seconds."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        self._metrics = metrics
+        self._stored = metrics.distribution(Histogram.NOTIFICATION_STORED)
+        self._delivered = metrics.distribution(Histogram.NOTIFICATION_DELIVERED)
+        self._answered = {kind: metrics.distribution(Histogram.PUSH_ANSWERED, kind) for kind in Provider}
         self._clock = clock
         self._wall = wall
         self._late: dict[int, float] = {}  # when they arrived, by `seq`
@@ -53,24 +49,18 @@ class Journeys(NoJourneys):
     def stored(self, notifications: Iterable[Notification], but: Iterable[Notification] = ()) -> None:
         """They are, but for some."""
         left: Set[Notification] = set(but)
-        now = self._clock()
-        for n in notifications:
-            if n not in left:
-                self._metrics.observe(_STORED, self._age(n, now))
+        self._add(self._stored, [n for n in notifications if n not in left] if left else notifications, self._clock())
 
-    def answered(self, provider: Provider, seconds: float) -> None:
-        """A provider answered a push after so long, or never will."""
-        self._metrics.observe(_ANSWERED, seconds, provider)
+    def ended(self, provider: Provider, since: float, now: float, held: Iterable[Entry]) -> None:
+        """A push that was sent at `since` has its answer, or will have none; the provider took it with `held`.
 
-    def delivered(self, held: Iterable[Entry]) -> None:
-        """A provider took a push with these; those that were in an earlier one are told of already."""
-        now = self._clock()
-        for entry in held:
-            if not entry.sent:
-                self._metrics.observe(_DELIVERED, self._age(entry, now))
+        Of these, what was in an earlier push is told of already.
+        """
+        self._answered[provider].add(now - since)
+        self._add(self._delivered, [entry for entry in held if not entry.sent], now)
 
-    def _age(self, n: Notification | Entry, now: float) -> float:
-        at = self._late.get(n.seq) or self._early.get(n.seq)
-        if at is not None:
-            return now - at
-        return max(0.0, self._wall() - n.received_at - 0.5)  # that was cut off
+    def _add(self, to: Distribution, what: Iterable[Notification | Entry], now: float) -> None:
+        late, early = self._late, self._early
+        for n in what:
+            at = late.get(n.seq) or early.get(n.seq)
+            to.add(now - at if at is not None else max(0.0, self._wall() - n.received_at - 0.5))  # which was cut off

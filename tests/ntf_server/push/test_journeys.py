@@ -1,6 +1,7 @@
 """How long notifications are on their way."""
 
 import os
+from collections.abc import Sequence
 
 from scrape import sample
 
@@ -25,6 +26,9 @@ class World:
         """How many, and for how long all together."""
         return sample(self.metrics, f"{name}_count"), round(sample(self.metrics, f"{name}_sum"), 6)
 
+    def delivered(self, held: Sequence[Entry]) -> None:
+        self.journeys.ended(Provider.APNS, self.now, self.now, held)
+
     def notification(self, seq: int) -> Notification:
         return Notification(os.urandom(24), seq, int(1_700_000_000 + self.now), bytes(24), b"meta")
 
@@ -43,7 +47,7 @@ def test_from_the_socket_to_the_store_and_to_the_provider() -> None:
     world.journeys.stored([three[1]])
     assert world.seen(STORED) == (2, 1.25)
     world.now += 2
-    world.journeys.delivered([world.entry(three[0]), world.entry(three[2], sent=True)])
+    world.delivered([world.entry(three[0]), world.entry(three[2], sent=True)])
     assert world.seen(DELIVERED) == (1, 3)
     assert sample(world.metrics, f"{DELIVERED}_bucket", le="2.5") == 0
     assert sample(world.metrics, f"{DELIVERED}_bucket", le="5.0") == 1
@@ -53,10 +57,10 @@ def test_what_came_to_another_node_is_known_to_the_second() -> None:
     world = World()
     n = world.notification(5)
     world.now += 10
-    world.journeys.delivered([world.entry(n)])
+    world.delivered([world.entry(n)])
     assert world.seen(DELIVERED) == (1, 9.5)
     world.now -= 11  # its clock is ahead
-    world.journeys.delivered([world.entry(n)])
+    world.delivered([world.entry(n)])
     assert world.seen(DELIVERED) == (2, 9.5)
 
 
@@ -66,15 +70,15 @@ def test_memory_is_bounded_and_the_last_ones_are_known_exactly() -> None:
         world.journeys.arrived(i * 4000, 4000)
         world.now += 1
         assert len(world.journeys._late) + len(world.journeys._early) <= 2 * _REMEMBERED + 8000
-    world.journeys.delivered([world.entry(world.notification(39_999))])
+    world.delivered([world.entry(world.notification(39_999))])
     assert world.seen(DELIVERED) == (1, 1)
-    world.journeys.delivered([world.entry(world.notification(32_000))])
+    world.delivered([world.entry(world.notification(32_000))])
     assert world.seen(DELIVERED) == (2, 3)
 
 
 def test_what_a_provider_takes_to_answer() -> None:
     world = World()
-    world.journeys.answered(Provider.FCM, 0.5)
+    world.journeys.ended(Provider.FCM, 1.0, 1.5, ())
     assert sample(world.metrics, "ntf_push_answered_seconds_sum", provider="FC") == 0.5
     assert sample(world.metrics, "ntf_push_answered_seconds_count", provider="AP") == 0
 
@@ -84,8 +88,7 @@ def test_where_nobody_reads_it_nothing_is_kept() -> None:
     none = NoJourneys()
     none.arrived(7, 3)
     none.stored([])
-    none.answered(Provider.FCM, 0.5)
-    none.delivered([])
+    none.ended(Provider.FCM, 1.0, 1.5, ())
     assert not vars(none)
     public = {name for name in vars(Journeys) if not name.startswith("_")}
     assert public == {name for name in vars(NoJourneys) if not name.startswith("_")}
