@@ -322,9 +322,12 @@ class Relay:
             self._admission,
         )
 
+    @property
+    def _in_force(self) -> Config:
+        return self._config if self._reloader is None else self._reloader.config
+
     def _certificates_end(self) -> Mapping[str, float]:
-        config = self._config if self._reloader is None else self._reloader.config
-        return config.certificates_end()
+        return self._in_force.certificates_end()
 
     def _grace(self, left: float) -> float:
         """Seconds of a stop that what is under way gets: none if it had its time before, or cannot be stored."""
@@ -401,8 +404,7 @@ class Relay:
         return {"swapped": report.swapped, "needs_restart": report.needs_restart}
 
     async def _on_vapid(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
-        config = self._config if self._reloader is None else self._reloader.config
-        return told(config.vapid_key, config.old_vapid_keys)
+        return told(self._in_force.vapid_key, self._in_force.old_vapid_keys)
 
     async def _on_drain(self, drain: Drain, request: Mapping[str, Any]) -> Mapping[str, Any]:
         self._supervisor.spawn(drain.run(seconds_of(request)), "drain")

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import aiohttp
+from debian import unpacked
 
 FLAGS: Final = (
     "--headless",
@@ -45,7 +46,7 @@ _FONTS: Final = """<?xml version="1.0"?>
 
 def chromium(folder: Path) -> tuple[str, dict[str, str]]:
     """The program, and the variables that it needs: as installed, or as `scripts/test --all` unpacked it."""
-    files, fonts = Path(os.environ.get("NTF_RELAY_PACKAGES", "/nowhere")), folder / "fonts.conf"
+    files, fonts = unpacked() or Path("/nowhere"), folder / "fonts.conf"
     fonts.write_text(_FONTS.format(files=files, folder=folder))
     if found := shutil.which("chromium"):
         return found, {"FONTCONFIG_FILE": str(fonts)}

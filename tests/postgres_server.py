@@ -6,7 +6,6 @@ It refuses to run as root, so it is nobody's then.
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from typing import Any, Self
 
 import psycopg
 import pytest
+from debian import unpacked
+from redis_servers import free_port
 
 USER, PASSWORD, DATABASE = "ntf", "pass/word@sea", "postgres"
 QUOTED = "pass%2Fword%40sea"
@@ -23,8 +24,7 @@ QUOTED = "pass%2Fword%40sea"
 
 def binaries() -> Path | None:
     """The folder of initdb and postgres."""
-    unpacked = os.environ.get("NTF_RELAY_PACKAGES", "")
-    roots = [Path("/usr/lib/postgresql"), *([Path(unpacked, "usr/lib/postgresql")] if unpacked else [])]
+    roots = [root / "usr/lib/postgresql" for root in (Path("/"), unpacked()) if root]
     found = [p for root in roots for p in sorted(root.glob("*/bin"), reverse=True) if (p / "initdb").exists()]
     on_path = shutil.which("postgres")
     if on_path and (Path(on_path).resolve().parent / "initdb").exists():
@@ -45,15 +45,14 @@ class Postgres:
         self._bin = found
         self._dir = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._options: dict[str, Any] = {"env": os.environ | {"LC_ALL": "C"}}
-        unpacked = os.environ.get("NTF_RELAY_PACKAGES")
-        if unpacked and found.is_relative_to(unpacked):
-            self._options["env"]["LD_LIBRARY_PATH"] = ":".join(map(str, Path(unpacked, "usr/lib").glob("*-linux-gnu")))
+        folder = unpacked()
+        if folder and found.is_relative_to(folder):
+            self._options["env"]["LD_LIBRARY_PATH"] = ":".join(map(str, (folder / "usr/lib").glob("*-linux-gnu")))
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._dir, nobody.pw_uid, nobody.pw_gid)
             self._options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{DATABASE}"
 
     def __enter__(self) -> Self:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Phone
 from machine import Machine, booted
+from redis_servers import free_port
 
 from ntf_server.testing import MockApns
 from ntf_server.version import VERSION
@@ -118,12 +118,6 @@ def newer(package: Path) -> Path:
 
 
 # --- installed
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from redis_servers import free_port
 from test_alerts import RULES
 from watching import Iphone, Prometheus, as_production
 
-from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import Answer, MockApns
 from smp_bridge.client import Client
 from smp_bridge.testing import SmpServer
@@ -31,15 +30,8 @@ EMPTY = (
 
 
 @pytest.fixture
-async def apple() -> AsyncIterator[MockApns]:
-    async with MockApns() as apple:
-        yield apple
-
-
-@pytest.fixture
-async def relay(tmp_path: Path, apple: MockApns) -> AsyncIterator[RelayProcess]:
-    (tmp_path / "apple.p8").write_bytes(key_pem(generate_key()))
-    settings = environment(apple) | as_production(apple, tmp_path / "apple.p8")
+async def relay(tmp_path: Path, mock_apns: MockApns) -> AsyncIterator[RelayProcess]:
+    settings = environment(mock_apns) | as_production(mock_apns, tmp_path / "apple.p8")
     relay = RelayProcess(tmp_path / "relay", settings | {"NTF_SERVER__METRICS__PORT": str(free_port())})
     await relay.init()
     await relay.start()
@@ -55,9 +47,9 @@ async def prometheus(tmp_path: Path, relay: RelayProcess) -> AsyncIterator[Prome
 
 
 async def test_alerts_of_a_relay(
-    relay: RelayProcess, prometheus: Prometheus, apple: MockApns, smp_server: SmpServer
+    relay: RelayProcess, prometheus: Prometheus, mock_apns: MockApns, smp_server: SmpServer
 ) -> None:
-    device = Iphone(apple)
+    device = Iphone(mock_apns)
     await prometheus.until(set(), 30)
     async with await Client.connect(relay.address) as client, await Recipient.connect(smp_server.address) as recipient:
         await device.register(client)
@@ -66,14 +58,14 @@ async def test_alerts_of_a_relay(
         await device.subscribe(client, smp_server.address, queue)
         await smp_server.until(lambda: smp_server.subscribed(queue.notifier_id), 10)
         await queue.send("hello")
-        await apple.next(device.token)
+        await mock_apns.next(device.token)
         await everything_has_data(prometheus)
         assert await prometheus.firing() == set()
 
-        apple.script(*[REFUSED] * 1000)
+        mock_apns.script(*[REFUSED] * 1000)
         await queue.send("are you there?")
         await prometheus.until({"NtfProviderRefusesUs"}, 60)
-        apple.clear()
+        mock_apns.clear()
         assert relay.process is not None
         relay.process.send_signal(signal.SIGHUP)  # the key was mended, say
         await prometheus.until(set(), 60)

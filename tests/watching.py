@@ -16,10 +16,9 @@ from harness import Phone
 from redis_servers import free_port
 from test_alerts import PROMETHEUS
 
+from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import MockApns
 from smp_bridge import ntf
-
-JOB = "ntf-relay"
 
 
 class Iphone(Phone):
@@ -31,7 +30,8 @@ class Iphone(Phone):
 
 
 def as_production(mock_apns: MockApns, key_file: Path) -> dict[str, str]:
-    """Settings of a relay for which this mock is Apple's production service."""
+    """Settings of a relay for which this mock is Apple's production service; its key is written there."""
+    key_file.write_bytes(key_pem(generate_key()))
     return {
         "NTF_SERVER__APNS__KEY_FILE": str(key_file),
         "NTF_SERVER__APNS__KEY_ID": "KEYID12345",

@@ -61,7 +61,7 @@ async def _says(drill: Drill, sign: Sign, events: int, before: float) -> bool:
     site = drill.site
     match sign.place:
         case "alert":
-            return sign.words in await site.prometheus.firing(drill.alerts_of)
+            return sign.words in await site.prometheus.firing(drill.away or site.metrics)
         case "log":
             return any(told.startswith(sign.words) for told in site.events()[events:])
         case "status":

@@ -39,12 +39,12 @@ Done = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Drill:
-    """`begin` brings the fault about, `end` mends it. `alerts_of`: which relay alerts are on, HOST:PORT of metrics."""
+    """`begin` brings the fault about, `end` mends it. `away`: another relay that alerts are on, HOST:PORT of metrics."""
 
     begin: Done
     end: Done
     site: Site
-    alerts_of: str
+    away: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ async def _key_revoked(directory: Path, prometheus: Prometheus) -> AsyncIterator
             site.apns.clear()
             await site.command("reload")
 
-        yield Drill(begin, end, site, site.metrics)
+        yield Drill(begin, end, site)
 
 
 @contextlib.asynccontextmanager
 async def _provider_down(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     async with at_work(directory, prometheus) as site:
-        yield Drill(site.apns.stop, site.apns.start, site, site.metrics)
+        yield Drill(site.apns.stop, site.apns.start, site)
 
 
 @contextlib.asynccontextmanager
@@ -98,14 +98,14 @@ async def _certificate_ends(directory: Path, prometheus: Prometheus) -> AsyncIte
             await site.command("cert", "--sign-algorithm", "ED25519")
             await site.command("reload")
 
-        yield Drill(begin, end, site, site.metrics)
+        yield Drill(begin, end, site)
 
 
 @contextlib.asynccontextmanager
 async def _disk_full(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     full = directory.with_suffix(".full")
     async with at_work(directory, prometheus, prefix=(sys.executable, str(HERE / "full_disk.py"), str(full))) as site:
-        new = asyncio.create_task(registering(site, 0.05, lambda: False))
+        new = asyncio.create_task(registering(site, 0.05))
 
         async def begin() -> None:
             full.touch()
@@ -114,7 +114,7 @@ async def _disk_full(directory: Path, prometheus: Prometheus) -> AsyncIterator[D
             full.unlink()
 
         try:
-            yield Drill(begin, end, site, site.metrics)
+            yield Drill(begin, end, site)
         finally:
             new.cancel()
 
@@ -122,7 +122,7 @@ async def _disk_full(directory: Path, prometheus: Prometheus) -> AsyncIterator[D
 @contextlib.asynccontextmanager
 async def _smp_server_gone(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill]:
     async with at_work(directory, prometheus) as site:
-        yield Drill(site.smp_server.stop, site.smp_server.start, site, site.metrics)
+        yield Drill(site.smp_server.stop, site.smp_server.start, site)
 
 
 @contextlib.asynccontextmanager
@@ -139,7 +139,7 @@ async def _clock_off(directory: Path, prometheus: Prometheus) -> AsyncIterator[D
         async def end() -> None:
             clock.ahead = 0
 
-        yield Drill(begin, end, site, site.metrics)
+        yield Drill(begin, end, site)
 
 
 @contextlib.asynccontextmanager
@@ -178,14 +178,14 @@ async def _flood(directory: Path, prometheus: Prometheus) -> AsyncIterator[Drill
         flood: list[asyncio.Task[None]] = []
 
         async def begin() -> None:
-            flood.extend(asyncio.create_task(registering(site, 0.0, lambda: False)) for _ in range(50))
+            flood.extend(asyncio.create_task(registering(site, 0.0)) for _ in range(50))
 
         async def end() -> None:
             for task in flood:
                 task.cancel()
 
         try:
-            yield Drill(begin, end, site, site.metrics)
+            yield Drill(begin, end, site)
         finally:
             await end()
 

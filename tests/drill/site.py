@@ -8,8 +8,8 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +17,10 @@ from harness import RelayProcess, environment
 from redis_servers import free_port
 from watching import Iphone, Prometheus, as_production
 
-from ntf_server.push.jose import generate_key, key_pem
 from ntf_server.testing import MockApns
 from smp_bridge.client import Client, ServerError, UnexpectedAnswerError
 from smp_bridge.testing import SmpServer
-from smp_bridge.testing.recipient import Queue, Recipient
+from smp_bridge.testing.recipient import Recipient
 
 PHONES: Final = 3
 PAUSE: Final = 0.5  # seconds between messages
@@ -30,7 +29,7 @@ LOOK: Final = 0.25  # seconds between looks
 
 @dataclass
 class Site:
-    """`relay` with its `apns` and its own `smp_server`; messages for `queues` flow all the time."""
+    """`relay` with its `apns` and its own `smp_server`; messages flow all the time."""
 
     directory: Path
     relay: RelayProcess
@@ -39,8 +38,6 @@ class Site:
     metrics: str  # HOST:PORT
     page: str  # the same of the live page
     prometheus: Prometheus
-    phones: list[Iphone] = field(default_factory=list)
-    queues: list[Queue] = field(default_factory=list)
 
     # --- what an operator looks at
 
@@ -112,7 +109,6 @@ async def at_work(
             prefix=tuple(prefix),
             log=directory / "relay.log",
         )
-        (directory / "apple.p8").write_bytes(key_pem(generate_key()))
         site = Site(directory, relay, apns, smp_server, f"127.0.0.1:{port}", f"127.0.0.1:{page}", prometheus)
         prometheus.watch(site.metrics)
         await relay.init()
@@ -122,13 +118,13 @@ async def at_work(
                 await Recipient.connect(smp_server.address) as recipient,
                 await Client.connect(relay.address) as c,
             ):
+                ids = []
                 for _ in range(PHONES):
-                    site.phones.append(phone := Iphone(apns))
+                    phone, queue = Iphone(apns), await recipient.queue()
                     await phone.register(c)
                     await phone.verify(c)
-                    site.queues.append(queue := await recipient.queue())
                     await phone.subscribe(c, smp_server.address, queue)
-            ids = [queue.notifier_id for queue in site.queues]
+                    ids.append(queue.notifier_id)
             await smp_server.until(lambda: all(map(smp_server.subscribed, ids)), 20)
             sending = asyncio.create_task(_send(site, ids))
             try:
@@ -145,12 +141,12 @@ async def _send(site: Site, notifier_ids: list[bytes]) -> None:
         await asyncio.sleep(PAUSE)
 
 
-async def registering(site: Site, pause: float, until: Callable[[], bool]) -> None:
-    """New devices come, whatever becomes of them."""
-    while not until():
+async def registering(site: Site, pause: float) -> None:
+    """New devices come, whatever becomes of them, until it is cancelled."""
+    while True:
         with contextlib.suppress(ServerError, UnexpectedAnswerError, OSError, AssertionError):
             async with await Client.connect(site.relay.address) as client:
-                while not until():
+                while True:
                     with contextlib.suppress(ServerError, AssertionError):
                         await Iphone(site.apns).register(client)
                     await asyncio.sleep(pause)

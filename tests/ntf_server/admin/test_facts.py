@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness import Phone
-from redis_servers import Cluster, Server
+from redis_servers import Cluster, Server, free_port
 
 from ntf_server import periodic
 from ntf_server.admin.facts import gather
@@ -33,12 +32,6 @@ from smp_bridge.testing import SmpServer
 from smp_bridge.testing.recipient import Recipient
 
 REFUSED = Answer(403, "InvalidProviderToken")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
 
 
 class Watched:

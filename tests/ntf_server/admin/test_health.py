@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_servers import free_port
 
 from ntf_server.admin import health as admin
 from ntf_server.admin.health import MAX_HEAD, Admin
@@ -107,12 +108,6 @@ async def test_who_is_live_who_is_ready_and_how_it_is(
     ):
         assert (await asyncio.to_thread(fetch, port, path))[::2] == (status, body)
         assert (await asyncio.to_thread(fetch, port, path, "HEAD"))[::2] == (status, b"")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
 
 
 # --- good requests
