@@ -39,7 +39,7 @@ Done = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Drill:
-    """`begin` brings the fault about, `end` mends it. `away`: another relay that alerts are on, HOST:PORT of metrics."""
+    """`begin` brings the fault about, `end` mends it. `away`: HOST:PORT of another relay, that alerts are on."""
 
     begin: Done
     end: Done
