@@ -21,13 +21,13 @@ from ntf_server.store.sealing import MasterKey, generate_key_text
 from ntf_server.testing.store_suite.medium import as_found
 
 
-def folder(directory: Path, **changes: str) -> Path:
+def folder(directory: Path, port: int = 443, **changes: str) -> Path:
     """As `init` leaves one, but for the changes to its configuration."""
     directory.mkdir()
     create_identity(directory, "ED25519", "localhost")
     write_file(directory / "master.key", generate_key_text().encode())
     write_file(directory / "vapid.key", key_pem(generate_key()))
-    text = config_text("localhost", 443, web_push=False)
+    text = config_text("localhost", port, web_push=False)
     for old, new in changes.items():
         text = text.replace(old, new)
     (directory / CONFIG_FILE).write_text(text)

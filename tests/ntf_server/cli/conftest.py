@@ -8,26 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_world import folder
 from command_line import COMMAND
-
-from ntf_server.cli.init import config_text
-from ntf_server.config.identity_files import create_identity, write_file
-from ntf_server.config.source import CONFIG_FILE
-from ntf_server.push.jose import generate_key, key_pem
-from ntf_server.store.sealing import generate_key_text
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A folder as `init` leaves it, for a server on any free port of loopback."""
-    directory = tmp_path / "relay"
-    directory.mkdir()
-    create_identity(directory, "ED25519", "localhost")
-    write_file(directory / "master.key", generate_key_text().encode())
-    write_file(directory / "vapid.key", key_pem(generate_key()))
-    text = config_text("localhost", 0, web_push=False)
-    (directory / CONFIG_FILE).write_text(text.replace('# bind = ""  ', 'bind = "127.0.0.1"'))
-    return directory
+    return folder(tmp_path / "relay", 0, **{'# bind = ""  ': 'bind = "127.0.0.1"'})
 
 
 Start = Callable[..., Any]
