@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from ntf_server.observe.metrics import Metrics
+from ntf_server.observe.moments import day_of
 from ntf_server.observe.totals import Active, totals
 from ntf_server.store.contract import Store, StoreCorruptError, StoreError, StoreUnavailableError
 from ntf_server.store.records import ACTIVE_SPANS, Census
@@ -137,11 +138,6 @@ async def count_heard(store: Store, spans: Sequence[int], pause: float = _PAUSE)
         more, cursor = await store.inspection.heard(cursor, _SLICE, spans)
         found = [a + b for a, b in zip(found, more, strict=True)]
     return found
-
-
-def day_of(at: float) -> str:
-    """ISO 8601. `at`: Unix seconds."""
-    return datetime.fromtimestamp(at, UTC).date().isoformat()
 
 
 def before(day: str) -> str:

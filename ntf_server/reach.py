@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pycurl
 
+from ntf_server.observe.moments import day_of
 from ntf_server.push.exchange import Endpoint, HttpFailure
 from ntf_server.push.names import Addresses, Resolver
 from smp_bridge.network import contains
@@ -49,8 +50,8 @@ class Reached:
 
     def __str__(self) -> str:
         agreed = ", ".join(filter(None, (self.tls, {"h2": "HTTP/2", "http/1.1": "HTTP/1.1"}.get(self.alpn, self.alpn))))
-        end = f", certificate good until {time.strftime('%Y-%m-%d', time.gmtime(self.not_after))}"
-        return f"{self.address}: {agreed}{end if self.not_after else ''}, in {self.seconds * 1000:.0f} ms"
+        end = f", certificate good until {day_of(self.not_after)}" if self.not_after else ""
+        return f"{self.address}: {agreed}{end}, in {self.seconds * 1000:.0f} ms"
 
 
 def host_of(endpoint: Endpoint) -> tuple[str, int]:

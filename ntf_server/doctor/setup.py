@@ -7,7 +7,7 @@ from typing import Any, Final
 from ntf_server.config.contradictions import apns_hosts
 from ntf_server.config.files import Config
 from ntf_server.findings import Finding, left_out, warning, well, wrong
-from ntf_server.observe.condition import CERTIFICATES, ENDING, duration
+from ntf_server.observe.condition import CERTIFICATES, State, certificate, certificate_words, duration
 from ntf_server.preflight import Found
 from ntf_server.store.records import Glance
 
@@ -105,11 +105,11 @@ def of_certificates(config: Config, now: float | None = None) -> Iterator[Findin
         return
     now = time.time() if now is None else now
     for name, end in config.certificates_end().items():
-        what, cure = CERTIFICATES[name]
-        day = time.strftime("%Y-%m-%d", time.gmtime(end))
-        if end <= now:
-            yield wrong("certificate", f"{what} has ended on {day}", cure)
-        elif end - now <= ENDING:
-            yield warning("certificate", f"{what} ends on {day}, in {duration(end - now)}", cure)
+        found = certificate(name, end, now)
+        text, cure = certificate_words(found, now)
+        if found.state is State.FAILING:
+            yield wrong("certificate", text, cure)
+        elif found.state is State.ENDING:
+            yield warning("certificate", text, cure)
         else:
-            yield well("certificate", f"{what} is good until {day}")
+            yield well("certificate", text)

@@ -6,11 +6,12 @@ confirmed a subscription.
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
 import msgspec
+
+from ntf_server.observe.moments import day_of
 
 STALLED: Final = 300.0  # seconds for which something was due and nothing was accepted
 LASTING: Final = 30.0  # seconds after which what may pass by itself is trouble
@@ -325,13 +326,20 @@ def certificate(name: str, ends: float, now: float) -> CertificateCondition:
     return CertificateCondition(name, state, ends)
 
 
+def certificate_words(found: CertificateCondition, now: float) -> tuple[str, str]:
+    """(What is so of one, what to do before it ends)"""
+    what, cure = CERTIFICATES[found.name]
+    day = day_of(found.ends)
+    if found.state is State.FAILING:
+        return f"{what} has ended on {day}", cure
+    if found.state is State.ENDING:
+        return f"{what} ends on {day}, in {duration(found.ends - now)}", cure
+    return f"{what} is good until {day}", cure
+
+
 def certificate_sentence(found: CertificateCondition, now: float) -> str:
     """What is to be done about one that ends."""
-    what, cure = CERTIFICATES[found.name]
-    day = datetime.fromtimestamp(found.ends, UTC).strftime("%Y-%m-%d")
-    if found.state is State.FAILING:
-        return f"{what} has ended on {day}: {cure}"
-    return f"{what} ends on {day}, in {duration(found.ends - now)}: {cure}"
+    return ": ".join(certificate_words(found, now))
 
 
 def service(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from store_world import MASTER, SMP, TABLET, FakeClock, activate, register, subscribe
 
 from ntf_server import days as module
-from ntf_server.days import Days, before, count_all, count_heard, day_of
+from ntf_server.days import Days, before, count_all, count_heard
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import KindCounter
 from ntf_server.observe.totals import Active, Total
@@ -193,7 +193,3 @@ async def test_it_looks_by_itself_and_counts_active_tokens(
         await asyncio.wait([running])
     assert await world.kept(Active.MONTH) == {DAY: 1}
     assert await world.kept(Active.SUBSCRIPTIONS_DAY) == {DAY: 2}
-
-
-def test_days_are_those_of_utc() -> None:
-    assert [day_of(MIDNIGHT + seconds) for seconds in (-0.001, 0)] == [DAY, NEXT]

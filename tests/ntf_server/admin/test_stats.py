@@ -12,7 +12,7 @@ from store_world import MASTER
 from ntf_server.admin.socket import AdminError, ask
 from ntf_server.admin.stats import STATS, on_stats, stats
 from ntf_server.config.files import Config
-from ntf_server.days import day_of
+from ntf_server.observe.moments import day_of
 from ntf_server.observe.totals import Total
 from ntf_server.store.contract import StoreUnavailableError
 from ntf_server.store.sqlite.engine import SqliteStore
