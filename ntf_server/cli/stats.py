@@ -14,6 +14,7 @@ from ntf_server.admin.stats import STATS, stats
 from ntf_server.cli import arguments as common
 from ntf_server.cli.asking import ask_pages
 from ntf_server.cli.errors import UsageError
+from ntf_server.observe.moments import day_of
 from ntf_server.observe.totals import REFERENCE, REFERENCE_DAY, Active, Total, reference_row
 
 _WIDTH: Final = 20  # characters of a number's column
@@ -50,7 +51,7 @@ def _ask(directory: Path) -> dict[str, Any]:
     for other in others:
         first["days"].update(other["days"])
     answer = {name: first[name] for name in ("started", "since_start", "days")}
-    return {"today": time.strftime("%Y-%m-%d", time.gmtime()), **answer}
+    return {"today": day_of(time.time()), **answer}
 
 
 def _screen(answer: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from ntf_server.config import files as config
 from ntf_server.config.edit import EditError, edited
 from ntf_server.config.identity_files import write_file
 from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings
+from ntf_server.observe.moments import day_of
 from ntf_server.push.jose import b64, generate_key, key_pem, public_point
 
 _ROTATE = "rotate"
@@ -85,7 +86,7 @@ def _rotate(directory: Path, *, as_json: bool) -> int:
 
 def _free_name(directory: Path, name: str) -> str:
     """Of a file beside the old key, with today's date (UTC)."""
-    stem, number = f"vapid-{time.strftime('%Y-%m-%d', time.gmtime())}", 1
+    stem, number = f"vapid-{day_of(time.time())}", 1
     while (directory / (free := str(Path(name).with_name(f"{stem}{f'-{number}' * (number > 1)}.key")))).exists():
         number += 1
     return free
