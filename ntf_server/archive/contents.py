@@ -1,9 +1,11 @@
 """What a backup holds: the files that a relay needs besides its store, and the list of all that is in it."""
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, BinaryIO, Final
 
 import msgspec
 
@@ -17,6 +19,7 @@ MANIFEST: Final = "manifest.json"
 DATABASE: Final = "database"  # the member of that name
 ELSEWHERE: Final = "elsewhere"  # the folder of files that were not in the configuration's
 LARGEST: Final = 16 * 2**20  # bytes of a file that a setting names
+READ: Final = 1 << 20  # bytes of a database at once
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -45,14 +48,14 @@ def files(directory: Path, settings: Settings, store: Path | RedisUrl) -> Iterat
     """(name in the backup, path) of each that is there to be read or that a setting names. The master key is never
     among them: what it seals could be opened by whoever has the backup.
     """
-    for name in dict.fromkeys([CONFIG_FILE, *FILES, REFERENCE_VAPID_KEY]):
+    own = (CONFIG_FILE, *FILES, REFERENCE_VAPID_KEY)
+    for name in own:
         if name != MASTER_KEY and os.path.lexists(directory / name):
             yield name, directory / name
-    seen = {*FILES, CONFIG_FILE, REFERENCE_VAPID_KEY}
+    seen, root = set(own), os.path.normpath(directory)
     for name in _named(settings, store):
         path = Path(os.path.normpath(directory / name))
-        inside = path.is_relative_to(os.path.normpath(directory))
-        kept = str(path.relative_to(os.path.normpath(directory)) if inside else _elsewhere(path))
+        kept = str(path.relative_to(root) if path.is_relative_to(root) else _elsewhere(path))
         if kept not in seen:
             seen.add(kept)
             yield kept, path
@@ -77,3 +80,21 @@ def _named(settings: Settings, store: Path | RedisUrl) -> Iterator[str]:
 def variables(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Names of variables that settings come from."""
     return tuple(sorted(name for name in environ if name.startswith(PREFIX)))
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """SHA-256 of what is left to be read, as `Member` has it."""
+    digest = hashlib.sha256()
+    while piece := file.read(READ):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Its owner's alone until all is written, and on the disk at the end."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        yield file
+        os.fchmod(file.fileno(), mode & 0o777)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,21 +1,29 @@
 """A backup made, while the relay runs or not."""
 
 import asyncio
-import contextlib
 import hashlib
 import io
 import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
 
 import msgspec
 
-from ntf_server.archive.contents import DATABASE, LARGEST, MANIFEST, Manifest, Member, files, variables
+from ntf_server.archive.contents import (
+    DATABASE,
+    LARGEST,
+    MANIFEST,
+    Manifest,
+    Member,
+    digest_of,
+    files,
+    new_file,
+    variables,
+)
 from ntf_server.archive.sealed import ArchiveError, Sealing
 from ntf_server.config.settings import Settings
 from ntf_server.store.contract import StoreUnavailableError
@@ -25,8 +33,6 @@ from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
 from ntf_server.store.sqlite.backup import backup
 from ntf_server.version import VERSION
-
-_READ: Final = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,10 @@ def make(source: Source, master_key: MasterKey, target: Path) -> Made:
             database, part = Path(scratch, DATABASE), Path(scratch, "backup")
             contents = _read_all(source)
             _copy_store(source, master_key, database)
-            members = [_member(name, data, mode, path, source.directory) for name, path, data, mode in contents]
             kind = "redis" if isinstance(source.store, RedisUrl) else "sqlite"
-            of_all = (*members, _database(database))
+            of_all = (*(member for member, _ in contents), _database(database))
             manifest = Manifest(VERSION, int(time.time()), kind, variables(source.environ), of_all)
-            _write(part, master_key, manifest, [data for _, _, data, _ in contents], database)
+            _write(part, master_key, manifest, contents, database)
             size = part.stat().st_size
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             part.replace(target)
@@ -92,8 +97,8 @@ def _copy_store(source: Source, master_key: MasterKey, target: Path) -> None:
     asyncio.run(migrate(source.store, target, master_key=master_key, shared=shared))
 
 
-def _read_all(source: Source) -> list[tuple[str, Path, bytes, int]]:
-    """(name, path, what is in it, mode) of each file. Raises ArchiveError."""
+def _read_all(source: Source) -> list[tuple[Member, bytes]]:
+    """Each file, and what is in it. Raises ArchiveError."""
     found = []
     for name, path in files(source.directory, source.settings, source.store):
         try:
@@ -107,7 +112,7 @@ def _read_all(source: Source) -> list[tuple[str, Path, bytes, int]]:
             raise ArchiveError(
                 f"{path}: is larger than {LARGEST >> 20} MiB, so it is none of a relay's; mend the setting"
             )
-        found.append((name, path, data, mode))
+        found.append((_member(name, data, mode, path, source.directory), data))
     return found
 
 
@@ -117,19 +122,18 @@ def _member(name: str, data: bytes, mode: int, path: Path, directory: Path) -> M
 
 
 def _database(path: Path) -> Member:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_READ):
-            digest.update(piece)
-    return Member(DATABASE, path.stat().st_size, digest.hexdigest(), 0o600)
+        return Member(DATABASE, path.stat().st_size, digest_of(file), 0o600)
 
 
-def _write(part: Path, master_key: MasterKey, manifest: Manifest, contents: list[bytes], database: Path) -> None:
-    with _new_file(part) as file:
+def _write(
+    part: Path, master_key: MasterKey, manifest: Manifest, contents: list[tuple[Member, bytes]], database: Path
+) -> None:
+    with new_file(part) as file:
         sealing = Sealing(file, master_key)
         with tarfile.open(fileobj=sealing, mode="w|") as tar:
             _add(tar, MANIFEST, msgspec.json.encode(manifest))
-            for member, data in zip(manifest.files, contents, strict=False):
+            for member, data in contents:
                 _add(tar, member.name, data)
             info = tarfile.TarInfo(DATABASE)
             info.size = database.stat().st_size
@@ -142,12 +146,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Mode 0600 from its first byte on, and on the disk at the end."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import tarfile
@@ -14,17 +13,17 @@ from typing import IO, BinaryIO, Final
 
 import msgspec
 
-from ntf_server.archive.contents import DATABASE, LARGEST, MANIFEST, Manifest
+from ntf_server.archive.contents import DATABASE, LARGEST, MANIFEST, READ, Manifest, digest_of, new_file
 from ntf_server.archive.sealed import ArchiveError, Opening
 from ntf_server.config.files import load_store
 from ntf_server.config.mistakes import ConfigError
 from ntf_server.config.source import load_settings
+from ntf_server.permissions import give_as_folder
 from ntf_server.store.migrate import migrate
 from ntf_server.store.open import Shared, inspect_store
 from ntf_server.store.redis.url import RedisUrl
 from ntf_server.store.sealing import MasterKey
 
-_READ: Final = 1 << 20  # bytes
 _DATABASE: Final = ".database"  # until its place is known
 _NOTHING: Final = "nothing was restored"
 
@@ -139,11 +138,9 @@ class _Restoring:
         part = place.with_name(f".{place.name}.restored")
         part.unlink(missing_ok=True)
         undo.callback(part.unlink, missing_ok=True)
-        with self._database.open("rb") as source, _new_file(part) as copy:
-            shutil.copyfileobj(source, copy, _READ)
-        if os.geteuid() == 0:
-            owner = place.parent.stat()
-            os.chown(part, owner.st_uid, owner.st_gid)
+        with self._database.open("rb") as source, new_file(part) as copy:
+            shutil.copyfileobj(source, copy, READ)
+        give_as_folder(part)
         undo.callback(place.unlink, missing_ok=True)
         part.replace(place)
         self._database.unlink()
@@ -159,7 +156,7 @@ class _Restoring:
         if not self._key.text:
             return self._directory / path.relative_to(self._scratch)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _new_file(path) as file:
+        with new_file(path) as file:
             file.write(self._key.text)
         return None
 
@@ -186,10 +183,7 @@ def _verify(file: BinaryIO, master_key: MasterKey, name: str) -> Manifest:
             if manifest is None:
                 manifest = _manifest(member, content, name)
                 continue
-            digest = hashlib.sha256()
-            while piece := content.read(_READ):
-                digest.update(piece)
-            found[member] = digest.hexdigest()
+            found[member] = digest_of(content)
     if manifest is None or found != {m.name: m.sha256 for m in manifest.files}:
         raise ArchiveError(f"{name}: is not what its list says; give another backup")
     return manifest
@@ -226,15 +220,5 @@ def _extract(file: BinaryIO, master_key: MasterKey, name: str, manifest: Manifes
                 continue
             path = scratch / (_DATABASE if member == DATABASE else member)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _new_file(path, modes[member]) as out:
-                shutil.copyfileobj(content, out, _READ)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """On the disk at the end. `mode`: nobody gets more than the file's owner had."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        yield file
-        os.fchmod(file.fileno(), mode & 0o777)
-        file.flush()
-        os.fsync(file.fileno())
+            with new_file(path, modes[member]) as out:
+                shutil.copyfileobj(content, out, READ)
