@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import wrong_pushes
 from wrong_places import PAGE, WRONG_PLACES, WrongPlace, page
-from wrong_pushes import World
+from wrong_pushes import World, told
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ async def test_a_place_that_is_not_well(world: World, row: WrongPlace) -> None:
         await spoiling
     said = await world.command("doctor", *(["--online"] if row.online else []))
     assert said.code == row.code, said
-    words = re.escape(row.words.replace("DIR", str(world.folder))).replace("PORT", r"\d+")
+    words = told(row.words, world)
     if row.code == 2:
         assert re.fullmatch(rf"ntf-server: {words}.*\n", said.err)
         return

@@ -7,22 +7,19 @@ import email.utils
 import fcntl
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from archive_world import one_token
 from certificates import client_certificate
 from redis_servers import free_port
-from wrong_pushes import World
+from wrong_pushes import Spoil, World, setting, silent_grants
 
 from ntf_server.config.source import CONFIG_FILE
-from ntf_server.testing import Answer, Silence
+from ntf_server.testing import Answer
 
 PAGE: Final = Path(__file__).parents[1] / "docs/reference/doctor.md"
-
-Spoil = Callable[[World], Any]
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,6 @@ class WrongPlace:
     @property
     def code(self) -> int:
         return {"wrong": 1, "refused": 2}.get(self.standing, 0)
-
-
-def _set(**values: str) -> Spoil:
-    return lambda world: world.set(**values)
 
 
 def _certificate(world: World) -> None:
@@ -97,13 +90,8 @@ def _unresolved(world: World) -> None:
     world.set(TRANSPORT__HOST="relay.example")
 
 
-def _silent(world: World) -> None:
-    world.fcm.script_grants(Silence())
-    world.set(DELIVERY__TIMEOUT="0.3")
-
-
 def _smp(*hosts: str) -> Spoil:
-    return _set(SUBSCRIBER__ALLOW_SERVERS=" ".join(hosts), SUBSCRIBER__ALLOW_PRIVATE_HOSTS="true")
+    return setting(SUBSCRIBER__ALLOW_SERVERS=" ".join(hosts), SUBSCRIBER__ALLOW_PRIVATE_HOSTS="true")
 
 
 WRONG_PLACES: Final = [
@@ -113,7 +101,9 @@ WRONG_PLACES: Final = [
         "DIR/ntf-server.toml: not found",
         "refused",
     ),
-    WrongPlace("a key with a typing error", _set(LOG__LEVL="info"), "NTF_SERVER__LOG__LEVL: [log] levl: unknown key"),
+    WrongPlace(
+        "a key with a typing error", setting(LOG__LEVL="info"), "NTF_SERVER__LOG__LEVL: [log] levl: unknown key"
+    ),
     WrongPlace(
         "Apple's key is not there",
         lambda world: (world.folder / "AuthKey_ABC123DEFG.p8").unlink(),
@@ -166,7 +156,7 @@ WRONG_PLACES: Final = [
     WrongPlace("a clock that is two hours ahead", _clock(-7200), " s ahead of Apple's", online=True),
     WrongPlace(
         "a CA bundle that is not Apple's",
-        _set(APNS__PRODUCTION__CA_FILE="ca.crt"),
+        setting(APNS__PRODUCTION__CA_FILE="ca.crt"),
         "APNs          TLS: 127.0.0.1:PORT: its certificate is not trusted",
         online=True,
     ),
@@ -176,7 +166,9 @@ WRONG_PLACES: Final = [
         "FCM           connection: 127.0.0.1:PORT: Connection refused",
         online=True,
     ),
-    WrongPlace("Google says nothing", _silent, "Google OAuth  127.0.0.1: 127.0.0.1:PORT: TLSv1.3, HTTP/2", online=True),
+    WrongPlace(
+        "Google says nothing", silent_grants, "Google OAuth  127.0.0.1: 127.0.0.1:PORT: TLSv1.3, HTTP/2", online=True
+    ),
     WrongPlace(
         "the server's name leads nowhere",
         _unresolved,

@@ -8,6 +8,7 @@ import email.utils
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -147,25 +148,25 @@ Spoil = Callable[[World], Any]
 
 @dataclass(frozen=True)
 class WrongPush:
-    """`spoil`: what is done to a world that is right; `words`: what is said of it, in one line; `step`: of which."""
+    """`spoil`: what is done to a world that is right; `words`: what is said of it, in one line."""
 
     what: str
     provider: str
     spoil: Spoil
     words: str
     code: int = 1
-    arguments: tuple[str, ...] = ()
 
-    def told(self, world: World) -> str:
-        """The words as they are in this world."""
-        return self.words.replace("DIR", str(world.folder))
+
+def told(words: str, world: World) -> str:
+    """A pattern of words as they are in this world."""
+    return re.escape(words.replace("DIR", str(world.folder))).replace("PORT", r"\d+")
 
 
 def _nothing(_: World) -> None:
     pass
 
 
-def _set(**values: str) -> Spoil:
+def setting(**values: str) -> Spoil:
     return lambda world: world.set(**values)
 
 
@@ -214,7 +215,7 @@ async def _no_tls(world: World) -> None:
     world.set(APNS__PRODUCTION__PORT=str(server.sockets[0].getsockname()[1]))
 
 
-def _silent_grants(world: World) -> None:
+def silent_grants(world: World) -> None:
     world.fcm.script_grants(Silence())
     world.set(DELIVERY__TIMEOUT="0.3")
 
@@ -238,10 +239,6 @@ def _subscription(change: Callable[[dict[str, Any]], Any]) -> Spoil:
     return spoil
 
 
-def _mine(world: World) -> None:
-    world.set(WEB_PUSH__ALLOW_HOSTS="")
-
-
 def _dead_proxy(section: str) -> Spoil:
     return lambda world: world.set(**{f"{section}__PROXY": f"http://127.0.0.1:{free_port()}"})
 
@@ -259,8 +256,8 @@ WRONG_PUSHES: Final = [
         lambda world: world.apns.bind_token(DEVICE, "org.other"),
         "the device token is of another app than the topic",
     ),
-    WrongPush("a topic of another team", "apns", _set(APNS__TOPIC="org.third"), "400 TopicDisallowed"),
-    WrongPush("another team's id", "apns", _set(APNS__TEAM_ID="AAAAAAAAAA"), "403 InvalidProviderToken"),
+    WrongPush("a topic of another team", "apns", setting(APNS__TOPIC="org.third"), "400 TopicDisallowed"),
+    WrongPush("another team's id", "apns", setting(APNS__TEAM_ID="AAAAAAAAAA"), "403 InvalidProviderToken"),
     WrongPush(
         "a key that Apple revoked, or never gave out",
         "apns",
@@ -286,7 +283,7 @@ WRONG_PUSHES: Final = [
     WrongPush(
         "a CA bundle that is not Apple's",
         "apns",
-        _set(APNS__PRODUCTION__CA_FILE="ca.crt"),
+        setting(APNS__PRODUCTION__CA_FILE="ca.crt"),
         "TLS           127.0.0.1:PORT: its certificate is not trusted",
     ),
     WrongPush(
@@ -297,7 +294,10 @@ WRONG_PUSHES: Final = [
     ),
     WrongPush("a name that nobody knows", "apns", _unresolved, "push.example: no address is known for it"),
     WrongPush(
-        "no route to the provider", "apns", _set(APNS__PRODUCTION__HOST="2001:db8::1"), "connection    [2001:db8::1]:"
+        "no route to the provider",
+        "apns",
+        setting(APNS__PRODUCTION__HOST="2001:db8::1"),
+        "connection    [2001:db8::1]:",
     ),
     WrongPush("a mail server instead of Apple's", "apns", _no_tls, "TLS           127.0.0.1:PORT:"),
     WrongPush("a proxy that is down", "apns", _dead_proxy("APNS"), "by way of the proxy: connection refused"),
@@ -344,7 +344,7 @@ WRONG_PUSHES: Final = [
         "401 UNAUTHENTICATED",
     ),
     WrongPush("Google has enough of it", "fcm", _fcm(fcm_error("QUOTA_EXCEEDED")), "429 QUOTA_EXCEEDED"),
-    WrongPush("Google says nothing", "fcm", _silent_grants, "access token  timed out after"),
+    WrongPush("Google says nothing", "fcm", silent_grants, "access token  timed out after"),
     WrongPush(
         "nobody listens where messages go",
         "fcm",
@@ -374,7 +374,10 @@ WRONG_PUSHES: Final = [
     WrongPush("a push service that has moved", "webpush", _web_push(Answer(301)), "it leads elsewhere"),
     WrongPush("a push service that says nothing", "webpush", _silent_web_push, "timed out after"),
     WrongPush(
-        "a push service at home that was not allowed", "webpush", _mine, "its host is not on the public internet"
+        "a push service at home that was not allowed",
+        "webpush",
+        setting(WEB_PUSH__ALLOW_HOSTS=""),
+        "its host is not on the public internet",
     ),
     WrongPush(
         "the endpoint of a subscription is no https URL",
@@ -446,7 +449,7 @@ WRONG_PUSHES: Final = [
     WrongPush(
         "a mistake in the configuration",
         "fcm",
-        _set(FCM__PROT="1"),
+        setting(FCM__PROT="1"),
         "NTF_SERVER__FCM__PROT: [fcm] prot: unknown key; did you mean port?",
         2,
     ),
