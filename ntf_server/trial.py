@@ -36,12 +36,11 @@ from ntf_server.push.webpush import judge as web_push
 from ntf_server.push.webpush.open import OpenWebPush, endpoint_of
 from ntf_server.push.webpush.subscription import WebPushSubscription
 from ntf_server.push.webpush.vapid import Vapid
-from ntf_server.push.words import clock_words, one_line
+from ntf_server.push.words import SKEW, clock_words, one_line
 from ntf_server.reach import UnreachableError, connect, connect_through, host_of, resolve, tls_context, usable
 from ntf_server.store.records import Claim, Lane, PushKind
 from smp_bridge.ntf import DeviceToken, Provider
 
-_SKEW: Final = 60  # seconds that a clock may be off
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 _WHAT: Final = "a silent push that has the app check for messages, and shows nothing"
 _SILENT: Final = (
@@ -287,7 +286,7 @@ def _sent(request: HttpRequest, *, dry: bool) -> str:
 def _clock(heard: Sequence[Heard], whose: str) -> Iterator[Finding]:
     """What an answer says of this machine's clock."""
     skews = [each.skew for each in heard if each.skew is not None]
-    if skews and abs(skews[0]) > _SKEW:
+    if skews and abs(skews[0]) > SKEW:
         yield warning("clock", clock_words(skews[0], whose), "set it: `timedatectl set-ntp true`")
     elif skews:
         yield well("clock", clock_words(skews[0], whose))

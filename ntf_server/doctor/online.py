@@ -17,7 +17,7 @@ from ntf_server.push.exchange import Endpoint, HttpFailure, HttpRequest, HttpRes
 from ntf_server.push.http import HttpEngine
 from ntf_server.push.jose import generate_key
 from ntf_server.push.names import Resolver
-from ntf_server.push.words import clock_words
+from ntf_server.push.words import SKEW, clock_words
 from ntf_server.reach import (
     UnreachableError,
     connect,
@@ -38,7 +38,7 @@ EACH: Final = 15.0  # seconds for one host
 SMP_PORT: Final = 5223
 _AT_ONCE: Final = 16
 _MOST: Final = 100  # SMP servers
-_SKEW, _WRONG_SKEW = 60, 300  # seconds that this machine's clock may be off
+_WRONG_SKEW: Final = 300  # seconds that this machine's clock must not be off
 _NAMES: Final = {Provider.APNS: "APNs", Provider.APNS_SANDBOX: "APNs sandbox", Provider.APNS_TEST: "APNs test"}
 
 Look = Callable[[], Awaitable[Sequence[Finding]]]
@@ -93,7 +93,7 @@ def _clock(skews: Sequence[tuple[str, float]]) -> Iterator[Finding]:
     words, cure = clock_words(skew, whose), "set it: `timedatectl set-ntp true`"
     if abs(skew) > _WRONG_SKEW:
         yield wrong("clock", words, cure)
-    elif abs(skew) > _SKEW:
+    elif abs(skew) > SKEW:
         yield warning("clock", words, cure)
     else:
         yield well("clock", words)

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 _NOT_PRINTABLE: Final = re.compile(r"[^ -~]+")
-_SKEW: Final = 60  # seconds; less is no trouble
+SKEW: Final = 60  # seconds that clocks may differ by
 
 
 def is_code(value: object) -> bool:
@@ -21,7 +21,7 @@ def clock_words(skew: float | None, whose: str) -> str:
     """What is to be said of this machine's clock. `skew`: seconds that the provider's is ahead; None: not known."""
     if skew is None:
         return "is this machine's clock right?"
-    if abs(skew) <= _SKEW:
+    if abs(skew) <= SKEW:
         return f"this machine's clock agrees with {whose}'s"
     way = "behind" if skew > 0 else "ahead of"
     return f"this machine's clock is {abs(skew):.0f} s {way} {whose}'s"
