@@ -11,11 +11,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
 from ntf_server.config.files import Config
-from ntf_server.findings import Finding, Standing, left_out, warning
+from ntf_server.findings import Finding, left_out, warning, well
 from ntf_server.providers import apns_settings, fcm_settings
 from ntf_server.push.apns.settings import ApnsSettings
 from ntf_server.push.exchange import Endpoint, HttpResponse
@@ -58,9 +55,10 @@ async def second_opinion(config: Config, device: DeviceToken, first: str, *, dry
     except TimeoutError:
         said = "no answer in time"
     text = f"{name}: {said}: "
-    if said == first or not first:
-        known = "the same as ours" if first else "ours had no answer"
-        return Finding(NAME, Standing.WELL if first else Standing.WARNING, text + known)
+    if not first:
+        return warning(NAME, f"{text}ours had no answer")
+    if said == first:
+        return well(NAME, f"{text}the same as ours")
     return warning(NAME, f"{text}ours was {first}", "run it once more; if they differ again, please report it")
 
 
@@ -205,7 +203,7 @@ def _client(settings: FcmSettings, session: "requests.Session", timeout: float) 
     credentials = Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
         {
             "client_email": account.client_email,
-            "private_key": _pem(account.key).decode(),
+            "private_key": key_pem(account.key).decode(),
             "private_key_id": account.key_id,
             "project_id": account.project_id,
             "token_uri": account.token_uri,
@@ -222,7 +220,3 @@ def _client(settings: FcmSettings, session: "requests.Session", timeout: float) 
             return session.post(self.fcm_end_point, data=payload, headers=headers, timeout=timeout)
 
     return Client(credentials=credentials, project_id=account.project_id)
-
-
-def _pem(key: RSAPrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
