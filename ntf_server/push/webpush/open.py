@@ -92,11 +92,7 @@ class WebPush:
     at_once = 16  # each takes a key agreement: 0.1 ms
 
     def __init__(
-        self,
-        settings: WebPushSettings,
-        engine: HttpEngine,
-        clock: Callable[[], float] = time.time,
-        on_key: OnKey = lambda _claim, _key_id: None,
+        self, settings: WebPushSettings, engine: HttpEngine, clock: Callable[[], float], on_key: OnKey
     ) -> None:
         self._engine = engine
         self._clock = clock
