@@ -15,11 +15,13 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
-def _group_name() -> str:
+def group_name(gid: int | None = None) -> str:
+    """Of a group, or of whoever runs this process; its number if it has none."""
+    gid = os.getegid() if gid is None else gid
     try:
-        return grp.getgrgid(os.getegid()).gr_name
+        return grp.getgrgid(gid).gr_name
     except KeyError:
-        return str(os.getegid())
+        return str(gid)
 
 
 def may(path: Path, rights: int) -> bool:
@@ -33,9 +35,9 @@ def unreadable(path: Path, error: OSError, cure: str) -> str:
         return f"{path}: {error.strerror}; {cure}"
     barred = next((folder for folder in reversed(path.absolute().parents) if not may(folder, os.X_OK)), None)
     if barred:
-        todo = f"enter {barred}: `chgrp {_group_name()} {barred} && chmod g+x {barred}`"
+        todo = f"enter {barred}: `chgrp {group_name()} {barred} && chmod g+x {barred}`"
     else:
-        todo = f"read it: `chgrp {_group_name()} {path} && chmod g+r {path}`"
+        todo = f"read it: `chgrp {group_name()} {path} && chmod g+r {path}`"
     return f"{path}: {error.strerror}; let user {user_name()} {todo}"
 
 

@@ -1,7 +1,6 @@
 """The machine that a relay runs on: owners of its files, limits of descriptors, room on disks."""
 
 import ctypes
-import grp
 import os
 import pwd
 import resource
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ntf_server.findings import Finding, left_out, warning, well, wrong
-from ntf_server.permissions import user_name
+from ntf_server.permissions import group_name, user_name
 
 _MIB: Final = 2**20
 _LITTLE: Final = 64 * _MIB  # bytes with which nothing can be stored for long
@@ -40,7 +39,8 @@ def owners(directory: Path, paths: Sequence[Path]) -> Iterator[Finding]:
             yield warning("owner", text, f"`chown root {path}`, or give it to {user}")
         elif found.st_mode & stat.S_IWGRP and found.st_gid not in {0, os.getegid()}:
             bad = True
-            yield warning("owner", f"{path}: all of group {_group(found.st_gid)} may change it", f"`chmod g-w {path}`")
+            text = f"{path}: all of group {group_name(found.st_gid)} may change it"
+            yield warning("owner", text, f"`chmod g-w {path}`")
     if not bad:
         who = " and ".join(dict.fromkeys(("root", user)))
         yield well("owner", f"nobody but {who} may change the configuration and keys")
@@ -51,13 +51,6 @@ def _name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def descriptors(sessions: int, of_unit: str | None) -> Finding:
