@@ -18,13 +18,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import namedtuple_row
 
 from ntf_server.store.contract import StoreError, StoreUnavailableError
-from ntf_server.store.portable import Moved, MovedNotification, MovedQueue, Servers, Slice, fitting
+from ntf_server.store.portable import Moved, MovedNotification, MovedQueue, Servers, Slice, batches, fitting
 from ntf_server.store.reference.rows import (
-    OF_SKIPPED,
-    OWNERLESS,
     QUEUE_TWICE,
-    SKIPPED,
-    TWICE,
     LeftOut,
     ReferenceQueue,
     ReferenceToken,
@@ -56,12 +52,11 @@ Row = Any  # as psycopg makes it: with a column's name
 
 
 class _Server:
-    """An SMP server's row. `others`: have their subscriptions under another spelling."""
+    """An SMP server's row."""
 
-    __slots__ = ("active", "address", "counted", "counted_hash", "ref", "service")
+    __slots__ = ("active", "address", "counted", "counted_hash", "service")
 
-    def __init__(self, ref: int, address: ServerAddress, active: bool, service: Service | None) -> None:
-        self.ref = ref
+    def __init__(self, address: ServerAddress, active: bool, service: Service | None) -> None:
         self.address = address
         self.active = active
         self.service = service
@@ -86,7 +81,6 @@ class PostgresSource:
         self._servers: dict[int, _Server] = {}
         self._first: dict[bytes, int] = {}  # of each server, by its identity: the row that stands for it
         self._unreadable: Tally[str] = Tally()
-        self._bad_servers: dict[int, str] = {}
         self._twice: frozenset[bytes] = frozenset()
         self._queues_twice: frozenset[bytes] = frozenset()
 
@@ -157,7 +151,7 @@ class PostgresSource:
         try:
             address = server_address(row.smp_host, row.smp_port, row.smp_keyhash)
         except UnreadableError as e:
-            self._bad_servers[ref] = f"servers: {e}"
+            self.left_out.add(self._unreadable, f"servers: {e}", f"smp_server_id {ref}")
             return
         is_first = self._first.setdefault(address.identity, ref) == ref
         found = None
@@ -166,7 +160,7 @@ class PostgresSource:
                 found = service(row.ntf_service_id, row.ntf_service_cert, row.ntf_service_priv_key or b"")
             except UnreadableError as e:
                 self.left_out.add(self._unreadable, f"certificates: {e}", str(address))
-        self._servers[ref] = _Server(ref, address, bool(row.active), found)
+        self._servers[ref] = _Server(address, bool(row.active), found)
         if not is_first:
             first = self._servers[self._first[address.identity]]
             first.active = first.active or bool(row.active)
@@ -245,12 +239,8 @@ class PostgresSource:
 
     async def servers(self) -> AsyncIterator[Servers]:
         """See `Source`."""
-        left_out = Tally(self._unreadable)
-        for ref, reason in self._bad_servers.items():
-            self.left_out.add(left_out, reason, f"smp_server_id {ref}")
-        yield Servers([], left_out)
-        refs = list(self._first.values())
-        for at in range(0, len(refs), _SERVERS):
+        yield Servers([], Tally(self._unreadable))
+        for refs in batches(list(self._first.values()), _SERVERS):
             moved = [
                 moved_server(
                     s.address,
@@ -260,7 +250,7 @@ class PostgresSource:
                     counted=s.counted,
                     counted_hash=s.counted_hash,
                 )
-                for s in (self._servers[ref] for ref in refs[at : at + _SERVERS])
+                for s in (self._servers[ref] for ref in refs)
             ]
             yield Servers(moved, Tally())
 
@@ -289,23 +279,16 @@ class PostgresSource:
         return Slice(moved, place.to_bytes(8) + bytes(rows[-1].token_id) if more else None, left_out)
 
     def _registration(self, row: Row, queues: Sequence[Row], place: int, left_out: Tally[str]) -> Moved | None:
-        reason, of_queues = "", OWNERLESS
-        if row.token_id in self._skip:
-            reason, of_queues = SKIPPED, OF_SKIPPED
-        elif row.token_id in self._twice:
-            reason = TWICE
-        else:
-            try:
-                token = moved_token(_token(row, len(queues)), self.ahead)
-            except UnreadableError as e:
-                reason = f"registrations: {e}"
-        if reason:
-            self.left_out.add(left_out, reason, row.token_id)
-            if queues:
-                self.left_out.add(left_out, of_queues, queues[0].subscription_id, len(queues))
-            return None
-        owned = self._owned(queues, place, token.active_at, left_out)
-        return Moved(token, tuple(owned))
+        token = self.left_out.registration(
+            left_out,
+            row.token_id,
+            len(queues),
+            lambda: queues[0].subscription_id,
+            lambda: moved_token(_token(row, len(queues)), self.ahead),
+            skipped=row.token_id in self._skip,
+            twice=row.token_id in self._twice,
+        )
+        return None if token is None else Moved(token, tuple(self._owned(queues, place, token.active_at, left_out)))
 
     async def _counts(self, token_ids: Sequence[bytes]) -> Mapping[bytes, int]:
         rows = await self._all(
@@ -344,7 +327,7 @@ class PostgresSource:
 
     def _server_of(self, row: Row) -> _Server:
         if row.subscription_id in self._queues_twice:
-            raise UnreadableError(QUEUE_TWICE.partition(": ")[2])
+            raise UnreadableError(QUEUE_TWICE)
         server = self._servers.get(row.smp_server_id)
         if server is None:
             raise UnreadableError("their server is unknown, or cannot be read")

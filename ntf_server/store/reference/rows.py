@@ -5,7 +5,7 @@ of it.
 """
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cryptography import x509
@@ -25,7 +25,7 @@ OF_SKIPPED: Final = "subscriptions: --skip-tokens names their registrations"
 ASKED: Final = frozenset([SKIPPED, OF_SKIPPED])
 OWNERLESS: Final = "subscriptions: their registration is left out"
 TWICE: Final = "registrations: another one has the device, with the same verify key"
-QUEUE_TWICE: Final = "subscriptions: another one has the queue, under another spelling of its server"
+QUEUE_TWICE: Final = "another one has the queue, under another spelling of its server"
 FENCE: Final = 1  # of all notifications that come from there: sessions begin above
 EXAMPLES: Final = 5  # ids that are told of each kind of what is left out
 
@@ -47,7 +47,7 @@ class UnreadableError(ValueError):
 
 
 class LeftOut:
-    """What is left out: `counts` by kind and reason; of each some ids."""
+    """What is left out: some `ids`, by kind and reason."""
 
     def __init__(self) -> None:
         self.ids: dict[str, list[str]] = {}
@@ -59,6 +59,33 @@ class LeftOut:
         shown = record if isinstance(record, str) else b64url(record)
         if len(known) < EXAMPLES and shown not in known:
             known.append(shown)
+
+    def registration(
+        self,
+        tally: Tally[str],
+        token_id: bytes,
+        queues: int,
+        a_queue: Callable[[], bytes],
+        token: Callable[[], MovedToken],
+        *,
+        skipped: bool,
+        twice: bool,
+    ) -> MovedToken | None:
+        """What `token` gives, which may raise UnreadableError; None: it is left out, with so many `queues`, of which
+        `a_queue` gives the id of one.
+        """
+        reason, of_queues = TWICE, OWNERLESS
+        if skipped:
+            reason, of_queues = SKIPPED, OF_SKIPPED
+        elif not twice:
+            try:
+                return token()
+            except UnreadableError as e:
+                reason = f"registrations: {e}"
+        self.add(tally, reason, token_id)
+        if queues:
+            self.add(tally, of_queues, a_queue(), queues)
+        return None
 
 
 class ReferenceToken(Record, frozen=True):

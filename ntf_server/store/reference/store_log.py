@@ -34,11 +34,7 @@ from ntf_server.store.reference.log_lines import (
     parse_line,
 )
 from ntf_server.store.reference.rows import (
-    OF_SKIPPED,
-    OWNERLESS,
     QUEUE_TWICE,
-    SKIPPED,
-    TWICE,
     LeftOut,
     ReferenceQueue,
     ReferenceToken,
@@ -275,12 +271,10 @@ class StoreLogSource:
                 digest.update(line)
                 good += self._look_at(line, number * _FILE + at, f"{path.name}:{count + 1}")
                 at, count = at + len(line), count + 1
-                if not line.endswith(b"\n") and len(line) == MAX_LINE:
-                    while (rest := file.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                        digest.update(rest)
-                        at += len(rest)
-                    digest.update(rest)
-                    at += len(rest)
+                while line and not line.endswith(b"\n"):  # what is left of it
+                    line = file.readline(MAX_LINE)
+                    digest.update(line)
+                    at += len(line)
                 if count % _TELL == 0:
                     looked(before + at, total)
             if count and not good:
@@ -366,25 +360,17 @@ class StoreLogSource:
 
     def _registration(self, row: Sequence[Any], left_out: Tally[str]) -> Moved | None:
         token_id, twice, count = row[1], *row[-2:]
-        reason, of_queues = "", OWNERLESS
-        if token_id in self._skip:
-            reason, of_queues = SKIPPED, OF_SKIPPED
-        elif twice:
-            reason = TWICE
-        else:
-            try:
-                token = moved_token(self._token(row), self.ahead)
-            except UnreadableError as e:
-                reason = f"registrations: {e}"
-        if reason:
-            self.left_out.add(left_out, reason, token_id)
-            if count:
-                [first] = self._index.db.execute(
-                    "SELECT id FROM queues WHERE token = ? LIMIT 1", (token_id,)
-                ).fetchone()
-                self.left_out.add(left_out, of_queues, first, count)
-            return None
-        return Moved(token, tuple(self._owned(token_id, token.active_at, left_out)))
+        query = "SELECT id FROM queues WHERE token = ? LIMIT 1"
+        token = self.left_out.registration(
+            left_out,
+            token_id,
+            count,
+            lambda: self._index.db.execute(query, (token_id,)).fetchone()[0],
+            lambda: moved_token(self._token(row), self.ahead),
+            skipped=token_id in self._skip,
+            twice=bool(twice),
+        )
+        return None if token is None else Moved(token, tuple(self._owned(token_id, token.active_at, left_out)))
 
     def _token(self, row: Sequence[Any]) -> ReferenceToken:
         _, _, place, changed, status, period, active, _, count = row
@@ -427,7 +413,7 @@ class StoreLogSource:
         for n, subscription_id, place, status, twice, last, _ in rows:
             try:
                 if twice:
-                    raise UnreadableError(QUEUE_TWICE.partition(": ")[2])
+                    raise UnreadableError(QUEUE_TWICE)
                 made = self._line(place, CreateQueue)
                 notification = self._notification(last, order[n], subscription_id, left_out)
                 queue = ReferenceQueue(subscription_id, made.notifier_id, made.notifier_key, status, False)

@@ -1,6 +1,7 @@
 """What becomes of a registration, a subscription and an SMP server of the reference."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.x448 import X448PrivateKey
 from msgspec.structs import replace
 from reference_world import PROVIDERS, SMP, TODAY, Queue, Registration, Service
 
+from ntf_server.store.portable import MovedToken
 from ntf_server.store.reference.rows import (
     EXAMPLES,
+    OF_SKIPPED,
+    OWNERLESS,
+    SKIPPED,
+    TWICE,
     LeftOut,
     ReferenceQueue,
     ReferenceToken,
@@ -227,3 +233,19 @@ def test_what_is_left_out_is_counted_and_some_of_it_named() -> None:
         "registrations: bad": [b64url(bytes([n])) for n in range(EXAMPLES)],
         "lines: bad": ["log:7"],
     }
+
+
+def test_a_registration_is_left_out_with_its_subscriptions_and_its_words_are_of_the_first_reason() -> None:
+    left_out, tally, moved = LeftOut(), Counter[str](), moved_token(token(Registration()), BEGAN)
+
+    def unreadable() -> MovedToken:
+        raise UnreadableError("it is odd")
+
+    def of(read: Callable[[], MovedToken], queues: int = 3, *, skipped: bool = False, twice: bool = False) -> object:
+        return left_out.registration(tally, b"t", queues, lambda: b"q", read, skipped=skipped, twice=twice)
+
+    assert of(lambda: moved) is moved
+    assert tally == {}
+    assert of(lambda: moved, skipped=True, twice=True) is of(lambda: moved, twice=True) is of(unreadable, 0) is None
+    assert tally == {SKIPPED: 1, OF_SKIPPED: 3, TWICE: 1, OWNERLESS: 3, "registrations: it is odd": 1}
+    assert left_out.ids[SKIPPED] == [b64url(b"t")] and left_out.ids[OWNERLESS] == [b64url(b"q")]
