@@ -151,27 +151,6 @@ def _create_token(words: Iterator[str]) -> CreateToken:
     return CreateToken(token_id, provider, device_token, status, verify_key, dh_private, dh_secret, code, period, at)
 
 
-def _token_status(words: Iterator[str]) -> SetTokenStatus:
-    return _ended(words, SetTokenStatus(_bytes(next(words)), next(words)))
-
-
-def _update_token(words: Iterator[str]) -> UpdateToken:
-    fields = _bytes(next(words)), next(words), _device_token(next(words)), _bytes(next(words))
-    return _ended(words, UpdateToken(*fields))
-
-
-def _period(words: Iterator[str]) -> SetPeriod:
-    return _ended(words, SetPeriod(_bytes(next(words)), _number(next(words))))
-
-
-def _time(words: Iterator[str]) -> SetTime:
-    return _ended(words, SetTime(_bytes(next(words)), _number(next(words))))
-
-
-def _delete_token(words: Iterator[str]) -> DeleteToken:
-    return _ended(words, DeleteToken(_bytes(next(words))))
-
-
 def _create_queue(words: Iterator[str]) -> CreateQueue:
     subscription_id = _bytes(_named(words, "subId"))
     server, notifier_id = _queue(_named(words, "smpQueue"))
@@ -185,10 +164,6 @@ def _queue_status(words: Iterator[str]) -> SetQueueStatus:
     return SetQueueStatus(_bytes(next(words)), _status(words, "", "service="))
 
 
-def _delete_queue(words: Iterator[str]) -> DeleteQueue:
-    return _ended(words, DeleteQueue(_bytes(next(words))))
-
-
 def _service(words: Iterator[str]) -> SetService:
     _server(next(words))
     next(words)
@@ -200,21 +175,6 @@ def _last(words: Iterator[str]) -> LastNotification:
     server, notifier_id = _queue(next(words))
     at, nonce, meta = _number(next(words)), _bytes(next(words)), _bytes(next(words))
     return _ended(words, LastNotification(token_id, server, notifier_id, at, nonce, meta))
-
-
-_PARSERS: Final[Mapping[str, Callable[[Iterator[str]], Line]]] = {
-    "TCREATE": _create_token,
-    "TSTATUS": _token_status,
-    "TUPDATE": _update_token,
-    "TCRON": _period,
-    "TTIME": _time,
-    "TDELETE": _delete_token,
-    "SCREATE": _create_queue,
-    "SSTATUS": _queue_status,
-    "SDELETE": _delete_queue,
-    "SERVICE": _service,
-    "v1": _last,
-}
 
 
 def _status(words: Iterator[str], name: str, flag: str) -> str:
@@ -280,3 +240,27 @@ def _server(text: str) -> ServerAddress:
     if address.scheme != "smp":
         raise UnreadableError(_UNREADABLE)
     return address
+
+
+def _plain(make: Callable[..., Line], *fields: Callable[[str], object]) -> Callable[[Iterator[str]], Line]:
+    """Of a line that is one word for each field."""
+
+    def parse(words: Iterator[str]) -> Line:
+        return _ended(words, make(*[field(next(words)) for field in fields]))
+
+    return parse
+
+
+_PARSERS: Final[Mapping[str, Callable[[Iterator[str]], Line]]] = {
+    "TCREATE": _create_token,
+    "TSTATUS": _plain(SetTokenStatus, _bytes, str),
+    "TUPDATE": _plain(UpdateToken, _bytes, str, _device_token, _bytes),
+    "TCRON": _plain(SetPeriod, _bytes, _number),
+    "TTIME": _plain(SetTime, _bytes, _number),
+    "TDELETE": _plain(DeleteToken, _bytes),
+    "SCREATE": _create_queue,
+    "SSTATUS": _queue_status,
+    "SDELETE": _plain(DeleteQueue, _bytes),
+    "SERVICE": _service,
+    "v1": _last,
+}
