@@ -1,10 +1,11 @@
 """Changes of servers, for who holds them: kept until they are asked for, one of a kind for each server."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from ntf_server.store.records import Change, ChangeKind
+from ntf_server.store.records import Change, ChangeKind, Ref, ToAudit
 from smp_bridge.address import ServerAddress
 
 
@@ -32,3 +33,11 @@ class Changes:
                 yield Change(kind, server, removed=told) if is_removal else Change(kind, server, told)
             self._some.clear()
             await self._some.wait()
+
+
+def audits(subscriptions: Sequence[ToAudit]) -> list[Change]:
+    """That who holds their servers is to look at these: one of each server."""
+    refs = defaultdict[ServerAddress, list[Ref]](list)
+    for item in subscriptions:
+        refs[item.server].append(item.ref)
+    return [Change(ChangeKind.AUDIT, server, tuple(of_server)) for server, of_server in refs.items()]

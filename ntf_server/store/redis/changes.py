@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from ntf_server.store.changes import Changes
+from ntf_server.store.changes import Changes, audits
 from ntf_server.store.contract import StoreCorruptError, StoreError
 from ntf_server.store.portable import batches
-from ntf_server.store.records import Change, ChangeKind, Ref, Removed, ToAudit
+from ntf_server.store.records import Change, ChangeKind, Removed, ToAudit
 from ntf_server.store.redis import buckets
 from ntf_server.store.redis.database import PROMPT, Database
 from ntf_server.store.redis.names import Names, server_id
@@ -129,11 +128,8 @@ async def tell(database: Database, names: Names, change: Change) -> None:
 
 async def request_audit(node: Node, subscriptions: Sequence[ToAudit]) -> None:
     """See `Store.request_audit`."""
-    refs = defaultdict[ServerAddress, list[Ref]](list)
-    for item in subscriptions:
-        refs[item.server].append(item.ref)
-    for server, of_server in refs.items():
-        await tell(node.database, node.names, Change(ChangeKind.AUDIT, server, tuple(of_server)))
+    for wanted in audits(subscriptions):
+        await tell(node.database, node.names, wanted)
 
 
 def _pack(change: Change) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import Histogram, KindCounter
-from ntf_server.store.changes import Changes
+from ntf_server.store.changes import Changes, audits
 from ntf_server.store.clock import Clock
 from ntf_server.store.contract import (
     DamagedRecordError,
@@ -33,7 +33,6 @@ from ntf_server.store.records import (
     Backlog,
     Census,
     Change,
-    ChangeKind,
     Claim,
     Confirmed,
     Cursor,
@@ -442,8 +441,7 @@ class SqliteStore:
 
     async def request_audit(self, subscriptions: Sequence[ToAudit]) -> None:
         """See `Store`."""
-        refs = sessions.audited(subscriptions)
-        self._changes.tell([Change(ChangeKind.AUDIT, server, of_server) for server, of_server in refs.items()])
+        self._changes.tell(audits(subscriptions))
 
     async def mark_lost(self, session: Session, after: Cursor | None, limit: int, within: float) -> Lost:
         """See `Store`."""

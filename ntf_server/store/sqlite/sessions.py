@@ -354,14 +354,6 @@ def reseal_certificates(c: sqlite3.Connection, old: Sealer, new: Sealer) -> None
         )
 
 
-def audited(subscriptions: Sequence[ToAudit]) -> dict[ServerAddress, tuple[Any, ...]]:
-    """Refs by server."""
-    out: dict[ServerAddress, list[Any]] = {}
-    for item in subscriptions:
-        out.setdefault(item.server, []).append(item.ref)
-    return {server: tuple(refs) for server, refs in out.items()}
-
-
 # --- what was lost on the way
 
 _TO_CHECK: Final = (

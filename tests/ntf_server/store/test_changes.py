@@ -4,8 +4,8 @@ import asyncio
 
 from store_world import OTHER_SMP, SMP
 
-from ntf_server.store.changes import Changes
-from ntf_server.store.records import Change, ChangeKind
+from ntf_server.store.changes import Changes, audits
+from ntf_server.store.records import Change, ChangeKind, ToAudit
 
 ADDED, REMOVED, AUDIT = ChangeKind.ADDED, ChangeKind.REMOVED, ChangeKind.AUDIT
 
@@ -41,3 +41,9 @@ async def test_a_reader_that_was_cancelled_takes_nothing_along() -> None:
     await asyncio.wait([waiting])
     changes.tell([Change(REMOVED, SMP)])
     assert await anext(aiter(changes)) == Change(REMOVED, SMP)
+
+
+def test_what_is_to_be_audited_is_told_of_each_server_once() -> None:
+    some = [ToAudit(1, SMP, True), ToAudit(2, OTHER_SMP, False), ToAudit(3, SMP, False)]
+    assert audits(some) == [Change(AUDIT, SMP, (1, 3)), Change(AUDIT, OTHER_SMP, (2,))]
+    assert audits([]) == []
