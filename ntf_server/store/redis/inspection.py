@@ -4,6 +4,8 @@ from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from msgspec import structs
+
 from ntf_server.store.inspection import DAMAGED, Counted, Registered
 from ntf_server.store.records import Ref
 from ntf_server.store.redis.buckets import bucket_of, listed
@@ -55,6 +57,11 @@ def _place(after: str | None) -> tuple[int, bytes]:
     return int(number), bytes.fromhex(last)
 
 
+def _cursor(node: Node, number: int, last: bytes) -> str | None:
+    """The same as text; None: there is no such shard."""
+    return f"{number}:{last.hex()}" if number < len(node.names.shards) else None
+
+
 async def _heard(node: Node, after: str | None, limit: int, spans: Sequence[int]) -> tuple[list[int], str | None]:
     number, last = _place(after)
     found, left = [0] * len(spans), limit
@@ -65,7 +72,7 @@ async def _heard(node: Node, after: str | None, limit: int, spans: Sequence[int]
         left -= max(1, count)  # also a shard without any takes its time
         if count < asked:
             number, last = number + 1, b""
-    return found, f"{number}:{last.hex()}" if number < len(node.names.shards) else None
+    return found, _cursor(node, number, last)
 
 
 async def _tokens(node: Node, after: str | None, limit: int) -> tuple[list[Registered], str | None]:
@@ -79,7 +86,7 @@ async def _tokens(node: Node, after: str | None, limit: int) -> tuple[list[Regis
             number, last = number + 1, b""
         else:
             last = rows[-1][0]
-    return found, f"{number}:{last.hex()}" if number < len(node.names.shards) else None
+    return found, _cursor(node, number, last)
 
 
 def _registered(node: Node, token: bytes, fields: list[Any], queues: int) -> Registered:
@@ -102,7 +109,7 @@ def _registered(node: Node, token: bytes, fields: list[Any], queues: int) -> Reg
         int(registered_at or 0) - node.shift,
         int(active_at or 0) - node.shift,
         queues,
-        last and type(last)(last.push_id, last.at - node.shift, last.outcome, last.reason),
+        None if last is None else structs.replace(last, at=last.at - node.shift),
     )
 
 
@@ -129,20 +136,19 @@ def _status(record: bytes) -> str:
 
 
 async def _subscriptions(node: Node, after: str | None, limit: int) -> tuple[list[Counted], str | None]:
-    begin, number, place = (after or "::").split(":")
-    first = bytes.fromhex(begin)
+    begin, number, place = (after or ":0:0").split(":")
+    first = bytes.fromhex(begin), int(number)
     known = await node.known()
     found: list[Counted] = []
     left = limit
-    for server in sorted(server for server in known if server >= first):
+    for server in sorted(server for server in known if server >= first[0]):
         counted = Counted(address(known[server]), Tally(), 0)
         key = node.names.server(server)
         generation = await node.database.command(b"HGET", key, b"generation", key=key, writes=False)
         for bucket in await listed(node, server):
-            resumed = server == first and bool(number) and bucket <= int(number)
-            if resumed and bucket < int(number):
+            if (server, bucket) < first:
                 continue
-            cursor = place.encode() if resumed else b"0"
+            cursor = place.encode() if (server, bucket) == first else b"0"
             while left > 0:
                 name = node.names.bucket(server, bucket)
                 cursor, associated, *pairs = await node.run("tally", [name], cursor, left, generation or b"0")

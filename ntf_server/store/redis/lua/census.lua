@@ -4,7 +4,7 @@
 -- the status `damaged`.
 local shard, after, out, kinds = KEYS[1], ARGV[2], {}, {}
 local now = math.floor(now_ms(ARGV[1]) / 1000)
-local ids = call('ZRANGEBYLEX', shard .. ':all', after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, ARGV[3])
+local ids = ids_behind(shard, after, ARGV[3])
 -- The ninth field of a record, all of which are texts before it (cmsgpack reads no binary ones).
 local function vapid_key(record)
     local at = 2

@@ -5,7 +5,7 @@
 local shard, who, number, after = KEYS[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local heard = call('HMGET', shard, 'heard_by', 'heard', 'heard_last')
 if heard[1] == who and tonumber(heard[2]) >= number then return heard[3] end
-local ids = call('ZRANGEBYLEX', shard .. ':all', after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, ARGV[5])
+local ids = ids_behind(shard, after, ARGV[5])
 for _, id in ipairs(ids) do
     call('HINCRBY', shard .. ':t:' .. id, 'aa', ARGV[1])
     index(shard, id)

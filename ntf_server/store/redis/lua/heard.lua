@@ -2,7 +2,7 @@
 -- '', limit, then spans (s). Gives how many tokens that were, the id of the last one, then of each span how many queues.
 local shard, after, out = KEYS[1], ARGV[2], {}
 local now = math.floor(now_ms(ARGV[1]) / 1000)
-local ids = call('ZRANGEBYLEX', shard .. ':all', after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, ARGV[3])
+local ids = ids_behind(shard, after, ARGV[3])
 for i = 4, #ARGV do out[i - 1] = 0 end
 for _, id in ipairs(ids) do
     local queues = call('SMEMBERS', shard .. ':q:' .. id)

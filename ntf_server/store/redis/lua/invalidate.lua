@@ -1,7 +1,7 @@
 -- Of `limit` tokens of a shard behind an id those of a status are INVALID.
 -- KEYS: shard. ARGV: status, reason, id or '', limit. Gives how many, and the id of the last one that was looked at.
 local shard, after, count = KEYS[1], ARGV[3], 0
-local ids = call('ZRANGEBYLEX', shard .. ':all', after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, ARGV[4])
+local ids = ids_behind(shard, after, ARGV[4])
 for _, id in ipairs(ids) do
     local key = shard .. ':t:' .. id
     local t = call('HMGET', key, 's', 'l')

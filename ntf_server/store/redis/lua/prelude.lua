@@ -27,6 +27,11 @@ local function text(number)
     return string.format('%.0f', number)
 end
 
+-- So many tokens of a shard behind an id, '': the first ones.
+local function ids_behind(shard, after, limit)
+    return call('ZRANGEBYLEX', shard .. ':all', after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, limit)
+end
+
 local function head(shard, lane)
     local first = call('ZRANGE', shard .. ':due:' .. lane, 0, 0, 'WITHSCORES')
     local lanes = shard .. ':lanes:' .. lane:sub(1, 2)
