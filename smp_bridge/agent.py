@@ -116,7 +116,7 @@ class Agent(Generic[S]):
     def away(self) -> Iterator[tuple[ServerAddress, bool, float]]:
         """Servers without a session: whether each is proven, and for how many seconds it has been so."""
         now = asyncio.get_running_loop().time()
-        return ((w.address, w.is_proven, now - w.away_since) for w in self._servers.values() if w.session is None)
+        return ((w.address, w.is_proven, now - w.since) for w in self._servers.values() if w.session is None)
 
     def ways(self, limit: int, after: str = "") -> list[Way]:
         """How it is with `limit` servers, in the order of their addresses as text, behind one of these."""
@@ -170,8 +170,7 @@ class _Server(Generic[S]):
         self.address = address
         self.asked = False
         self.session: QueueSession[S] | None = None
-        self.away_since = asyncio.get_running_loop().time()  # without a session
-        self._connected_at = 0.0
+        self.since = asyncio.get_running_loop().time()  # with a session, or without one
         self._last_failure: tuple[ConnectFailure, str, float] | None = None  # which, in words, when
         self._retry_at: float | None = None
         self.untaken = 0  # blocks that were read and not taken when the agent was closed
@@ -194,12 +193,11 @@ class _Server(Generic[S]):
 
     def way(self, now: float) -> Way:
         """How it is with it. `now`: the loop's time."""
-        since = self.away_since if self.session is None else self._connected_at
         failure, reason, failed_at = self._last_failure or (None, "", None)
         failed_ago = None if failed_at is None else now - failed_at
         retry_in = None if self._retry_at is None else max(0.0, self._retry_at - now)
         connected = self.session is not None
-        return Way(self.address, self.is_proven, connected, now - since, failure, reason, failed_ago, retry_in)
+        return Way(self.address, self.is_proven, connected, now - self.since, failure, reason, failed_ago, retry_in)
 
     def ask(self) -> None:
         """Something more is wanted."""
@@ -309,7 +307,7 @@ class _Server(Generic[S]):
             connection, agreed, on_events, ping_interval=config.ping_interval, ping_timeout=config.ping_timeout
         )
         self._service.begin_session()
-        self._connected_at = asyncio.get_running_loop().time()
+        self.since = asyncio.get_running_loop().time()
         self.session = QueueSession(self._owner, self._shared.sessions, self.address, handle, client)
         remedy = await self._stay(self.session, handle, client)
         if self._service.end_session(remedy) is Remedy.WITHOUT_SERVICE:
@@ -326,7 +324,7 @@ class _Server(Generic[S]):
                 raise
             await client.finish()
         finally:
-            self.session, self.away_since = None, asyncio.get_running_loop().time()
+            self.session, self.since = None, asyncio.get_running_loop().time()
             try:
                 untaken = await client.stop()
                 self.untaken = untaken if self._ending else 0  # else the owner failed, which was logged
