@@ -61,23 +61,26 @@ async def migrate(
         raise StoreConflictError("only a Redis has shards and buckets")
     first = await _open(source, master_key, shared)
     try:
-        await first.check_idle()  # before anything is made
-        second = await _open(target, master_key, shared, shards=shards, buckets=buckets, make=True)
-        try:
-            return await _migrate(first, second, tell)
-        finally:
-            await second.close()
-            _give(target)
+        return await fill(
+            first, target, master_key=master_key, tell=tell, shards=shards, buckets=buckets, shared=shared
+        )
     finally:
         await first.close()
 
 
 async def fill(
-    source: Source, target: Place, *, master_key: MasterKey, tell: Tell, shared: Shared = _ALONE
+    source: Source,
+    target: Place,
+    *,
+    master_key: MasterKey,
+    tell: Tell,
+    shards: int | None = None,
+    buckets: int | None = None,
+    shared: Shared = _ALONE,
 ) -> Migrated:
-    """As `migrate`, from what is no store of ours. Its caller closes it."""
+    """As `migrate`, also from what is no store of ours. Its caller closes it."""
     await source.check_idle()  # before anything is made
-    made = await _open(target, master_key, shared, make=True)
+    made = await _open(target, master_key, shared, shards=shards, buckets=buckets, make=True)
     try:
         return await _migrate(source, made, tell)
     finally:
