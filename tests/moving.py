@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from store_world import (
     CODE,
     OTHER_SMP,
@@ -163,6 +164,17 @@ async def written(store: Portable, servers: Sequence[MovedServer], moved: Sequen
     for one in moved:
         await store.write([one], MARK)
     await store.end(NOW)
+
+
+async def copied(source: Portable, copy: Portable) -> None:
+    """All of it, into one that was begun."""
+    async for servers in source.servers():
+        await copy.write_servers(servers.moved)
+    cursor: bytes | None = b""
+    while cursor is not None:
+        slice_ = await source.read(cursor, 100)
+        cursor = slice_.cursor
+        await copy.write(slice_.moved, replace(MARK, cursor=cursor))
 
 
 async def read(store: Portable, at_once: int = 2) -> tuple[list[MovedServer], list[Moved], dict[str, int]]:

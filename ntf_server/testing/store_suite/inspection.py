@@ -1,7 +1,9 @@
 """What operators look at."""
 
 from collections import Counter as Tally
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from ntf_server.store.contract import DamagedRecordError, Store
 from ntf_server.store.inspection import DAMAGED, Registered
@@ -28,33 +30,37 @@ from ntf_server.testing.store_suite.medium import (
 from smp_bridge.address import ServerAddress
 from smp_bridge.ntf import InvalidReason, Provider, SubscriptionStatus, TokenStatus
 
+T = TypeVar("T")
+
 _MOST = 1000  # slices: some may be empty
+
+
+async def _slices(ask: Callable[[str | None], Awaitable[tuple[T, str | None]]]) -> AsyncIterator[T]:
+    after = None
+    for _ in range(_MOST):
+        some, after = await ask(after)
+        yield some
+        if after is None:
+            return
+    raise AssertionError("slices do not end")
 
 
 async def _all(store: Store, limit: int, fingerprint: str = "") -> list[Registered]:
     found: list[Registered] = []
-    after = None
-    for _ in range(_MOST):
-        some, after = await store.inspection.tokens(after, limit, fingerprint=fingerprint)
+    async for some in _slices(lambda after: store.inspection.tokens(after, limit, fingerprint=fingerprint)):
         assert len(some) <= limit
         found += some
-        if after is None:
-            return found
-    raise AssertionError("slices do not end")
+    return found
 
 
 async def _counted(store: Store, limit: int) -> dict[ServerAddress, tuple[Tally[str], int]]:
     found: dict[ServerAddress, tuple[Tally[str], int]] = {}
-    after = None
-    for _ in range(_MOST):
-        some, after = await store.inspection.subscriptions(after, limit)
+    async for some in _slices(lambda after: store.inspection.subscriptions(after, limit)):
         for one in some:
             statuses, associated = found.setdefault(one.server, (Tally(), 0))
             statuses.update(one.statuses)
             found[one.server] = statuses, associated + one.associated
-        if after is None:
-            return {server: counts for server, counts in found.items() if counts[0]}
-    raise AssertionError("slices do not end")
+    return {server: counts for server, counts in found.items() if counts[0]}
 
 
 async def registrations_are_listed_each_once(bench: Bench) -> None:
@@ -136,13 +142,10 @@ async def queues_are_counted_by_their_newest_notification(bench: Bench) -> None:
     store = await bench.open()
 
     async def heard(limit: int) -> list[int]:
-        counts, after = [0, 0], None
-        for _ in range(_MOST):
-            some, after = await store.inspection.heard(after, limit, (60, 3600))
+        counts = [0, 0]
+        async for some in _slices(lambda after: store.inspection.heard(after, limit, (60, 3600))):
             counts = [a + b for a, b in zip(counts, some, strict=True)]
-            if after is None:
-                return counts
-        raise AssertionError("slices do not end")
+        return counts
 
     assert await heard(5) == [0, 0]
     token, other = await activate(store, 1), await activate(store, 2)

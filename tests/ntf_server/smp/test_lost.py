@@ -13,7 +13,7 @@ from node import Node
 from proxies import Proxy
 
 from ntf_server.smp import inbox, lost
-from ntf_server.smp.lost import LostConfig
+from ntf_server.smp.lost import LostConfig, LostWays
 from ntf_server.store.records import Change, ChangeKind, PushKind
 from ntf_server.store.sqlite import sessions
 from smp_bridge import ntf
@@ -75,6 +75,16 @@ async def check_comes(way: Way) -> None:
     assert (claim.kind, claim.token) == (PushKind.CHECK, way.node.token)
 
 
+async def waiting(way: Way) -> LostWays:
+    """Once it waits for the rest of an hour."""
+    ways = way.node.subscriber._lost_ways
+    assert ways is not None
+    async with asyncio.timeout(10):
+        while not ways._waiting:
+            await asyncio.sleep(0.01)
+    return ways
+
+
 async def test_a_device_is_sent_one_check_once_the_server_is_back(
     tmp_path: Path, smp_server: SmpServer, queues: list[Queue]
 ) -> None:
@@ -106,11 +116,7 @@ async def test_what_is_lost_again_is_told_when_the_hour_is_over(
         await asyncio.sleep(1.1)  # the time of a push is kept in whole seconds
         await way.lose(ids[0])
         await way.mend(*ids)
-        ways = way.node.subscriber._lost_ways
-        assert ways is not None
-        async with asyncio.timeout(10):
-            while not ways._waiting:
-                await asyncio.sleep(0.01)
+        ways = await waiting(way)
         assert way.kinds() == []
         smp_server.drop_all()
         await way.node.until(ids[0], S.INACTIVE)
@@ -132,11 +138,7 @@ async def test_nothing_waits_for_the_hours_end_when_the_relay_stops(
         await check_comes(way)
         await way.lose(ids[0])
         await way.mend(*ids)
-        ways = way.node.subscriber._lost_ways
-        assert ways is not None
-        async with asyncio.timeout(10):
-            while not ways._waiting:
-                await asyncio.sleep(0.01)
+        ways = await waiting(way)
         [timer] = ways._waiting.values()
     assert timer.cancelled() and not ways._waiting
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from moving import MARK, contents, keeps, mixed, read
-from msgspec.structs import replace
+from moving import MARK, contents, copied, keeps, mixed, read
 from redis_servers import Cluster, Server
 from redis_stores import MASTER, Nodes, ask
 from store_world import acquire
@@ -46,13 +45,7 @@ async def test_writing_it_twice_changes_nothing(nodes: Nodes) -> None:
     before = await read(source)
     await copy.begin(MARK)
     for _ in range(2):
-        async for servers in source.servers():
-            await copy.write_servers(servers.moved)
-        cursor: bytes | None = b""
-        while cursor is not None:
-            slice_ = await source.read(cursor, 100)
-            cursor = slice_.cursor
-            await copy.write(slice_.moved, replace(MARK, cursor=cursor))
+        await copied(source, copy)
     mark = await copy.mark()
     assert mark is not None and mark.cursor is None
     assert await read(copy) == before

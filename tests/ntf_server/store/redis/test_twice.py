@@ -7,8 +7,7 @@ nothing the second time, and says the same.
 import re
 from typing import Final
 
-from moving import MARK, mixed
-from msgspec.structs import replace
+from moving import MARK, copied, mixed
 from redis_stores import MASTER, Nodes, ask, bucket, keep
 from redis_twice import Twice
 
@@ -168,13 +167,7 @@ async def moved(nodes: Nodes, twice: Twice) -> None:
         await other.run(Call(Script.load("make"), [b"copy:{g}:other"], (b"id", b"1")))
         copy = await PortableRedis.open(other, MASTER, shards=None, make=True)
         await copy.begin(MARK)
-        async for servers in source.servers():
-            await copy.write_servers(servers.moved)
-        cursor: bytes | None = b""
-        while cursor is not None:
-            slice_ = await source.read(cursor, 100)
-            cursor = slice_.cursor
-            await copy.write(slice_.moved, replace(MARK, cursor=cursor))
+        await copied(source, copy)
         await copy._own(60.0)
         await copy.end(0)
     await source.close()
