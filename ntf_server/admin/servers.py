@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from ntf_server.admin.ids import parse_id
-from ntf_server.admin.socket import AdminError
+from ntf_server.admin.socket import AdminError, after_of, asked_of_the_store
 from ntf_server.smp.looks import ServerLook
-from ntf_server.store.contract import Store, StoreError
+from ntf_server.store.contract import Store
 from ntf_server.store.records import WANTED, Subscription
 from smp_bridge.ntf import Sub
 
@@ -42,10 +42,15 @@ async def count(store: Store, after: str | None = None) -> dict[str, Any]:
     while True:
         some, after = await store.inspection.subscriptions(after, _SLICE)
         for one in some:
-            counted = found.setdefault(str(one.server.plain), {"statuses": {}, "associated": 0})
+            counted = found.setdefault(str(one.server.plain), nothing())
             add(counted, {"statuses": one.statuses, "associated": one.associated})
         if after is None or len(found) >= _ENOUGH or time.monotonic() >= ends_at:
             return {"servers": found, "next": after}
+
+
+def nothing() -> dict[str, Any]:
+    """Of a server of which nothing was counted."""
+    return {"statuses": {}, "associated": 0}
 
 
 def add(counted: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -109,15 +114,13 @@ async def show(store: Store, running: Running | None, what: str) -> dict[str, An
 
 async def on_count(store: Store, request: Mapping[str, Any]) -> Mapping[str, Any]:
     """`{"command": "servers count", "after": …}`: see `count`. Raises AdminError."""
-    try:
-        return await count(store, _after(request))
-    except StoreError as e:
-        raise AdminError(str(e)) from e
+    with asked_of_the_store():
+        return await count(store, after_of(request))
 
 
 async def on_look(running: Running, request: Mapping[str, Any]) -> Mapping[str, Any]:
     """`{"command": "servers look", "after": …}`: see `look`. Raises AdminError."""
-    return look(running, _after(request))
+    return look(running, after_of(request))
 
 
 async def on_show(store: Store, running: Running, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -125,14 +128,5 @@ async def on_show(store: Store, running: Running, request: Mapping[str, Any]) ->
     what = request.get("what")
     if not isinstance(what, str):
         raise AdminError("no subscription was named")
-    try:
+    with asked_of_the_store():
         return await show(store, running, what)
-    except StoreError as e:
-        raise AdminError(str(e)) from e
-
-
-def _after(request: Mapping[str, Any]) -> str | None:
-    after = request.get("after")
-    if after is not None and not isinstance(after, str):
-        raise AdminError("after: must be the next of the answer before")
-    return after

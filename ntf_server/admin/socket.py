@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import msgspec
 from ntf_server.config.files import socket_path_error
 from ntf_server.listener import ListenError
 from ntf_server.permissions import unwritable
+from ntf_server.store.contract import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,23 @@ class AdminSocket:
         except Exception:
             log.exception("the command %s failed", name)
             return _failure("it failed; the server's log says why")
+
+
+@contextlib.contextmanager
+def asked_of_the_store() -> Iterator[None]:
+    """For handlers: what the store says of itself is told to who asked. Raises AdminError."""
+    try:
+        yield
+    except StoreError as e:
+        raise AdminError(str(e)) from e
+
+
+def after_of(request: Mapping[str, Any]) -> str | None:
+    """Where the answer before ended, None: this is the first. Raises AdminError."""
+    after = request.get("after")
+    if after is not None and not isinstance(after, str):
+        raise AdminError("after: must be the next of the answer before")
+    return after
 
 
 def bind(path: Path, setting: str, mode: int = 0o600) -> socket.socket:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from ntf_server.admin.socket import AdminError
-from ntf_server.store.contract import Store, StoreError
+from ntf_server.admin.socket import AdminError, asked_of_the_store
+from ntf_server.store.contract import Store
 from ntf_server.store.statistics import by_day
 
 STATS: Final = "stats"  # the admin socket's command
@@ -51,7 +51,5 @@ async def on_stats(store: Store, running: Running, request: Mapping[str, Any]) -
     after = request.get("after", "")
     if not isinstance(after, str):
         raise AdminError("after: must be a day")
-    try:
+    with asked_of_the_store():
         return await stats(store, running, after)
-    except StoreError as e:
-        raise AdminError(str(e)) from e

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from ntf_server.admin.ids import FINGERPRINT, parse_id
-from ntf_server.admin.socket import AdminError
+from ntf_server.admin.socket import AdminError, after_of, asked_of_the_store
 from ntf_server.observe.events import Event, EventLog
-from ntf_server.store.contract import DamagedRecordError, Store, StoreError, Tokens
+from ntf_server.store.contract import DamagedRecordError, Store, Tokens
 from ntf_server.store.inspection import DAMAGED, Registered
 from ntf_server.store.records import Cursor, LastPush, push_uuid
 from smp_bridge.ntf import InvalidReason, Provider, TokenStatus
@@ -51,10 +51,8 @@ async def on_invalidate(store: Tokens, request: Mapping[str, Any]) -> Mapping[st
         status, reason = TokenStatus(request["status"]), InvalidReason(request["reason"])
     except (KeyError, ValueError):
         raise AdminError("no such status, or no such reason") from None
-    try:
+    with asked_of_the_store():
         return {"tokens": await invalidate(store, status, reason)}
-    except StoreError as e:
-        raise AdminError(str(e)) from e
 
 
 # --- which there are
@@ -221,11 +219,7 @@ async def on_purge(store: Store, request: Mapping[str, Any]) -> Mapping[str, Any
 
 
 async def _done(what: Callable[[str | None], Any], request: Mapping[str, Any]) -> Mapping[str, Any]:
-    after = request.get("after")
-    if after is not None and not isinstance(after, str):
-        raise AdminError("after: must be the next of the answer before")
-    try:
+    after = after_of(request)
+    with asked_of_the_store():
         found: Mapping[str, Any] = await what(after)
-    except StoreError as e:
-        raise AdminError(str(e)) from e
     return found

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ntf_server.admin.ids import FINGERPRINT, parse_id
-from ntf_server.admin.socket import AdminError
+from ntf_server.admin.socket import AdminError, asked_of_the_store
 from ntf_server.admin.tokens import told_push
-from ntf_server.store.contract import Queues, StoreError, Tokens
+from ntf_server.store.contract import Queues, Tokens
 from ntf_server.store.records import Subscription, Token
 
 TRACE: Final = "trace"  # the admin socket's command
@@ -27,12 +27,10 @@ async def trace(store: Store, what: str, pushes: Trail, after: int = 0) -> dict[
     `token`, `subscription`: what the store has of them, or None; `fingerprint`; `pushes`: of those that ended behind
     the first `after` ones, the last 100, oldest first; `next`: `after` of the next call. Raises AdminError.
     """
-    try:
+    with asked_of_the_store():
         token, subscription = await _find(store, what)
         device = None if token is None else await store.device_of(token.ref)
         last = None if token is None else await store.last_push(token.ref)
-    except StoreError as e:
-        raise AdminError(str(e)) from e
     fingerprint = device.fingerprint if device else what if FINGERPRINT.fullmatch(what) else None
     found, count = pushes(fingerprint, after) if fingerprint else ([], after)
     if token is None and not found and not after:

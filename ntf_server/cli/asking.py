@@ -49,16 +49,24 @@ def ask_pages(
     enough: Callable[[list[Page]], bool] = lambda _: False,
     **arguments: Any,
 ) -> list[Page]:
-    """As `ask_either`, for what comes in several answers: each but the first is asked for by the `next` of the one
-    before, as `after`; `page` gives those of the store. `enough`: no more are asked for.
-    """
-    socket = config.load_admin_socket(directory)
+    """As `ask_either`, for what comes in several answers: `page` gives those of the store."""
     try:
-        pages = [ask(socket, command, **arguments)]
-        while not enough(pages) and (after := pages[-1]["next"]) is not None:
-            pages.append(ask(socket, command, **arguments, after=after))
+        return ask_running(directory, command, enough=enough, **arguments)
     except NotRunningError:
         return ask_store(directory, lambda store: _pages(store, page, enough))
+
+
+def ask_running(
+    directory: Path, command: str, *, enough: Callable[[list[Page]], bool] = lambda _: False, **arguments: Any
+) -> list[Page]:
+    """The running server's answers: each but the first is asked for by the `next` of the one before, as `after`.
+
+    `enough`: no more are asked for. Raises AdminError, ConfigError.
+    """
+    socket = config.load_admin_socket(directory)
+    pages = [ask(socket, command, **arguments)]
+    while not enough(pages) and (after := pages[-1]["next"]) is not None:
+        pages.append(ask(socket, command, **arguments, after=after))
     return pages
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ntf_server.admin.servers import COUNT, LOOK, add, count, wanted
-from ntf_server.admin.socket import AdminError, NotRunningError, ask
+from ntf_server.admin.servers import COUNT, LOOK, add, count, nothing, wanted
+from ntf_server.admin.socket import AdminError, NotRunningError
 from ntf_server.cli import arguments as common
-from ntf_server.cli.asking import ask_pages
-from ntf_server.config import files as config
+from ntf_server.cli.asking import ask_pages, ask_running
 from ntf_server.observe.condition import duration
 from smp_bridge.address import ServerAddress
 
@@ -57,31 +56,23 @@ def known(directory: Path) -> tuple[list[dict[str, Any]], bool]:
     counts: dict[ServerAddress, dict[str, Any]] = {}  # addresses are the same however they are spelled
     for page in ask_pages(directory, COUNT, count):
         for server, more in page["servers"].items():
-            add(counts.setdefault(ServerAddress.from_text(server), _nothing()), more)
+            add(counts.setdefault(ServerAddress.from_text(server), nothing()), more)
     looks = _looks(directory)
     found = []
     for address in {**counts, **(looks or {})}:
-        counted, session = counts.get(address) or _nothing(), (looks or {}).get(address)
+        counted, session = counts.get(address) or nothing(), (looks or {}).get(address)
         found.append({"server": str(address), "wanted": wanted(counted["statuses"]), **counted, "session": session})
     found.sort(key=lambda one: (not (one["session"] and one["session"]["own"]), -one["wanted"], one["server"]))
     return found, looks is not None
 
 
-def _nothing() -> dict[str, Any]:
-    return {"statuses": {}, "associated": 0}
-
-
 def _looks(directory: Path) -> dict[ServerAddress, Any] | None:
     """Of the running server, None: there is none."""
-    socket, found, after = config.load_admin_socket(directory), dict[ServerAddress, Any](), None
     try:
-        while True:
-            answer = ask(socket, LOOK, after=after)
-            found.update({ServerAddress.from_text(text): told for text, told in answer["servers"].items()})
-            if (after := answer["next"]) is None:
-                return found
+        pages = ask_running(directory, LOOK)
     except NotRunningError:
         return None
+    return {ServerAddress.from_text(text): told for page in pages for text, told in page["servers"].items()}
 
 
 def _list(arguments: argparse.Namespace, found: list[dict[str, Any]], *, runs: bool) -> int:
