@@ -106,20 +106,24 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _lines(token: dict[str, Any]) -> Iterator[str]:
-    why = f" ({token['reason']})" if token["reason"] else ""
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(token["statuses"].items()))
     yield f"device         {token['provider']} {token['fingerprint']}"
-    yield f"status         {token['status']}{why}"
+    yield f"status         {token['status']}{why(token)}"
     yield f"registered     {moment(token['registered_at'])}"
     yield f"last command   {moment(token['active_at'])}"
     yield f"checks         {'every ' + str(token['period']) + ' min' if token['period'] else 'none'}"
     yield f"subscriptions  {token['subscriptions']}{': ' + statuses if statuses else ''}"
-    push = token["last_push"]
-    if push is None:
-        yield "last push      none"
-    else:
-        why = f" ({push['reason']})" if push["reason"] else ""
-        yield f"last push      {moment(push['at'])} {push['outcome']}{why}, id {push['push']}"
+    yield f"last push      {last_push(token['last_push'])}"
+
+
+def last_push(push: dict[str, Any] | None) -> str:
+    """As `admin.tokens.told_push` tells of it."""
+    return "none" if push is None else f"{moment(push['at'])} {push['outcome']}{why(push)}, id {push['push']}"
+
+
+def why(told: dict[str, Any]) -> str:
+    """Behind what has one, in brackets."""
+    return f" ({told['reason']})" if told["reason"] else ""
 
 
 # --- changed

@@ -5,10 +5,11 @@ import json
 import time
 from typing import Any, Final
 
-from ntf_server.admin.socket import NotRunningError, ask
+from ntf_server.admin.socket import ask
 from ntf_server.admin.trace import TRACE, trace
 from ntf_server.cli import arguments as common
-from ntf_server.cli.asking import ask_store
+from ntf_server.cli.asking import ask_either
+from ntf_server.cli.tokens import last_push, why
 from ntf_server.config import files as config
 from ntf_server.observe.moments import moment
 from ntf_server.store.contract import Store
@@ -27,41 +28,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Of the running server, else of its store."""
-    directory = common.directory(arguments)
+    directory, what = common.directory(arguments), arguments.what
+    if not arguments.follow:
+        answer = ask_either(directory, TRACE, lambda store: _of_the_store(store, what), what=what)
+        _print(answer, as_json=arguments.json)
+        return 0
     socket = config.load_admin_socket(directory)
-    try:
-        answer = ask(socket, TRACE, what=arguments.what)
-    except NotRunningError:
-        if arguments.follow:
-            raise
-        answer = ask_store(directory, lambda store: _of_the_store(store, arguments.what))
-    if arguments.json:
-        print(json.dumps(answer))
-    else:
-        _print(answer)
-    while arguments.follow:
+    answer = ask(socket, TRACE, what=what)
+    _print(answer, as_json=arguments.json)
+    while True:
         time.sleep(_PAUSE)
-        answer = ask(socket, TRACE, what=arguments.what, after=answer["next"])
+        answer = ask(socket, TRACE, what=what, after=answer["next"])
         for push in answer["pushes"]:
             print(json.dumps(push) if arguments.json else _line(push), flush=True)
-    return 0
 
 
 async def _of_the_store(store: Store, what: str) -> dict[str, Any]:
     return {**await trace(store, what, lambda _fingerprint, after: ([], after)), "pushes": None}
 
 
-def _print(answer: dict[str, Any]) -> None:
+def _print(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer))
+        return
     if token := answer["token"]:
-        why = f" ({token['reason']})" if token["reason"] else ""
         print(f"device        {token['provider']} {answer['fingerprint']}")
-        print(f"registration  {token['status']}{why}, last command {moment(token['active_at'])}")
+        print(f"registration  {token['status']}{why(token)}, last command {moment(token['active_at'])}")
     else:
         print(f"device        {answer['fingerprint']}, no registration that is known by that")
     if subscription := answer["subscription"]:
         print(f"subscription  on {subscription['server']}: {subscription['status']}")
     if token:
-        print(f"last push     {_last(token['last_push'])}")
+        print(f"last push     {last_push(token['last_push'])}")
     if answer["pushes"] is None:
         print("The server does not run: of other pushes nothing is known.")
     elif not answer["pushes"]:
@@ -70,17 +68,9 @@ def _print(answer: dict[str, Any]) -> None:
         print(_line(push))
 
 
-def _last(push: dict[str, Any] | None) -> str:
-    if push is None:
-        return "none"
-    why = f" ({push['reason']})" if push["reason"] else ""
-    return f"{moment(push['at'])} {push['outcome']}{why}, id {push['push']}"
-
-
 def _line(push: dict[str, Any]) -> str:
     service = f" {push['service']}" if push["service"] else ""
-    why = f" ({push['reason']})" if push["reason"] else ""
     return (
         f"{moment(push['at'])}  {push['provider']}{service}  {push['kind']}, {push['age']:.1f} s old, attempt"
-        f" {push['attempt']}: {push['outcome']}{why}, id {push['push']}"
+        f" {push['attempt']}: {push['outcome']}{why(push)}, id {push['push']}"
     )
