@@ -13,9 +13,10 @@ from typing import Final
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import identity_files
-from ntf_server.config.adopt import Value, adopt, changed
+from ntf_server.config.adopt import adopt, changed
 from ntf_server.config.ca import default_ca_file
 from ntf_server.config.contact import is_public_name
+from ntf_server.config.edit import Value, named
 from ntf_server.config.files import REFERENCE_VAPID_KEY, look_over
 from ntf_server.config.reference_ini import REFERENCE_INI, read_ini
 from ntf_server.config.source import CONFIG_FILE
@@ -197,10 +198,8 @@ def _apns(arguments: argparse.Namespace, directory: Path, notes: list[str]) -> d
         raise UsageError(unreadable(path, e, "give the key from Apple by --apns-key-file")) from e
     except KeyFileError as e:
         raise UsageError(f"{path}: {e}; give the .p8 file from Apple by --apns-key-file") from e
-    path = path.resolve()
-    name = path.relative_to(directory.resolve()) if path.is_relative_to(directory.resolve()) else path
     team = arguments.apns_team_id or REFERENCE_TEAM
-    return {("apns", "key_file"): str(name), ("apns", "key_id"): key_id, ("apns", "team_id"): team}
+    return {("apns", "key_file"): named(path, directory), ("apns", "key_id"): key_id, ("apns", "team_id"): team}
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
 from ntf_server.config import identity_files
-from ntf_server.config.edit import EditError, edited
+from ntf_server.config.edit import EditError, editing, named
 from ntf_server.config.settings import Settings
 from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings
 from ntf_server.store.sealing import MasterKey, generate_key_text
@@ -90,12 +89,9 @@ def _configure(arguments: argparse.Namespace, directory: Path, settings: Setting
     elif store.master_key_command:  # which would win over a file
         return ""
     else:
-        path, folder = Path(arguments.new_key_file).resolve(), directory.resolve()
-        key, value = "master_key_file", str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-    file = (directory / CONFIG_FILE).resolve()
+        key, value = "master_key_file", named(Path(arguments.new_key_file), directory)
     try:
-        text = edited(file.read_bytes().decode("utf-8-sig"), "store", {key: value})
-        identity_files.write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+        editing(directory / CONFIG_FILE, "store", {key: value})()
     except (EditError, OSError):  # the database has its key: what is to be done is told
         return ""
     return f"{key} = {value}"

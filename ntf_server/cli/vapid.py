@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import stat
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ntf_server.admin.vapid import VAPID, told
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import UsageError
 from ntf_server.config import files as config
-from ntf_server.config.edit import EditError, edited
+from ntf_server.config.edit import EditError, Value, editing
 from ntf_server.config.identity_files import write_file
 from ntf_server.config.source import CONFIG_FILE, PREFIX, load_settings
 from ntf_server.observe.moments import day_of
@@ -61,16 +60,17 @@ def _rotate(directory: Path, *, as_json: bool) -> int:
     settings = load_settings(directory)
     name = config.vapid_key_file(directory, settings)
     new_name = _free_name(directory, name)
-    file, key = (directory / CONFIG_FILE).resolve(), generate_key()
-    values = {"key_file": new_name, "old_key_files": [name, *settings.web_push.old_key_files]}
+    file, key = directory / CONFIG_FILE, generate_key()
+    values: dict[str, Value] = {"key_file": new_name, "old_key_files": [name, *settings.web_push.old_key_files]}
     try:
-        text = edited(file.read_bytes().decode("utf-8-sig"), "web_push", values)
+        write_config = editing(file, "web_push", values)
     except EditError as e:
         make = f"umask 077; openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {directory / new_name}"
-        raise UsageError(f"{file}: is written in a way that is not changed here; run `{make}`, and set {e}") from None
+        what = f"{file.resolve()}: is written in a way that is not changed here"
+        raise UsageError(f"{what}; run `{make}`, and set {e}") from None
     write_file(directory / new_name, key_pem(key), like=directory / name)
     try:
-        write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+        write_config()
     except OSError:
         (directory / new_name).unlink()
         raise

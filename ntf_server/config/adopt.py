@@ -1,19 +1,18 @@
 """What the reference's `ntf-server.ini` means in `ntf-server.toml`, and what of it has no place there."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ntf_server.config.edit import Value, toml
 from ntf_server.config.mistakes import ConfigError, Mistakes, nearest, shown
 from ntf_server.config.reference_ini import Ini, is_on
 from smp_bridge.address import parse_host
 from smp_bridge.encoding import ParseError
 from smp_bridge.socks import SocksProxy
 
-Value = str | int | bool | list[str]
 Changes = Mapping[tuple[str, str], Value]  # by section and key of ours
 
 _PORT: Final = 443
@@ -195,4 +194,4 @@ def _line(key: str, value: Value, before: str) -> str:
     """What was said of it stays."""
     comment = re.search(r" {2,}(# .*)", before)
     said = f"   {comment[1]}" if comment else ""
-    return f"{key} = {json.dumps(value, ensure_ascii=False)}{said}"
+    return f"{key} = {toml(value)}{said}"

@@ -7,11 +7,15 @@ is written in a way that this does not know is left alone.
 import copy
 import json
 import re
+import stat
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-Value = str | Sequence[str]
+from ntf_server.config.identity_files import write_file
+
+Value = str | int | list[str]
 
 _HEADER: Final = re.compile(r"\s*\[")
 
@@ -20,14 +24,29 @@ class EditError(Exception):
     """It cannot be done; the lines that would have been written."""
 
 
+def editing(file: Path, section: str, values: Mapping[str, Value]) -> Callable[[], None]:
+    """What writes these values into the file, which is read and tried now, and keeps its rights.
+
+    Raises EditError, OSError; so does what is given back.
+    """
+    file = file.resolve()  # not over a link
+    text = edited(file.read_bytes().decode("utf-8-sig"), section, values)
+    return lambda: write_file(file, text.encode(), stat.S_IMODE(file.stat().st_mode))
+
+
+def named(path: Path, directory: Path) -> str:
+    """A file as a setting names it: from the configuration's folder on, if it is in there."""
+    path, folder = path.resolve(), directory.resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
 def edited(text: str, section: str, values: Mapping[str, Value]) -> str:
     """The file with these values of a section. Raises EditError."""
     wanted = tomllib.loads(text)
     before = copy.deepcopy(wanted)
-    plain = {key: value if isinstance(value, str) else [*value] for key, value in values.items()}
-    wanted.setdefault(section, {}).update(plain)
+    wanted.setdefault(section, {}).update(values)
     lines = text.splitlines(keepends=True)
-    new = [f"{key} = {_toml(value)}\n" for key, value in values.items()]
+    new = [f"{key} = {toml(value)}\n" for key, value in values.items()]
     out = "".join(_with(lines, section, new, [*values], before))
     try:
         if tomllib.loads(out) == wanted:
@@ -37,11 +56,9 @@ def edited(text: str, section: str, values: Mapping[str, Value]) -> str:
     raise EditError(f"[{section}] " + ", ".join(line.strip() for line in new))
 
 
-def _toml(value: Value) -> str:
-    """TOML's basic strings take what JSON's do, but for a few characters that are escaped otherwise."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return f"[{', '.join(map(_toml, value))}]"
+def toml(value: Value) -> str:
+    """TOML takes what JSON has of these, but for a character that is escaped in it."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _with(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_line import contents, in_process, one_line
 
-from ntf_server.cli import vapid
+from ntf_server.config import edit
 from ntf_server.config.identity_files import write_file
 from ntf_server.config.source import CONFIG_FILE
 from ntf_server.push.jose import b64, generate_key, key_pem, load_key, public_point
@@ -119,7 +119,7 @@ def test_rotate_on_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_file(path, data, *args, **options)
 
-    monkeypatch.setattr(vapid, "write_file", full)
+    monkeypatch.setattr(edit, "write_file", full)
     before = contents(made)
     code, out, err = in_process(capsys, "vapid", "rotate", "--path", made)
     assert (code, out, contents(made)) == (1, "", before)

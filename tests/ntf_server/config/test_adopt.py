@@ -146,7 +146,7 @@ def test_settings_are_set_where_they_stand_and_the_rest_stays(*, web_push: bool)
     template = config_text("ntf.example.org", 443, web_push=web_push)
     assert changed(template, {}) == template
     changes: dict[tuple[str, str], Any] = {
-        ("apns", "key_file"): '/etc/Auth "Key".p8',
+        ("apns", "key_file"): '/etc/Auth "Key"\x7f.p8',
         ("apns", "key_id"): "ABC123DEFG",
         ("subscriber", "socks_mode"): "always",
         ("subscriber", "host_mode"): "onion",

@@ -1,12 +1,13 @@
 """A setting is written into the file, and nothing else in it changes; what cannot be done so is left alone."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from ntf_server.config.edit import EditError, edited
+from ntf_server.config.edit import EditError, Value, edited, editing, named
 
-NEW = {"key_file": "new.key", "old_key_files": ["a.key", "b.key"]}
+NEW: dict[str, Value] = {"key_file": "new.key", "old_key_files": ["a.key", "b.key"]}
 SAID = 'key_file = "new.key"\nold_key_files = ["a.key", "b.key"]\n'
 
 
@@ -53,3 +54,20 @@ def test_what_is_written_otherwise_is_left_alone(before: str) -> None:
 @pytest.mark.parametrize("name", ['a"b.key', "a\\b.key", "a\tb.key", "ä€.key", "a\x7fb.key"])
 def test_odd_names(name: str) -> None:
     assert tomllib.loads(edited("", "web_push", {"key_file": name}))["web_push"]["key_file"] == name
+
+
+def test_the_file_is_written_when_all_is_ready_and_keeps_its_rights_and_its_link(tmp_path: Path) -> None:
+    file, link = tmp_path / "real.toml", tmp_path / "link.toml"
+    file.write_bytes(b"\xef\xbb\xbf[log]\n")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    write = editing(link, "log", {"level": "debug"})
+    assert file.read_bytes().endswith(b"[log]\n")
+    write()
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ('[log]\nlevel = "debug"\n', 0o640)
+    assert link.is_symlink()
+
+
+def test_files_are_named_from_the_folder_on(tmp_path: Path) -> None:
+    inside = tmp_path / "keys" / "one.key"
+    assert (named(inside, tmp_path), named(inside, tmp_path / "other")) == ("keys/one.key", str(inside))
