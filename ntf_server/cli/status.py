@@ -143,9 +143,8 @@ def _status_rows(s: Answer) -> Iterator[tuple[str, object]]:
         yield "pushes to", f"{service(way.name)}: {'; '.join(_way(way, s.now))}"
     yield "SMP servers", ", ".join(_servers(s))
     yield "clients", f"{s.clients} sessions"
-    due, in_flight = sum(way.due for way in s.providers), sum(way.in_flight for way in s.providers)
-    oldest = min((way.oldest_due_since for way in s.providers if way.oldest_due_since is not None), default=None)
-    yield "due", f"{_due(due, None if oldest is None else s.now - oldest)}, {in_flight} pushes under way"
+    oldest, in_flight = s.oldest_due_since, sum(way.in_flight for way in s.providers)
+    yield "due", f"{_due(s.due, None if oldest is None else s.now - oldest)}, {in_flight} pushes under way"
     if (v := s.vapid) is not None:
         counts = f"{v.in_force} registrations for the key in force, {v.old} for older ones, {v.unknown} not known"
         yield "VAPID keys", f"{counts}; counted {duration(s.now - v.counted_at)} ago"

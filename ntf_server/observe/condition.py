@@ -5,7 +5,7 @@ Unix seconds. What a stranger can bring about makes no trouble: push services of
 confirmed a subscription.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -260,11 +260,21 @@ class Condition(msgspec.Struct, frozen=True):
     certificates: tuple[CertificateCondition, ...]
     vapid: VapidCondition | None
 
+    @property
+    def due(self) -> int:
+        """Tokens, of all providers."""
+        return sum(way.due for way in self.providers)
+
+    @property
+    def oldest_due_since(self) -> float | None:
+        """Since when the oldest of them is; None: none is due."""
+        return min((way.oldest_due_since for way in self.providers if way.oldest_due_since is not None), default=None)
+
 
 def assess(facts: Facts, now: float) -> Condition:
     """`now`: Unix seconds."""
-    troubles = tuple(_troubles(facts, now))
     certificates = tuple(certificate(name, now + left, now) for name, left in facts.certificates.items())
+    troubles = tuple(_troubles(facts, certificates, now))
     store_fails, vapid = facts.store.failing_for is not None and not facts.store.partly, facts.vapid
     return Condition(
         well=not troubles,
@@ -417,7 +427,7 @@ def _leases(facts: Facts) -> Leases | None:
 # --- sentences
 
 
-def _troubles(facts: Facts, now: float) -> Iterator[str]:
+def _troubles(facts: Facts, certificates: Iterable[CertificateCondition], now: float) -> Iterator[str]:
     if facts.store.failing_for is not None:
         yield _store_sentence(facts.store)
     if facts.store.silent_shards:
@@ -426,9 +436,9 @@ def _troubles(facts: Facts, now: float) -> Iterator[str]:
         yield from _way_sentences(way, facts.up_for)
     if servers_state(facts.servers) is State.FAILING:
         yield _servers_sentence(facts.servers)
-    for name, left in facts.certificates.items():
-        if left <= 0:
-            yield certificate_sentence(certificate(name, now + left, now), now)
+    for found in certificates:
+        if found.state is State.FAILING:
+            yield certificate_sentence(found, now)
     for part in facts.failing_parts:
         yield f"a part of this server fails and is started again, by a fault of the program: {part}; the log has more"
 

@@ -22,9 +22,8 @@ from ntf_server.observe.names import (
     ServerCounter,
     ServerGauge,
 )
-from ntf_server.observe.recent import Recent, Told, plain
+from ntf_server.observe.recent import LONGEST, Recent, Told, plain
 
-LONGEST: Final = 300  # characters
 TROUBLES: Final = 20
 SERVICES: Final = 20  # of Web Push
 SERVERS: Final = 50  # own SMP servers
@@ -81,10 +80,9 @@ class View:
         for lately in (*self._lately.values(), *self._answered.values()):
             lately.look()
         self._count_limits(condition.now)
-        ways = condition.providers
-        oldest = min((w.oldest_due_since for w in ways if w.oldest_due_since is not None), default=condition.now)
-        due = sum(way.due for way in ways)
-        now = Now(due, max(0.0, condition.now - oldest), condition.clients, condition.well)
+        since = condition.oldest_due_since
+        oldest = 0.0 if since is None else max(0.0, condition.now - since)
+        now = Now(condition.due, oldest, condition.clients, condition.well)
         self._point = self._history.take(condition.now, now)
         self._looks += 1
 

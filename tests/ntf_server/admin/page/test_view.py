@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ntf_server.admin.page.view import LONGEST, SERVERS, SERVICES, TROUBLES, Sources, View
+from ntf_server.admin.page.view import SERVERS, SERVICES, TROUBLES, Sources, View
 from ntf_server.observe.condition import (
     AwayFacts,
     Condition,
@@ -31,7 +31,7 @@ from ntf_server.observe.names import (
     ServerCounter,
     ServerGauge,
 )
-from ntf_server.observe.recent import Recent
+from ntf_server.observe.recent import LONGEST, Recent
 from smp_bridge.address import ServerAddress
 
 T = 1_800_000_000.0
