@@ -10,8 +10,9 @@ from typing import Final
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.moments import day_of
 from ntf_server.observe.totals import Active, totals
+from ntf_server.periodic import count_all
 from ntf_server.store.contract import Store, StoreCorruptError, StoreError, StoreUnavailableError
-from ntf_server.store.records import ACTIVE_SPANS, Census
+from ntf_server.store.records import ACTIVE_SPANS
 from ntf_server.store.statistics import KEPT, own_row, shared_row
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _LOOK: Final = 60.0  # seconds after which what was counted is kept
 _LAST: Final = 2.0  # seconds for that at a stop
 _CENSUS: Final = 6 * 3600.0  # seconds between two times that active device tokens are counted
 _FIRST: Final = 300.0  # the same, from the start on
-_SLICE: Final = 500  # tokens at once
+_SLICE: Final = 500  # subscriptions at once
 _PAUSE: Final = 0.05  # seconds between two slices
 _REMEMBERED: Final = 8  # days whose counts stay in memory, for a clock that is set back
 _DAY: Final = 24 * 3600
@@ -113,21 +114,11 @@ class Days:
         return own_row(day, self._store.statistics.node)
 
     async def _keep_active(self, day: str) -> None:
-        counted = await count_all(self._store)
+        counted = await count_all(self._store, _PAUSE, everywhere=True)
         active = {name.value: counted.active[span] for name, span in _TOKENS.items()}
         heard = await count_heard(self._store, list(ACTIVE_SPANS.values()))
         active |= {name.value: count for name, count in zip(_SUBSCRIPTIONS, heard, strict=True)}
         await self._store.statistics.keep(shared_row(day), active)
-
-
-async def count_all(store: Store, pause: float = _PAUSE) -> Census:
-    """What tokens there are, of all nodes. Raises StoreError."""
-    counted, cursor = await store.census(None, _SLICE, everywhere=True)
-    while cursor is not None:
-        await asyncio.sleep(pause)
-        more, cursor = await store.census(cursor, _SLICE, everywhere=True)
-        counted.add(more)
-    return counted
 
 
 async def count_heard(store: Store, spans: Sequence[int], pause: float = _PAUSE) -> list[int]:

@@ -141,7 +141,7 @@ class CensusGauges:
             self._asked.clear()
             if self._wanted():
                 with _late("tokens were not counted"):
-                    self._show(await self._count(), await self._store.subscription_count())
+                    self._show(await count_all(self._store, self._pause), await self._store.subscription_count())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._asked.wait()
@@ -150,19 +150,21 @@ class CensusGauges:
         """At once, if it is wanted."""
         self._asked.set()
 
-    async def _count(self) -> Census:
-        counted, cursor = await self._store.census(None, _SLICE)
-        while cursor is not None:
-            await asyncio.sleep(self._pause)
-            more, cursor = await self._store.census(cursor, _SLICE)
-            counted.add(more)
-        return counted
-
     def _show(self, counted: Census, subscriptions: int) -> None:
         self._metrics.pair_gauge(PairGauge.TOKENS, lambda: counted.tokens)
         self._metrics.kind_gauge(KindGauge.TOKENS_ACTIVE, lambda: {span: counted.active[span] for span in ACTIVE_SPANS})
         self._metrics.gauge(Gauge.SUBSCRIPTIONS_STORED, lambda: subscriptions)
         self._on_counted(counted)
+
+
+async def count_all(store: Store, pause: float = _CENSUS_PAUSE, *, everywhere: bool = False) -> Census:
+    """What tokens there are, in slices; `everywhere`: of all nodes, not of this one. Raises StoreError."""
+    counted, cursor = await store.census(None, _SLICE, everywhere=everywhere)
+    while cursor is not None:
+        await asyncio.sleep(pause)
+        more, cursor = await store.census(cursor, _SLICE, everywhere=everywhere)
+        counted.add(more)
+    return counted
 
 
 @contextlib.contextmanager

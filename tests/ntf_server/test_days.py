@@ -9,10 +9,11 @@ import pytest
 from store_world import MASTER, SMP, TABLET, FakeClock, activate, register, subscribe
 
 from ntf_server import days as module
-from ntf_server.days import Days, before, count_all, count_heard
+from ntf_server.days import Days, before, count_heard
 from ntf_server.observe.metrics import Metrics
 from ntf_server.observe.names import KindCounter
 from ntf_server.observe.totals import Active, Total
+from ntf_server.periodic import count_all
 from ntf_server.store.contract import StoreConflictError, StoreCorruptError, StoreUnavailableError
 from ntf_server.store.sqlite.engine import SqliteStore
 from ntf_server.store.statistics import by_day, own_row
@@ -174,7 +175,7 @@ async def test_it_looks_by_itself_and_counts_active_tokens(
     await subscribe(store, token, b"one", b"two", b"three")
     session = await acquire(store, SMP)
     await store.notify(session, stamp(store, session, b"one", b"three"), {})
-    assert (await count_all(store, pause=0)).active["day"] == 0
+    assert (await count_all(store, pause=0, everywhere=True)).active["day"] == 0
     assert await count_heard(store, [60], pause=0) == [2]
     world.restart(first=0.0, again=1e9)
     running = asyncio.create_task(world.days.run())

@@ -431,7 +431,7 @@ async def test_tokens_are_counted_in_slices_and_shown_when_all_are() -> None:
     failing = True
 
     class Counted:
-        async def census(self, after: Any, limit: int) -> tuple[Census, Any]:
+        async def census(self, after: Any, limit: int, *, everywhere: bool = False) -> tuple[Census, Any]:
             asked.append(after)
             if failing and after == 2:
                 raise StoreUnavailableError("busy")
@@ -466,7 +466,7 @@ async def test_nothing_is_counted_that_nobody_wants() -> None:
     rounds, wanted = list[Census](), False
 
     class Counted:
-        async def census(self, after: Any, limit: int) -> tuple[Census, Any]:
+        async def census(self, after: Any, limit: int, *, everywhere: bool = False) -> tuple[Census, Any]:
             assert wanted
             return Census(), None
 
