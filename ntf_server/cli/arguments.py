@@ -1,7 +1,8 @@
-"""Arguments that several commands take, and questions that they ask."""
+"""Arguments that several commands take, questions that they ask, and what else they begin with."""
 
 import argparse
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -38,6 +39,11 @@ def confirmed(word: str, to: str) -> bool:
     except EOFError:  # nobody is there to answer
         print()
         return False
+
+
+def quiet_store() -> None:
+    """A Redis that is away is not told of by the log: the error that ends the command says it."""
+    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Whether or not the server runs."""
-    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
+    common.quiet_store()
     began = time.monotonic()
     directory, target = common.directory(arguments), arguments.file
     if arguments.database:

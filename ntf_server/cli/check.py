@@ -14,7 +14,7 @@ from typing import Final
 
 from ntf_server.cli import arguments as common
 from ntf_server.cli.errors import FINAL, UsageError, exit_code, lines
-from ntf_server.cli.service_user import ServiceUser, service_user
+from ntf_server.cli.service_user import ServiceUser, add_user, service_user
 from ntf_server.config.contradictions import apns_hosts
 from ntf_server.config.files import Config, load_admin_socket, look_over
 from ntf_server.config.mistakes import ConfigError
@@ -36,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_path(parser)
     parser.add_argument("--json", action="store_true", help="as one line of JSON")
-    parser.add_argument(
-        "--user",
-        metavar="NAME",
-        help="whom the server runs as, if root asks (User= of the unit, else the owner of the folder)",
-    )
+    add_user(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

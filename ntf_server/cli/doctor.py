@@ -17,7 +17,7 @@ from typing import Final
 from ntf_server.cli import arguments as common
 from ntf_server.cli.check import become, program_can_be_read, program_unreadable
 from ntf_server.cli.errors import lines
-from ntf_server.cli.service_user import ServiceUser, find_unit, is_of, service_user
+from ntf_server.cli.service_user import ServiceUser, add_user, find_unit, is_of, service_user
 from ntf_server.config.files import Config, look_over
 from ntf_server.config.mistakes import Mistakes
 from ntf_server.doctor.machine import clock, descriptors, owners, room
@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="reach providers and SMP servers too; without it nothing leaves this machine",
     )
-    parser.add_argument(
-        "--user",
-        metavar="NAME",
-        help="whom the server runs as, if root asks (User= of the unit, else the owner of the folder)",
-    )
+    add_user(parser)
     parser.add_argument("--json", action="store_true", help="as one line of JSON")
 
 

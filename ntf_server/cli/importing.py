@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = config.load_store(directory)
     master_key = config.load_master_key(directory, settings)
     skip = _ids(arguments.skip_tokens)
-    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
+    common.quiet_store()
     progress = Progress(sys.stderr)
 
     async def work() -> tuple[Migrated, Mapping[str, list[str]]]:

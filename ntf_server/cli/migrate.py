@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import sys
 import time
 from typing import Final, TextIO
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, most in _MOST.items():
         if (number := getattr(arguments, name)) is not None and not 1 <= number <= most:
             raise UsageError(f"--{name}: from 1 to {most}")
-    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
+    common.quiet_store()
     progress = Progress(sys.stderr)
     try:
         done = asyncio.run(

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Into a folder that is new or empty."""
-    logging.getLogger("ntf_server.store.redis.database").setLevel(logging.CRITICAL)  # the error that ends it says it
+    common.quiet_store()
     directory = common.directory(arguments)
     key = _key(arguments)
     with common.ended_by_signals():

@@ -1,5 +1,6 @@
 """Whom the server runs as, for a command of root's that has to see with that user's eyes."""
 
+import argparse
 import os
 import pwd
 import re
@@ -34,6 +35,15 @@ class ServiceUser:
         os.initgroups(self.name, self.gid)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
+
+
+def add_user(parser: argparse.ArgumentParser) -> None:
+    """`--user`."""
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help="whom the server runs as, if root asks (User= of the unit, else the owner of the folder)",
+    )
 
 
 def service_user(name: str | None, directory: Path, folders: Sequence[str] = UNIT_FOLDERS) -> ServiceUser | None:
