@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from ntf_server.cli import main as cli
+from ntf_server.config.files import load_master_key, load_settings
+from ntf_server.store.contract import Store
+from ntf_server.store.open import open_store
 
 COMMAND = [sys.executable, "-m", "ntf_server"]
 
@@ -38,6 +41,12 @@ def in_process(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in directory.rglob("*") if f.is_file()}
+
+
+async def store_of(made: Path) -> Store:
+    """Of a folder whose server does not run, open."""
+    key = load_master_key(made, load_settings(made))
+    return await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
 
 
 async def stop(process: Any, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:

@@ -10,13 +10,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from command_line import store_of
 
 from ntf_server.admin.socket import AdminError
 from ntf_server.cli.asking import ask_either, ask_pages, ask_store
 from ntf_server.cli.errors import UsageError
-from ntf_server.config.files import load_master_key, load_settings
 from ntf_server.store.contract import Store, StoreUnavailableError
-from ntf_server.store.open import open_store
 
 
 async def count(store: Store) -> dict[str, Any]:
@@ -25,11 +24,6 @@ async def count(store: Store) -> dict[str, Any]:
 
 async def page(store: Store, after: Any) -> dict[str, Any]:
     return {"page": after or 0, "next": (after or 0) + 1 if (after or 0) < 2 else None}
-
-
-async def make_store(made: Path) -> Store:
-    key = load_master_key(made, load_settings(made))
-    return await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
 
 
 @pytest.fixture
@@ -74,20 +68,20 @@ async def test_what_a_server_would_log_is_not_said(made: Path, capfd: pytest.Cap
     async def told(_: Store) -> None:
         logging.getLogger("ntf_server.store").warning("a warning")
 
-    await (await make_store(made)).close()
+    await (await store_of(made)).close()
     await asyncio.to_thread(ask_store, made, told)
     assert capfd.readouterr() == ("", "")
 
 
 async def test_without_one_the_store_is(made: Path) -> None:
-    await (await make_store(made)).close()
+    await (await store_of(made)).close()
     assert await asyncio.to_thread(ask_either, made, "count", count) == {"subscriptions": 0}
     found = await asyncio.to_thread(ask_pages, made, "pages", page)
     assert [one["page"] for one in found] == [0, 1, 2]
 
 
 async def test_a_store_that_another_process_has(made: Path) -> None:
-    store = await make_store(made)
+    store = await store_of(made)
     with pytest.raises(StoreUnavailableError, match="another ntf-server uses this database"):
         await asyncio.to_thread(ask_store, made, count)
     await store.close()

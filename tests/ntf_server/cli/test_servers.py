@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, one_line, run
+from command_line import in_process, one_line, run, store_of
 from harness import Phone, RelayProcess
 from store_world import OTHER_SMP, SMP, activate, subscribe
 
 from ntf_server.cli.servers import UNKNOWN, name_of, session_text
-from ntf_server.config.files import load_master_key, load_settings
-from ntf_server.store.open import open_store
 from ntf_server.testing import MockApns
 from smp_bridge.client import Client
 from smp_bridge.encoding import b64url
@@ -23,8 +21,7 @@ from smp_bridge.testing.recipient import Recipient
 @pytest.fixture
 async def wanting(made: Path) -> Path:
     """The folder of a server that wants three queues on one SMP server, and one on another."""
-    key = load_master_key(made, load_settings(made))
-    store = await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
+    store = await store_of(made)
     token = await activate(store)
     await subscribe(store, token, b"one", b"two", b"three")
     await subscribe(store, token, b"other", server=OTHER_SMP)

@@ -9,19 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import in_process, one_line, run
+from command_line import in_process, one_line, run, store_of
 from harness import Phone, RelayProcess
 
-from ntf_server.config.files import load_master_key, load_settings
 from ntf_server.observe.totals import REFERENCE, Active, Total
-from ntf_server.store.open import open_store
 from ntf_server.testing import MockApns
 from smp_bridge.client import Client
 
 
 async def kept(made: Path, rows: dict[str, dict[str, int]]) -> None:
-    key = load_master_key(made, load_settings(made))
-    store = await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
+    store = await store_of(made)
     for row, counts in rows.items():
         await store.statistics.keep(row, counts)
     await store.close()

@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, one_line
+from command_line import in_process, one_line, store_of
 from store_world import SMP, activate, subscribe
 
 from ntf_server.admin.servers import UNKNOWN
 from ntf_server.cli.subs import disagreements
-from ntf_server.config.files import load_master_key, load_settings
-from ntf_server.store.open import open_store
 from smp_bridge.encoding import b64url
 
 
 @pytest.fixture
 async def subscription(made: Path) -> str:
     """Its id, in the store of `made`."""
-    key = load_master_key(made, load_settings(made))
-    store = await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
+    store = await store_of(made)
     [added] = await subscribe(store, await activate(store), b"one")
     await store.close()
     return b64url(added.subscription_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, one_line, run, stop
+from command_line import in_process, one_line, run, stop, store_of
 from redis_servers import Server
 from store_world import activate
 
@@ -26,9 +26,7 @@ BAD = ("tokens", "invalidate", "--status", "ACTIVE", "--reason", "BAD")
 @pytest.fixture
 async def with_tokens(made: Path) -> Path:
     """The folder of a server that has three ACTIVE tokens."""
-    store = await open_store(
-        f"sqlite:///{made}/ntf-server.db", directory=made, master_key=load_master_key(made, load_settings(made))
-    )
+    store = await store_of(made)
     for number in range(3):
         await activate(store, DeviceToken(Provider.APNS, b"phone %d" % number))
     await store.close()
@@ -81,8 +79,7 @@ def test_without_consent(with_tokens: Path) -> None:
 
 async def test_while_another_program_has_the_database(with_tokens: Path) -> None:
     """A server that starts, say: its socket comes last."""
-    master_key = load_master_key(with_tokens, load_settings(with_tokens))
-    store = await open_store(f"sqlite:///{with_tokens}/ntf-server.db", directory=with_tokens, master_key=master_key)
+    store = await store_of(with_tokens)
     done = await asyncio.to_thread(run, *BAD, "--yes", "--path", with_tokens)
     await store.close()
     assert done.returncode == 75

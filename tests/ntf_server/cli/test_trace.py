@@ -8,13 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, in_process, one_line, run
+from command_line import COMMAND, in_process, one_line, run, store_of
 from harness import Phone, RelayProcess
 from store_world import activate
 
 from ntf_server.admin.trace import UNKNOWN
-from ntf_server.config.files import load_master_key, load_settings
-from ntf_server.store.open import open_store
 from ntf_server.testing import MockApns
 from smp_bridge.client import Client
 from smp_bridge.encoding import b64url
@@ -59,8 +57,7 @@ async def test_of_a_running_server_and_then_of_its_store(relay_process: RelayPro
 
 
 async def test_of_a_token_that_was_never_pushed_to(made: Path) -> None:
-    key = load_master_key(made, load_settings(made))
-    store = await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)
+    store = await store_of(made)
     token = await activate(store)
     await store.close()
     done = await asyncio.to_thread(run, "trace", "--path", made, "--json", "--", b64url(token.token_id))
@@ -70,8 +67,7 @@ async def test_of_a_token_that_was_never_pushed_to(made: Path) -> None:
 
 
 async def test_of_who_is_unknown(made: Path) -> None:
-    key = load_master_key(made, load_settings(made))
-    await (await open_store(f"sqlite:///{made}/ntf-server.db", directory=made, master_key=key)).close()
+    await (await store_of(made)).close()
     done = await asyncio.to_thread(run, "trace", "--path", made, "0" * 12)
     assert (done.returncode, done.stdout) == (1, "")
     assert one_line(done.stderr) == f"ntf-server: {UNKNOWN}"
